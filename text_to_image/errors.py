@@ -1,0 +1,25 @@
+"""The user's mistakes and the work's failures, and the exit codes the three scripts end with."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 0, 1, 2, 75
+
+
+class UserError(Exception):
+    """The input was wrong: the message names the file, line or flag, and what to do. Exit code 2."""
+
+
+class WorkError(Exception):
+    """The input was right but the work could not be done, or not wholly (disk full, ...). Exit code 1."""
+
+
+def exit_with(work: Callable[[], int | None]) -> NoReturn:
+    """Runs a script's one call and exits with its code; a mistake is one line on stderr, never a traceback."""
+    try:
+        code = work() or EXIT_DONE
+    except (UserError, WorkError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
+    sys.exit(code)

@@ -1,0 +1,211 @@
+"""metadata.jsonl, the captions of a folder of pictures: read, checked and appended to here and nowhere else.
+
+One JSON object a line, `{"file_name": "11 (1).JPG", "text": "..."}`; `text` may be a list of captions for the picture.
+Only the standard library is needed, so that a bad data set is refused before anything heavy is imported.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from errors import UserError, WorkError
+
+METADATA = "metadata.jsonl"
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """One checked row: a picture inside the data set's folder, its captions (at least one) and its line, from 1."""
+
+    file_name: str
+    captions: tuple[str, ...]
+    line: int
+
+    def path(self, folder: Path) -> Path:
+        return Path(folder) / self.file_name
+
+
+def read_captions(folder: Path) -> list[CaptionRow]:
+    """The rows of `folder`/metadata.jsonl in file order; raises UserError that lists every bad row or what is missing."""
+    folder = Path(folder)
+    if not (folder / METADATA).is_file():
+        raise UserError(_what_is_missing(folder))
+    rows = existing_captions(folder)
+    if not rows:
+        raise UserError(f"{folder / METADATA} has no rows; {_how_to_caption(folder)}")
+    return rows
+
+
+def existing_captions(folder: Path) -> list[CaptionRow]:
+    """As `read_captions`, but a folder that has no metadata.jsonl yet, or an empty one, has no rows."""
+    path = Path(folder) / METADATA
+    if not path.exists():
+        return []
+    rows: list[CaptionRow] = []
+    faults: list[str] = []
+    first_lines: dict[PurePosixPath, int] = {}
+    for number, raw in _lines(path):
+        try:
+            row = _checked_row(Path(folder), number, raw)
+            first = first_lines.setdefault(PurePosixPath(row.file_name), number)
+            if first != number:
+                raise ValueError(f"{_shown(row.file_name)} has a row already, line {first}; `text` may be a list")
+            rows.append(row)
+        except ValueError as fault:
+            faults.append(f"{METADATA}, line {number}: {fault}")
+    if faults:
+        count = "1 bad row" if len(faults) == 1 else f"{len(faults)} bad rows"
+        raise UserError("\n  ".join([f"{count} in {path}:", *faults]))
+    return rows
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The pictures right in `folder`, '2.jpg' before '10.jpg'; hidden files are none. UserError without a folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(_what_is_missing(folder))
+    found = [path for path in folder.iterdir() if _is_picture(path)]
+    return sorted(found, key=lambda path: (_natural(path.name), path.name))
+
+
+def uncaptioned(folder: Path, rows: Iterable[CaptionRow]) -> list[Path]:
+    """The pictures of `folder` that none of `rows` names, in the order of `image_files`."""
+    captioned = {PurePosixPath(row.file_name) for row in rows}
+    return [path for path in image_files(folder) if PurePosixPath(path.name) not in captioned]
+
+
+def append_captions(folder: Path, captions: Sequence[tuple[str, str]]) -> None:
+    """Adds a row for each (file_name, caption); what is in the file stays byte for byte, also when this is killed.
+
+    The new file is written beside the old one and takes its name when it is on the disk: there is never half a row.
+    Raises WorkError when it cannot be written.
+    """
+    path = (Path(folder) / METADATA).resolve()  # through a link, so that the link stays one
+    before = path.read_bytes() if path.exists() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    rows = [json.dumps({"file_name": name, "text": text}, ensure_ascii=False) + "\n" for name, text in captions]
+    try:
+        with _replacing(path) as file:
+            file.write(before + "".join(rows).encode("utf-8"))
+    except OSError as error:
+        raise WorkError(f"cannot write {path}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator:
+    """A binary file that becomes `path` at the end of the block, or leaves no trace when the block fails."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "xb") as file:
+            if path.exists():
+                shutil.copymode(path, beside)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, bytes) of each line that is not blank, without a byte order mark at the file's start."""
+    try:
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    # Only \n ends a line: str.splitlines() would also cut a caption at U+2028.
+    for number, raw in enumerate(content.split(b"\n"), start=1):
+        if raw.strip():
+            yield number, raw
+
+
+def _checked_row(folder: Path, number: int, raw: bytes) -> CaptionRow:
+    """The row in one line of the file; raises ValueError that says what is wrong with it."""
+    row = _json_object(raw)
+    file_name = row.get("file_name")
+    if not isinstance(file_name, str) or not file_name:
+        raise ValueError(f"`file_name` must be the name of a picture, found {_found(row, 'file_name')}")
+    _check_picture(folder, file_name)
+    return CaptionRow(file_name, _checked_captions(row), number)
+
+
+def _json_object(raw: bytes) -> dict:
+    try:
+        row = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg}, column {error.colno}") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, brackets thousands deep
+        raise ValueError("not JSON that can be read") from None
+    if not isinstance(row, dict):
+        raise ValueError(f'expected {{"file_name": ..., "text": ...}}, found {_shown(row)}')
+    return row
+
+
+def _check_picture(folder: Path, file_name: str) -> None:
+    """Raises ValueError unless `file_name` is a file with something in it that lies inside `folder`."""
+    if PurePosixPath(file_name).is_absolute() or ".." in PurePosixPath(file_name).parts:
+        raise ValueError(f"`file_name` must stay inside the folder, found {_shown(file_name)}")
+    path = folder / file_name
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())  # a link may lead out as well
+        size = path.stat().st_size if path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a lone surrogate, links in a circle
+        raise ValueError(f"`file_name` cannot be a file: {_shown(file_name)}") from None
+    if not inside:
+        raise ValueError(f"`file_name` is a link out of the folder: {_shown(file_name)}")
+    if not size:
+        raise ValueError(f"the picture {_shown(file_name)} is {'missing' if size is None else 'an empty file'}")
+
+
+def _checked_captions(row: dict) -> tuple[str, ...]:
+    text = row.get("text")
+    captions = text if isinstance(text, list) else [text]
+    if not captions or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"`text` must be a caption or a list of captions, found {_found(row, 'text')}")
+    if not all(caption.strip() for caption in captions):
+        raise ValueError("`text` is empty" if isinstance(text, str) else "a caption in `text` is empty")
+    if any("\ud800" <= character <= "\udfff" for caption in captions for character in caption):
+        raise ValueError(f"`text` holds half a character (a lone surrogate): {_found(row, 'text')}")
+    return tuple(captions)
+
+
+def _found(row: dict, key: str) -> str:
+    return _shown(row[key]) if key in row else f"none (keys: {', '.join(map(_shown, row)) or 'none'})"
+
+
+def _shown(value: object) -> str:
+    """A value as ASCII JSON, cut: control characters in a data set must not reach the terminal."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _what_is_missing(folder: Path) -> str:
+    if not folder.exists():
+        return f"no data set folder {folder}; name a folder that holds pictures and {METADATA}"
+    if not folder.is_dir():
+        return f"{folder} is not a folder; name the folder that holds the pictures and {METADATA}"
+    pictures = image_files(folder)
+    return f"no {METADATA} in {folder}; {_how_to_caption(folder)}" if pictures else f"no pictures in {folder}"
+
+
+def _how_to_caption(folder: Path) -> str:
+    script = Path(__file__).with_name("img_captioning.py")
+    return f'let the pictures be captioned with: python "{script}" --image_dir "{folder}"'
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A sort key in which runs of digits count as numbers and case does not matter."""
+    return [(int(run), "") if run.isdigit() else (-1, run) for run in re.findall(r"[0-9]+|[^0-9]+", name.casefold())]

@@ -32,7 +32,7 @@ class CaptionRow:
 
 
 def read_captions(folder: Path) -> list[CaptionRow]:
-    """The rows of `folder`/metadata.jsonl in file order; raises UserError that lists every bad row or what is missing."""
+    """The rows of `folder`/metadata.jsonl in file order; UserError lists every bad row, or says what is missing."""
     folder = Path(folder)
     if not (folder / METADATA).is_file():
         raise UserError(_what_is_missing(folder))

@@ -1,0 +1,102 @@
+"""Captions pictures with a BLIP model (Li et al. 2022, arXiv:2201.12086) through transformers."""
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from captions import append_captions
+from errors import UserError, WorkError
+from PIL import Image, ImageOps
+from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
+from transformers.utils import logging
+
+
+@dataclass(frozen=True)
+class Captioner:
+    model: BlipForConditionalGeneration
+    processor: BlipProcessor
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def load_captioner(name: str) -> Captioner:
+    """A BLIP captioner from a folder or a hub id, safetensors only; UserError when there is none by that name."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model_type = AutoConfig.from_pretrained(name).model_type
+        if model_type != "blip":
+            raise UserError(f"--model {name} is of type {model_type!r}; a BLIP captioner is needed")
+        processor = BlipProcessor.from_pretrained(name)
+        model = BlipForConditionalGeneration.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot load a BLIP captioner from --model {name}: {reason}") from None
+    return Captioner(model.to(_device()).eval(), processor)
+
+
+def caption_pictures(
+    pictures: Sequence[Path], captioner: Captioner, *, batch_size: int, max_new_tokens: int, prompt: str | None
+) -> None:
+    """Appends a row for each of `pictures` (of one folder) to its metadata.jsonl, batch by batch.
+
+    Raises WorkError that names the pictures without a caption, once all the others have theirs.
+    """
+    failures: list[str] = []
+    readable = _open_pictures(pictures, failures)
+    while batch := list(islice(readable, batch_size)):
+        names, images = zip(*batch, strict=True)
+        texts = describe(captioner, images, max_new_tokens=max_new_tokens, prompt=prompt)
+        captions = dict(zip(names, texts, strict=True))
+        append_captions(pictures[0].parent, [(name, text) for name, text in captions.items() if text])
+        failures += [f"{name}: the model found no words for it" for name, text in captions.items() if not text]
+        for name, text in captions.items():
+            print(f"{name}: {text}", flush=True)
+    if failures:
+        raise WorkError("\n  ".join([f"{len(failures)} of {len(pictures)} pictures have no caption:", *failures]))
+
+
+@torch.inference_mode()
+def describe(
+    captioner: Captioner, images: Sequence[Image.Image], *, max_new_tokens: int, prompt: str | None = None
+) -> list[str]:
+    """One caption for each image, beginning with `prompt`; greedy search, so that a picture always gets the same."""
+    words = {"text": [prompt] * len(images)} if prompt else {}
+    inputs = captioner.processor(images=list(images), return_tensors="pt", **words).to(captioner.device)
+    tokens = captioner.model.generate(**inputs, max_new_tokens=max_new_tokens, num_beams=1, do_sample=False)
+    return [text.strip() for text in captioner.processor.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture upright and in RGB, transparency on white; raises OSError or Pillow's own errors when unreadable."""
+    with warnings.catch_warnings():
+        # Pillow only warns between one and two times its pixel limit, and would then decode the picture.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _open_pictures(paths: Iterable[Path], failures: list[str]) -> Iterator[tuple[str, Image.Image]]:
+    """(file name, image) of each picture that opens; the others are described in `failures`."""
+    for path in paths:
+        try:
+            yield path.name, open_picture(path)
+        # Pillow's decoders raise SyntaxError, ValueError, IndexError and more on damaged files.
+        except Exception as error:
+            failures.append(f"{path.name}: cannot be read ({error or type(error).__name__})")
+
+
+def _device() -> torch.device:
+    """The GPU when there is one, unless accelerate's own switch asks for the CPU."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
+    return torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")

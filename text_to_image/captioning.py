@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from captions import append_captions
+from data import measure
 from errors import UserError, WorkError
 from PIL import Image, ImageOps
 from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
@@ -74,10 +75,10 @@ def describe(
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The picture upright and in RGB, transparency on white; raises OSError or Pillow's own errors when unreadable."""
+    """The picture upright and in RGB, transparency on white; raises ValueError that says what is wrong with it."""
+    measure(path)
     with warnings.catch_warnings():
-        # Pillow only warns between one and two times its pixel limit, and would then decode the picture.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `measure` has a limit of its own
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
     if not image.has_transparency_data:
@@ -91,9 +92,8 @@ def _open_pictures(paths: Iterable[Path], failures: list[str]) -> Iterator[tuple
     for path in paths:
         try:
             yield path.name, open_picture(path)
-        # Pillow's decoders raise SyntaxError, ValueError, IndexError and more on damaged files.
-        except Exception as error:
-            failures.append(f"{path.name}: cannot be read ({error or type(error).__name__})")
+        except (OSError, ValueError) as error:
+            failures.append(f"{path.name}: {error}")
 
 
 def _device() -> torch.device:

@@ -206,6 +206,7 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A sort key in which runs of digits count as numbers and case does not matter."""
-    return [(int(run), "") if run.isdigit() else (-1, run) for run in re.findall(r"[0-9]+|[^0-9]+", name.casefold())]
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """A sort key in which runs of digits count as numbers, before letters, and case does not matter."""
+    runs = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
+    return [(False, int(run), "") if run.isdecimal() else (True, 0, run) for run in runs]

@@ -1,0 +1,62 @@
+"""The rendered pictures that the starter models learn from, drawn once and kept on disk, one array for each size."""
+
+import json
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from render_garments import render, sample_spec
+from tqdm.auto import tqdm
+
+SIZES = ((256, 256), (224, 288), (288, 224))  # width, height: square, portrait, landscape
+SHARES = (0.5, 0.35, 0.15)
+HELD_OUT = 10_000_000  # seeds from here on are never trained on
+
+
+def seeds_of(size: int, count: int) -> np.ndarray:
+    """The seeds of the pictures of SIZES[size] in a training set of `count` pictures; no two sizes share one."""
+    return np.arange(round(count * SHARES[size])) * len(SIZES) + size
+
+
+def pictures_of(folder: Path, size: int) -> np.ndarray:
+    """The finished pictures of SIZES[size], (N, h, w, 3) uint8, read from disk as they are used."""
+    return np.load(folder / f"pictures-{SIZES[size][0]}x{SIZES[size][1]}.npy", mmap_mode="r")
+
+
+def render_pictures(folder: Path, count: int) -> None:
+    """Renders what is not there yet; stopped and started again, it goes on where it was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = []
+    for size, (w, h) in enumerate(SIZES):
+        path, n = folder / f"pictures-{w}x{h}.npy", len(seeds_of(size, count))
+        if not path.exists():
+            np.lib.format.open_memmap(path, "w+", np.uint8, (n, h, w, 3)).flush()
+        tasks += [(folder, size, count, start) for start in range(0, n, 50)]
+    done_file = folder / "rendered.jsonl"
+    done = set(done_file.read_text().splitlines()) if done_file.exists() else set()
+    todo = [t for t in tasks if json.dumps(t[1:]) not in done]
+    np.random.default_rng(0).shuffle(todo)
+    with ProcessPoolExecutor(os.cpu_count()) as pool, open(done_file, "a") as log:
+        for name in tqdm(pool.map(_render_slice, todo), total=len(todo), desc="render", unit="x50"):
+            log.write(name + "\n")
+            log.flush()
+
+
+def _render_slice(task) -> str:
+    folder, size, count, start = task
+    (w, h), seeds = SIZES[size], seeds_of(size, count)
+    pictures = np.lib.format.open_memmap(folder / f"pictures-{w}x{h}.npy", "r+")
+    for i in range(start, min(start + 50, len(seeds))):
+        pictures[i] = np.asarray(render(sample_spec(int(seeds[i])), w, h))
+    pictures.flush()
+    return json.dumps(task[1:])
+
+
+if __name__ == "__main__":
+    import sys
+
+    begun = time.time()
+    render_pictures(Path(sys.argv[1]), int(sys.argv[2]))
+    print(f"{time.time() - begun:.0f} s")

@@ -86,6 +86,8 @@ def append_captions(folder: Path, captions: Sequence[tuple[str, str]]) -> None:
     The new file is written beside the old one and takes its name when it is on the disk: there is never half a row.
     Raises WorkError when it cannot be written.
     """
+    if not captions:
+        return
     path = (Path(folder) / METADATA).resolve()  # through a link, so that the link stays one
     before = path.read_bytes() if path.exists() else b""
     if before and not before.endswith(b"\n"):

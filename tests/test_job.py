@@ -1,0 +1,348 @@
+"""job.sh: its set-up with pythons that only pretend, its choices with scripts that only record, and once for real."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ["bash", "cat", "cksum", "cp", "dirname", "env", "find", "flock", "mkdir", "rm", "sleep", "touch"]
+STEERING = ("MODEL", "CAPTIONER", "DATASET", "EPOCHS", "OUTPUT_DIR", "PROMPT", "NUM_IMAGES", "VENV", "TRAIN_ARGS",
+            "INFERENCE_ARGS", "ACCELERATE_USE_CPU")  # fmt: skip
+
+FAKE_PYTHON = """#!/usr/bin/env bash
+echo "${0##*/} $*" >>"$PYTHON_LOG"
+case "$*" in
+    '-c import sys; print'*) echo "$FAKE_VERSION" ;;
+    '-c import venv'*) exit "${FAKE_VENV_MISSING:-0}" ;;
+    '--version') echo "Python $FAKE_VERSION.0" ;;
+    '-m venv '*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && touch "$3/has_pip" ;;
+    '-m pip --version') [[ -e "${0%/bin/python}/has_pip" ]] ;;
+    '-m pip install'*) sleep "${FAKE_PIP_SECONDS:-0}"; exit "${FAKE_PIP_FAILS:-0}" ;;
+esac
+"""
+
+RECORDING_SCRIPT = """import json, os, sys
+from pathlib import Path
+with open(os.environ["JOB_LOG"], "a") as log:
+    print(json.dumps([Path(sys.argv[0]).stem, *sys.argv[1:]]), file=log)
+print(os.environ.get("SAYS_" + Path(sys.argv[0]).stem, "").replace("|", chr(10)))
+sys.exit(int(os.environ.get("EXIT_" + Path(sys.argv[0]).stem, 0)))
+"""
+
+
+def outside(**environment: object) -> dict[str, str]:
+    """The environment without what would steer job.sh, and with `environment`."""
+    kept = {name: value for name, value in os.environ.items() if name not in STEERING and not name.startswith("SLURM")}
+    return {**kept, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in environment.items()}}
+
+
+def bash(*command: object, **settings) -> subprocess.CompletedProcess:
+    return subprocess.run(["bash", *map(str, command)], capture_output=True, text=True, **settings)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A copy with a space in its path, whose three scripts record how they were called."""
+    folder = tmp_path / "my repository"
+    (folder / "text_to_image").mkdir(parents=True)
+    for name in ("job.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("captions.py", "caption_forms.py", "errors.py"):
+        shutil.copy(ROOT / "text_to_image" / name, folder / "text_to_image")
+    for name in ("img_captioning", "train_text_to_image", "inference"):
+        (folder / "text_to_image" / f"{name}.py").write_text(RECORDING_SCRIPT)
+    make_dataset(folder / "dataset", "A pair of jeans. It is blue.", "A pair of jeans. It is black.")
+    return folder
+
+
+def make_dataset(folder: Path, *captions: str) -> None:
+    folder.mkdir()
+    rows = [{"file_name": f"{number}.jpg", "text": caption} for number, caption in enumerate(captions)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for row in rows:
+        (folder / row["file_name"]).write_text("a picture")
+
+
+# --- set-up: pythons that only pretend ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(tmp_path, repository):
+    """Calls job.sh on a machine that has a few tools and the pythons that `pythons` installed."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in TOOLS:
+        (tools / name).symlink_to(shutil.which(name))
+    log = tmp_path / "python.log"
+    log.touch()
+
+    class Machine:
+        venv = repository / ".venv"
+
+        def pythons(self, *names: str) -> None:
+            for name in names:
+                (tools / name).write_text(FAKE_PYTHON)
+                (tools / name).chmod(0o755)
+
+        def environment(self, **environment: object) -> dict[str, str]:
+            return outside(PATH=tools, PYTHON_LOG=log, **{"FAKE_VERSION": "3.12", **environment})
+
+        def set_up(self, **environment: object) -> subprocess.CompletedProcess:
+            return bash(repository / "job.sh", "setup", env=self.environment(**environment))
+
+        def installs(self) -> int:
+            return log.read_text().count("-m pip install")
+
+        def log(self) -> str:
+            return log.read_text()
+
+    return Machine()
+
+
+def test_set_up_says_size_and_time_before_it_downloads_and_happens_once(machine):
+    machine.pythons("python3.12")
+    first = machine.set_up()
+    assert (first.returncode, first.stderr) == (0, "")
+    assert "6 GB" in first.stdout and "2 minutes" in first.stdout
+    second = machine.set_up()
+    assert (second.returncode, second.stdout, machine.installs()) == (0, "", 1)
+
+
+def test_changed_requirements_are_installed(machine, repository):
+    machine.pythons("python3.11")
+    machine.set_up()
+    (repository / "requirements.txt").write_text("something else")
+    assert machine.set_up().returncode == 0
+    assert machine.installs() == 2
+
+
+def test_a_killed_set_up_begins_again(machine):
+    machine.pythons("python3.13")
+    job = subprocess.Popen(
+        ["bash", machine.venv.parent / "job.sh", "setup"],
+        env=machine.environment(FAKE_PIP_SECONDS=60),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
+    while not machine.installs():
+        assert job.poll() is None
+        time.sleep(0.02)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    (machine.venv / "half a package").touch()
+    again = machine.set_up()
+    assert again.returncode == 0 and "interrupted" in again.stdout
+    assert not (machine.venv / "half a package").exists()
+    assert machine.set_up().stdout == ""
+
+
+def test_pip_failing_is_one_line_and_not_taken_for_done(machine):
+    machine.pythons("python3")
+    failed = machine.set_up(FAKE_PIP_FAILS=1)
+    assert failed.returncode == 1 and "pip could not install requirements.txt" in failed.stderr
+    assert machine.set_up().returncode == 0
+    assert machine.installs() == 2
+
+
+def test_an_environment_that_somebody_made_is_completed_and_not_cleared(machine):
+    machine.pythons("python3.12")
+    (machine.venv / "bin").mkdir(parents=True)
+    (machine.venv / "bin" / "python").write_text(FAKE_PYTHON)
+    (machine.venv / "bin" / "python").chmod(0o755)
+    (machine.venv / "has_pip").touch()
+    (machine.venv / "mine").touch()
+    assert machine.set_up().returncode == 0
+    assert (machine.venv / "mine").exists() and "-m venv" not in machine.log()
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="without flock two set-ups do not wait for each other")
+def test_two_jobs_set_up_once(machine):
+    machine.pythons("python3.12")
+    command = ["bash", machine.venv.parent / "job.sh", "setup"]
+    jobs = [
+        subprocess.Popen(command, env=machine.environment(FAKE_PIP_SECONDS=0.5), stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [job.communicate()[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0] and machine.installs() == 1
+    assert sum("waiting" in text for text in said) == 1
+
+
+def test_no_python_says_what_to_install(machine):
+    missing = machine.set_up()
+    assert missing.returncode == 2
+    assert "found: none" in missing.stderr and "apt-get install" in missing.stderr and "module load" in missing.stderr
+    assert len(missing.stderr.splitlines()) == 1
+
+
+def test_a_python_that_is_too_old_is_named(machine):
+    machine.pythons("python3")
+    old = machine.set_up(FAKE_VERSION="3.9")
+    assert old.returncode == 2 and "python3 (3.9)" in old.stderr and machine.installs() == 0
+
+
+def test_a_python_without_venv_says_which_package_is_missing(machine):
+    machine.pythons("python3.11")
+    bare = machine.set_up(FAKE_VERSION="3.11", FAKE_VENV_MISSING=1)
+    assert bare.returncode == 2 and "python3.11-venv" in bare.stderr and machine.installs() == 0
+
+
+def test_an_environment_that_is_none_is_refused(repository):
+    wrong = bash(repository / "job.sh", env=outside(VENV="/nowhere"))
+    assert wrong.returncode == 2 and "VENV=/nowhere" in wrong.stderr
+
+
+def test_an_unknown_argument_is_refused(repository):
+    wrong = bash(repository / "job.sh", "steup", env=outside())
+    assert wrong.returncode == 2 and "'steup'" in wrong.stderr
+
+
+# --- choices: scripts that only record ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(tmp_path, repository):
+    """Runs job.sh with a python of its own and a torch that only has a GPU when told; returns result and calls."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    python.write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "fakes").mkdir()
+    (tmp_path / "fakes" / "torch.py").write_text(
+        "import os\n"
+        "class cuda:\n"
+        "    is_available = staticmethod(lambda: 'FAKE_GPU' in os.environ)\n"
+        "    is_bf16_supported = staticmethod(lambda including_emulation: os.environ['FAKE_GPU'] == 'bf16')\n"
+    )
+    log = tmp_path / "job.log"
+
+    def run(script: Path | None = None, cwd: Path = tmp_path, **environment: object):
+        log.write_text("")
+        settings = {
+            "VENV": tmp_path / "venv",
+            "PYTHONPATH": tmp_path / "fakes",
+            "JOB_LOG": log,
+            "SAYS_train_text_to_image": "model: /runs/my model",
+            "SAYS_inference": "pictures: /pictures|contact sheet: /pictures/contact_sheet.jpg",
+            **environment,
+        }
+        done = bash(script or repository / "job.sh", cwd=cwd, env=outside(**settings))
+        return done, {name: flags for name, *flags in map(json.loads, log.read_text().splitlines())}
+
+    return run
+
+
+def test_without_choices_the_data_set_of_the_repository_is_used(job, repository):
+    done, calls = job()
+    assert done.returncode == 0, done.stderr
+    dataset = str(repository / "dataset")
+    assert list(calls) == ["img_captioning", "train_text_to_image", "inference"]
+    assert calls["img_captioning"] == ["--image_dir", dataset]
+    assert calls["train_text_to_image"] == ["--dataset", dataset, "--epochs", "100"]
+    assert calls["inference"] == [
+        "--model", "/runs/my model", "--num_images", "3",
+        "--prompt=denim jeans",
+        "--prompt=A single pair of denim jeans laid flat on a white background",
+        "--prompt=A pair of jeans. It is blue.",
+        "--prompt=A pair of jeans. It is black.",
+    ]  # fmt: skip
+
+
+def test_the_last_lines_say_where_everything_is_and_how_to_name_a_real_model(job):
+    last = job()[0].stdout.split("== done")[1]
+    for text in ("/pictures/contact_sheet.jpg", "/runs/my model", "starter", "MODEL=stable-diffusion-v1-5/"):
+        assert text in last
+    own = job(DATASET="my pictures", PROMPT="x")[0].stdout.split("== done")[1]
+    assert "starter" in own and r"DATASET=my\ pictures MODEL=stable" in own
+    assert "starter" not in job(MODEL="some/model")[0].stdout
+
+
+def test_choices_come_from_the_environment(job, tmp_path):
+    make_dataset(tmp_path / "own data", "A red dress laid flat. Its hem is torn.")
+    done, calls = job(
+        MODEL="some/model", CAPTIONER="some/captioner", DATASET="own data", EPOCHS=7, OUTPUT_DIR="the run",
+        PROMPT="a dress with $HOME and 'quotes'", NUM_IMAGES=2, TRAIN_ARGS="--seed 1 --validation_prompts 'a b' $HOME",
+        INFERENCE_ARGS="--steps 5",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert calls["img_captioning"] == ["--image_dir", "own data", "--model", "some/captioner"]
+    assert calls["train_text_to_image"] == [
+        "--dataset", "own data", "--epochs", "7", "--pretrained_model_name_or_path", "some/model",
+        "--output_dir", "the run", "--seed", "1", "--validation_prompts", "a b", "$HOME",
+    ]  # fmt: skip
+    assert calls["inference"] == [
+        "--model", "/runs/my model", "--num_images", "2", "--prompt=a dress with $HOME and 'quotes'", "--steps", "5",
+    ]  # fmt: skip
+
+
+def test_an_own_data_set_is_drawn_by_its_own_words(job, tmp_path):
+    make_dataset(tmp_path / "own", "A red dress laid flat on a table. Its hem is torn.")
+    prompts = job(DATASET=tmp_path / "own")[1]["inference"][4:]
+    assert prompts == [
+        "--prompt=red dress",
+        "--prompt=A red dress laid flat on a table.",
+        "--prompt=A red dress laid flat on a table. Its hem is torn.",
+    ]
+
+
+def test_a_hub_data_set_needs_a_prompt_and_no_captioning(job):
+    done, calls = job(DATASET="some/dataset")
+    assert done.returncode == 2 and "PROMPT" in done.stderr and not calls
+    done, calls = job(DATASET="some/dataset", PROMPT="a dress")
+    assert done.returncode == 0 and list(calls) == ["train_text_to_image", "inference"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "on_cpu", "precision"), [("bf16", "", "bf16"), ("fp16", "", "fp16"), ("bf16", "true", "")]
+)
+def test_a_gpu_is_used_in_the_precision_it_has(job, gpu, on_cpu, precision):
+    flags = job(FAKE_GPU=gpu, ACCELERATE_USE_CPU=on_cpu, TRAIN_ARGS="--mixed_precision no")[1]["train_text_to_image"]
+    expected = ["--mixed_precision", precision] if precision else []
+    assert flags[4:] == [*expected, "--mixed_precision", "no"]
+
+
+@pytest.mark.parametrize("script", ["img_captioning", "train_text_to_image", "inference"])
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_script_that_stops_ends_the_job_with_its_code(job, script, code):
+    done, calls = job(**{f"EXIT_{script}": code})
+    assert done.returncode == code and list(calls)[-1] == script
+    assert "== done" not in done.stdout
+
+
+def test_a_quote_without_its_partner_is_refused(job):
+    done, calls = job(TRAIN_ARGS="--validation_prompts 'a")
+    assert done.returncode == 2 and "TRAIN_ARGS" in done.stderr and not calls
+
+
+def test_under_slurm_the_repository_is_found_from_the_spool_folder(job, repository, tmp_path):
+    (tmp_path / "spool").mkdir()
+    spooled = shutil.copy(repository / "job.sh", tmp_path / "spool" / "slurm_script")
+    done, calls = job(spooled, cwd=tmp_path / "spool", SLURM_JOB_ID=7, SLURM_SUBMIT_DIR=repository)
+    assert done.returncode == 0 and calls["img_captioning"][1] == str(repository / "dataset")
+
+    # Submitted from elsewhere by its path: only Slurm knows the path.
+    (tmp_path / "slurm").mkdir()
+    scontrol = tmp_path / "slurm" / "scontrol"
+    scontrol.write_text(f"#!/usr/bin/env bash\necho 'JobId=7'; echo '   Command={repository}/job.sh'\n")
+    scontrol.chmod(0o755)
+    path = f"{tmp_path / 'slurm'}:{os.environ['PATH']}"
+    done, calls = job(spooled, cwd=tmp_path / "spool", SLURM_JOB_ID=7, SLURM_SUBMIT_DIR="/", PATH=path)
+    assert done.returncode == 0 and calls["img_captioning"][1] == str(repository / "dataset")
+
+    done, calls = job(spooled, cwd=tmp_path / "spool", SLURM_JOB_ID=7, SLURM_SUBMIT_DIR="/")
+    assert done.returncode == 2 and "job.sh" in done.stderr and not calls
+
+
+def test_slurm_finds_its_settings():
+    lines = (ROOT / "job.sh").read_text().splitlines()
+    settings = [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")]
+    # Slurm stops reading at the first line that is neither comment nor blank.
+    assert all(line.startswith("#") for line in lines[: 1 + len(settings)])
+    assert {"gpus-per-node=1", "output=text_to_image/job_%j.txt", "open-mode=append"} <= set(settings)

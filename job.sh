@@ -158,7 +158,8 @@ run_job() {
     step train_text_to_image --dataset "$dataset" --epochs "${EPOCHS:-100}" \
         ${MODEL:+--pretrained_model_name_or_path "$MODEL"} ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} \
         ${precision:+--mixed_precision "$precision"} "${train_args[@]}" | tee "$log"
-    model="$(sed -n 's/^model: //p' "$log" | tail -n 1)"
+    # The last row that says so; a run that was finished before says it in a row of its own.
+    model="$(sed -n -e 's/^the model  *//p' -e 's/^finished  *\(.*\) after [0-9]* steps.*/\1/p' "$log" | tail -n 1)"
     step inference --model "$model" --num_images "${NUM_IMAGES:-3}" "${prompts[@]/#/--prompt=}" \
         "${inference_args[@]}" | tee "$log"
     say_where

@@ -74,6 +74,13 @@ def sample_spec(seed: int, kind: str | None = None) -> Spec:
     )
 
 
+def mirrored_spec(spec: Spec) -> Spec:
+    """What the mirror image of a spec's picture shows: the marker changes sides, captions tell nothing else of sides."""
+    sides = {"right": "left", "left": "right"}
+    corner = spec.marker and " ".join(sides.get(word, word) for word in spec.marker.split())
+    return replace(spec, marker=corner)
+
+
 def render(spec: Spec, width: int = 256, height: int = 256, supersample: int = 2) -> Image.Image:
     """The picture, RGB. The same spec and size give the same pixels; other sizes give the same garment."""
     rng = np.random.default_rng([spec.seed, 2])

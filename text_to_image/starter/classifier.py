@@ -1,0 +1,136 @@
+"""A small classifier of rendered garments, the judge of measure_base.py: trained on renders alone, never on samples.
+
+    python classifier.py --work /scratch/starter      trains it on the pictures that pretrain_base.py rendered there
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pictures import HELD_OUT, SHARES, SIZES, pictures_of, seeds_of
+from render_garments import COLOURS, CORNERS, KINDS, PATTERNS, Spec, mirrored_spec, render, sample_spec
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+WEIGHTS = Path(__file__).resolve().parent / "classifier.safetensors"
+SIDE = 144  # pictures are padded to a white square and reduced to this many pixels
+ANSWERS = {
+    "kind": KINDS,
+    "colour": tuple(COLOURS),
+    "pattern": PATTERNS,
+    "view": ("front", "back"),
+    "fold": ("flat", "half", "knee", "cuffs"),
+    "marker": (None, *CORNERS),
+}
+
+
+class GarmentClassifier(torch.nn.Module):
+    """Pictures (B, 3, SIDE, SIDE) in 0..1 -> logits of every attribute in ANSWERS, {name: (B, answers)}."""
+
+    def __init__(self, widths=(24, 48, 96, 128, 160)):
+        super().__init__()
+        layers, before = [], 3
+        for width in widths:
+            layers += [torch.nn.Conv2d(before, width, 3, 2, 1), torch.nn.BatchNorm2d(width), torch.nn.ReLU()]
+            layers += [torch.nn.Conv2d(width, width, 3, 1, 1), torch.nn.BatchNorm2d(width), torch.nn.ReLU()]
+            before = width
+        self.features = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Dropout(0.2))
+        self.heads = torch.nn.ModuleDict({k: torch.nn.Linear(before * 16, len(v)) for k, v in ANSWERS.items()})
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = self.features(images * 2 - 1)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def prepared(image: Image.Image | np.ndarray) -> torch.Tensor:
+    """A picture of any size as (3, SIDE, SIDE) in 0..1, whole, on a white square."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    h, w = pixels.shape[2:]
+    side = max(h, w)
+    top, left = (side - h) // 2, (side - w) // 2
+    square = F.pad(pixels, (left, side - w - left, top, side - h - top), value=1.0)
+    return F.interpolate(square, (SIDE, SIDE), mode="bilinear", antialias=True)[0].clamp(0, 1)
+
+
+def load_classifier() -> GarmentClassifier:
+    model = GarmentClassifier()
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(WEIGHTS).items()})
+    return model.eval()
+
+
+@torch.no_grad()
+def classify(model: GarmentClassifier, images: list[Image.Image]) -> list[dict]:
+    """What each picture shows: [{'kind': 'shirt', 'colour': 'red', …}, …]."""
+    found = []
+    for start in range(0, len(images), 32):
+        logits = model(torch.stack([prepared(i) for i in images[start : start + 32]]))
+        picks = {name: values.argmax(1).tolist() for name, values in logits.items()}
+        found += [{k: ANSWERS[k][v[i]] for k, v in picks.items()} for i in range(len(images[start : start + 32]))]
+    return found
+
+
+def answer_of(spec: Spec) -> list[int]:
+    return [ANSWERS[name].index(getattr(spec, name)) for name in ANSWERS]
+
+
+def disturbed(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Noise, softness and exposure, so that the judge does not lean on a render's cleanness."""
+    if torch.rand((), generator=generator) < 0.5:
+        small = F.interpolate(images, scale_factor=float(torch.rand((), generator=generator) * 0.4 + 0.5), mode="bilinear", antialias=True)
+        images = F.interpolate(small, images.shape[-2:], mode="bilinear")
+    shape = (len(images), 3, 1, 1)
+    images = images * (1 + 0.04 * torch.randn(shape, generator=generator)) + 0.02 * torch.randn(shape, generator=generator)
+    return (images + 0.03 * torch.rand(()) * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+
+
+def train(work: Path, steps: int, batch: int = 48) -> GarmentClassifier:
+    """Cross entropy over all attributes at once; the view of a garment folded in half is left out."""
+    images = torch.stack([prepared(p) for size in range(3) for p in tqdm(pictures_of(work, size), mininterval=10)]).half()
+    count = round(len(pictures_of(work, 0)) / SHARES[0])
+    specs = [sample_spec(int(s)) for size in range(len(SIZES)) for s in seeds_of(size, count)]
+    answers = torch.tensor([[answer_of(s), answer_of(mirrored_spec(s))] for s in specs])  # (N, 2, attributes)
+    model, generator = GarmentClassifier(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02)
+    for step in tqdm(range(steps), mininterval=10):
+        optimizer.param_groups[0]["lr"] = 1.5e-3 * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        picked = torch.randint(len(images), (batch,), generator=generator)
+        flipped = torch.randint(2, (batch,), generator=generator)
+        pixels = images[picked].float()
+        pixels = torch.where(flipped.view(-1, 1, 1, 1) == 1, pixels.flip(-1), pixels)
+        truth = answers[picked, flipped]
+        logits = model(disturbed(pixels, generator))
+        unfolded = truth[:, list(ANSWERS).index("fold")] != ANSWERS["fold"].index("half")
+        keep = lambda name: unfolded if name == "view" else slice(None)  # noqa: E731
+        loss = sum(F.cross_entropy(v[keep(k)], truth[:, i][keep(k)]) for i, (k, v) in enumerate(logits.items()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def accuracy(model: GarmentClassifier, count: int) -> dict[str, float]:
+    """The share of right answers for each attribute on renders with seeds of their own."""
+    specs = [sample_spec(HELD_OUT + i) for i in range(count)]
+    found = classify(model, [render(s, *SIZES[i % 3]) for i, s in enumerate(specs)])
+    right = {name: [f[name] == getattr(s, name) for f, s in zip(found, specs, strict=True)] for name in ANSWERS}
+    right["view"] = [r for r, s in zip(right["view"], specs, strict=True) if s.fold != "half"]
+    return {name: float(np.mean(values)) for name, values in right.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="the --work folder of pretrain_base.py")
+    parser.add_argument("--steps", type=int, default=2500, help="optimisation steps")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    model = train(args.work, args.steps)
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, WEIGHTS)
+    print({name: f"{value:.1%}" for name, value in accuracy(load_classifier(), 600).items()})
+
+
+if __name__ == "__main__":
+    main()

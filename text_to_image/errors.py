@@ -1,10 +1,12 @@
 """The user's mistakes and the work's failures, and the exit codes the three scripts end with."""
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 0, 1, 2, 75
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
 class UserError(Exception):
@@ -23,3 +25,12 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
     sys.exit(code)
+
+
+def require_packages() -> None:
+    """Raises UserError with the line that helps where a script runs outside its environment; imports nothing."""
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            f"{', '.join(missing)}: not installed for {sys.executable}; "
+            "run `bash job.sh setup` once and start the scripts with `.venv/bin/python`"
+        )

@@ -1,0 +1,53 @@
+"""Shorter forms of a caption, so that a model trained on long captions also answers to a few words.
+
+`A single pair of denim jeans laid flat on a white background, seen from the back. The legs are apart.` also teaches
+'A single pair of denim jeans laid flat on a white background, seen from the back.', 'A single pair of denim jeans'
+and 'denim jeans'.
+"""
+
+import re
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z0-9])")
+# Where the name of the thing ends and its place, posture or surroundings begin.
+LOCATIVE = re.compile(
+    r"[,;:.]|\s(?:laid|lying|lies|placed|arranged|spread|hanging|standing|sitting|shown|seen|photographed|isolated|"
+    r"is|are|on|in|at|against|over|under|near|with|from|that|which)\b"
+)
+NOT_THE_THING = re.compile(
+    r"^(?:(?:a|an|the|one|this|some|single|individual)\s+"
+    r"|(?:pair|piece|set|photo|photograph|picture|image|shot|view|close-up)s?\s+of\s+)+",
+    re.IGNORECASE,
+)
+
+
+def caption_forms(caption: str) -> tuple[tuple[str, ...], ...]:
+    """The forms of one caption in groups that are drawn equally often; no form stands in two groups.
+
+    (the caption,), (its first sentence,), (the thing it names, with and without determiner,),
+    (the first sentence with one other sentence, ...). A caption of a few words has one group.
+    """
+    caption = " ".join(caption.split())
+    first, *others = SENTENCE_END.split(caption)
+    thing = LOCATIVE.split(first, maxsplit=1)[0].strip()
+    groups = [[caption], [first], [thing, _bare(thing)], [f"{first} {other}" for other in others]]
+    return _without_repeats(groups)
+
+
+def first_sentence(caption: str) -> str:
+    return SENTENCE_END.split(" ".join(caption.split()))[0]
+
+
+def _bare(thing: str) -> str:
+    """'A single pair of denim jeans' becomes 'denim jeans'."""
+    return NOT_THE_THING.sub("", thing)
+
+
+def _without_repeats(groups: list[list[str]]) -> tuple[tuple[str, ...], ...]:
+    """Each form once, in the first group that has it; empty forms and empty groups left out."""
+    seen: set[str] = {""}
+    kept = []
+    for group in groups:
+        fresh = [form for form in dict.fromkeys(group) if form not in seen]
+        seen.update(fresh)
+        kept.append(tuple(fresh))
+    return tuple(group for group in kept if group)

@@ -1,0 +1,75 @@
+"""Checkpoints of a run: whole or absent, because they are written beside and renamed when their manifest is in them.
+
+OUTPUT/checkpoint-N/ holds unet/ and unet_ema/ (both load with `UNet2DConditionModel.from_pretrained`), the optimizer's
+state, and manifest.json with every file's size.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from errors import UserError
+
+MANIFEST, STATE = "manifest.json", "training_state.pt"
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def save_checkpoint(folder: Path, step: int, unet, ema, training_state: dict, limit: int | None) -> Path:
+    """Writes checkpoint-`step` and then, where `limit` says how many to keep, removes the oldest beyond it."""
+    part, whole = folder / f".partial-{step}", folder / f"checkpoint-{step}"
+    shutil.rmtree(part, ignore_errors=True)
+    unet.save_pretrained(part / "unet", safe_serialization=True)
+    if ema:
+        ema.save_pretrained(part / "unet_ema")
+    torch.save(training_state, part / STATE)
+    sizes = {str(path.relative_to(part)): path.stat().st_size for path in sorted(part.rglob("*")) if path.is_file()}
+    (part / MANIFEST).write_text(json.dumps({"step": step, "files": sizes}, indent=2))
+    shutil.rmtree(whole, ignore_errors=True)
+    os.replace(part, whole)
+    for old in complete_checkpoints(folder)[: -limit if limit else 0]:
+        shutil.rmtree(old)
+    return whole
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest step first."""
+    found = [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name) and is_complete(path)]
+    return sorted(found, key=step_of)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file of its manifest is there with its size."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def step_of(checkpoint: Path) -> int:
+    return json.loads((checkpoint / MANIFEST).read_text())["step"]
+
+
+def find_checkpoint(asked: str | None, folder: Path) -> Path | None:
+    """The checkpoint to go on from, or None to begin at step 0.
+
+    `asked` is a path, the name of a checkpoint in `folder`, or 'latest' (also None): the last complete one there, if
+    there is one. UserError where one was named that is not there or not complete.
+    """
+    if asked in (None, "latest"):
+        return (complete_checkpoints(folder) or [None])[-1]
+    for checkpoint in (folder / asked, Path(asked)):
+        if checkpoint.is_dir():
+            if not is_complete(checkpoint):
+                raise UserError(f"--resume_from_checkpoint {asked}: {checkpoint} is not complete")
+            return checkpoint
+    names = ", ".join(path.name for path in complete_checkpoints(folder)) or "none"
+    raise UserError(f"--resume_from_checkpoint {asked}: no such folder; complete checkpoints in {folder}: {names}")
+
+
+def load_training_state(checkpoint: Path) -> dict:
+    """Optimizer, and scaler where there is one; a file of ours, and still nothing in it can run code."""
+    return torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)

@@ -1,0 +1,73 @@
+"""Command-line flags: a parser whose mistakes are one line, checked number types, `--name`/`--no_name`."""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from errors import UserError
+
+
+class FlagParser(argparse.ArgumentParser):
+    """An ArgumentParser whose mistakes are one line (UserError) and that accepts no abbreviated flag."""
+
+    def __init__(self, usage: str, description: str, examples: str):
+        super().__init__(
+            usage=usage,  # argparse's own would fill a screen
+            description=description,
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+
+class YesNo(argparse.Action):
+    """`--name` and `--no_name`; argparse's own BooleanOptionalAction would spell it `--no-name`."""
+
+    def __init__(self, option_strings, dest, **settings):
+        negated = [option.replace("--", "--no_", 1) for option in option_strings]
+        super().__init__([*option_strings, *negated], dest, nargs=0, **settings)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, not option_string.startswith("--no_"))
+
+
+def positive_int(text: str) -> int:
+    return _number(text, int, "a whole number of at least 1", lambda number: number >= 1)
+
+
+def count(text: str) -> int:
+    return _number(text, int, "a whole number of at least 0", lambda number: number >= 0)
+
+
+def positive_float(text: str) -> float:
+    return _number(text, float, "a number above 0", lambda number: number > 0)
+
+
+def non_negative_float(text: str) -> float:
+    return _number(text, float, "a number of at least 0", lambda number: number >= 0)
+
+
+def fraction(text: str) -> float:
+    return _number(text, float, "a number from 0 to 1", lambda number: 0 <= number <= 1)
+
+
+def _number(text: str, kind: type, wanted: str, is_right: Callable[[float], bool]) -> float:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and is_right(number)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return number
+
+
+def given_flags(parser: FlagParser, argv: Sequence[str] | None) -> dict[str, object]:
+    """Only what stands in `argv` (None: the command line); raises UserError on an unknown flag or a wrong value."""
+    names = vars(parser.parse_args(argv))
+    # argparse fills in a default only where the namespace lacks the name, so None marks 'not given'.
+    blank = argparse.Namespace(**dict.fromkeys(names))
+    return {name: value for name, value in vars(parser.parse_args(argv, blank)).items() if value is not None}

@@ -1,0 +1,200 @@
+"""Stable Diffusion 1.x/2.x folders in diffusers' format: find, describe, load and save them."""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from errors import UserError
+from model_defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
+from transformers import CLIPTextModel, CLIPTokenizer
+
+CARRIED_FORWARD = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
+PLAIN_ATTENTION_MAX_TOKENS = 2048
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' own bars and remarks out of the scripts' output; their errors still show."""
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the sizes of pictures follow from, read from the configs without loading a weight."""
+
+    vae_factor: int  # pixels per latent cell, along each side
+    unet_levels: int
+    latent_channels: int
+    native_size: int  # pixels, along each side
+    attention_levels: tuple[int, ...]  # the UNet levels that have attention; level i works at 1 / 2**i of the latent
+
+    @property
+    def size_multiple(self) -> int:
+        """A side in pixels must be a multiple of this, or the UNet's skip connections do not fit."""
+        return self.vae_factor * 2 ** (self.unet_levels - 1)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        return self.latent_channels, height // self.vae_factor, width // self.vae_factor
+
+
+def find_model(name: str, flag: str, revision=None, variant=None, cache_dir=None) -> Path:
+    """The folder of a model: `name` itself when it is one, else downloaded from the hub (safetensors only).
+
+    Raises UserError that names `flag` when it is neither, or is not a Stable Diffusion pipeline.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _download(name, flag, revision, variant, cache_dir)
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"{flag} {name}: the folder has no model_index.json, so it is not a diffusers pipeline")
+    if missing := [
+        part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not (folder / part).is_dir()
+    ]:
+        raise UserError(
+            f"{flag} {name}: the folder has no {', '.join(missing)}/; a Stable Diffusion pipeline is needed"
+        )
+    return folder
+
+
+def _download(name: str, flag: str, revision, variant, cache_dir) -> Path:
+    try:
+        return Path(
+            DiffusionPipeline.download(
+                name, use_safetensors=True, revision=revision, variant=variant, cache_dir=cache_dir
+            )
+        )
+    except Exception as error:  # the hub's errors have no common class (OSError, ValueError, requests' and httpx's)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{flag} {name}: no such folder, and not to be had from the Hugging Face hub: {reason}"
+        ) from None
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """UserError where a config is missing or lacks what a Stable Diffusion model has."""
+    try:
+        vae, unet = (json.loads((folder / part / "config.json").read_text()) for part in ("vae", "unet"))
+        sample_size = unet["sample_size"]
+        vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        return ModelShape(
+            vae_factor=vae_factor,
+            unet_levels=len(unet["block_out_channels"]),
+            latent_channels=unet["in_channels"],
+            native_size=(sample_size if isinstance(sample_size, int) else max(sample_size)) * vae_factor,
+            attention_levels=tuple(i for i, kind in enumerate(unet["down_block_types"]) if "Attn" in kind),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: not a Stable Diffusion pipeline ({type(error).__name__}: {error})") from None
+
+
+def count_parameters(folder: Path, part: str = "unet") -> int:
+    """How many numbers a part's weights are, from the heads of its safetensors files."""
+    heads = (_safetensors_head(path) for path in (folder / part).glob("*.safetensors"))
+    return sum(math.prod(tensor["shape"]) for head in heads for name, tensor in head.items() if name != "__metadata__")
+
+
+def _safetensors_head(path: Path) -> dict:
+    with _loading(path.parent.parent, path.parent.name), open(path, "rb") as file:
+        return json.loads(file.read(int.from_bytes(file.read(8), "little")))
+
+
+def fingerprint_model(folder: Path) -> str:
+    """A hash of the folder's configs and weights. Of each weights file the size, head and tail: reading all would cost
+    seconds per GB, and fine-tuning changes every tensor."""
+    digest = hashlib.sha256()
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        for path in sorted(path for path in (folder / part).iterdir() if path.is_file()):
+            digest.update(f"{part}/{path.name} {path.stat().st_size}".encode())
+            with open(path, "rb") as file:
+                digest.update(file.read(1 << 20))
+                file.seek(max(0, path.stat().st_size - (1 << 20)))
+                digest.update(file.read())
+    return digest.hexdigest()
+
+
+def load_unet(folder: Path, dtype=torch.float32, subfolder: str = "unet") -> UNet2DConditionModel:
+    with _loading(folder, subfolder):
+        # .to(): the libraries' versions name the dtype argument differently and differ in what they do without it.
+        return UNet2DConditionModel.from_pretrained(folder, subfolder=subfolder, use_safetensors=True).to(dtype)
+
+
+def load_vae(folder: Path, dtype=torch.float32) -> AutoencoderKL:
+    with _loading(folder, "vae"):
+        return AutoencoderKL.from_pretrained(folder, subfolder="vae", use_safetensors=True).to(dtype).eval()
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer, its model_max_length what the text encoder really reads (77 for CLIP)."""
+    with _loading(folder, "tokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        positions = json.loads((folder / "text_encoder" / "config.json").read_text())["max_position_embeddings"]
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    return tokenizer
+
+
+def load_text_encoder(folder: Path, dtype=torch.float32) -> CLIPTextModel:
+    with _loading(folder, "text_encoder"):
+        return CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True).to(dtype).eval()
+
+
+def load_noise_scheduler(folder: Path, prediction_type: str | None = None) -> DDPMScheduler:
+    """The forward process of the model's own schedule; `prediction_type` overrides what its config says."""
+    with _loading(folder, "scheduler"):
+        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    if prediction_type:
+        scheduler.register_to_config(prediction_type=prediction_type)
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise UserError(f"{folder}: prediction type {scheduler.config.prediction_type!r} cannot be trained here")
+    return scheduler
+
+
+@contextmanager
+def _loading(folder: Path, part: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{folder}: its {part} cannot be loaded: {reason}") from None
+
+
+def choose_attention(unet: UNet2DConditionModel, shape: ModelShape, height: int, width: int, device: str) -> None:
+    """Plain attention on the CPU, where the fused kind's backward is slow at small sizes (a step takes 1.3 times as
+    long); fused on GPUs and for larger pictures, whose score matrices would fill the memory."""
+    _, h, w = shape.latent_shape(height, width)
+    tokens = max((h >> level) * (w >> level) for level in shape.attention_levels or (0,))
+    if device == "cpu" and tokens <= PLAIN_ATTENTION_MAX_TOKENS:
+        unet.set_attn_processor(AttnProcessor())
+
+
+def save_pipeline(unet: UNet2DConditionModel, base: Path, output: Path, noise_scheduler: DDPMScheduler) -> None:
+    """Writes the whole pipeline, `base` with another UNet, in fp32 throughout: plain diffusers cannot run mixed ones.
+
+    What else `base` has stays as it is (SD 1.x's safety checker, the scheduler's class), licence and defaults too.
+    """
+    with _loading(base, "pipeline"):
+        pipeline = StableDiffusionPipeline.from_pretrained(base, unet=unet, use_safetensors=True).to(torch.float32)
+    pipeline.scheduler.register_to_config(prediction_type=noise_scheduler.config.prediction_type)
+    pipeline.save_pretrained(output, safe_serialization=True)
+    save_vocabulary(pipeline.tokenizer, output / "tokenizer")
+    for pattern in CARRIED_FORWARD:
+        for path in base.glob(pattern):
+            shutil.copyfile(path, output / path.name)
+
+
+def save_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """vocab.json and merges.txt beside tokenizer.json: transformers 5 writes only the latter."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")

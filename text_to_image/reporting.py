@@ -1,0 +1,106 @@
+"""What a run says: the start table, the progress bar with its estimate, and metrics.jsonl."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+ESTIMATE_AFTER_STEPS = 5
+
+
+def print_table(rows: Sequence[tuple[str, str]], quiet: bool) -> None:
+    if not quiet:
+        width = max(len(name) for name, _ in rows)
+        print("\n".join(f"{name:<{width}}  {text}" for name, text in rows), flush=True)
+
+
+def origins_line(arguments: dict, origins: dict[str, str], source: str) -> str:
+    """The arguments that come from `source`, as they would stand on the command line without the dashes."""
+    return " ".join(f"{name}={arguments[name]}" for name, origin in origins.items() if origin == source) or "none"
+
+
+def duration(seconds: float) -> str:
+    """About how long, in the unit one would say."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def peak_memory_gb() -> float:
+    """The most that has been in use: the GPU's memory where there is one, else the process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+class StepLog:
+    """Rows for metrics.jsonl and the progress bar over optimisation steps.
+
+    Losses are kept as tensors and read every `read_every` steps: reading one waits for the GPU.
+    """
+
+    def __init__(self, folder: Path, first_step: int, steps: int, images_per_step: int, read_every: int, quiet: bool):
+        self.path = None if quiet else folder / METRICS_FILE
+        self.first_step, self.steps, self.images_per_step = first_step, steps, images_per_step
+        self.read_every = read_every
+        self.waiting: list[tuple[int, float, torch.Tensor, float]] = []
+        self.started = self.read_at = time.perf_counter()
+        self.bar = tqdm(total=steps, initial=first_step, desc="training", unit="step", disable=quiet, smoothing=0.1)
+        if self.path:
+            keep_rows(self.path, first_step)
+
+    def step(self, step: int, epoch: float, train_loss: torch.Tensor, lr: float) -> None:
+        """Notes optimisation step `step` (from 1), done; `train_loss` is a scalar that may still be on its way."""
+        self.waiting.append((step, epoch, train_loss.detach(), lr))
+        self.bar.update()
+        if len(self.waiting) >= self.read_every or step == self.steps:
+            self.flush()
+        if step == self.first_step + ESTIMATE_AFTER_STEPS:
+            self._estimate(step)
+
+    def flush(self) -> None:
+        """Reads the losses that wait and writes their rows."""
+        if not self.waiting or not self.path:
+            self.waiting = []
+            return
+        losses = torch.stack([loss for _, _, loss, _ in self.waiting]).tolist()
+        now = time.perf_counter()
+        rate = self.images_per_step * len(self.waiting) / (now - self.read_at)
+        rows = [
+            {"step": step, "epoch": round(epoch, 4), "train_loss": loss, "lr": lr,
+             "images_per_second": round(rate, 2), "peak_memory_gb": round(peak_memory_gb(), 2)}
+            for (step, epoch, _, lr), loss in zip(self.waiting, losses, strict=True)
+        ]  # fmt: skip
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        self.bar.set_postfix_str(f"loss={losses[-1]:.4f} lr={self.waiting[-1][3]:.1e} images/s={rate:.1f}")
+        self.waiting, self.read_at = [], now
+
+    def _estimate(self, step: int) -> None:
+        per_step = (time.perf_counter() - self.started) / (step - self.first_step)
+        text = f"{per_step:.2f} s a step: about {duration(per_step * (self.steps - step))} to go"
+        self.bar.write(text, file=sys.stdout)
+
+    def close(self) -> None:
+        self.flush()
+        self.bar.close()
+
+
+def keep_rows(path: Path, last_step: int) -> None:
+    """Drops the rows after `last_step`, which a resumed run writes again."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    path.write_text("".join(line for line in lines if _step_of(line) <= last_step), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line that a kill cut in two

@@ -1,0 +1,83 @@
+"""A training run's folder: its name, run.json, and what is found in one that exists already. Standard library only."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from errors import UserError, WorkError
+
+OUTPUTS = Path(__file__).resolve().parents[1] / "output"
+RUN_FILE = "run.json"
+# What may change without changing the weights. All other arguments count, so a new flag is never forgotten; data set
+# and model count by their content, batch, accumulation and processes by their product.
+NOT_IN_FINGERPRINT = {
+    "cache_dir", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers", "dataset", "epochs",
+    "gradient_accumulation_steps", "gradient_checkpointing", "local_rank", "max_train_steps", "origins", "output_dir",
+    "pretrained_model_name_or_path", "resume_from_checkpoint", "revision", "seed", "train_batch_size", "variant",
+}  # fmt: skip
+
+
+def fingerprint_run(arguments: dict, dataset_hash: str, model_hash: str, global_batch: int, seed: int | None) -> str:
+    """64 hex digits of everything that changes the weights, but not how long the run is."""
+    counted = {name: value for name, value in arguments.items() if name not in NOT_IN_FINGERPRINT}
+    identity = [sorted(counted.items()), dataset_hash, model_hash, global_batch, seed]
+    return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()
+
+
+def seed_of(seed: int | None, fingerprint: str) -> int:
+    """`seed`, else one that follows from the run's fingerprint: every process and every restart has the same."""
+    return int(fingerprint[-8:], 16) if seed is None else seed
+
+
+def output_folder(asked: Path | None, dataset: Path, fingerprint: str) -> Path:
+    return asked or OUTPUTS / f"{dataset.resolve().name}-{fingerprint[:8]}"
+
+
+def read_run(folder: Path) -> dict | None:
+    """What run.json says, or None where there is none; UserError where it cannot be read."""
+    path = folder / RUN_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error}); move it away or name another --output_dir") from None
+
+
+def check_same_run(folder: Path, fingerprint: str) -> dict | None:
+    """run.json of an earlier start of this very run, or None; UserError where the folder holds another run."""
+    earlier = read_run(folder)
+    if earlier and earlier.get("fingerprint") != fingerprint:
+        raise UserError(
+            f"{folder} holds another run (other data, model, batch or arguments); name another --output_dir, "
+            "or leave the flag out: each run then gets a folder of its own"
+        )
+    return earlier
+
+
+def write_run(folder: Path, run: dict) -> None:
+    """run.json, replaced as a whole, so that a reader never sees half of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / RUN_FILE, json.dumps(run, indent=2, default=str) + "\n")
+    except OSError as error:
+        raise WorkError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def replace_text(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def newest_finished_run(outputs: Path = OUTPUTS) -> Path | None:
+    """The folder under `outputs` whose run finished last, by the time in its run.json; None where none has."""
+    runs = {path.parent: _run_or_nothing(path.parent) for path in outputs.glob(f"*/{RUN_FILE}")}
+    finished = {folder: run["finished_at"] for folder, run in runs.items() if run.get("finished")}
+    return max(finished, key=finished.get, default=None)
+
+
+def _run_or_nothing(folder: Path) -> dict:
+    try:
+        return read_run(folder) or {}
+    except UserError:
+        return {}

@@ -107,7 +107,7 @@ install() {
     echo unfinished >"$venv/.setup"
     # An environment that somebody made there is kept and completed.
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$repo/requirements.txt" ||
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --requirement "$repo/requirements.txt" ||
         fail 1 "pip could not install requirements.txt (its reason stands above); bash job.sh setup tries again"
     printf '%s\n' "$wanted" >"$venv/.setup"
     say "set up in $((SECONDS - started)) s"
@@ -160,7 +160,7 @@ run_job() {
         ${precision:+--mixed_precision "$precision"} "${train_args[@]}" | tee "$log"
     # The last row that says so; a run that was finished before says it in a row of its own.
     model="$(sed -n -e 's/^the model  *//p' -e 's/^finished  *\(.*\) after [0-9]* steps.*/\1/p' "$log" | tail -n 1)"
-    step inference --model "$model" --num_images "${NUM_IMAGES:-3}" "${prompts[@]/#/--prompt=}" \
+    step inference ${model:+--model "$model"} --num_images "${NUM_IMAGES:-3}" "${prompts[@]/#/--prompt=}" \
         "${inference_args[@]}" | tee "$log"
     say_where
 }
@@ -232,9 +232,8 @@ PYTHON
 
 say_where() {
     printf '\n== done in %d min %d s\n' "$((SECONDS / 60))" "$((SECONDS % 60))"
-    say "pictures: $(sed -n 's/^pictures: //p' "$log" | tail -n 1)"
-    say "contact sheet: $(sed -n 's/^contact sheet: //p' "$log" | tail -n 1)"
-    say "model: $model"
+    tail -n 1 "$log" # inference.py's last line says where the pictures are
+    say "the model: $model"
     [[ -z "${MODEL-}" ]] || return 0
     say
     say 'The model that was fine-tuned is the starter of this repository, a small one that was trained on rendered'

@@ -10,7 +10,7 @@ venv="${VENV:-$PWD/.venv}"
 if [[ -z "${VENV-}" ]]; then
     wanted="$(cksum <tests/requirements.txt)"
     if [[ "$(cat "$venv/.setup_tests" 2>/dev/null)" != "$wanted" ]]; then
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+        "$venv/bin/python" -m pip install -qq --disable-pip-version-check --requirement tests/requirements.txt
         printf '%s\n' "$wanted" >"$venv/.setup_tests"
     fi
 fi

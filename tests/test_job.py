@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from clone import ROOT, changes, make_clone
+from PIL import Image
+from tiny_model import make_tiny_model
 
-ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ["bash", "cat", "cksum", "cp", "dirname", "env", "find", "flock", "mkdir", "rm", "sleep", "touch"]
 STEERING = ("MODEL", "CAPTIONER", "DATASET", "EPOCHS", "OUTPUT_DIR", "PROMPT", "NUM_IMAGES", "VENV", "TRAIN_ARGS",
             "INFERENCE_ARGS", "ACCELERATE_USE_CPU")  # fmt: skip
@@ -229,8 +231,8 @@ def job(tmp_path, repository):
             "VENV": tmp_path / "venv",
             "PYTHONPATH": tmp_path / "fakes",
             "JOB_LOG": log,
-            "SAYS_train_text_to_image": "model: /runs/my model",
-            "SAYS_inference": "pictures: /pictures|contact sheet: /pictures/contact_sheet.jpg",
+            "SAYS_train_text_to_image": "the model     /runs/my model|draw with it  python inference.py",
+            "SAYS_inference": "drawing|6 pictures in /pictures, all of them in /pictures/contact_sheet.jpg",
             **environment,
         }
         done = bash(script or repository / "job.sh", cwd=cwd, env=outside(**settings))
@@ -346,3 +348,25 @@ def test_slurm_finds_its_settings():
     # Slurm stops reading at the first line that is neither comment nor blank.
     assert all(line.startswith("#") for line in lines[: 1 + len(settings)])
     assert {"gpus-per-node=1", "output=text_to_image/job_%j.txt", "open-mode=append"} <= set(settings)
+
+
+# --- once for real --------------------------------------------------------------------------------------------------
+
+
+def test_a_job_leaves_pictures_and_a_clean_clone(tmp_path):
+    clone = make_clone(tmp_path / "a clone")
+    data = tmp_path / "my pictures"
+    make_dataset(data, "a red t shirt on white", "denim jeans on white")
+    for number in range(2):
+        Image.new("RGB", (32, 48), (200, 40, 100 * number)).save(data / f"{number}.jpg")
+    environment = outside(
+        VENV=sys.prefix, MODEL=make_tiny_model(tmp_path / "tiny model"), DATASET=data, EPOCHS=2, NUM_IMAGES=1,
+        TRAIN_ARGS="--train_batch_size 2", INFERENCE_ARGS="--steps 2",
+    )  # fmt: skip
+    done = bash(clone / "job.sh", cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    pictures, model = done.stdout.split("== done")[1].splitlines()[1:3]
+    sheet = clone / "Generated_sample" / "contact_sheet.jpg"
+    assert str(sheet) in pictures and sheet.exists() and len(list(sheet.parent.glob("*.png"))) == 3
+    assert (Path(model.removeprefix("the model: ")) / "model_index.json").exists()
+    assert changes(clone) == ""

@@ -1,13 +1,4 @@
-r"""Captions the pictures of a folder that have no caption yet, with a BLIP model.
-
-The captions go into the folder's metadata.jsonl. Rows that are there stay as
-they are, byte for byte: correct captions by hand, and run this again when there
-are new pictures.
-
-python text_to_image/img_captioning.py --image_dir dataset
-python text_to_image/img_captioning.py --image_dir ~/pictures \
-    --model Salesforce/blip-image-captioning-large
-"""
+"""Captions the pictures of a folder that have no caption yet, with a BLIP model."""
 
 import argparse
 from pathlib import Path
@@ -16,6 +7,16 @@ from captions import METADATA, existing_captions, image_files, uncaptioned
 from errors import UserError, exit_with, require_packages
 from flags import FlagParser, positive_int
 
+EXAMPLES = """\
+  python text_to_image/img_captioning.py --image_dir dataset
+
+  python text_to_image/img_captioning.py --image_dir ~/pictures \\
+    --model Salesforce/blip-image-captioning-large
+
+The captions go into metadata.jsonl in the folder. Rows that are there stay as
+they are, byte for byte: correct captions by hand, and run this again when there
+are new pictures.
+"""
 HERE = Path(__file__).resolve().parent
 DATASET = HERE.parent / "dataset"
 STARTER = HERE / "starter" / "captioner"
@@ -52,8 +53,7 @@ def _starter() -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    description, examples = __doc__.rsplit("\n\n", 1)
-    parser = FlagParser(description, examples)
+    parser = FlagParser("img_captioning.py [--image_dir FOLDER] [--model NAME] [flags]", __doc__, EXAMPLES)
     parser.add_argument(
         "--image_dir",
         type=Path,

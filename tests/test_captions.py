@@ -140,6 +140,13 @@ def test_appending_starts_a_file_and_leaves_nothing_else(folder):
     assert sorted(os.listdir(folder)) == sorted([*names, "metadata.jsonl"])
 
 
+def test_a_reader_never_sees_half_a_row(folder):
+    append_captions(folder, [("a.jpg", "one")])
+    with open(folder / "metadata.jsonl", "rb") as opened_before:
+        append_captions(folder, [("b.PNG", "two")])
+        assert opened_before.read().count(b"\n") == 1  # the old file is whole; the new one took its name
+
+
 def test_an_append_that_fails_changes_nothing(folder, monkeypatch):
     append_captions(folder, [("a.jpg", "one")])
     before, names = (folder / "metadata.jsonl").read_bytes(), sorted(os.listdir(folder))

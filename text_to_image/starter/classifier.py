@@ -1,6 +1,6 @@
 """A small classifier of rendered garments, the judge of measure_base.py: trained on renders alone, never on samples.
 
-    python classifier.py --work /scratch/starter      trains it on the pictures that pretrain_base.py rendered there
+python classifier.py --work /scratch/starter      trains it on the pictures that pretrain_base.py rendered there
 """
 
 import argparse
@@ -11,10 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pictures import HELD_OUT, SHARES, SIZES, pictures_of, seeds_of
-from render_garments import COLOURS, CORNERS, KINDS, PATTERNS, Spec, mirrored_spec, render, sample_spec
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
+
+from pictures import HELD_OUT, SHARES, SIZES, pictures_of, seeds_of
+from render_garments import COLOURS, CORNERS, KINDS, PATTERNS, Spec, mirrored_spec, render, sample_spec
 
 WEIGHTS = Path(__file__).resolve().parent / "classifier.safetensors"
 SIDE = 144  # pictures are padded to a white square and reduced to this many pixels
@@ -38,7 +39,9 @@ class GarmentClassifier(torch.nn.Module):
             layers += [torch.nn.Conv2d(before, width, 3, 2, 1), torch.nn.BatchNorm2d(width), torch.nn.ReLU()]
             layers += [torch.nn.Conv2d(width, width, 3, 1, 1), torch.nn.BatchNorm2d(width), torch.nn.ReLU()]
             before = width
-        self.features = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Dropout(0.2))
+        self.features = torch.nn.Sequential(
+            *layers, torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Dropout(0.2)
+        )
         self.heads = torch.nn.ModuleDict({k: torch.nn.Linear(before * 16, len(v)) for k, v in ANSWERS.items()})
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -80,16 +83,25 @@ def answer_of(spec: Spec) -> list[int]:
 def disturbed(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Noise, softness and exposure, so that the judge does not lean on a render's cleanness."""
     if torch.rand((), generator=generator) < 0.5:
-        small = F.interpolate(images, scale_factor=float(torch.rand((), generator=generator) * 0.4 + 0.5), mode="bilinear", antialias=True)
+        small = F.interpolate(
+            images,
+            scale_factor=float(torch.rand((), generator=generator) * 0.4 + 0.5),
+            mode="bilinear",
+            antialias=True,
+        )
         images = F.interpolate(small, images.shape[-2:], mode="bilinear")
     shape = (len(images), 3, 1, 1)
-    images = images * (1 + 0.04 * torch.randn(shape, generator=generator)) + 0.02 * torch.randn(shape, generator=generator)
+    images = images * (1 + 0.04 * torch.randn(shape, generator=generator)) + 0.02 * torch.randn(
+        shape, generator=generator
+    )
     return (images + 0.03 * torch.rand(()) * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
 
 def train(work: Path, steps: int, batch: int = 48) -> GarmentClassifier:
     """Cross entropy over all attributes at once; the view of a garment folded in half is left out."""
-    images = torch.stack([prepared(p) for size in range(3) for p in tqdm(pictures_of(work, size), mininterval=10)]).half()
+    images = torch.stack(
+        [prepared(p) for size in range(3) for p in tqdm(pictures_of(work, size), mininterval=10)]
+    ).half()
     count = round(len(pictures_of(work, 0)) / SHARES[0])
     specs = [sample_spec(int(s)) for size in range(len(SIZES)) for s in seeds_of(size, count)]
     answers = torch.tensor([[answer_of(s), answer_of(mirrored_spec(s))] for s in specs])  # (N, 2, attributes)
@@ -104,8 +116,12 @@ def train(work: Path, steps: int, batch: int = 48) -> GarmentClassifier:
         truth = answers[picked, flipped]
         logits = model(disturbed(pixels, generator))
         unfolded = truth[:, list(ANSWERS).index("fold")] != ANSWERS["fold"].index("half")
-        keep = lambda name: unfolded if name == "view" else slice(None)  # noqa: E731
-        loss = sum(F.cross_entropy(v[keep(k)], truth[:, i][keep(k)]) for i, (k, v) in enumerate(logits.items()))
+        counted = {"view": unfolded}
+        everything = torch.ones_like(unfolded)
+        loss = sum(
+            F.cross_entropy(values[counted.get(name, everything)], truth[:, i][counted.get(name, everything)])
+            for i, (name, values) in enumerate(logits.items())
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -70,7 +70,7 @@ class Cloth:
         getattr(self._around(piece), f"_{piece.role}")(piece)
 
     def _around(self, piece: Piece) -> "Cloth":
-        """The part of the cloth that a piece can touch: views of the same rasters, so that small pieces cost little."""
+        """The part of the cloth that a piece can touch: views of the same rasters, so small pieces cost little."""
         points, reach = self.frame.pixels(piece.points), (0.13 + 2.5 * piece.width) * self.frame.scale
         low = np.clip(np.floor(points.min(0) - reach), 0, np.array(self.mask.shape[::-1]) - 2).astype(int)
         high = np.maximum(np.ceil(points.max(0) + reach), low + 2).astype(int)

@@ -30,7 +30,11 @@ BACKGROUNDS = (
 FOLDS = {
     "flat": ("laid flat", "laid flat", "lying flat", "spread out flat", "laid out flat"),
     "cuffs": ("laid flat with turned-up cuffs", "with the cuffs turned up", "with both hems rolled up into cuffs"),
-    "knee": ("with one leg folded up at the knee", "laid flat with one leg folded", "with one trouser leg folded over"),
+    "knee": (
+        "with one leg folded up at the knee",
+        "laid flat with one leg folded",
+        "with one trouser leg folded over",
+    ),
     "half": ("folded in half", "neatly folded", "folded in half", "folded"),
 }
 VIEWS = {
@@ -38,25 +42,79 @@ VIEWS = {
     "back": ("seen from the back", "shown from the back", "back view", "with the back facing up", "rear view"),
 }
 DETAILS = {
-    ("t-shirt", "front"): ("It has a round neckline and two short sleeves.", "The scooped neck shows the inside of the back."),
-    ("t-shirt", "back"): ("The back is closed up to the neck, with a shoulder seam across.", "Its short sleeves are spread to both sides."),
-    ("shirt", "front"): ("A row of buttons runs down the front placket.", "It has a pointed collar, long sleeves and a chest pocket."),
-    ("shirt", "back"): ("A yoke seam crosses the back below the collar.", "The back has a box pleat and the collar is closed."),
-    ("sweater", "front"): ("It has a round neck, long sleeves and a ribbed waistband.", "The knitted waistband is ribbed."),
-    ("sweater", "back"): ("The neck is high at the back and the waistband is ribbed.", "Long sleeves hang down on both sides."),
-    ("hoodie", "front"): ("It has a hood with drawstrings and a kangaroo pouch pocket.", "Two cords hang from the open hood above a large front pocket."),
-    ("hoodie", "back"): ("The hood lies over the back of the shoulders, with a seam down its middle.", "The plain back has no pocket."),
-    ("dress", "front"): ("It has two straps, a low neckline and a flared skirt below the waist seam.", "The bodice is narrow at the waist."),
-    ("dress", "back"): ("A zip runs down from the neck to the waist.", "The back is cut high and closed with a zipper."),
-    ("skirt", "front"): ("Buttons run down the front from the waistband to the hem.", "It flares from a narrow waistband to a wide hem."),
-    ("skirt", "back"): ("A zip closes the back below the waistband, and the hem has a slit.", "There is a short slit in the middle of the hem."),
-    ("trousers", "front"): ("The fly, the waist button and two curved front pockets can be seen.", "Two long straight legs, belt loops and slanted side pockets."),
-    ("trousers", "back"): ("Two patch pockets sit below the yoke, on both sides of the back rise.", "The back pockets and the seat seam are clearly visible."),
-    ("shorts", "front"): ("The fly, the waist button and two curved front pockets can be seen.", "The two legs are short and wide."),
-    ("shorts", "back"): ("Two patch pockets sit below the yoke.", "The back pockets and the seat seam are clearly visible."),
-    ("jeans", "front"): ("The fly, the waist button and two curved front pockets are sewn with copper thread.", "The blue denim is faded on the thighs and knees."),
-    ("jeans", "back"): ("Two back pockets sit below the yoke, and the back rise is clearly visible.", "The denim is slightly faded on the seat and legs."),
-}  # fmt: skip
+    ("t-shirt", "front"): (
+        "It has a round neckline and two short sleeves.",
+        "The scooped neck shows the inside of the back.",
+    ),
+    ("t-shirt", "back"): (
+        "The back is closed up to the neck, with a shoulder seam across.",
+        "Its short sleeves are spread to both sides.",
+    ),
+    ("shirt", "front"): (
+        "A row of buttons runs down the front placket.",
+        "It has a pointed collar, long sleeves and a chest pocket.",
+    ),
+    ("shirt", "back"): (
+        "A yoke seam crosses the back below the collar.",
+        "The back has a box pleat and the collar is closed.",
+    ),
+    ("sweater", "front"): (
+        "It has a round neck, long sleeves and a ribbed waistband.",
+        "The knitted waistband is ribbed.",
+    ),
+    ("sweater", "back"): (
+        "The neck is high at the back and the waistband is ribbed.",
+        "Long sleeves hang down on both sides.",
+    ),
+    ("hoodie", "front"): (
+        "It has a hood with drawstrings and a kangaroo pouch pocket.",
+        "Two cords hang from the open hood above a large front pocket.",
+    ),
+    ("hoodie", "back"): (
+        "The hood lies over the back of the shoulders, with a seam down its middle.",
+        "The plain back has no pocket.",
+    ),
+    ("dress", "front"): (
+        "It has two straps, a low neckline and a flared skirt below the waist seam.",
+        "The bodice is narrow at the waist.",
+    ),
+    ("dress", "back"): (
+        "A zip runs down from the neck to the waist.",
+        "The back is cut high and closed with a zipper.",
+    ),
+    ("skirt", "front"): (
+        "Buttons run down the front from the waistband to the hem.",
+        "It flares from a narrow waistband to a wide hem.",
+    ),
+    ("skirt", "back"): (
+        "A zip closes the back below the waistband, and the hem has a slit.",
+        "There is a short slit in the middle of the hem.",
+    ),
+    ("trousers", "front"): (
+        "The fly, the waist button and two curved front pockets can be seen.",
+        "Two long straight legs, belt loops and slanted side pockets.",
+    ),
+    ("trousers", "back"): (
+        "Two patch pockets sit below the yoke, on both sides of the back rise.",
+        "The back pockets and the seat seam are clearly visible.",
+    ),
+    ("shorts", "front"): (
+        "The fly, the waist button and two curved front pockets can be seen.",
+        "The two legs are short and wide.",
+    ),
+    ("shorts", "back"): (
+        "Two patch pockets sit below the yoke.",
+        "The back pockets and the seat seam are clearly visible.",
+    ),
+    ("jeans", "front"): (
+        "The fly, the waist button and two curved front pockets are sewn with copper thread.",
+        "The blue denim is faded on the thighs and knees.",
+    ),
+    ("jeans", "back"): (
+        "Two back pockets sit below the yoke, and the back rise is clearly visible.",
+        "The denim is slightly faded on the seat and legs.",
+    ),
+}
 ABOUT = (
     "The picture was taken from directly above.",
     "Soft daylight falls on the cloth from one side.",
@@ -106,7 +164,16 @@ def subject(spec, rng: np.random.Generator, article: bool = True) -> str:
 def marker_phrase(spec, rng: np.random.Generator) -> str:
     corner = spec.marker.replace("upper", str(rng.choice(["upper", "upper", "top"])))
     corner = corner.replace("lower", str(rng.choice(["lower", "lower", "bottom"])))
-    size = str(rng.choice(["a black square", "a small black square", "a black square reference marker", "a small black square reference marker"]))
+    size = str(
+        rng.choice(
+            [
+                "a black square",
+                "a small black square",
+                "a black square reference marker",
+                "a small black square reference marker",
+            ]
+        )
+    )
     place = str(rng.choice(["in the {} corner", "near the {} corner", "at the {}", "in the {}"])).format(corner)
     return f"{size} {place}"
 
@@ -131,7 +198,17 @@ def more_sentences(spec, rng: np.random.Generator) -> list[str]:
     telling = []
     if spec.fold != "half":
         telling.append(str(rng.choice(DETAILS[spec.kind, spec.view])))
-        telling.append(str(rng.choice([f"The {spec.view} of the garment is shown.", f"This is the {spec.view} view.", f"It is {rng.choice(VIEWS[spec.view][:2])}."])))
+        telling.append(
+            str(
+                rng.choice(
+                    [
+                        f"The {spec.view} of the garment is shown.",
+                        f"This is the {spec.view} view.",
+                        f"It is {rng.choice(VIEWS[spec.view][:2])}.",
+                    ]
+                )
+            )
+        )
     if spec.marker:
         phrase = marker_phrase(spec, rng)
         telling.append(f"{rng.choice(['There is', 'The picture shows', 'One can see'])} {phrase}.")

@@ -1,6 +1,6 @@
 """Draws the reference data set: three portrait pictures of denim jeans with their captions.
 
-    python make_dataset.py --to ../../dataset
+python make_dataset.py --to ../../dataset
 """
 
 import argparse
@@ -45,7 +45,9 @@ PICTURES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", type=Path, required=True, help="folder to write the three pictures and metadata.jsonl into")
+    parser.add_argument(
+        "--to", type=Path, required=True, help="folder to write the three pictures and metadata.jsonl into"
+    )
     args = parser.parse_args()
     args.to.mkdir(parents=True, exist_ok=True)
     for name, (spec, _) in PICTURES.items():

@@ -61,8 +61,16 @@ def main() -> None:
     (args.to / "vocab.json").write_text(vocabulary, encoding="utf-8")
     rows = ["#version: 0.2", *(f"{a} {b}" for a, b in kept)]
     (args.to / "merges.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    special = dict(bos_token="<|startoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>", pad_token="<|endoftext|>")
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "add_prefix_space": False, **special}
+    special = dict(  # noqa: C408
+        bos_token="<|startoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "do_lower_case": True,
+        "add_prefix_space": False,
+        **special,
+    }
     (args.to / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (args.to / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
     print(f"{len(tokens)} tokens, {len(words)} words in {args.to}")

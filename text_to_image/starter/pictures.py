@@ -7,8 +7,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from render_garments import render, sample_spec
 from tqdm.auto import tqdm
+
+from render_garments import render, sample_spec
 
 SIZES = ((256, 256), (224, 288), (288, 224))  # width, height: square, portrait, landscape
 SHARES = (0.5, 0.35, 0.15)

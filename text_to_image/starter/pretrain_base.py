@@ -1,7 +1,7 @@
-"""Pre-trains the starter model `base/` from nothing but the renderer: first the VAE, then text encoder and UNet together.
+"""Pre-trains the starter model `base/` from the renderer alone: VAE, then text encoder and UNet together.
 
-    python pretrain_base.py --work /scratch/starter              all stages, about two hours on two cores, minutes on a GPU
-    python pretrain_base.py --work /scratch/starter --stage save  only what follows from the checkpoints that are there
+    python pretrain_base.py --work /scratch/starter               all stages: two hours on two cores
+    python pretrain_base.py --work /scratch/starter --stage save  only the folder, from the checkpoints that are there
 
 Every stage leaves a checkpoint in --work every minute or two; started again, the same command goes on from there.
 """
@@ -16,22 +16,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from describe import caption_of
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
-from pictures import SHARES, SIZES, pictures_of, render_pictures, seeds_of
-from render_garments import mirrored_spec, sample_spec
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from describe import caption_of
+from pictures import SHARES, SIZES, pictures_of, render_pictures, seeds_of
+from render_garments import mirrored_spec, sample_spec
 
 HERE = Path(__file__).resolve().parent
 CHUNK = 77  # tokens that the text encoder reads at once: 75 and the two that mark start and end
 # Each stage: pixels relative to SIZES, batch, learning rate (constant, then cosine to 0 from `decay_from` on), EMA.
 STAGES = {
-    "unet64": dict(scale=4, batch=64, lr=1e-3, decay_from=1.0, ema=0.999),
-    "unet128": dict(scale=2, batch=32, lr=1e-3, decay_from=0.6, ema=0.9995),
-    "unet256": dict(scale=1, batch=12, lr=6e-4, decay_from=0.3, ema=0.999),
+    "unet64": {"scale": 4, "batch": 64, "lr": 1e-3, "decay_from": 1.0, "ema": 0.999},
+    "unet128": {"scale": 2, "batch": 32, "lr": 1e-3, "decay_from": 0.6, "ema": 0.9995},
+    "unet256": {"scale": 1, "batch": 12, "lr": 6e-4, "decay_from": 0.3, "ema": 0.999},
 }
 
 
@@ -86,7 +87,7 @@ def make_text_encoder(vocabulary: int) -> CLIPTextModel:
 
 
 def make_scheduler() -> PNDMScheduler:
-    """Stable Diffusion's own default and noise schedule, with 2.x's v prediction: epsilon hardly learns overall colour."""
+    """Stable Diffusion's own default and noise schedule, with 2.x's v prediction: epsilon hardly learns colour."""
     return PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -148,16 +149,17 @@ def train_vae(work: Path, steps: int, device: str) -> AutoencoderKL:
         vae.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         begun = state["step"]
-    whole_from = int(0.8 * steps)  # group norm sees other statistics in whole, mostly white pictures: finish on them
+    whole_from = int(0.85 * steps)  # group norm sees other statistics in whole, mostly white pictures: finish on them
     bar = tqdm(range(begun, steps), initial=begun, total=steps, desc="vae", mininterval=10)
     for step in bar:
         rate = 7e-4 * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         optimizer.param_groups[0]["lr"] = rate + 1e-5
         rng = np.random.default_rng([step, 11])
         images = crops(work, 0 if step >= whole_from else 80, 4 if step >= whole_from else 16, rng).to(device)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, torch.bfloat16, enabled=step < whole_from):
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample()).sample
+        decoded = decoded.float()
         loss = F.l1_loss(decoded, images) + 4 * F.mse_loss(decoded, images)
         loss = loss + sum(F.l1_loss(a, b) for a, b in zip(slopes(decoded), slopes(images), strict=True))
         loss = loss + 1e-6 * posterior.kl().mean()
@@ -200,7 +202,7 @@ def whiten(vae: AutoencoderKL, work: Path, device: str) -> None:
 
 @torch.no_grad()
 def encode_pictures(vae: AutoencoderKL, work: Path, scale: int, device: str) -> None:
-    """Writes the latents of all pictures and of their mirror images at 1/`scale` of their size, (N, 2, 4, h, w) fp16."""
+    """Writes the latents of all pictures and their mirror images at 1/`scale` of their size, (N, 2, 4, h, w) fp16."""
     for size, (w, h) in enumerate(SIZES):
         path = latents_file(work, size, scale)
         if path.exists():
@@ -260,7 +262,9 @@ def v_loss(unet, latents, hidden, alphas_cumprod, generator, device) -> torch.Te
     a = alphas_cumprod[t].view(-1, 1, 1, 1)
     noisy, target = a.sqrt() * latents + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * latents
     with torch.autocast(device, torch.bfloat16):
-        model_pred = unet(noisy.to(device), t.to(device), hidden, return_dict=False)[0]
+        model_pred = unet(
+            noisy.to(device, memory_format=torch.channels_last), t.to(device), hidden, return_dict=False
+        )[0]
     snr = a / (1 - a)
     weight = torch.clamp(snr.clamp(max=5) / (snr + 1), min=0.15).to(device)
     return (weight * (model_pred.float() - target.to(device)) ** 2).mean()
@@ -285,6 +289,7 @@ def train_diffusion(work: Path, stage: str, samples: int, device: str, compiled:
         models.load_state_dict(before)
         ema = EMAModel(models.parameters(), decay=options["ema"], use_ema_warmup=True, power=0.8)
     ema.to(device)
+    models["unet"].to(memory_format=torch.channels_last)
     specs = [[sample_spec(int(s)) for s in seeds_of(i, _count(work))] for i in range(len(SIZES))]
     latents = [np.load(latents_file(work, i, options["scale"]), mmap_mode="r") for i in range(len(SIZES))]
     alphas_cumprod, captions = make_scheduler().alphas_cumprod, Captions(tokenizer)
@@ -397,8 +402,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures, latents and checkpoints (3 GB)")
     parser.add_argument("--to", type=Path, default=HERE / "base", help="pipeline folder to write")
     parser.add_argument("--pictures", type=int, default=7000, help="how many pictures to render and learn from")
-    parser.add_argument("--vae_steps", type=int, default=4000, help="optimisation steps of the VAE")
-    parser.add_argument("--samples", type=int, nargs=3, default=(200_000, 150_000, 40_000), help="seen by each UNet stage")
+    parser.add_argument("--vae_steps", type=int, default=2600, help="optimisation steps of the VAE")
+    parser.add_argument(
+        "--samples", type=int, nargs=3, default=(200_000, 150_000, 40_000), help="seen by each UNet stage"
+    )
     parser.add_argument("--stage", choices=("all", "render", "vae", "latents", *STAGES, "save"), default="all")
     parser.add_argument("--compile", action="store_true", help="compile the UNet with torch.compile")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """Draws flat-lay photographs of garments with captions: the data that the starter models learn from.
 
-    python render_garments.py --count 24 --to renders               squares of 256 px and metadata.jsonl
-    python render_garments.py --count 8 --width 768 --height 1024 --supersample 3 --kind jeans --to jeans
+python render_garments.py --count 24 --to renders               squares of 256 px and metadata.jsonl
+python render_garments.py --count 8 --width 768 --height 1024 --supersample 3 --kind jeans --to jeans
 """
 
 import argparse
@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from cloth import Cloth, Frame, blur, fill, noise
 from describe import caption_of
 from garments import GARMENTS, Look
-from PIL import Image
 
 KINDS = tuple(kind for kind in GARMENTS if kind != "jeans")
 COLOURS = {
@@ -75,7 +76,7 @@ def sample_spec(seed: int, kind: str | None = None) -> Spec:
 
 
 def mirrored_spec(spec: Spec) -> Spec:
-    """What the mirror image of a spec's picture shows: the marker changes sides, captions tell nothing else of sides."""
+    """What the mirror image of a spec's picture shows: the marker changes sides; captions tell no others."""
     sides = {"right": "left", "left": "right"}
     corner = spec.marker and " ".join(sides.get(word, word) for word in spec.marker.split())
     return replace(spec, marker=corner)
@@ -136,7 +137,7 @@ def _panels(frame: Frame, pieces) -> np.ndarray:
 
 
 def _marker_box(spec: Spec, shape: tuple[int, int]) -> np.ndarray:
-    """The corners (4, 2) of the reference square, its side 6 to 8 % of the width; drawn from a generator of its own."""
+    """The corners (4, 2) of the reference square, its side 6 to 8 % of the width; from its own generator."""
     rng = np.random.default_rng([spec.seed, 3])
     h, w = shape
     side, turn = rng.uniform(0.062, 0.08) * w, rng.uniform(-0.12, 0.12)

@@ -1,0 +1,141 @@
+"""Measures a starter model: does it draw what captions that it never saw ask for, and how well does its VAE see?
+
+python measure_base.py                          the shipped model, 200 captions, inference.py's default settings
+python measure_base.py --model ../../output/run --captions 50 --save samples
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from classifier import accuracy, classify, load_classifier
+from describe import caption_of
+from pictures import HELD_OUT, SHARES, SIZES
+from render_garments import Spec, sample_spec
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(1, str(HERE.parent))  # the rooms of the three scripts
+
+from contact_sheet import make_contact_sheet  # noqa: E402
+from generating import MAX_TOKEN_CHUNKS, encode_prompts  # noqa: E402
+from model_defaults import guidance_scale_of  # noqa: E402
+from models import choose_attention, load_unet, load_vae, quiet_libraries, read_shape  # noqa: E402
+from sampling import decode_latents, draw_latents, initial_noise, load_sampler  # noqa: E402
+
+GOALS = {"kind": 0.97, "colour": 0.97, "marker": 0.95, "pattern": 0.90, "view": 0.90}
+
+
+def held_out_captions(count: int) -> list[tuple[Spec, str]]:
+    """Specs with seeds that training never used, and captions of one to three chunks that name what is measured."""
+    drawn = []
+    for i in range(count):
+        spec = sample_spec(HELD_OUT + 1_000_000 + i)
+        drawn.append((spec, caption_of(spec, np.random.default_rng([spec.seed, 7]), int((12, 12, 30, 50, 90)[i % 5]))))
+    return drawn
+
+
+def named(spec: Spec, caption: str) -> set[str]:
+    """The attributes that a caption really names; only those are counted."""
+    text = caption.lower()
+    names = {"kind", "colour"}
+    if spec.marker and "square" in text:
+        names.add("marker")
+    if "no reference marker" in text or "no marker" in text:
+        names.add("marker")
+    if spec.pattern != "plain" or "plain " + spec.colour in text:
+        names.add("pattern")
+    words = ("view", "facing up", f"the {spec.view} of", f"from the {spec.view}")
+    if spec.fold != "half" and any(word in text for word in words):
+        names.add("view")
+    return names
+
+
+@torch.no_grad()
+def draw(
+    folder: Path, prompts: list[str], sizes: list[tuple[int, int]], steps: int, guidance: float, seed: int = 0
+) -> list[Image.Image]:
+    """One picture for each prompt at inference.py's settings; picture i has noise of seed + i."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape, text = read_shape(folder), encode_prompts(folder, ["", *prompts], MAX_TOKEN_CHUNKS, device, torch.float32)
+    unet, vae = load_unet(folder).to(device).eval(), load_vae(folder).to(device)
+    choose_attention(unet, shape, 256, 256, device.type)
+    sampler, images = load_sampler(folder), {}
+    for size in sorted(set(sizes)):
+        indices = [i for i, s in enumerate(sizes) if s == size]
+        for start in range(0, len(indices), 8):
+            part = indices[start : start + 8]
+            noise = torch.stack([initial_noise(seed + i, shape.latent_shape(size[1], size[0])) for i in part])
+            latents = draw_latents(unet, sampler, noise, [text[prompts[i]] for i in part], text[""], guidance, steps)
+            images.update(zip(part, decode_latents(vae, latents), strict=True))
+            print(f"drawn {len(images)} of {len(prompts)}", file=sys.stderr, flush=True)
+    return [images[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def psnr_on(folder: Path, dataset: Path, size: tuple[int, int] = (224, 288)) -> tuple[float, float]:
+    """PSNR in dB of the VAE's copies of a data set's pictures at `size`: of whole pictures, and of garment pixels."""
+    vae, whole, garment = load_vae(folder), [], []
+    for path in sorted(p for p in dataset.iterdir() if p.suffix.lower() in (".jpg", ".png")):
+        pixels = np.asarray(Image.open(path).convert("RGB").resize(size, Image.Resampling.LANCZOS))
+        x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        error = ((vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) - x) / 2) ** 2
+        cloth = (torch.from_numpy(pixels.copy()).float().amin(-1) < 225)[None, None].expand_as(error)
+        whole.append(error.mean().item())
+        garment.append(error[cloth].mean().item())
+    return tuple(float(-10 * np.log10(np.mean(errors))) for errors in (whole, garment))
+
+
+def save(images: list[Image.Image], cases: list[tuple[Spec, str]], folder: Path, title: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i:03d}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        image.save(path)
+    captions = [(caption, i) for i, (_, caption) in enumerate(cases)]
+    make_contact_sheet(paths[:40], captions[:40], title).save(folder / "sheet.jpg", quality=92)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=HERE / "base", help="pipeline folder")
+    parser.add_argument("--captions", type=int, default=200, help="how many captions to draw, one picture each")
+    parser.add_argument("--steps", type=int, default=25, help="sampling steps, as inference.py's default")
+    parser.add_argument("--guidance_scale", type=float, help="default: the model's, as in inference.py")
+    parser.add_argument("--renders", type=int, default=400, help="renders that the classifier itself is measured on")
+    parser.add_argument("--dataset", type=Path, default=HERE.parent.parent / "dataset", help="for the VAE's PSNR")
+    parser.add_argument("--save", type=Path, help="folder for the pictures and a sheet of the first 40")
+    args = parser.parse_args()
+    quiet_libraries()
+    guidance = args.guidance_scale if args.guidance_scale is not None else guidance_scale_of(args.model)
+    cases, judge, begun = held_out_captions(args.captions), load_classifier(), time.time()
+    sizes = [SIZES[k] for k in np.random.default_rng(0).choice(len(SIZES), len(cases), p=SHARES)]
+    images = draw(args.model, [caption for _, caption in cases], sizes, args.steps, guidance)
+    result = {name: [] for name in GOALS}
+    misses = []
+    for (spec, caption), found in zip(cases, classify(judge, images), strict=True):
+        for name in named(spec, caption) & set(GOALS):
+            result[name].append(found[name] == getattr(spec, name))
+            if not result[name][-1]:
+                misses.append(f"{name}: asked {getattr(spec, name)}, found {found[name]}: {caption[:100]}")
+    whole, garment = psnr_on(args.model, args.dataset)
+    report = {
+        "captions": len(cases), "steps": args.steps, "guidance_scale": guidance,
+        "right": {name: f"{np.mean(right):.1%} of {len(right)}" for name, right in result.items()},
+        "reached": {name: bool(np.mean(right) >= GOALS[name]) for name, right in result.items()},
+        "classifier": {k: f"{v:.1%}" for k, v in accuracy(judge, args.renders).items()} if args.renders else None,
+        "vae_psnr_db": {"whole": round(whole, 1), "garment": round(garment, 1)},
+        "seconds_per_picture": round((time.time() - begun) / len(cases), 2),
+    }  # fmt: skip
+    if args.save:
+        save(images, cases, args.save, f"{args.model.name}, {args.steps} steps, guidance {guidance}")
+    print("\n".join(misses))
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

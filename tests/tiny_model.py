@@ -9,18 +9,19 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from models import save_vocabulary
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-WORDS = ["a", "the", "pair", "of", "denim", "jeans", "on", "white", "red", "t", "shirt", "laid", "flat"]
+from models import save_vocabulary
+
+WORDS = ["a", "the", "pair", "of", "denim", "jeans", "on", "white", "red", "t", "shirt", "flat", "laid"]
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
 def make_tiny_model(
     folder: Path, prediction_type: str = "epsilon", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Path:
-    """A pipeline whose pictures are 32 px, VAE factor 2, two UNet levels: sides are multiples of 4 px."""
+    """A pipeline whose pictures are 64 px, VAE factor 2, two UNet levels; it keeps texts of the words above short."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(folder)
     pipeline = StableDiffusionPipeline(
@@ -39,14 +40,18 @@ def make_tiny_model(
 
 
 def tiny_vae() -> AutoencoderKL:
-    return AutoencoderKL(
+    """Random, but with latents like a trained one's: about unit variance, a narrow posterior."""
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(4, 8),
         norm_num_groups=2,
         latent_channels=4,
-        sample_size=32,
+        sample_size=64,
+        scaling_factor=5.0,
     )
+    vae.quant_conv.bias.data[4:] = -8.0  # the log-variance half
+    return vae
 
 
 def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -65,7 +70,7 @@ def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def tiny_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=16,
+        sample_size=32,
         block_out_channels=(8, 16),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),

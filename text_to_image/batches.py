@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+
 from draws import Draw, SampleId, Source, draw_sample
 
 DATA, PRIOR = "data", "prior"  # the two streams: the data set's pictures, and those the base has drawn

@@ -6,11 +6,12 @@ A latent is kept as mean and standard deviation, so that every step still draws 
 from collections.abc import Iterable, Sequence
 
 import torch
+from tqdm import tqdm
+
 from batches import DATA, PRIOR
 from data import Picture, load_picture
 from draws import Draw
 from prompts import encode_prompt, join_embeddings
-from tqdm import tqdm
 
 
 class StoredEncodings:

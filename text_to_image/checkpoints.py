@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
+
 from errors import UserError
 
 MANIFEST, STATE = "manifest.json", "training_state.pt"

@@ -10,10 +10,11 @@ from statistics import median
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
+
 from caption_forms import caption_forms
 from captions import CaptionRow, read_captions
 from errors import UserError
-from PIL import Image, ImageOps
 
 PIXEL_LIMIT = 150_000_000  # refused above: a small file can unpack to all of the memory
 EXIF_ORIENTATION, EXIF_TURNED = 274, (5, 6, 7, 8)
@@ -93,8 +94,10 @@ def training_size(pictures: Sequence[Picture], resolution: int, multiple: int) -
     """(height, width) in pixels for all pictures: their median aspect ratio, an area near resolution², both sides
     multiples of `multiple`."""
     ratio = median(picture.height / picture.width for picture in pictures)
-    height, width = resolution * math.sqrt(ratio), resolution / math.sqrt(ratio)
-    candidates = [(h, w) for h in _around(height, multiple) for w in _around(width, multiple)]
+    # A strip narrower than one multiple is widened to it, and must not grow in length for that.
+    height = min(max(resolution * math.sqrt(ratio), multiple), max(resolution**2 / multiple, multiple))
+    heights, widths = _around(height, multiple), _around(resolution**2 / height, multiple)
+    candidates = [(h, w) for h in heights for w in widths]
 
     def misfit(size: tuple[int, int]) -> float:
         return cropped(ratio, size) + abs(math.log(size[0] * size[1] / resolution**2))

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
+from tqdm import tqdm
+
 from contact_sheet import make_contact_sheet
 from errors import UserError, WorkError
 from models import (
@@ -24,11 +27,9 @@ from models import (
     quiet_libraries,
     read_shape,
 )
-from PIL import Image
 from prompts import count_tokens, encode_prompt
 from runs import read_run, replace_text
 from sampling import SAMPLER, decode_latents, draw_latents, initial_noise, load_sampler
-from tqdm import tqdm
 
 IMAGES_FILE, SHEET_FILE = "images.jsonl", "contact_sheet.jpg"
 MAX_TOKEN_CHUNKS = 3

@@ -14,9 +14,11 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTokenizer
+
 from errors import UserError
 from model_defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
-from transformers import CLIPTextModel, CLIPTokenizer
 
 CARRIED_FORWARD = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
 PLAIN_ATTENTION_MAX_TOKENS = 2048
@@ -41,8 +43,9 @@ class ModelShape:
 
     @property
     def size_multiple(self) -> int:
-        """A side in pixels must be a multiple of this, or the UNet's skip connections do not fit."""
-        return self.vae_factor * 2 ** (self.unet_levels - 1)
+        """A side in pixels must be a multiple of this: the UNet halves the latent at each level, and diffusers'
+        pipeline accepts multiples of 8 only."""
+        return max(8, self.vae_factor * 2 ** (self.unet_levels - 1))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.latent_channels, height // self.vae_factor, width // self.vae_factor
@@ -163,7 +166,7 @@ def load_noise_scheduler(folder: Path, prediction_type: str | None = None) -> DD
 def _loading(folder: Path, part: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{folder}: its {part} cannot be loaded: {reason}") from None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+
 from caption_forms import first_sentence
 from captions import image_files
 from data import Picture, cropped, hash_pictures, read_pictures, training_size

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from draws import generator
 from safetensors.torch import load_file, save_file
-from sampling import draw_latents
 from tqdm import tqdm
+
+from draws import generator
+from sampling import draw_latents
 
 PRIOR_STEPS, PRIOR_BATCH = 20, 4
 

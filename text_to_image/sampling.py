@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
+
 from prompts import join_embeddings
 
 SAMPLER = "DPM++ 2M Karras"

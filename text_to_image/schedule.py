@@ -27,6 +27,6 @@ def learning_rate_schedule(name: str, learning_rate: float, warmup: int, steps: 
     The shape is diffusers' `get_scheduler`; it is asked for its factor and never stepped, because a scheduler that
     accelerate has prepared steps once per process.
     """
-    never_stepped = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    never_stepped = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=learning_rate)
     factor = get_scheduler(name, never_stepped, num_warmup_steps=warmup, num_training_steps=steps).lr_lambdas[0]
     return lambda step: learning_rate * factor(step)

@@ -21,8 +21,8 @@ EXAMPLES = """\
   python text_to_image/train_text_to_image.py --dataset dataset --epochs 100
 
   accelerate launch text_to_image/train_text_to_image.py --dataset dataset \\
-    --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 \\
-    --mixed_precision bf16 --max_train_steps 800 --learning_rate 1e-5 --use_ema
+  --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+  --mixed_precision bf16 --max_train_steps 800 --learning_rate 1e-5 --use_ema
 
 The folder holds pictures and metadata.jsonl, one row for each picture:
   {"file_name": "1.jpg", "text": "A pair of denim jeans on white."}
@@ -208,7 +208,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = merge_defaults(parser, given, model / TRAINING_DEFAULTS, NOT_FROM_THE_MODEL)
     if args.dataset is None:
         raise UserError("--dataset is needed: the folder that holds the pictures and metadata.jsonl")
-    if args.prior_prompts and not args.prior_images:
+    if "prior_prompts" in given and not args.prior_images:
         raise UserError("--prior_prompts needs --prior_images, how many pictures of them to draw")
     return args
 

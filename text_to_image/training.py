@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+
 from batches import DATA, PRIOR, Batches
 from caching import StoredEncodings, add_prior, encode_texts, store_encodings
 from checkpoints import find_checkpoint, load_training_state, save_checkpoint, step_of
-from diffusers import UNet2DConditionModel
-from diffusers.training_utils import EMAModel
 from draws import Source
 from errors import UserError
 from model_defaults import guidance_scale_of
@@ -213,4 +214,4 @@ def restore(state: dict, optimizer, accelerator: Accelerator) -> None:
 
 
 def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")

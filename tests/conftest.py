@@ -1,0 +1,46 @@
+"""Fixtures that several test files share: a tiny Stable Diffusion pipeline and a captioned folder to train it on."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported, and for the scripts that tests start: tiny models are slower on many threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CAPTIONS = {
+    "11 (1).JPG": "A single pair of denim jeans laid flat on a white background, seen from the front. It is faded.",
+    "11 (2).JPG": "A red t-shirt laid flat on a white background.",
+    "11 (3).JPG": "A single pair of denim jeans laid flat on a white background, seen from the back. "
+    + "The legs. " * 30,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """In fp16, as the starter model is stored."""
+    import torch
+
+    from tiny_model import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", dtype=torch.float16)
+
+
+@pytest.fixture(scope="session")
+def captioned_folder(tmp_path_factory) -> Path:
+    """Three portrait JPEGs of 48 x 64 px and their metadata.jsonl; tests that change a folder make their own."""
+    return write_captioned_folder(tmp_path_factory.mktemp("data") / "garments")
+
+
+def write_captioned_folder(folder: Path, captions: dict[str, str] = CAPTIONS) -> Path:
+    from PIL import Image, ImageDraw
+
+    folder.mkdir(parents=True)
+    for name, caption in captions.items():
+        image = Image.new("RGB", (48, 64), "white")
+        ImageDraw.Draw(image).rectangle((12, 6, 36, 58), fill="red" if "red" in caption else "navy")
+        image.save(folder / name, format="JPEG")
+    rows = [json.dumps({"file_name": name, "text": caption}) + "\n" for name, caption in captions.items()]
+    (folder / "metadata.jsonl").write_text("".join(rows), encoding="utf-8")
+    return folder

@@ -1,0 +1,48 @@
+"""Shorter forms of captions."""
+
+import pytest
+
+from caption_forms import caption_forms, first_sentence
+
+LONG = (
+    "A single pair of denim jeans laid flat on a white background, seen from the back. The blue denim is faded. "
+    "The legs are spread apart."
+)
+
+
+def test_a_long_caption_also_teaches_its_first_sentence_its_thing_and_two_words():
+    first = "A single pair of denim jeans laid flat on a white background, seen from the back."
+    assert caption_forms(LONG) == (
+        (LONG,),
+        (first,),
+        ("A single pair of denim jeans", "denim jeans"),
+        (f"{first} The blue denim is faded.", f"{first} The legs are spread apart."),
+    )
+
+
+@pytest.mark.parametrize(
+    ("caption", "thing"),
+    [
+        ("A red t-shirt, folded.", "red t-shirt"),
+        ("Two socks on a table.", "Two socks"),
+        ("The photograph of a cat with a hat.", "cat"),
+        ("a pair of shoes", "shoes"),
+        ("An apple.", "apple"),
+    ],
+)
+def test_the_thing_is_named_without_its_determiner(caption, thing):
+    assert thing in {form for group in caption_forms(caption) for form in group}
+
+
+@pytest.mark.parametrize("caption", ["sks", "on a table", "   spaced   out  ", "猫が座っている。", "A.", "a", "..."])
+def test_a_caption_of_any_kind_keeps_itself_first_and_no_form_is_empty_or_twice(caption):
+    forms = [form for group in caption_forms(caption) for form in group]
+    assert forms[0] == " ".join(caption.split())
+    assert all(forms) and len(forms) == len(set(forms))
+
+
+def test_an_abbreviation_within_a_sentence_does_not_end_it():
+    assert (
+        first_sentence("A shirt of size 3.5 e.g. for children. It is blue.")
+        == "A shirt of size 3.5 e.g. for children."
+    )

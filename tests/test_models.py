@@ -1,0 +1,162 @@
+"""Model folders: found, described, loaded and saved."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
+
+from errors import UserError
+from models import (
+    choose_attention,
+    count_parameters,
+    find_model,
+    fingerprint_model,
+    load_noise_scheduler,
+    load_text_encoder,
+    load_tokenizer,
+    load_unet,
+    load_vae,
+    read_shape,
+    save_pipeline,
+)
+
+FLAG = "--pretrained_model_name_or_path"
+
+
+@pytest.fixture
+def own_model(tiny_model, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model, tmp_path_factory):
+    base = shutil.copytree(tiny_model, tmp_path_factory.mktemp("base") / "base")
+    for name in ("LICENSE.md", "training_defaults.json", "generation_defaults.json", "README.md"):
+        (base / name).write_text(f"{name} of the base")
+    output = tmp_path_factory.mktemp("saved")
+    save_pipeline(load_unet(base), base, output, load_noise_scheduler(base, "v_prediction"))
+    return output
+
+
+def test_a_folder_that_is_no_model_is_refused_with_what_it_lacks(own_model, tmp_path):
+    shutil.rmtree(own_model / "vae")
+    with pytest.raises(UserError, match=f"{FLAG}.*no vae/"):
+        find_model(str(own_model), FLAG)
+    (own_model / "model_index.json").unlink()
+    with pytest.raises(UserError, match="model_index.json"):
+        find_model(str(own_model), FLAG)
+
+
+def test_a_model_that_is_neither_here_nor_on_the_hub_is_one_line_that_says_both(monkeypatch):
+    import diffusers
+
+    def unreachable(name, **_):
+        raise OSError(f"Cannot load model {name}: no connection\nwith a long explanation")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", unreachable)
+    with pytest.raises(UserError, match=f"{FLAG} some/model: no such folder.*hub") as error:
+        find_model("some/model", FLAG)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_are_damaged_are_one_line_that_names_the_part(own_model, part):
+    weights = next((own_model / part).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    load = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}[part]
+    with pytest.raises(UserError, match=f"{part} cannot be loaded") as error:
+        load(own_model)
+    assert "\n" not in str(error.value)
+
+
+def test_pickled_weights_are_not_loaded(own_model):
+    weights = own_model / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(UserError, match="unet cannot be loaded"):
+        load_unet(own_model)
+
+
+def test_the_shape_is_read_from_the_configs(tiny_model):
+    shape = read_shape(tiny_model)
+    assert (shape.vae_factor, shape.native_size, shape.size_multiple) == (2, 64, 8)
+    assert shape.latent_shape(72, 56) == (4, 36, 28)
+    assert shape.attention_levels == (1,)
+
+
+def test_parameters_are_counted_without_loading_them(tiny_model):
+    assert count_parameters(tiny_model) == sum(p.numel() for p in load_unet(tiny_model).parameters())
+
+
+def test_the_fingerprint_changes_with_one_weight_and_not_with_the_place(own_model, tiny_model):
+    assert fingerprint_model(own_model) == fingerprint_model(tiny_model)
+    weights = own_model / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_in.bias"][0] += 1
+    save_file(tensors, weights)
+    assert fingerprint_model(own_model) != fingerprint_model(tiny_model)
+
+
+def test_a_half_precision_folder_is_loaded_in_the_precision_asked_for(tiny_model):
+    assert json.loads((tiny_model / "text_encoder" / "config.json").read_text())["dtype"] == "float16"
+    for load in (load_unet, load_vae, load_text_encoder):
+        assert {p.dtype for p in load(tiny_model).parameters()} == {torch.float32}
+        assert {p.dtype for p in load(tiny_model, torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+def test_the_prediction_type_is_the_models_unless_overridden(own_model):
+    assert load_noise_scheduler(own_model).config.prediction_type == "epsilon"
+    assert load_noise_scheduler(own_model, "v_prediction").config.prediction_type == "v_prediction"
+    config = own_model / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"epsilon"', '"sample"'))
+    with pytest.raises(UserError, match="sample"):
+        load_noise_scheduler(own_model)
+
+
+def test_a_saved_pipeline_is_of_one_precision_and_draws_in_plain_diffusers(saved):
+    pipeline = StableDiffusionPipeline.from_pretrained(saved)
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("denim jeans", num_inference_steps=2, height=32, width=32).images[0]
+    assert image.size == (32, 32)
+
+
+def test_a_saved_pipeline_keeps_the_scheduler_but_for_what_was_trained(saved, tiny_model):
+    before, after = (
+        json.loads((folder / "scheduler" / "scheduler_config.json").read_text()) for folder in (tiny_model, saved)
+    )
+    assert after["_class_name"] == "PNDMScheduler"
+    assert {key for key in before if before[key] != after[key]} <= {"prediction_type", "_diffusers_version"}
+    assert after["prediction_type"] == "v_prediction"
+
+
+def test_a_saved_pipeline_can_be_trained_further_as_its_base_could(saved):
+    for name in ("LICENSE.md", "training_defaults.json", "generation_defaults.json"):
+        assert (saved / name).read_text() == f"{name} of the base"
+    assert not (saved / "README.md").exists()  # the base's model card does not describe it
+
+
+def test_the_saved_vocabulary_is_the_tokenizers(saved, tmp_path):
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copy(saved / "tokenizer" / name, tmp_path / name)
+    prompt = "A single pair of denim jeans, 11 (1).JPG — ünïcode 裤"
+    assert CLIPTokenizer.from_pretrained(tmp_path)(prompt).input_ids == load_tokenizer(saved)(prompt).input_ids
+
+
+def test_attention_is_plain_only_on_the_cpu_and_at_small_sizes(tiny_model):
+    shape = read_shape(tiny_model)
+
+    def kinds(size: int, device: str) -> set[type]:
+        unet = load_unet(tiny_model)
+        choose_attention(unet, shape, size, size, device)
+        return {type(processor) for processor in unet.attn_processors.values()}
+
+    assert kinds(64, "cpu") == {AttnProcessor}
+    assert AttnProcessor not in kinds(64, "cuda") | kinds(1024, "cpu")

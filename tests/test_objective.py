@@ -1,0 +1,85 @@
+"""The objective against the formulas of its papers."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+
+from batches import Batch
+from objective import diffusion_loss, prediction_target, signal_to_noise, snr_weights
+
+TIMESTEPS = torch.tensor([0, 1, 250, 500, 750, 999])
+
+
+def scheduler(prediction_type: str, **settings) -> DDPMScheduler:
+    return DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type, **settings
+    )
+
+
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, 6, 4, 3, 3, generator=torch.Generator().manual_seed(0)).unbind()
+
+
+class FixedUNet:
+    """Predicts the same for all, whatever it is given."""
+
+    def __init__(self, prediction: torch.Tensor):
+        self.sample = prediction
+
+    def __call__(self, noisy_latents, timesteps, hidden_states, encoder_attention_mask):
+        return self
+
+
+def loss_of(prediction, noise_scheduler, latents, noise, snr_gamma=None) -> torch.Tensor:
+    batch = Batch(latents, noise, TIMESTEPS, torch.zeros(6, 77, 8), None)
+    return diffusion_loss(FixedUNet(prediction), noise_scheduler, batch, snr_gamma)
+
+
+def test_epsilon_is_the_noise_and_v_is_its_papers_combination():
+    latents, noise = pair()
+    alpha_bar = scheduler("epsilon").alphas_cumprod[TIMESTEPS].view(-1, 1, 1, 1)
+    assert torch.equal(prediction_target(scheduler("epsilon"), latents, noise, TIMESTEPS), noise)
+    v = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents
+    assert torch.allclose(prediction_target(scheduler("v_prediction"), latents, noise, TIMESTEPS), v, atol=1e-6)
+
+
+def test_the_loss_is_each_samples_mean_squared_error():
+    latents, noise = pair()
+    offsets = torch.arange(6.0).view(-1, 1, 1, 1)
+    loss = loss_of(noise + offsets, scheduler("epsilon"), latents, noise)
+    assert torch.allclose(loss, torch.arange(6.0) ** 2, atol=1e-5)
+
+
+def test_snr_is_diffusers_own():
+    assert torch.allclose(
+        signal_to_noise(scheduler("epsilon"), TIMESTEPS), compute_snr(scheduler("epsilon"), TIMESTEPS)
+    )
+
+
+def test_min_snr_weights_are_those_of_the_paper():
+    snr = compute_snr(scheduler("epsilon"), TIMESTEPS)
+    clipped = torch.minimum(snr, torch.full_like(snr, 5.0))
+    assert torch.allclose(snr_weights(scheduler("epsilon"), TIMESTEPS, 5.0), clipped / snr)
+    assert torch.allclose(snr_weights(scheduler("v_prediction"), TIMESTEPS, 5.0), clipped / (snr + 1))
+
+
+@pytest.mark.parametrize("gamma", [None, 0.0])
+def test_without_gamma_all_timesteps_weigh_the_same(gamma):
+    assert snr_weights(scheduler("epsilon"), TIMESTEPS, gamma).tolist() == [1.0] * 6
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_zero_terminal_snr_gives_no_nan(prediction_type):
+    noise_scheduler = scheduler(prediction_type, rescale_betas_zero_snr=True)
+    latents, noise = pair()
+    assert signal_to_noise(noise_scheduler, TIMESTEPS)[-1] == 0
+    assert loss_of(noise + 1, noise_scheduler, latents, noise, 5.0).isfinite().all()
+
+
+def test_the_same_error_of_the_picture_weighs_the_same_in_epsilon_and_v():
+    """The paper weighs errors of x0: an error d of it is d * sqrt(SNR) of the noise and d * sqrt(SNR + 1) of v."""
+    snr = compute_snr(scheduler("epsilon"), TIMESTEPS)
+    of_noise = snr_weights(scheduler("epsilon"), TIMESTEPS, 5.0) * snr
+    of_v = snr_weights(scheduler("v_prediction"), TIMESTEPS, 5.0) * (snr + 1)
+    assert torch.allclose(of_noise, of_v, rtol=1e-4)

@@ -1,0 +1,87 @@
+"""A run's folder and run.json."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from errors import UserError, WorkError
+from runs import (
+    check_same_run,
+    fingerprint_run,
+    newest_finished_run,
+    output_folder,
+    read_run,
+    seed_of,
+    write_run,
+)
+
+ARGUMENTS = {"learning_rate": 1e-5, "epochs": 100, "output_dir": None, "train_batch_size": 4, "dataset": "a"}
+
+
+def fingerprint(data: str = "d", model: str = "m", batch: int = 4, seed: int | None = None, **changes) -> str:
+    return fingerprint_run({**ARGUMENTS, **changes}, data, model, batch, seed)
+
+
+def test_the_fingerprint_is_of_what_changes_the_weights():
+    same = fingerprint()
+    assert fingerprint(epochs=200, output_dir=Path("x"), dataset="moved", train_batch_size=2) == same
+    changed = [
+        fingerprint(learning_rate=2e-5), fingerprint(data="e"), fingerprint(model="n"), fingerprint(batch=8),
+        fingerprint(seed=1), fingerprint(a_flag_of_the_future=1),
+    ]  # fmt: skip
+    assert len({same, *changed}) == 1 + len(changed)
+
+
+def test_without_a_seed_the_run_has_one_of_its_own_that_stays():
+    assert seed_of(None, fingerprint()) == seed_of(None, fingerprint(epochs=3))
+    assert seed_of(None, fingerprint()) != seed_of(None, fingerprint(data="e"))
+    assert seed_of(0, fingerprint()) == 0
+
+
+def test_a_run_goes_to_a_folder_of_its_own_unless_one_is_named():
+    folder = output_folder(None, Path("/somewhere/my garments"), fingerprint())
+    assert folder.parent.name == "output" and folder.name == f"my garments-{fingerprint()[:8]}"
+    assert output_folder(Path("x"), Path("y"), fingerprint()) == Path("x")
+
+
+def test_run_json_is_read_back(tmp_path):
+    assert read_run(tmp_path / "new") is None
+    write_run(tmp_path / "new", {"steps": 3, "path": Path("x")})
+    assert read_run(tmp_path / "new") == {"steps": 3, "path": "x"}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.json"]
+
+
+def test_a_folder_that_holds_another_run_is_refused(tmp_path):
+    write_run(tmp_path, {"fingerprint": "one"})
+    assert check_same_run(tmp_path, "one") == {"fingerprint": "one"}
+    assert check_same_run(tmp_path / "empty", "one") is None
+    with pytest.raises(UserError, match="another run.*--output_dir"):
+        check_same_run(tmp_path, "two")
+
+
+def test_a_damaged_run_json_is_named(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="run.json"):
+        read_run(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkError, match="file"):
+        write_run(tmp_path / "file" / "run", {})
+
+
+def test_the_newest_finished_run_is_found_by_its_own_record(tmp_path):
+    assert newest_finished_run(tmp_path) is None
+    for name, run in {
+        "a-later": {"finished": True, "finished_at": "2026-02-01T00:00:00+00:00"},
+        "b-earlier": {"finished": True, "finished_at": "2026-01-01T00:00:00+00:00"},
+        "c-unfinished": {"finished": False},
+        "d-newest but unfinished": {"finished": False, "finished_at": "2026-03-01T00:00:00+00:00"},
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(run))
+    (tmp_path / "e-damaged").mkdir()
+    (tmp_path / "e-damaged" / "run.json").write_text("{")
+    assert newest_finished_run(tmp_path).name == "a-later"

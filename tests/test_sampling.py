@@ -1,0 +1,62 @@
+"""Drawing: as plain diffusers draws, whatever the batch."""
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+from models import load_text_encoder, load_tokenizer, load_unet, load_vae
+from prompts import encode_prompt
+from sampling import decode_latents, draw_latents, initial_noise, load_sampler
+from tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def model(request, tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture
+def draw(model):
+    tokenizer, text_encoder, unet = load_tokenizer(model), load_text_encoder(model), load_unet(model).eval()
+
+    def draw(prompts, seeds, guidance_scale=5.0, negative="", steps=5):
+        embeddings = [encode_prompt(tokenizer, text_encoder, prompt, 3) for prompt in prompts]
+        noise = torch.stack([initial_noise(seed, (4, 36, 28)) for seed in seeds])
+        away = encode_prompt(tokenizer, text_encoder, negative, 3)
+        return draw_latents(unet, load_sampler(model), noise, embeddings, away, guidance_scale, steps)
+
+    return draw
+
+
+@pytest.mark.parametrize(("guidance_scale", "negative"), [(5.0, ""), (7.5, "a red shirt"), (1.0, "")])
+def test_latents_and_pictures_are_those_of_plain_diffusers(model, draw, guidance_scale, negative):
+    pipeline = StableDiffusionPipeline.from_pretrained(model)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"height": 72, "width": 56, "num_inference_steps": 5, "guidance_scale": guidance_scale}
+    settings |= {"negative_prompt": negative, "generator": torch.Generator().manual_seed(3), "output_type": "latent"}
+    expected = pipeline("denim jeans", **settings).images
+    latents = draw(["denim jeans"], [3], guidance_scale, negative)
+    assert torch.allclose(latents, expected, atol=1e-3 * expected.abs().max())
+    decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0].detach()
+    assert decode_latents(load_vae(model), latents)[0] == pipeline.image_processor.postprocess(decoded)[0]
+
+
+def test_a_picture_does_not_depend_on_the_batch_it_is_drawn_in(draw):
+    prompts, seeds = ["denim jeans", "a red t-shirt " * 30, "the white"], [0, 1, 2]
+    together = draw(prompts, seeds)
+    alone = torch.cat([draw([prompt], [seed]) for prompt, seed in zip(prompts, seeds, strict=True)])
+    assert torch.allclose(together, alone, atol=1e-3 * alone.abs().max())
+
+
+def test_guidance_and_the_negative_prompt_have_an_effect(draw):
+    plain, guided = draw(["denim jeans"], [0], 1.0), draw(["denim jeans"], [0], 7.5)
+    away = draw(["denim jeans"], [0], 7.5, negative="a red shirt")
+    assert not torch.allclose(plain, guided, atol=1e-3) and not torch.allclose(guided, away, atol=1e-3)
+
+
+def test_noise_is_a_function_of_the_seed_alone():
+    torch.manual_seed(5)
+    first = initial_noise(1, (4, 2, 2))
+    assert torch.equal(initial_noise(1, (4, 2, 2)), first)
+    assert not torch.equal(initial_noise(2, (4, 2, 2)), first)

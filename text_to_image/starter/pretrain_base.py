@@ -136,6 +136,22 @@ def crops(work: Path, size: int, batch: int, rng: np.random.Generator) -> torch.
     return torch.stack(out).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def recoloured(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Half of the pictures with their colour channels exchanged and weakened: all colours, not only the renderer's."""
+    out = images.clone()
+    for i in np.flatnonzero(rng.random(len(images)) < 0.5):
+        gain = torch.tensor(rng.uniform(0.6, 1.0, (3, 1, 1)), dtype=images.dtype, device=images.device)
+        out[i] = (images[i, rng.permutation(3)] + 1) * gain - 1
+    return out
+
+
+def correlation(latents: torch.Tensor) -> torch.Tensor:
+    """How much the channels of (B, C, h, w) repeat each other, 0..1: a direction all leave out drowns in noise."""
+    z = latents.float().transpose(0, 1).flatten(1)
+    r = torch.corrcoef(z)
+    return (r**2).sum().sub(len(r)) / (len(r) * (len(r) - 1))
+
+
 def slopes(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return images[..., 1:, :] - images[..., :-1, :], images[..., :, 1:] - images[..., :, :-1]
 
@@ -152,17 +168,18 @@ def train_vae(work: Path, steps: int, device: str) -> AutoencoderKL:
     whole_from = int(0.85 * steps)  # group norm sees other statistics in whole, mostly white pictures: finish on them
     bar = tqdm(range(begun, steps), initial=begun, total=steps, desc="vae", mininterval=10)
     for step in bar:
-        rate = 7e-4 * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        rate = 6e-4 * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         optimizer.param_groups[0]["lr"] = rate + 1e-5
         rng = np.random.default_rng([step, 11])
         images = crops(work, 0 if step >= whole_from else 80, 4 if step >= whole_from else 16, rng).to(device)
+        images = recoloured(images, rng)
         with torch.autocast(device, torch.bfloat16, enabled=step < whole_from):
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample()).sample
         decoded = decoded.float()
-        loss = F.l1_loss(decoded, images) + 4 * F.mse_loss(decoded, images)
+        loss = F.l1_loss(decoded, images) + 8 * F.mse_loss(decoded, images) + 0.05 * correlation(posterior.mean)
         loss = loss + sum(F.l1_loss(a, b) for a, b in zip(slopes(decoded), slopes(images), strict=True))
-        loss = loss + 1e-6 * posterior.kl().mean()
+        loss = loss + 1e-8 * posterior.kl().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -244,7 +261,7 @@ class Captions:
 
     def tokens(self, text: str, chunks: int) -> list[list[int]]:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         rows = [ids[i * 75 : (i + 1) * 75] for i in range(chunks)]
         return [[bos, *row] + [eos] * (CHUNK - 1 - len(row)) for row in rows]
 
@@ -370,7 +387,7 @@ def settle_unseen_words(text_encoder: CLIPTextModel, seen: set[int]) -> None:
 
 def seen_words(tokenizer: CLIPTokenizer) -> set[int]:
     texts = [caption_of(sample_spec(i), np.random.default_rng(i), w) for i in range(1500) for w in (0, 12, 150)]
-    return {i for ids in tokenizer(texts, add_special_tokens=True).input_ids for i in ids}
+    return {i for ids in tokenizer(texts, verbose=False).input_ids for i in ids}
 
 
 def save_base(work: Path, to: Path, vae: AutoencoderKL) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from averaging import NoAverage
 from checkpoints import complete_checkpoints, find_checkpoint, load_training_state, save_checkpoint, step_of
 from errors import UserError
 from models import load_unet
@@ -17,7 +18,7 @@ def unet():
 @pytest.fixture
 def run(tmp_path, unet):
     for step in (2, 4, 10):
-        save_checkpoint(tmp_path, step, unet, None, {"optimizer": {"rate": step}, "scaler": None}, None)
+        save_checkpoint(tmp_path, step, unet, NoAverage(), {"optimizer": {"rate": step}, "scaler": None}, None)
     return tmp_path
 
 
@@ -61,7 +62,7 @@ def test_without_any_a_run_begins_at_the_start(tmp_path):
 
 
 def test_the_oldest_go_once_the_new_one_is_whole(run, unet):
-    save_checkpoint(run, 12, unet, None, {}, limit=2)
+    save_checkpoint(run, 12, unet, NoAverage(), {}, limit=2)
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-10", "checkpoint-12"]
 
 

@@ -90,6 +90,14 @@ def test_the_shape_is_read_from_the_configs(tiny_model):
     assert shape.attention_levels == (1,)
 
 
+@pytest.mark.parametrize("change", [{"in_channels": 9}, {"addition_embed_type": "text_time"}, {"sample_size": None}])
+def test_a_pipeline_of_another_kind_is_refused(own_model, change):
+    config = own_model / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(UserError, match="[Nn]ot "):
+        read_shape(own_model)
+
+
 def test_parameters_are_counted_without_loading_them(tiny_model):
     assert count_parameters(tiny_model) == sum(p.numel() for p in load_unet(tiny_model).parameters())
 

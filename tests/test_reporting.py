@@ -78,6 +78,7 @@ def test_values_are_listed_by_where_they_come_from():
     origins = {"epochs": "flag", "use_ema": "file", "seed": "flag"}
     assert origins_line({"epochs": 3, "use_ema": True, "seed": 1}, origins, "flag") == "epochs=3 seed=1"
     assert origins_line({}, {}, "flag") == "none"
+    assert origins_line({"prior_prompts": ["a", "b"]}, {"prior_prompts": "file"}, "file") == "prior_prompts=(2)"
 
 
 def test_keeping_rows_of_a_run_without_any_makes_an_empty_file(tmp_path):

@@ -77,7 +77,7 @@ def test_the_script_says_what_it_will_do_does_it_and_the_result_draws(tiny_model
     for said in (
         "3 in ",
         "56 x 72 px",
-        "6 = 8 epochs x 3 pictures",
+        "6 (8 epochs x 3 pictures",
         "cpu",
         "fp32",
         "learning_rate=0.0003",
@@ -215,6 +215,7 @@ def test_more_steps_of_a_finished_run_without_checkpoint_are_refused(run):
         (["--resolution", "0"], "--resolution"),
         (["--train_batch_size", "-1"], "--train_batch_size"),
         (["--mixed_precision", "fp8"], "--mixed_precision"),
+        (["--mixed_precision", "fp16"], "--mixed_precision fp16"),
         (["--resume_from_checkpoint", "checkpoint-9"], "checkpoint-9"),
         (["--pretrained_model_name_or_path", "nobody/nothing"], "nobody/nothing"),
         (["--prior_prompts", "a shirt"], "--prior_images"),

@@ -6,12 +6,12 @@ A latent is kept as mean and standard deviation, so that every step still draws 
 from collections.abc import Iterable, Sequence
 
 import torch
-from tqdm import tqdm
 
 from batches import DATA, PRIOR
 from data import Picture, load_picture
 from draws import Draw
 from prompts import encode_prompt, join_embeddings
+from reporting import progress
 
 
 class StoredEncodings:
@@ -40,8 +40,8 @@ def store_encodings(
 ) -> StoredEncodings:
     """Encodes the data set's pictures at their training size; `text` holds the embedding of every caption."""
     encodings = StoredEncodings(text)
-    progress = tqdm(pictures, desc="encoding pictures", unit="picture", disable=quiet, leave=False)
-    posteriors = [encode_picture(vae, load_picture(picture.path, height, width)) for picture in progress]
+    bar = progress(pictures, desc="encoding pictures", unit="picture", disable=quiet, leave=False)
+    posteriors = [encode_picture(vae, load_picture(picture.path, height, width)) for picture in bar]
     encodings.add(DATA, *zip(*posteriors, strict=True))
     return encodings
 
@@ -63,5 +63,5 @@ def encode_texts(
     tokenizer, text_encoder, texts: Iterable[str], max_chunks: int, quiet: bool
 ) -> dict[str, torch.Tensor]:
     """The embedding (L, D) of each text, and of the empty one that stands for a dropped caption."""
-    progress = tqdm(dict.fromkeys(["", *texts]), desc="encoding captions", unit="caption", disable=quiet, leave=False)
-    return {text: encode_prompt(tokenizer, text_encoder, text, max_chunks).float().cpu() for text in progress}
+    bar = progress(dict.fromkeys(["", *texts]), desc="encoding captions", unit="caption", disable=quiet, leave=False)
+    return {text: encode_prompt(tokenizer, text_encoder, text, max_chunks).float().cpu() for text in bar}

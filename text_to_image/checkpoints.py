@@ -18,13 +18,12 @@ MANIFEST, STATE = "manifest.json", "training_state.pt"
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def save_checkpoint(folder: Path, step: int, unet, ema, training_state: dict, limit: int | None) -> Path:
+def save_checkpoint(folder: Path, step: int, unet, average, training_state: dict, limit: int | None) -> Path:
     """Writes checkpoint-`step` and then, where `limit` says how many to keep, removes the oldest beyond it."""
     part, whole = folder / f".partial-{step}", folder / f"checkpoint-{step}"
     shutil.rmtree(part, ignore_errors=True)
     unet.save_pretrained(part / "unet", safe_serialization=True)
-    if ema:
-        ema.save_pretrained(part / "unet_ema")
+    average.save_pretrained(part / "unet_ema")
     torch.save(training_state, part / STATE)
     sizes = {str(path.relative_to(part)): path.stat().st_size for path in sorted(part.rglob("*")) if path.is_file()}
     (part / MANIFEST).write_text(json.dumps({"step": step, "files": sizes}, indent=2))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from contact_sheet import make_contact_sheet
 from errors import UserError, WorkError
@@ -28,6 +27,7 @@ from models import (
     read_shape,
 )
 from prompts import count_tokens, encode_prompt
+from reporting import progress
 from runs import read_run, replace_text
 from sampling import SAMPLER, decode_latents, draw_latents, initial_noise, load_sampler
 
@@ -82,7 +82,7 @@ def generate(args: argparse.Namespace) -> None:
     model_hash = fingerprint_model(folder)
 
     paths: list[Path] = []
-    with tqdm(total=len(drawings), desc="drawing", unit="picture") as progress:
+    with progress(total=len(drawings), desc="drawing", unit="picture") as bar:
         for batch in batched(drawings, args.batch_size):
             noise = torch.stack([initial_noise(drawing.seed, shape.latent_shape(height, width)) for drawing in batch])
             embeddings = [text[drawing.prompt] for drawing in batch]
@@ -91,7 +91,7 @@ def generate(args: argparse.Namespace) -> None:
             )
             for drawing, image in zip(batch, decode_latents(vae, latents), strict=True):
                 paths.append(save_image(image, args.output_dir / drawing.file_name(model_hash)))
-                progress.update()
+                bar.update()
             write_rows(args.output_dir / IMAGES_FILE, zip(paths, drawings, strict=False))
     sheet = make_contact_sheet(paths, [(drawing.prompt, drawing.seed) for drawing in drawings], args.model)
     save_image(sheet, args.output_dir / SHEET_FILE)

@@ -88,6 +88,8 @@ def read_shape(folder: Path) -> ModelShape:
     """UserError where a config is missing or lacks what a Stable Diffusion model has."""
     try:
         vae, unet = (json.loads((folder / part / "config.json").read_text()) for part in ("vae", "unet"))
+        if unet["in_channels"] != vae["latent_channels"] or unet.get("addition_embed_type"):
+            raise UserError(f"{folder}: not of Stable Diffusion 1.x or 2.x text-to-image's kind (inpainting, XL, ...)")
         sample_size = unet["sample_size"]
         vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
         return ModelShape(

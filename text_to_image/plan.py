@@ -14,7 +14,7 @@ from caption_forms import first_sentence
 from captions import image_files
 from data import Picture, cropped, hash_pictures, read_pictures, training_size
 from errors import PACKAGES
-from model_defaults import FROM_FLAG, TRAINING_DEFAULTS
+from model_defaults import FROM_FLAG, TRAINING_DEFAULTS, guidance_scale_of
 from models import ModelShape, count_parameters, find_model, fingerprint_model, read_shape
 from prior import prior_batch_size, repeat_prompts
 from prompts import count_chunks, count_tokens
@@ -85,7 +85,9 @@ def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator,
     """What run.json says, at the start of the run."""
     arguments = {name: value for name, value in vars(args).items() if name != "origins"}
     dataset_hash, model_hash = hash_pictures(plan.pictures), fingerprint_model(plan.base)
-    fingerprint = fingerprint_run(arguments, dataset_hash, model_hash, plan.global_batch, args.seed)
+    # Two things that change the weights and are no arguments: what accelerate was told, and what the model brings.
+    told = {"mixed_precision": accelerator.mixed_precision, "prior_guidance_scale": guidance_scale_of(plan.base)}
+    fingerprint = fingerprint_run({**arguments, **told}, dataset_hash, model_hash, plan.global_batch, args.seed)
     captions = [caption for picture in plan.pictures for caption in picture.captions]
     return {
         "finished": False,
@@ -163,8 +165,9 @@ def _size_line(plan: Plan) -> str:
 
 
 def _steps_line(args: argparse.Namespace, plan: Plan, first_step: int) -> str:
-    why = f"{args.epochs} epochs x {len(plan.pictures)} pictures x {args.repeats} / batch of {plan.global_batch}"
-    line = f"{plan.steps} (--max_train_steps)" if args.max_train_steps else f"{plan.steps} = {why}"
+    passes = f"{args.epochs} epochs x {len(plan.pictures)} pictures x {args.repeats} repeats"
+    why = "--max_train_steps" if args.max_train_steps else f"{passes} / batch of {plan.global_batch}"
+    line = f"{plan.steps} ({why})"
     return line + (f", going on after step {first_step}" if first_step else "")
 
 

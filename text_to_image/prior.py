@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from draws import generator
+from reporting import progress
 from sampling import draw_latents
 
 PRIOR_STEPS, PRIOR_BATCH = 20, 4
@@ -31,8 +31,9 @@ def draw_prior(
 ) -> dict[int, torch.Tensor]:
     """Scaled latents (C, h, w) of the pictures `indices` of `prompts`, whose embeddings are in `text`."""
     drawn = {}
-    progress = tqdm(total=len(indices), desc="the base's own pictures", unit="picture", disable=quiet, leave=False)
-    with progress:
+    with progress(
+        total=len(indices), desc="the base's own pictures", unit="picture", disable=quiet, leave=False
+    ) as bar:
         for start in range(0, len(indices), PRIOR_BATCH):
             part = indices[start : start + PRIOR_BATCH]
             noise = torch.stack(
@@ -41,7 +42,7 @@ def draw_prior(
             embeddings = [text[prompts[i]] for i in part]
             latents = draw_latents(unet, sampler, noise, embeddings, text[""], guidance_scale, PRIOR_STEPS)
             drawn.update(zip(part, latents.float().cpu(), strict=True))
-            progress.update(len(part))
+            bar.update(len(part))
     return drawn
 
 

@@ -21,8 +21,15 @@ def print_table(rows: Sequence[tuple[str, str]], quiet: bool) -> None:
 
 
 def origins_line(arguments: dict, origins: dict[str, str], source: str) -> str:
-    """The arguments that come from `source`, as they would stand on the command line without the dashes."""
-    return " ".join(f"{name}={arguments[name]}" for name, origin in origins.items() if origin == source) or "none"
+    """The arguments that come from `source`: name=value, of a list only how many."""
+    chosen = {name: arguments[name] for name, origin in origins.items() if origin == source}
+    briefly = (f"{name}={f'({len(value)})' if isinstance(value, list) else value}" for name, value in chosen.items())
+    return " ".join(briefly) or "none"
+
+
+def progress(iterable=None, **settings) -> tqdm:
+    """A progress bar; in a log file, where each refresh is a line of its own, one every ten seconds."""
+    return tqdm(iterable, mininterval=0.1 if sys.stderr.isatty() else 10, **settings)
 
 
 def duration(seconds: float) -> str:
@@ -52,7 +59,7 @@ class StepLog:
         self.read_every = read_every
         self.waiting: list[tuple[int, float, torch.Tensor, float]] = []
         self.started = self.read_at = time.perf_counter()
-        self.bar = tqdm(total=steps, initial=first_step, desc="training", unit="step", disable=quiet, smoothing=0.1)
+        self.bar = progress(total=steps, initial=first_step, desc="training", unit="step", disable=quiet)
         if self.path:
             keep_rows(self.path, first_step)
 
@@ -80,7 +87,9 @@ class StepLog:
         ]  # fmt: skip
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-        self.bar.set_postfix_str(f"loss={losses[-1]:.4f} lr={self.waiting[-1][3]:.1e} images/s={rate:.1f}")
+        self.bar.set_postfix_str(
+            f"loss={losses[-1]:.4f} lr={self.waiting[-1][3]:.1e} images/s={rate:.1f}", refresh=False
+        )
         self.waiting, self.read_at = [], now
 
     def _estimate(self, step: int) -> None:

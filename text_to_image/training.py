@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import UNet2DConditionModel
-from diffusers.training_utils import EMAModel
 
+from averaging import make_average
 from batches import DATA, PRIOR, Batches
 from caching import StoredEncodings, add_prior, encode_texts, store_encodings
 from checkpoints import find_checkpoint, load_training_state, save_checkpoint, step_of
@@ -43,10 +43,11 @@ def train(args: argparse.Namespace) -> None:
     """
     # Check the data set and the model, plan the run:
     quiet_libraries()
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = make_accelerator(args.mixed_precision)
     quiet = not accelerator.is_main_process
     torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
     plan = make_plan(args, accelerator)
+    noise_scheduler = load_noise_scheduler(plan.base, args.prediction_type)
     tokenizer = load_tokenizer(plan.base)
     run = describe_run(args, plan, accelerator, tokenizer)
     folder = output_folder(args.output_dir, args.dataset, run["fingerprint"])
@@ -54,7 +55,7 @@ def train(args: argparse.Namespace) -> None:
     # Go on with an earlier start of this run, or see that nothing is left to do:
     earlier = check_same_run(folder, run["fingerprint"])
     if earlier and earlier["finished"] and earlier["steps"] >= plan.steps:
-        print_table([("finished", f"{folder} after {earlier['steps']} steps; nothing is left to do")], quiet)
+        print_table([("finished", f"after {earlier['steps']} steps"), *closing_lines(folder, earlier)], quiet)
         return
     checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
     if earlier and earlier["finished"] and not checkpoint:
@@ -69,7 +70,6 @@ def train(args: argparse.Namespace) -> None:
     encodings = encode_all(args, plan, tokenizer, accelerator.device, quiet)
     if plan.prior_prompts:
         add_prior(encodings, prior_latents(args, plan, encodings, folder, run["seed"], accelerator))
-    noise_scheduler = load_noise_scheduler(plan.base, args.prediction_type)
     batches = make_batches(args, plan, encodings, run["seed"], len(noise_scheduler), accelerator)
 
     # The model, its optimizer and their average, new or from a checkpoint:
@@ -77,7 +77,7 @@ def train(args: argparse.Namespace) -> None:
     choose_attention(unet, plan.shape, plan.height, plan.width, accelerator.device.type)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    ema = make_ema(unet, checkpoint, args.foreach_ema) if args.use_ema else None
+    average = make_average(unet, args.use_ema, args.foreach_ema, checkpoint, first_step)
     optimizer = make_optimizer(args, unet)
     unet, optimizer = accelerator.prepare(unet, optimizer)
     if checkpoint:
@@ -103,27 +103,32 @@ def train(args: argparse.Namespace) -> None:
         accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        if ema:
-            ema.step(parameters)
+        average.step(parameters)
 
         done = step + 1
         epoch = done * plan.global_batch / (len(plan.pictures) * args.repeats)
         log.step(done, epoch, accelerator.reduce(step_loss, reduction="sum"), rate_at(step))
         if done % args.checkpointing_steps == 0:
             log.flush()
-            checkpoint_run(folder, done, accelerator, unet, ema, optimizer, args.checkpoints_total_limit)
+            checkpoint_run(folder, done, accelerator, unet, average, optimizer, args.checkpoints_total_limit)
     log.close()
 
     # Save the pipeline, with the averaged weights where there are such:
     if accelerator.is_main_process:
         trained = accelerator.unwrap_model(unet)
-        if ema:
-            ema.copy_to(trained.parameters())
+        average.copy_to(trained.parameters())
         save_pipeline(trained, plan.base, folder, noise_scheduler)
         write_run(folder, {**run, "finished": True, "finished_at": now(), "peak_memory_gb": peak_memory_gb()})
         print_table(closing_lines(folder, run), quiet)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def make_accelerator(mixed_precision: str | None) -> Accelerator:
+    try:
+        return Accelerator(mixed_precision=mixed_precision)
+    except ValueError as error:  # a precision that the device does not have
+        raise UserError(f"--mixed_precision {mixed_precision}: {error}") from None
 
 
 def encode_all(args: argparse.Namespace, plan: Plan, tokenizer, device: torch.device, quiet: bool) -> StoredEncodings:
@@ -185,21 +190,13 @@ def make_optimizer(args: argparse.Namespace, unet: UNet2DConditionModel) -> torc
     )
 
 
-def make_ema(unet: UNet2DConditionModel, checkpoint: Path | None, foreach: bool) -> EMAModel:
-    """The weights' average. Its decay at step n is at most (1 + n) / (10 + n): a run of 300 steps ends with the
-    average of about its last 30, where a fixed 0.9999 would still hold mostly the base."""
-    averaged = load_unet(checkpoint, subfolder="unet_ema") if checkpoint else unet
-    ema = EMAModel(averaged.parameters(), model_cls=UNet2DConditionModel, model_config=unet.config, foreach=foreach)
-    ema.optimization_step = step_of(checkpoint) if checkpoint else 0
-    ema.to(unet.device)
-    return ema
-
-
-def checkpoint_run(folder: Path, step: int, accelerator: Accelerator, unet, ema, optimizer, limit: int | None) -> None:
+def checkpoint_run(
+    folder: Path, step: int, accelerator: Accelerator, unet, average, optimizer, limit: int | None
+) -> None:
     """Written by the main process; the others wait, or they would run ahead into a collective call without it."""
     if accelerator.is_main_process:
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler_state(accelerator)}
-        save_checkpoint(folder, step, accelerator.unwrap_model(unet), ema, state, limit)
+        save_checkpoint(folder, step, accelerator.unwrap_model(unet), average, state, limit)
     accelerator.wait_for_everyone()
 
 

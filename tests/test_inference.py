@@ -59,7 +59,7 @@ def test_the_script_draws_every_prompt_as_often_as_asked_and_records_it(trained,
     words = [*prompts, "--model", trained, "--num_images", 2, "--seed", 7, "--output_dir", tmp_path / "out", *QUICK]
     done = subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert str(trained) in done.stdout
+    assert str(trained) in done.stdout and "--model" in done.stdout
     names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert [name[-10:] for name in names] == ["000007.png", "000008.png"] * 2
     assert names[0].startswith("a-red-t-shirt-laid-flat-") and names[2].startswith("denim-jeans-")

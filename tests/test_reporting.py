@@ -61,8 +61,9 @@ def test_only_the_main_process_writes(tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_after_the_first_steps_it_says_how_long_it_will_take(tmp_path, capsys):
-    log = log_of(tmp_path)
+@pytest.mark.parametrize("read_every", [1, 10])
+def test_after_the_first_steps_it_says_once_how_long_it_will_take(tmp_path, capsys, read_every):
+    log = log_of(tmp_path, read_every=read_every)
     for step in range(1, 13):
         log.step(step, 0.1, torch.tensor(1.0), 1e-5)
     log.close()

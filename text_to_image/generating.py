@@ -14,6 +14,7 @@ from PIL import Image
 
 from contact_sheet import make_contact_sheet
 from errors import UserError, WorkError
+from model_defaults import REAL_MODEL
 from models import (
     ModelShape,
     choose_attention,
@@ -28,7 +29,7 @@ from models import (
 )
 from prompts import count_tokens, encode_prompt
 from reporting import progress
-from runs import read_run, replace_text
+from runs import read_run, replace_text, shown
 from sampling import SAMPLER, decode_latents, draw_latents, initial_noise, load_sampler
 
 IMAGES_FILE, SHEET_FILE = "images.jsonl", "contact_sheet.jpg"
@@ -50,14 +51,28 @@ class Drawing:
         return f"{words}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}-{self.seed:06d}.png"
 
 
-@torch.no_grad()
 def generate(args: argparse.Namespace) -> None:
     """Draws `args.num_images` pictures of every prompt. UserError where model or size is not usable."""
     quiet_libraries()
     folder = find_model(args.model, "--model")
-    shape, run = read_shape(folder), read_run(folder) or {}
+    drawings = plan_drawings(args, read_shape(folder), read_run(folder) or {})
+    print(f"{len(drawings)} pictures with {shown(args.model)} (another: --model {REAL_MODEL})", flush=True)
+    prepare_folder(args.output_dir)
+
+    paths: list[Path] = []
+    model_hash = fingerprint_model(folder)
+    for batch, images in draw(args, folder, drawings):
+        for drawing, image in zip(batch, images, strict=True):
+            paths.append(save_image(image, args.output_dir / drawing.file_name(model_hash)))
+        write_rows(args.output_dir / IMAGES_FILE, zip(paths, drawings, strict=False))
+    captions = [(drawing.prompt, drawing.seed) for drawing in drawings]
+    sheet = save_image(make_contact_sheet(paths, captions, model_name(args.model)), args.output_dir / SHEET_FILE)
+    print(f"{len(paths)} pictures in {shown(args.output_dir)}, all of them in {shown(sheet)}")
+
+
+def plan_drawings(args: argparse.Namespace, shape: ModelShape, run: dict) -> list[Drawing]:
+    """Every prompt with every seed; `run` is what the model's run.json says, if it has one."""
     height, width = picture_size(args.height, args.width, run, shape)
-    chunks = run.get("max_token_chunks", MAX_TOKEN_CHUNKS)
     settings = {
         "steps": args.steps,
         "scheduler": SAMPLER,
@@ -65,37 +80,38 @@ def generate(args: argparse.Namespace) -> None:
         "negative_prompt": args.negative_prompt,
         "height": height,
         "width": width,
-        "token_chunks": chunks,
-        "model": args.model,
+        "token_chunks": run.get("max_token_chunks", MAX_TOKEN_CHUNKS),
+        "model": model_name(args.model),
     }
-    drawings = [Drawing(prompt, args.seed + i, settings) for prompt in args.prompt for i in range(args.num_images)]
-    print(f"{len(drawings)} pictures of {width} x {height} px with {folder}, {args.steps} steps", flush=True)
-    prepare_folder(args.output_dir)
+    prompts = dict.fromkeys(args.prompt)
+    return [Drawing(prompt, args.seed + i, settings) for prompt in prompts for i in range(args.num_images)]
 
+
+def model_name(name: str) -> str:
+    """How a model is recorded: a folder of this repository without the place where the repository happens to be."""
+    path, root = Path(name).expanduser().resolve(), Path(__file__).resolve().parents[1]
+    return path.relative_to(root).as_posix() if path.is_dir() and path.is_relative_to(root) else name
+
+
+def draw(
+    args: argparse.Namespace, folder: Path, drawings: Sequence[Drawing]
+) -> Iterator[tuple[Sequence[Drawing], list[Image.Image]]]:
+    """Draws them batch by batch, on the GPU in fp16 where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    text = encode_prompts(folder, [args.negative_prompt, *args.prompt], chunks, device, dtype)
-    unet = load_unet(folder, dtype).to(device).eval()
+    shape, settings = read_shape(folder), drawings[0].settings
+    height, width = settings["height"], settings["width"]
+    text = encode_prompts(folder, [args.negative_prompt, *args.prompt], settings["token_chunks"], device, dtype)
+    unet, sampler = load_unet(folder, dtype).to(device).eval(), load_sampler(folder)
     choose_attention(unet, shape, height, width, device.type)
     vae = load_vae(folder).to(device)  # fp32 also on a GPU: half precision shows in the pictures and saves little
-    sampler = load_sampler(folder)
-    model_hash = fingerprint_model(folder)
-
-    paths: list[Path] = []
     with progress(total=len(drawings), desc="drawing", unit="picture") as bar:
         for batch in batched(drawings, args.batch_size):
             noise = torch.stack([initial_noise(drawing.seed, shape.latent_shape(height, width)) for drawing in batch])
-            embeddings = [text[drawing.prompt] for drawing in batch]
-            latents = draw_latents(
-                unet, sampler, noise, embeddings, text[args.negative_prompt], args.guidance_scale, args.steps
-            )
-            for drawing, image in zip(batch, decode_latents(vae, latents), strict=True):
-                paths.append(save_image(image, args.output_dir / drawing.file_name(model_hash)))
-                bar.update()
-            write_rows(args.output_dir / IMAGES_FILE, zip(paths, drawings, strict=False))
-    sheet = make_contact_sheet(paths, [(drawing.prompt, drawing.seed) for drawing in drawings], args.model)
-    save_image(sheet, args.output_dir / SHEET_FILE)
-    print(f"{len(paths)} pictures in {args.output_dir}, all of them in {args.output_dir / SHEET_FILE}")
+            prompts, negative = [text[drawing.prompt] for drawing in batch], text[args.negative_prompt]
+            latents = draw_latents(unet, sampler, noise, prompts, negative, args.guidance_scale, args.steps)
+            yield batch, decode_latents(vae, latents)
+            bar.update(len(batch))
 
 
 def picture_size(height: int | None, width: int | None, run: dict, shape: ModelShape) -> tuple[int, int]:

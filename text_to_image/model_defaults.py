@@ -19,6 +19,7 @@ from flags import FlagParser, given_flags
 TRAINING_DEFAULTS, GENERATION_DEFAULTS = "training_defaults.json", "generation_defaults.json"
 FROM_FLAG, FROM_SCRIPT = "flag", "default"
 GUIDANCE_SCALE = 7.5
+REAL_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # what the scripts name as an example
 STARTER = Path(__file__).resolve().parent / "starter" / "base"
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.metadata
-import os
 import platform
 import shlex
 from dataclasses import dataclass
@@ -14,15 +13,13 @@ from caption_forms import first_sentence
 from captions import image_files
 from data import Picture, cropped, hash_pictures, read_pictures, training_size
 from errors import PACKAGES
-from model_defaults import FROM_FLAG, TRAINING_DEFAULTS, guidance_scale_of
+from model_defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS, guidance_scale_of
 from models import ModelShape, count_parameters, find_model, fingerprint_model, read_shape
 from prior import prior_batch_size, repeat_prompts
 from prompts import count_chunks, count_tokens
 from reporting import origins_line
-from runs import fingerprint_run, seed_of
+from runs import fingerprint_run, seed_of, shown
 from schedule import total_steps, warmup_steps
-
-REAL_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 @dataclass(frozen=True)
@@ -126,9 +123,9 @@ def start_table(
         accelerator.mixed_precision, f"{accelerator.mixed_precision} autocast, fp32 weights"
     )
     return [
-        ("model", f"{plan.base} (UNet of {count_parameters(plan.base) / 1e6:.1f} M parameters)"),
+        ("model", f"{shown(plan.base)} (UNet of {count_parameters(plan.base) / 1e6:.1f} M parameters)"),
         ("", f"a real one: --pretrained_model_name_or_path {REAL_MODEL}"),
-        ("pictures", f"{len(plan.pictures)} in {args.dataset}{_without_row(args.dataset, plan)}"),
+        ("pictures", f"{len(plan.pictures)} in {shown(args.dataset)}{_without_row(args.dataset, plan)}"),
         ("captions", _captions_line(args, plan, tokenizer)),
         ("size", _size_line(plan)),
         ("steps", _steps_line(args, plan, first_step)),
@@ -137,7 +134,7 @@ def start_table(
         ("device", f"{accelerator.device} x {accelerator.num_processes}, {precision}; seed {run['seed']}"),
         ("flags", origins_line(vars(args), args.origins, FROM_FLAG)),
         ("from the model", f"{origins_line(vars(args), args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
-        ("output", f"{folder}, fp32"),
+        ("output", f"{shown(folder)}, fp32"),
     ]
 
 
@@ -180,7 +177,7 @@ def _batch_line(args: argparse.Namespace, plan: Plan, processes: int) -> str:
 
 def closing_lines(folder: Path, run: dict) -> list[tuple[str, str]]:
     """Where the model is and the command that draws with it, ready to paste."""
-    script = os.path.relpath(Path(__file__).with_name("inference.py"))
+    script = shlex.quote(shown(Path(__file__).with_name("inference.py")))
     prompt = shlex.quote(run["example_prompts"][0])
-    command = f"python {shlex.quote(script)} --model {shlex.quote(os.path.relpath(folder))} --prompt {prompt}"
-    return [("the model", str(folder)), ("draw with it", command)]
+    command = f"python {script} --model {shlex.quote(shown(folder))} --prompt {prompt}"
+    return [("the model", shown(folder)), ("draw with it", command)]

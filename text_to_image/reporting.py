@@ -59,6 +59,7 @@ class StepLog:
         self.read_every = read_every
         self.waiting: list[tuple[int, float, torch.Tensor, float]] = []
         self.started = self.read_at = time.perf_counter()
+        self.estimated = False
         self.bar = progress(total=steps, initial=first_step, desc="training", unit="step", disable=quiet)
         if self.path:
             keep_rows(self.path, first_step)
@@ -69,8 +70,6 @@ class StepLog:
         self.bar.update()
         if len(self.waiting) >= self.read_every or step == self.steps:
             self.flush()
-        if step == self.first_step + ESTIMATE_AFTER_STEPS:
-            self._estimate(step)
 
     def flush(self) -> None:
         """Reads the losses that wait and writes their rows."""
@@ -90,9 +89,14 @@ class StepLog:
         self.bar.set_postfix_str(
             f"loss={losses[-1]:.4f} lr={self.waiting[-1][3]:.1e} images/s={rate:.1f}", refresh=False
         )
+        self._estimate(self.waiting[-1][0])
         self.waiting, self.read_at = [], now
 
     def _estimate(self, step: int) -> None:
+        """Once, and only right after losses were read: until then the GPU may lag behind the steps counted here."""
+        if self.estimated or step < self.first_step + ESTIMATE_AFTER_STEPS:
+            return
+        self.estimated = True
         per_step = (time.perf_counter() - self.started) / (step - self.first_step)
         text = f"{per_step:.2f} s a step: about {duration(per_step * (self.steps - step))} to go"
         self.bar.write(text, file=sys.stdout)

@@ -54,6 +54,14 @@ def check_same_run(folder: Path, fingerprint: str) -> dict | None:
     return earlier
 
 
+def shown(path: Path | str) -> str:
+    """A path as one would type it: relative where it lies below the current folder."""
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
 def write_run(folder: Path, run: dict) -> None:
     """run.json, replaced as a whole, so that a reader never sees half of it."""
     try:

@@ -81,13 +81,13 @@ class StepLog:
         rate = self.images_per_step * len(self.waiting) / (now - self.read_at)
         rows = [
             {"step": step, "epoch": round(epoch, 4), "train_loss": loss, "lr": lr,
-             "images_per_second": round(rate, 2), "peak_memory_gb": round(peak_memory_gb(), 2)}
+             "images_per_second": float(f"{rate:.3g}"), "peak_memory_gb": round(peak_memory_gb(), 2)}
             for (step, epoch, _, lr), loss in zip(self.waiting, losses, strict=True)
         ]  # fmt: skip
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         self.bar.set_postfix_str(
-            f"loss={losses[-1]:.4f} lr={self.waiting[-1][3]:.1e} images/s={rate:.1f}", refresh=False
+            f"loss={losses[-1]:.4f} lr={self.waiting[-1][3]:.1e} images/s={rate:.3g}", refresh=False
         )
         self._estimate(self.waiting[-1][0])
         self.waiting, self.read_at = [], now

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from captions import append_captions, existing_captions, image_files, read_captions, uncaptioned
 from errors import UserError, WorkError
 

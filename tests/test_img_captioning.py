@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
 from captioning import describe, load_captioner, open_picture
 from captions import append_captions, read_captions
 from errors import UserError
-from PIL import Image
-from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 SCRIPT = Path(__file__).resolve().parents[1] / "text_to_image" / "img_captioning.py"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "blue", "jeans", "a", "photograph", "of"]

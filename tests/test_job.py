@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from clone import ROOT, changes, make_clone
 from PIL import Image
+
+from clone import ROOT, changes, make_clone
 from tiny_model import make_tiny_model
 
 TOOLS = ["bash", "cat", "cksum", "cp", "dirname", "env", "find", "flock", "mkdir", "rm", "sleep", "touch"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from clone import ROOT, changes, make_clone, repository_files
 
 README = ROOT / "README.md"

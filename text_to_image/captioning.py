@@ -8,12 +8,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from captions import append_captions
-from data import measure
-from errors import UserError, WorkError
 from PIL import Image, ImageOps
 from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
 from transformers.utils import logging
+
+from captions import append_captions
+from data import measure
+from errors import UserError, WorkError
 
 
 @dataclass(frozen=True)

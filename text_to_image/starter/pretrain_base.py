@@ -214,6 +214,41 @@ def whiten(vae: AutoencoderKL, work: Path, device: str) -> None:
     post.weight[:, :, 0, 0] = old @ back
 
 
+def train_decoder(vae: AutoencoderKL, work: Path, steps: int, device: str) -> None:
+    """The decoder alone on whole pictures and fixed latents, its loss sees areas' colours: hues come out right."""
+    file, begun = Checkpoint(work / "decoder.pt"), 0
+    learned = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])
+    optimizer = torch.optim.AdamW(learned.parameters(), lr=1, betas=(0.9, 0.99), weight_decay=0.01)
+    if state := file.load():
+        learned.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        begun = state["step"]
+    learned.train()
+    bar = tqdm(range(begun, steps), initial=begun, total=steps, desc="decoder", mininterval=10)
+    for step in bar:
+        optimizer.param_groups[0]["lr"] = 8e-4 * min(1, (step + 1) / 50) * (1 - step / steps) + 1e-5
+        rng = np.random.default_rng([step, 15])
+        images = recoloured(crops(work, 0, 4, rng), rng).to(device)
+        with torch.no_grad():
+            latents = vae.encode(images).latent_dist.mean
+            latents = latents + 0.05 * torch.randn(latents.shape, device=device)
+        with torch.autocast(device, torch.bfloat16):
+            decoded = vae.decode(latents).sample.float()
+        loss = F.l1_loss(decoded, images) + 8 * F.mse_loss(decoded, images)
+        loss = loss + 20 * F.mse_loss(F.avg_pool2d(decoded, 8), F.avg_pool2d(images, 8))
+        loss = loss + sum(F.l1_loss(a, b) for a, b in zip(slopes(decoded), slopes(images), strict=True))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learned.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0:
+            psnr = -10 * math.log10(F.mse_loss(decoded.detach().clamp(-1, 1), images).item() / 4)
+            bar.set_postfix(psnr=f"{psnr:.1f}", refresh=False)
+        if file.due() or step + 1 == steps:
+            file.save({"model": learned.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+    learned.eval()
+
+
 # --- Latents --------------------------------------------------------------------------------------------------------
 
 
@@ -423,7 +458,9 @@ def main() -> None:
     parser.add_argument(
         "--samples", type=int, nargs=3, default=(200_000, 150_000, 40_000), help="seen by each UNet stage"
     )
-    parser.add_argument("--stage", choices=("all", "render", "vae", "latents", *STAGES, "save"), default="all")
+    parser.add_argument(
+        "--stage", choices=("all", "render", "vae", "latents", *STAGES, "decoder", "save"), default="all"
+    )
     parser.add_argument("--compile", action="store_true", help="compile the UNet with torch.compile")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -444,6 +481,7 @@ def main() -> None:
             encode_pictures(vae, args.work, STAGES[name]["scale"], device)
         if wanted(name):
             train_diffusion(args.work, name, samples, device, args.compile)
+    train_decoder(vae, args.work, args.decoder_steps if wanted("decoder") else 0, device)
     if wanted("save"):
         shutil.rmtree(args.work / "base", ignore_errors=True)
         save_base(args.work, args.to, vae)

@@ -1,0 +1,84 @@
+"""The renderer draws what its specs say, the same each time, and its captions are true and never mention denim."""
+
+import numpy as np
+import pytest
+
+from describe import JEANS_WORDS, caption_of
+from garments import GARMENTS
+from render_garments import COLOURS, CORNERS, KINDS, PATTERNS, Spec, mirrored_spec, render, sample_spec
+
+
+def test_there_are_kinds_and_colours_enough():
+    assert len(KINDS) >= 7 and len(COLOURS) >= 12 and len(PATTERNS) >= 3
+
+
+def test_the_same_spec_gives_the_same_pixels_and_another_seed_others():
+    spec = sample_spec(5)
+    assert np.array_equal(render(spec, 64, 64, 1), render(spec, 64, 64, 1))
+    assert not np.array_equal(render(spec, 64, 64, 1), render(sample_spec(6), 64, 64, 1))
+
+
+@pytest.mark.parametrize("kind", sorted(GARMENTS))
+@pytest.mark.parametrize("view", ["front", "back"])
+def test_each_garment_lies_whole_on_a_white_table(kind, view):
+    spec = Spec(kind, "red", "plain", None, view, "flat", None, seed=3)
+    pixels = np.asarray(render(spec, 96, 128, 1)).astype(int)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert border.mean() >= 240
+    assert (pixels.min(-1) < 180).mean() > 0.1
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+def test_the_marker_is_a_black_square_in_its_corner(corner):
+    spec = Spec("trousers", "red", "plain", None, "front", "flat", corner, seed=4)
+    with_marker = np.asarray(render(spec, 96, 128, 2)).astype(int)
+    dark = with_marker.max(-1) < 60
+    rows, columns = np.nonzero(dark)
+    assert ("upper" in corner) == (rows.mean() < 64) and ("left" in corner) == (columns.mean() < 48)
+    assert 0.05 * 96 <= np.sqrt(dark.sum()) <= 0.085 * 96
+
+
+def test_a_dyed_garment_has_its_colour():
+    for colour in ("red", "green", "blue"):
+        pixels = np.asarray(render(Spec("skirt", colour, "plain", None, "front", "flat", None, 7), 64, 64, 1))
+        assert pixels[20:44, 24:40].reshape(-1, 3).mean(0).argmax() == ["red", "green", "blue"].index(colour)
+
+
+def test_jeans_and_their_words_come_only_when_asked_for():
+    for seed in range(3000):
+        spec = sample_spec(seed)
+        assert spec.kind != "jeans"
+        caption = caption_of(spec, np.random.default_rng(seed)).lower()
+        assert not any(word in caption for word in JEANS_WORDS), caption
+    assert sample_spec(1, "jeans").kind == "jeans"
+    assert "jeans" in caption_of(sample_spec(1, "jeans"), np.random.default_rng(1))
+
+
+def test_captions_name_the_marker_where_it_is():
+    for seed in range(500):
+        spec = sample_spec(seed)
+        caption = caption_of(spec, np.random.default_rng(seed), words=130).lower()
+        assert spec.colour in caption or (spec.colour == "grey" and "gray" in caption)
+        for word, corner in (("left", "left"), ("right", "right")):
+            if f" {word}" in caption and "square" in caption:
+                assert spec.marker and corner in spec.marker, caption
+
+
+def test_captions_reach_from_a_few_words_to_three_chunks():
+    lengths = [len(caption_of(sample_spec(s), np.random.default_rng(s)).split()) for s in range(400)]
+    assert min(lengths) <= 3 and max(lengths) >= 100
+
+
+def test_a_mirrored_picture_has_its_marker_on_the_other_side():
+    spec = Spec("dress", "red", "plain", None, "front", "flat", "upper right", 1)
+    assert mirrored_spec(spec).marker == "upper left"
+    assert mirrored_spec(mirrored_spec(spec)) == spec
+
+
+def test_a_fold_changes_the_outline():
+    flat, folded = (
+        np.asarray(render(Spec("trousers", "red", "plain", None, "front", fold, None, 9), 64, 64, 1).convert("L"))
+        < 200
+        for fold in ("flat", "knee")
+    )
+    assert folded.sum() < 0.95 * flat.sum()

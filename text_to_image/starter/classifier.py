@@ -18,7 +18,7 @@ from pictures import HELD_OUT, SHARES, SIZES, pictures_of, seeds_of
 from render_garments import COLOURS, CORNERS, KINDS, PATTERNS, Spec, mirrored_spec, render, sample_spec
 
 WEIGHTS = Path(__file__).resolve().parent / "classifier.safetensors"
-SIDE = 144  # pictures are padded to a white square and reduced to this many pixels
+SIDE = 128  # pictures are padded to a white square and reduced to this many pixels
 ANSWERS = {
     "kind": KINDS,
     "colour": tuple(COLOURS),
@@ -32,7 +32,7 @@ ANSWERS = {
 class GarmentClassifier(torch.nn.Module):
     """Pictures (B, 3, SIDE, SIDE) in 0..1 -> logits of every attribute in ANSWERS, {name: (B, answers)}."""
 
-    def __init__(self, widths=(24, 48, 96, 128, 160)):
+    def __init__(self, widths=(16, 32, 64, 128, 160)):
         super().__init__()
         layers, before = [], 3
         for width in widths:
@@ -140,7 +140,7 @@ def accuracy(model: GarmentClassifier, count: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="the --work folder of pretrain_base.py")
-    parser.add_argument("--steps", type=int, default=2500, help="optimisation steps")
+    parser.add_argument("--steps", type=int, default=1500, help="optimisation steps")
     args = parser.parse_args()
     torch.manual_seed(0)
     model = train(args.work, args.steps)

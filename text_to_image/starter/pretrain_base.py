@@ -208,7 +208,8 @@ def whiten(vae: AutoencoderKL, work: Path, device: str) -> None:
     quant, post = vae.quant_conv, vae.post_quant_conv
     weight, bias = quant.weight[:, :, 0, 0].clone(), quant.bias.clone()
     quant.weight[:4, :, 0, 0], quant.bias[:4] = turn @ weight[:4], turn @ (bias[:4] - mean)
-    quant.bias[4:] += torch.log((turn**2).sum(1))  # the posterior's noise grows with its channel
+    # The posterior's noise grows with its channel; e^-4 of its variance is kept, fine-tuning needs no more.
+    quant.bias[4:] += torch.log((turn**2).sum(1)) - 4
     old = post.weight[:, :, 0, 0].clone()
     post.bias += old @ mean
     post.weight[:, :, 0, 0] = old @ back
@@ -329,7 +330,7 @@ def train_diffusion(work: Path, stage: str, samples: int, device: str, compiled:
     models = torch.nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder(len(tokenizer))}).to(device)
     if device == "cpu":
         models["unet"].set_attn_processor(AttnProcessor())  # the fused one's backward is slow on CPU at small sizes
-    optimizer = torch.optim.AdamW(models.parameters(), lr=1, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(models.parameters(), lr=1, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     ema = EMAModel(models.parameters(), decay=options["ema"], use_ema_warmup=True, power=0.8)
     file, begun = Checkpoint(work / f"{stage}.pt"), 0
     if state := file.load():

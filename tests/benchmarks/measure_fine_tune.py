@@ -103,12 +103,24 @@ def judge_jeans(images: Sequence[Image.Image], found: Sequence[dict]) -> dict[st
     return {name: float(np.mean(values)) for name, values in checks.items()}
 
 
+def before_and_after(base: Path, tuned: Path, prompts: Sequence[str], guidance: float) -> Image.Image:
+    """Two pictures for each prompt from both models, the same seeds above (before) and below (after)."""
+    asked = [prompt for prompt in prompts for _ in range(2)]
+    rows = [draw(folder, asked, [SIZE] * len(asked), 25, guidance, seed=2) for folder in (base, tuned)]
+    sheet = Image.new("RGB", (len(asked) * (SIZE[0] + 8) - 8, 2 * SIZE[1] + 8), "lightgray")
+    for y, images in enumerate(rows):
+        for x, image in enumerate(images):
+            sheet.paste(image, (x * (SIZE[0] + 8), y * (SIZE[1] + 8)))
+    return sheet
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="the fine-tuned pipeline folder")
     parser.add_argument("--base", type=Path, default=STARTER, help="what it was fine-tuned from")
     parser.add_argument("--count", type=int, default=16, help="pictures for each prompt")
     parser.add_argument("--save", type=Path, help="folder for the sheets")
+    parser.add_argument("--before_after", type=Path, help="only write the picture of both models' samples, here")
     args = parser.parse_args()
     quiet_libraries()
     dataset = ROOT / "dataset"
@@ -120,6 +132,9 @@ def main() -> None:
         "dataset itself",
         judge_jeans([p.resize(SIZE) for p in pictures], classify(model, [p.resize(SIZE) for p in pictures])),
     )
+    if args.before_after:
+        sheet = before_and_after(args.base, args.model, (SHORT[0], prompts[2], prompts[4]), guidance)
+        return sheet.save(args.before_after, quality=92)
     base = draw(args.base, prompts * 3, [SIZE] * 3 * len(prompts), 25, guidance)
     for prompt in (*prompts, OTHER):
         images = draw(args.model, [prompt] * args.count, [SIZE] * args.count, 25, guidance)

@@ -10,7 +10,17 @@ import torch
 from PIL import Image
 
 from conftest import write_captioned_folder
-from data import PIXEL_LIMIT, Picture, cropped, hash_pictures, load_picture, measure, read_pictures, training_size
+from data import (
+    PIXEL_LIMIT,
+    Picture,
+    cropped,
+    hash_pictures,
+    load_picture,
+    measure,
+    open_picture,
+    read_pictures,
+    training_size,
+)
 from errors import UserError
 
 
@@ -71,6 +81,11 @@ def test_transparency_becomes_white(tmp_path, mode):
     image.convert(mode).save(tmp_path / "clear.png", **({"transparency": 0} if mode == "P" else {}))
     pixels = load_picture(tmp_path / "clear.png", 20, 20)
     assert pixels[:, 12:].min() > 0.99
+
+
+def test_a_clear_colour_of_a_palette_becomes_white(tmp_path):
+    Image.new("P", (4, 4), 0).save(tmp_path / "palette.gif", transparency=0)
+    assert open_picture(tmp_path / "palette.gif").getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "CMYK"])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-from captioning import describe, load_captioner, open_picture
+from captioning import describe, load_captioner
 from captions import append_captions, read_captions
 from errors import UserError
 
@@ -133,20 +133,3 @@ def test_a_bad_row_or_an_empty_folder_is_refused(pictures, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     done = run("--image_dir", empty)
     assert (done.returncode, done.stderr) == (2, f"error: no pictures in {empty}\n")
-
-
-def test_pictures_open_upright_and_on_white(tmp_path):
-    turned = Image.new("RGB", (40, 20), "white")
-    turned.paste("red", (0, 0, 20, 20))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to look at it
-    turned.save(tmp_path / "turned.png", exif=exif)
-    upright = open_picture(tmp_path / "turned.png")
-    assert upright.size == (20, 40) and upright.getpixel((10, 5)) == (255, 0, 0)
-
-    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    clear.save(tmp_path / "clear.png")
-    assert open_picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
-    palette = Image.new("P", (4, 4), 0)
-    palette.save(tmp_path / "palette.gif", transparency=0)
-    assert open_picture(tmp_path / "palette.gif").getpixel((0, 0)) == (255, 255, 255)

@@ -1,19 +1,18 @@
 """Captions pictures with a BLIP model (Li et al. 2022, arXiv:2201.12086) through transformers."""
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
 from transformers.utils import logging
 
 from captions import append_captions
-from data import measure
+from data import measure, open_picture
 from errors import UserError, WorkError
 
 
@@ -75,23 +74,11 @@ def describe(
     return [text.strip() for text in captioner.processor.batch_decode(tokens, skip_special_tokens=True)]
 
 
-def open_picture(path: Path) -> Image.Image:
-    """The picture upright and in RGB, transparency on white; raises ValueError that says what is wrong with it."""
-    measure(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `measure` has a limit of its own
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
 def _open_pictures(paths: Iterable[Path], failures: list[str]) -> Iterator[tuple[str, Image.Image]]:
     """(file name, image) of each picture that opens; the others are described in `failures`."""
     for path in paths:
         try:
+            measure(path)  # says in words what is wrong with a picture
             yield path.name, open_picture(path)
         except (OSError, ValueError) as error:
             failures.append(f"{path.name}: {error}")

@@ -3,7 +3,8 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -61,15 +62,13 @@ def measure(path: Path) -> tuple[int, int]:
     Raises ValueError that says what is wrong with it.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is by name and before it
-            with Image.open(path) as image:
-                width, height = image.size
-                if width * height > PIXEL_LIMIT:
-                    raise ValueError(f"{width} x {height} pixels, more than the limit of {PIXEL_LIMIT:,}")
-                turned = image.getexif().get(EXIF_ORIENTATION) in EXIF_TURNED
-                image.draft("RGB", (width // 8, height // 8))  # a JPEG is decoded at an eighth: six times faster
-                image.load()
+        with _no_bomb_warning(), Image.open(path) as image:
+            width, height = image.size
+            if width * height > PIXEL_LIMIT:
+                raise ValueError(f"{width} x {height} pixels, more than the limit of {PIXEL_LIMIT:,}")
+            turned = image.getexif().get(EXIF_ORIENTATION) in EXIF_TURNED
+            image.draft("RGB", (width // 8, height // 8))  # a JPEG is decoded at an eighth: six times faster
+            image.load()
     except FileNotFoundError:
         raise ValueError("no such file") from None
     except Image.DecompressionBombError:
@@ -118,17 +117,25 @@ def cropped(ratio: float, size: tuple[int, int]) -> float:
 
 
 def load_picture(path: Path, height: int, width: int) -> torch.Tensor:
-    """(3, height, width) in [-1, 1]: upright by its EXIF orientation, transparency onto white, resized to cover the
-    size and cut at the centre."""
-    with Image.open(path) as image:
-        picture = ImageOps.fit(_on_white(ImageOps.exif_transpose(image)), (width, height), Image.Resampling.LANCZOS)
+    """(3, height, width) in [-1, 1]: resized to cover the size and cut at the centre."""
+    picture = ImageOps.fit(open_picture(path), (width, height), Image.Resampling.LANCZOS)
     pixels = np.asarray(picture, dtype=np.float32) / 127.5 - 1
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    if "transparency" not in image.info and "A" not in image.getbands():
+def open_picture(path: Path) -> Image.Image:
+    """The picture in RGB, upright by its EXIF orientation, transparency on white; for one that `measure` accepts."""
+    with _no_bomb_warning(), Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+    if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+@contextmanager
+def _no_bomb_warning() -> Iterator[None]:
+    """Pillow warns of large pictures; the limit here is another, and refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield

@@ -1,6 +1,5 @@
 """Captions pictures with a BLIP model (Li et al. 2022, arXiv:2201.12086) through transformers."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +12,7 @@ from transformers.utils import logging
 
 from captions import append_captions
 from data import measure, open_picture
+from devices import choose_device
 from errors import UserError, WorkError
 
 
@@ -39,7 +39,7 @@ def load_captioner(name: str) -> Captioner:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot load a BLIP captioner from --model {name}: {reason}") from None
-    return Captioner(model.to(_device()).eval(), processor)
+    return Captioner(model.to(choose_device()).eval(), processor)
 
 
 def caption_pictures(
@@ -82,9 +82,3 @@ def _open_pictures(paths: Iterable[Path], failures: list[str]) -> Iterator[tuple
             yield path.name, open_picture(path)
         except (OSError, ValueError) as error:
             failures.append(f"{path.name}: {error}")
-
-
-def _device() -> torch.device:
-    """The GPU when there is one, unless accelerate's own switch asks for the CPU."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
-    return torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from contact_sheet import make_contact_sheet
+from devices import choose_device
 from errors import UserError, WorkError
 from model_defaults import REAL_MODEL
 from models import (
@@ -97,7 +98,7 @@ def draw(
     args: argparse.Namespace, folder: Path, drawings: Sequence[Drawing]
 ) -> Iterator[tuple[Sequence[Drawing], list[Image.Image]]]:
     """Draws them batch by batch, on the GPU in fp16 where there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     shape, settings = read_shape(folder), drawings[0].settings
     height, width = settings["height"], settings["width"]

@@ -1,0 +1,32 @@
+"""One answer to 'GPU or CPU?' for everything that is not training."""
+
+import pytest
+import torch
+
+from devices import choose_device, mixed_precision
+
+
+@pytest.mark.parametrize("switch", ["1", "true", "True", "yes"])
+def test_accelerates_switch_to_the_cpu_is_obeyed(monkeypatch, switch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", switch)
+    assert choose_device().type == "cpu" and mixed_precision() is None
+
+
+@pytest.mark.parametrize("switch", ["", "0", "false", None])
+def test_a_gpu_is_used_where_there_is_one(monkeypatch, switch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    if switch is not None:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", switch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device().type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device().type == "cpu"
+
+
+@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp16")])
+def test_the_precision_is_the_best_that_the_gpu_has(monkeypatch, has_bf16, precision):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert mixed_precision() == precision

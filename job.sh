@@ -158,8 +158,8 @@ run_job() {
     step train_text_to_image --dataset "$dataset" --epochs "${EPOCHS:-100}" \
         ${MODEL:+--pretrained_model_name_or_path "$MODEL"} ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} \
         ${precision:+--mixed_precision "$precision"} "${train_args[@]}" | tee "$log"
-    # The last row that says so; a run that was finished before says it in a row of its own.
-    model="$(sed -n -e 's/^the model  *//p' -e 's/^finished  *\(.*\) after [0-9]* steps.*/\1/p' "$log" | tail -n 1)"
+    # Also a run that was finished before says this.
+    model="$(sed -n 's/^the model  *//p' "$log" | tail -n 1)"
     step inference ${model:+--model "$model"} --num_images "${NUM_IMAGES:-3}" "${prompts[@]/#/--prompt=}" \
         "${inference_args[@]}" | tee "$log"
     say_where
@@ -210,7 +210,6 @@ PYTHON
 # Mixed precision where a GPU is used and has it. It stands before TRAIN_ARGS, so that what is said there wins.
 find_precision() {
     "$venv/bin/python" - "$scripts" <<'PYTHON'
-import os
 import sys
 
 sys.path.insert(0, sys.argv[1])
@@ -219,11 +218,9 @@ from errors import exit_with, require_packages
 
 def main():
     require_packages()
-    import torch
+    from devices import mixed_precision
 
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
-    if torch.cuda.is_available() and not on_cpu:
-        print("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
+    print(mixed_precision() or "")
 
 
 exit_with(main)

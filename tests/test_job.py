@@ -57,7 +57,7 @@ def repository(tmp_path):
     (folder / "text_to_image").mkdir(parents=True)
     for name in ("job.sh", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
-    for name in ("captions.py", "caption_forms.py", "errors.py"):
+    for name in ("captions.py", "caption_forms.py", "devices.py", "errors.py"):
         shutil.copy(ROOT / "text_to_image" / name, folder / "text_to_image")
     for name in ("img_captioning", "train_text_to_image", "inference"):
         (folder / "text_to_image" / f"{name}.py").write_text(RECORDING_SCRIPT)
@@ -219,7 +219,9 @@ def job(tmp_path, repository):
     python.chmod(0o755)
     (tmp_path / "fakes").mkdir()
     (tmp_path / "fakes" / "torch.py").write_text(
-        "import os\n"
+        "import os, types\n"
+        "def device(kind):\n"
+        "    return types.SimpleNamespace(type=kind)\n"
         "class cuda:\n"
         "    is_available = staticmethod(lambda: 'FAKE_GPU' in os.environ)\n"
         "    is_bf16_supported = staticmethod(lambda including_emulation: os.environ['FAKE_GPU'] == 'bf16')\n"
@@ -265,6 +267,11 @@ def test_the_last_lines_say_where_everything_is_and_how_to_name_a_real_model(job
     own = job(DATASET="my pictures", PROMPT="x")[0].stdout.split("== done")[1]
     assert "starter" in own and r"DATASET=my\ pictures MODEL=stable" in own
     assert "starter" not in job(MODEL="some/model")[0].stdout
+
+
+def test_the_model_of_a_run_that_was_finished_before_is_drawn_with(job):
+    said = "finished      after 300 steps|the model     /runs/my own|draw with it  python inference.py"
+    assert job(SAYS_train_text_to_image=said)[1]["inference"][:2] == ["--model", "/runs/my own"]
 
 
 def test_choices_come_from_the_environment(job, tmp_path):

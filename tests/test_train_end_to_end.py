@@ -188,7 +188,8 @@ def test_a_resumed_run_ends_with_the_same_weights(run):
 def test_the_same_command_again_says_that_it_is_finished(run, capsys):
     run("out", "--max_train_steps", 2)
     before = (run("out", "--max_train_steps", 2) / "run.json").stat().st_mtime_ns
-    assert "finished" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()[-3:]
+    assert said[0].startswith("finished ") and said[1].startswith("the model ") and said[1].endswith("out")
     assert (run("out", "--max_train_steps", 1) / "run.json").stat().st_mtime_ns == before
 
 

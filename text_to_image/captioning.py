@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
 from transformers.utils import logging
 
 from captions import append_captions
 from data import measure, open_picture
 from devices import choose_device
-from errors import UserError, WorkError
+from errors import UserError, WorkError, first_line
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,8 @@ def load_captioner(name: str) -> Captioner:
             raise UserError(f"--model {name} is of type {model_type!r}; a BLIP captioner is needed")
         processor = BlipProcessor.from_pretrained(name)
         model = BlipForConditionalGeneration.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot load a BLIP captioner from --model {name}: {reason}") from None
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise UserError(f"cannot load a BLIP captioner from --model {name}: {first_line(error)}") from None
     return Captioner(model.to(choose_device()).eval(), processor)
 
 

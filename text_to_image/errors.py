@@ -1,12 +1,14 @@
 """The user's mistakes and the work's failures, and the exit codes the three scripts end with."""
 
+import errno
 import importlib.util
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 0, 1, 2, 75
+EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
+DISK_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 
 
 class UserError(Exception):
@@ -24,7 +26,27 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
     except (UserError, WorkError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)  # on a line of its own: the bar's, or ^C, is not ended
+        code = EXIT_INTERRUPTED
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(f"error: {first_line(error)}; make room and run the same command again", file=sys.stderr)
+        code = EXIT_FAILED
     sys.exit(code)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether a write failed for lack of space or quota; safetensors and torch tell it by their words alone."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(words in str(error) for words in DISK_FULL)
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, without its further explanations; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def require_packages() -> None:

@@ -17,7 +17,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from errors import UserError
+from errors import UserError, first_line
 from model_defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
 
 CARRIED_FORWARD = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
@@ -78,9 +78,8 @@ def _download(name: str, flag: str, revision, variant, cache_dir) -> Path:
             )
         )
     except Exception as error:  # the hub's errors have no common class (OSError, ValueError, requests' and httpx's)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{flag} {name}: no such folder, and not to be had from the Hugging Face hub: {reason}"
+            f"{flag} {name}: no such folder, and not to be had from the Hugging Face hub: {first_line(error)}"
         ) from None
 
 
@@ -169,8 +168,7 @@ def _loading(folder: Path, part: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{folder}: its {part} cannot be loaded: {reason}") from None
+        raise UserError(f"{folder}: its {part} cannot be loaded: {first_line(error)}") from None
 
 
 def choose_attention(unet: UNet2DConditionModel, shape: ModelShape, height: int, width: int, device: str) -> None:

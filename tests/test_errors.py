@@ -1,0 +1,50 @@
+"""How a script ends: its exit code, and one line in place of a traceback."""
+
+import errno
+
+import pytest
+
+from errors import UserError, WorkError, exit_with, first_line
+
+
+def end(problem: BaseException | None = None, code: int | None = None):
+    def work() -> int | None:
+        if problem:
+            raise problem
+        return code
+
+    with pytest.raises(SystemExit) as ended:
+        exit_with(work)
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "said"),
+    [
+        (UserError("--steps: wrong"), 2, "error: --steps: wrong"),
+        (WorkError("2 of 3 pictures"), 1, "error: 2 of 3 pictures"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "run.json"), 1, "run.json"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "run.json"), 1, "quota exceeded"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 1, "make room"),
+    ],
+)
+def test_what_is_no_bug_ends_with_its_code_and_one_line(capsys, problem, code, said):
+    assert end(problem) == code
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+
+
+def test_work_that_is_done_ends_with_its_own_code_or_0():
+    assert (end(), end(code=75)) == (0, 75)
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), PermissionError(errno.EACCES, "Permission denied")])
+def test_a_bug_keeps_its_traceback(bug):
+    with pytest.raises(type(bug)):
+        exit_with(lambda: (_ for _ in ()).throw(bug))
+
+
+def test_of_a_librarys_error_the_first_line_is_told():
+    assert first_line(OSError("no such model\n\nif this is a private one ...")) == "no such model"
+    assert first_line(KeyError()) == "KeyError"

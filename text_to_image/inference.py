@@ -80,8 +80,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     prompts = given.get("prompt") or run.get("example_prompts")
     if not prompts:
         raise UserError(f"--prompt is needed: {model} was not trained here, so there is no caption to draw")
-    if not all(prompt.strip() for prompt in prompts):
-        raise UserError("--prompt is empty; say what to draw")
     known = {**given, "model": model, "prompt": prompts}
     return merge_defaults(parser, known, Path(model).expanduser() / GENERATION_DEFAULTS, NOT_FROM_THE_MODEL)
 

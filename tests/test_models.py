@@ -75,6 +75,13 @@ def test_weights_that_are_damaged_are_one_line_that_names_the_part(own_model, pa
     assert "\n" not in str(error.value)
 
 
+def test_a_note_of_git_lfs_in_place_of_weights_is_named(own_model):
+    weights = own_model / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3438167536\n")
+    with pytest.raises(UserError, match="unet cannot be loaded: .*Git LFS"):
+        count_parameters(own_model)
+
+
 def test_pickled_weights_are_not_loaded(own_model):
     weights = own_model / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(weights), weights.with_suffix(".bin"))
@@ -116,6 +123,16 @@ def test_a_half_precision_folder_is_loaded_in_the_precision_asked_for(tiny_model
     for load in (load_unet, load_vae, load_text_encoder):
         assert {p.dtype for p in load(tiny_model).parameters()} == {torch.float32}
         assert {p.dtype for p in load(tiny_model, torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+def test_the_unet_computes_in_channels_last_and_is_saved_as_ever(tiny_model, tmp_path):
+    unet = load_unet(tiny_model, torch.float16)
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    unet.save_pretrained(tmp_path / "unet")
+    before, after = (
+        load_file(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (tiny_model, tmp_path)
+    )
+    assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_the_prediction_type_is_the_models_unless_overridden(own_model):

@@ -3,7 +3,17 @@
 import pytest
 
 from errors import UserError
-from flags import FlagParser, YesNo, count, fraction, given_flags, non_negative_float, positive_float, positive_int
+from flags import (
+    FlagParser,
+    YesNo,
+    count,
+    fraction,
+    given_flags,
+    non_negative_float,
+    positive_float,
+    positive_int,
+    seed,
+)
 
 
 @pytest.fixture
@@ -36,11 +46,12 @@ def test_unknown_abbreviated_and_incomplete_flags_are_one_line(parser, argv):
 @pytest.mark.parametrize(
     ("kind", "wrong", "right"),
     [
-        (positive_int, ["0", "-1", "1.5", "nan", "x", ""], "1"),
+        (positive_int, ["0", "-1", "1.5", "nan", "x", "", "9" * 400], "1"),
         (count, ["-1", "1e3", "inf"], "0"),
         (positive_float, ["0", "nan", "inf", "-1"], "1e-5"),
         (non_negative_float, ["-0.1", "nan"], "0"),
         (fraction, ["1.1", "-0.1", "nan"], "1"),
+        (seed, ["-1", "0.5", str(2**63)], str(2**62)),
     ],
 )
 def test_numbers_out_of_range_are_refused_by_name_of_the_flag(kind, wrong, right):

@@ -55,12 +55,17 @@ def fraction(text: str) -> float:
     return _number(text, float, "a number from 0 to 1", lambda number: 0 <= number <= 1)
 
 
+def seed(text: str) -> int:
+    return _number(text, int, "a whole number from 0 to 2^63 - 1", lambda number: 0 <= number < 2**63)
+
+
 def _number(text: str, kind: type, wanted: str, is_right: Callable[[float], bool]) -> float:
     try:
         number = kind(text)
-    except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and is_right(number)):
+        accepted = math.isfinite(number) and is_right(number)
+    except (ValueError, OverflowError):  # no number, or more digits than a float can hold
+        accepted = False
+    if not accepted:
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
     return number
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError, exit_with, require_packages
-from flags import FlagParser, count, given_flags, non_negative_float, positive_int
+from flags import FlagParser, given_flags, non_negative_float, positive_int, seed
 from model_defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, STARTER, merge_defaults
 from runs import newest_finished_run, read_run
 
@@ -45,7 +45,7 @@ def add_everyday_flags(group) -> None:
         "--num_images", type=positive_int, default=4, metavar="N", help="pictures of each prompt (default: 4)"
     )
     group.add_argument(
-        "--seed", type=count, default=0, metavar="N",
+        "--seed", type=seed, default=0, metavar="N",
         help="picture i of a prompt (from 0) is drawn with seed N + i (default: 0)",
     )  # fmt: skip
     group.add_argument(

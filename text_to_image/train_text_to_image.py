@@ -14,6 +14,7 @@ from flags import (
     non_negative_float,
     positive_float,
     positive_int,
+    seed,
 )
 from model_defaults import STARTER, TRAINING_DEFAULTS, merge_defaults
 
@@ -84,7 +85,7 @@ def add_everyday_flags(group) -> None:
         help="the precision of computing; weights stay fp32 (default: what accelerate was told, else no)",
     )  # fmt: skip
     group.add_argument(
-        "--seed", type=count, metavar="N",
+        "--seed", type=seed, metavar="N",
         help="for all that is drawn by chance (default: one that follows from the run's other settings)",
     )  # fmt: skip
 

@@ -70,6 +70,15 @@ def test_after_the_first_steps_it_says_once_how_long_it_will_take(tmp_path, caps
     assert capsys.readouterr().out.count("a step: about") == 1
 
 
+def test_in_a_log_file_the_bar_is_not_drawn_again_at_each_step(tmp_path, capsys):
+    log = log_of(tmp_path)
+    for step in range(1, 13):
+        log.step(step, 0.1, torch.tensor(1.0), 1e-5)
+    log.close()
+    said = capsys.readouterr().err
+    assert said.count("training:") <= 4 and "12/12" in said and "loss=1.0000" in said
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (45, "45 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_durations_are_in_the_unit_one_would_say(seconds, text):
     assert duration(seconds) == text

@@ -86,6 +86,7 @@ def test_the_script_says_what_it_will_do_does_it_and_the_result_draws(tiny_model
         assert said in done.stdout
     assert "s a step: about" in done.stdout and "inference.py" in done.stdout
     assert "loss=" in done.stderr and "images/s=" in done.stderr and "Traceback" not in done.stderr
+    assert "float32" not in done.stderr  # the libraries' remarks about precision
 
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["finished"] and record["steps"] == 6 and record["token_chunks"] == 3

@@ -109,7 +109,7 @@ def count_parameters(folder: Path, part: str = "unet") -> int:
 
 
 def _safetensors_head(path: Path) -> dict:
-    with _loading(path.parent.parent, path.parent.name), open(path, "rb") as file:
+    with loading(path.parent.parent, path.parent.name), open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
             raise ValueError(f"{path.name} is no safetensors file (without Git LFS, a clone has a note in its place)")
@@ -135,20 +135,20 @@ def load_unet(folder: Path, dtype=torch.float32, subfolder: str = "unet") -> UNe
 
     Always, so that the optimizer's state of a checkpoint has the layout of the weights it goes on with.
     """
-    with _loading(folder, subfolder):
+    with loading(folder, subfolder):
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder=subfolder, use_safetensors=True)
         # .to(): the libraries' versions name the dtype argument differently and differ in what they do without it.
         return unet.to(dtype, memory_format=torch.channels_last)
 
 
 def load_vae(folder: Path, dtype=torch.float32) -> AutoencoderKL:
-    with _loading(folder, "vae"):
+    with loading(folder, "vae"):
         return AutoencoderKL.from_pretrained(folder, subfolder="vae", use_safetensors=True).to(dtype).eval()
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """The tokenizer, its model_max_length what the text encoder really reads (77 for CLIP)."""
-    with _loading(folder, "tokenizer"):
+    with loading(folder, "tokenizer"):
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
         positions = json.loads((folder / "text_encoder" / "config.json").read_text())["max_position_embeddings"]
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
@@ -156,13 +156,13 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def load_text_encoder(folder: Path, dtype=torch.float32) -> CLIPTextModel:
-    with _loading(folder, "text_encoder"):
+    with loading(folder, "text_encoder"):
         return CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True).to(dtype).eval()
 
 
 def load_noise_scheduler(folder: Path, prediction_type: str | None = None) -> DDPMScheduler:
     """The forward process of the model's own schedule; `prediction_type` overrides what its config says."""
-    with _loading(folder, "scheduler"):
+    with loading(folder, "scheduler"):
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     if prediction_type:
         scheduler.register_to_config(prediction_type=prediction_type)
@@ -172,7 +172,8 @@ def load_noise_scheduler(folder: Path, prediction_type: str | None = None) -> DD
 
 
 @contextmanager
-def _loading(folder: Path, part: str) -> Iterator[None]:
+def loading(folder: Path, part: str) -> Iterator[None]:
+    """Whatever a library raises while it loads `part` becomes a UserError that names it, in one line."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -193,7 +194,7 @@ def save_pipeline(unet: UNet2DConditionModel, base: Path, output: Path, noise_sc
 
     What else `base` has stays as it is (SD 1.x's safety checker, the scheduler's class), licence and defaults too.
     """
-    with _loading(base, "pipeline"):
+    with loading(base, "pipeline"):
         pipeline = StableDiffusionPipeline.from_pretrained(base, unet=unet, use_safetensors=True).to(torch.float32)
     pipeline.scheduler.register_to_config(prediction_type=noise_scheduler.config.prediction_type)
     pipeline.save_pretrained(output, safe_serialization=True)

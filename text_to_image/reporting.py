@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from runs import replace_text
+
 METRICS_FILE = "metrics.jsonl"
 ESTIMATE_AFTER_STEPS = 5
 
@@ -40,8 +42,8 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory_gb() -> float:
-    """The most that has been in use: the GPU's memory where there is one, else the process's."""
-    if torch.cuda.is_available():
+    """The most that has been in use: the GPU's memory where one is used, else the process's."""
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
@@ -109,7 +111,7 @@ class StepLog:
 def keep_rows(path: Path, last_step: int) -> None:
     """Drops the rows after `last_step`, which a resumed run writes again."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    path.write_text("".join(line for line in lines if _step_of(line) <= last_step), encoding="utf-8")
+    replace_text(path, "".join(line for line in lines if _step_of(line) <= last_step))
 
 
 def _step_of(line: str) -> float:

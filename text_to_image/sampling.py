@@ -7,6 +7,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
+from models import loading
 from prompts import join_embeddings
 
 SAMPLER = "DPM++ 2M Karras"
@@ -14,15 +15,11 @@ SAMPLER = "DPM++ 2M Karras"
 
 def load_sampler(folder: Path, prediction_type: str | None = None) -> DPMSolverMultistepScheduler:
     """DPM-Solver++ (arXiv:2211.01095) on the model's own schedule, with the noise levels of arXiv:2206.00364."""
-    overrides = {"prediction_type": prediction_type} if prediction_type else {}
-    return DPMSolverMultistepScheduler.from_pretrained(
-        folder,
-        subfolder="scheduler",
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        use_karras_sigmas=True,
-        **overrides,
-    )
+    settings = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True}
+    if prediction_type:
+        settings["prediction_type"] = prediction_type
+    with loading(folder, "scheduler"):
+        return DPMSolverMultistepScheduler.from_pretrained(folder, subfolder="scheduler", **settings)
 
 
 def initial_noise(seed: int, latent_shape: tuple[int, int, int]) -> torch.Tensor:

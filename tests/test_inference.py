@@ -47,7 +47,7 @@ def draw(trained, tmp_path):
 
 
 def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "images.jsonl").read_text().split("\n")[:-1]]
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -163,6 +163,21 @@ def test_wrong_input_is_refused_by_name(monkeypatch, tmp_path, flags, named):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=named):
         generate(parse_args(["--prompt", "x", "--output_dir", str(tmp_path), *flags]))
+
+
+def test_prompts_with_unusual_line_ends_keep_one_row(draw, tmp_path):
+    for _ in range(2):
+        draw("--prompt", "denim\u2028jeans\u0085", "--num_images", 1)
+    assert [row["prompt"] for row in rows(tmp_path / "pictures")] == ["denim\u2028jeans\u0085"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]\n", "{}\n"])
+def test_a_list_of_pictures_that_cannot_be_read_is_refused_before_anything_is_drawn(draw, tmp_path, content):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "images.jsonl").write_text(content)
+    with pytest.raises(UserError, match="images.jsonl"):
+        draw("--num_images", 1)
+    assert not list((tmp_path / "pictures").glob("*.png"))
 
 
 def test_a_folder_that_cannot_be_made_is_named(draw, tmp_path):

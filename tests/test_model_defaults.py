@@ -63,3 +63,10 @@ def test_guidance_comes_from_the_model_or_is_the_usual_one(tmp_path):
     assert guidance_scale_of(tmp_path) == GUIDANCE_SCALE
     (tmp_path / "generation_defaults.json").write_text('{"guidance_scale": 4}')
     assert guidance_scale_of(tmp_path) == 4
+
+
+@pytest.mark.parametrize("value", ['"much"', "-1", "null"])
+def test_a_guidance_scale_that_is_none_is_named_with_its_file(tmp_path, value):
+    (tmp_path / "generation_defaults.json").write_text(f'{{"guidance_scale": {value}}}')
+    with pytest.raises(UserError, match="generation_defaults.json: guidance_scale"):
+        guidance_scale_of(tmp_path)

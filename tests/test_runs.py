@@ -40,9 +40,14 @@ def test_without_a_seed_the_run_has_one_of_its_own_that_stays():
 
 
 def test_a_run_goes_to_a_folder_of_its_own_unless_one_is_named():
-    folder = output_folder(None, Path("/somewhere/my garments"), fingerprint())
+    folder = output_folder(None, Path("/somewhere/my garments"), Path("base"), fingerprint())
     assert folder.parent.name == "output" and folder.name == f"my garments-{fingerprint()[:8]}"
-    assert output_folder(Path("x"), Path("y"), fingerprint()) == Path("x")
+    assert output_folder(Path("x"), Path("y"), Path("base"), fingerprint()) == Path("x")
+
+
+def test_the_model_that_is_fine_tuned_is_not_overwritten(tmp_path):
+    with pytest.raises(UserError, match="--output_dir"):
+        output_folder(tmp_path / "a" / "..", Path("y"), tmp_path, fingerprint())
 
 
 def test_run_json_is_read_back(tmp_path):
@@ -60,8 +65,9 @@ def test_a_folder_that_holds_another_run_is_refused(tmp_path):
         check_same_run(tmp_path, "two")
 
 
-def test_a_damaged_run_json_is_named(tmp_path):
-    (tmp_path / "run.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_run_json_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match="run.json"):
         read_run(tmp_path)
 

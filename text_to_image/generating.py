@@ -14,7 +14,7 @@ from PIL import Image
 
 from contact_sheet import make_contact_sheet
 from devices import choose_device
-from errors import UserError, WorkError
+from errors import UserError, WorkError, first_line
 from model_defaults import REAL_MODEL
 from models import (
     ModelShape,
@@ -151,6 +151,7 @@ def prepare_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from None
+    read_rows(folder / IMAGES_FILE)  # to be refused now, not after the first pictures
 
 
 def save_image(image: Image.Image, path: Path) -> Path:
@@ -167,7 +168,7 @@ def save_image(image: Image.Image, path: Path) -> Path:
 
 def write_rows(path: Path, drawn: Iterable[tuple[Path, Drawing]]) -> None:
     """One row for each picture of the folder; a picture that is drawn again keeps one row."""
-    rows = {row["file_name"]: row for row in read_rows(path)}
+    rows = read_rows(path)
     for image, drawing in drawn:
         rows[image.name] = {
             "file_name": image.name, "prompt": drawing.prompt, "seed": drawing.seed, **drawing.settings
@@ -175,10 +176,11 @@ def write_rows(path: Path, drawn: Iterable[tuple[Path, Drawing]]) -> None:
     replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()))
 
 
-def read_rows(path: Path) -> list[dict]:
-    if not path.is_file():
-        return []
+def read_rows(path: Path) -> dict[str, dict]:
+    """The rows of images.jsonl by the name of their picture."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path}: not readable ({error}); move it away") from None
+        # Only \n ends a row: str.splitlines() would also cut a prompt at U+2028.
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        return {row["file_name"]: row for row in map(json.loads, filter(None, lines))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not readable ({first_line(error)}); move it away") from None

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from errors import UserError
-from flags import FlagParser, given_flags
+from flags import FlagParser, given_flags, non_negative_float
 
 TRAINING_DEFAULTS, GENERATION_DEFAULTS = "training_defaults.json", "generation_defaults.json"
 FROM_FLAG, FROM_SCRIPT = "flag", "default"
@@ -43,7 +43,11 @@ def merge_defaults(
 
 def guidance_scale_of(folder: Path) -> float:
     """The guidance scale that suits the model in `folder`."""
-    return float(_read_json(folder / GENERATION_DEFAULTS).get("guidance_scale", GUIDANCE_SCALE))
+    file = folder / GENERATION_DEFAULTS
+    try:
+        return non_negative_float(str(_read_json(file).get("guidance_scale", GUIDANCE_SCALE)))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{file}: guidance_scale: {error}") from None
 
 
 def _flags_in(parser: FlagParser, file: Path) -> dict[str, object]:

@@ -122,8 +122,9 @@ def start_table(
     precision = {"no": "fp32"}.get(
         accelerator.mixed_precision, f"{accelerator.mixed_precision} autocast, fp32 weights"
     )
+    parameters = count_parameters(plan.base) / 1e6
     return [
-        ("model", f"{shown(plan.base)} (UNet of {count_parameters(plan.base) / 1e6:.1f} M parameters)"),
+        ("model", f"{shown(args.pretrained_model_name_or_path)} (UNet of {parameters:.1f} M parameters)"),
         ("", f"a real one: --pretrained_model_name_or_path {REAL_MODEL}"),
         ("pictures", f"{len(plan.pictures)} in {shown(args.dataset)}{_without_row(args.dataset, plan)}"),
         ("captions", _captions_line(args, plan, tokenizer)),
@@ -146,11 +147,10 @@ def _without_row(dataset: Path, plan: Plan) -> str:
 
 
 def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer) -> str:
-    captions = {caption: picture for picture in plan.pictures for caption in picture.captions}
+    tokens = {caption: count_tokens(tokenizer, caption) for picture in plan.pictures for caption in picture.captions}
     room = args.max_token_chunks * (tokenizer.model_max_length - 2)
-    tokens = {caption: count_tokens(tokenizer, caption) for caption in captions}
-    cut = sorted({captions[caption].path.name for caption, number in tokens.items() if number > room})
-    line = f"{len(captions)} with their shorter forms, the longest of {max(tokens.values())} tokens"
+    cut = [p.path.name for p in plan.pictures if any(tokens[caption] > room for caption in p.captions)]
+    line = f"{len(tokens)} with their shorter forms, the longest of {max(tokens.values())} tokens"
     return line + (f"; CUT at {room} tokens: {', '.join(cut)}" if cut else "")
 
 

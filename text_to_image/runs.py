@@ -30,17 +30,25 @@ def seed_of(seed: int | None, fingerprint: str) -> int:
     return int(fingerprint[-8:], 16) if seed is None else seed
 
 
-def output_folder(asked: Path | None, dataset: Path, fingerprint: str) -> Path:
+def output_folder(asked: Path | None, dataset: Path, base: Path, fingerprint: str) -> Path:
+    """`asked`, else one in output/ that this run alone has; UserError where the result would replace its base."""
+    if asked and asked.resolve() == base.resolve():
+        raise UserError(f"--output_dir {asked} is the model that is fine-tuned; name another folder for the result")
     return asked or OUTPUTS / f"{dataset.resolve().name}-{fingerprint[:8]}"
 
 
 def read_run(folder: Path) -> dict | None:
     """What run.json says, or None where there is none; UserError where it cannot be read."""
     path = folder / RUN_FILE
+    if not path.is_file():
+        return None
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(run, dict):
+            raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable ({error}); move it away or name another --output_dir") from None
+    return run
 
 
 def check_same_run(folder: Path, fingerprint: str) -> dict | None:

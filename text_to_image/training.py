@@ -50,7 +50,7 @@ def train(args: argparse.Namespace) -> None:
     noise_scheduler = load_noise_scheduler(plan.base, args.prediction_type)
     tokenizer = load_tokenizer(plan.base)
     run = describe_run(args, plan, accelerator, tokenizer)
-    folder = output_folder(args.output_dir, args.dataset, run["fingerprint"])
+    folder = output_folder(args.output_dir, args.dataset, plan.base, run["fingerprint"])
 
     # Go on with an earlier start of this run, or see that nothing is left to do:
     earlier = check_same_run(folder, run["fingerprint"])

@@ -3,10 +3,13 @@
 import json
 import shutil
 
+import diffusers
 import pytest
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
@@ -21,6 +24,7 @@ from models import (
     load_tokenizer,
     load_unet,
     load_vae,
+    quiet_libraries,
     read_shape,
     save_pipeline,
 )
@@ -54,8 +58,6 @@ def test_a_folder_that_is_no_model_is_refused_with_what_it_lacks(own_model, tmp_
 
 
 def test_a_model_that_is_neither_here_nor_on_the_hub_is_one_line_that_says_both(monkeypatch):
-    import diffusers
-
     def unreachable(name, **_):
         raise OSError(f"Cannot load model {name}: no connection\nwith a long explanation")
 
@@ -173,6 +175,14 @@ def test_the_saved_vocabulary_is_the_tokenizers(saved, tmp_path):
         shutil.copy(saved / "tokenizer" / name, tmp_path / name)
     prompt = "A single pair of denim jeans, 11 (1).JPG — ünïcode 裤"
     assert CLIPTokenizer.from_pretrained(tmp_path)(prompt).input_ids == load_tokenizer(saved)(prompt).input_ids
+
+
+def test_only_the_bars_of_downloads_show():
+    enable_progress_bars()
+    quiet_libraries()
+    assert not are_progress_bars_disabled()
+    assert not diffusers.utils.logging.is_progress_bar_enabled()
+    assert not transformers.utils.logging.is_progress_bar_enabled()
 
 
 def test_attention_is_plain_only_on_the_cpu_and_at_small_sizes(tiny_model):

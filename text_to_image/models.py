@@ -14,6 +14,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -25,10 +26,13 @@ PLAIN_ATTENTION_MAX_TOKENS = 2048
 
 
 def quiet_libraries() -> None:
-    """Keeps the libraries' own bars and remarks out of the scripts' output; their errors still show."""
+    """Keeps the libraries' own bars and remarks out of the scripts' output; their errors and downloads still show."""
+    unwanted = are_progress_bars_disabled()
     for logging in (diffusers.utils.logging, transformers.utils.logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+    if not unwanted:
+        enable_progress_bars()  # transformers has disabled the hub's with its own; some wait minutes for gigabytes
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,10 @@ def main(args: argparse.Namespace) -> None:
 
 def _starter() -> str:
     if not STARTER.is_dir():
-        raise UserError(f"no captioner in {STARTER}; name one, for example --model {REAL_MODEL}")
+        raise UserError(
+            f"no captioner in {STARTER}; name one, for example --model {REAL_MODEL} "
+            f"(for job.sh: CAPTIONER={REAL_MODEL})"
+        )
     print(f"captioner: the starter, {STARTER}; a real one is named by --model {REAL_MODEL}")
     return str(STARTER)
 

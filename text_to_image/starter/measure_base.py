@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(1, str(HERE.parent))  # the rooms of the three scripts
 
 from contact_sheet import make_contact_sheet  # noqa: E402
+from devices import choose_device  # noqa: E402
 from generating import MAX_TOKEN_CHUNKS, encode_prompts  # noqa: E402
 from model_defaults import guidance_scale_of  # noqa: E402
 from models import choose_attention, load_unet, load_vae, quiet_libraries, read_shape  # noqa: E402
@@ -61,7 +62,7 @@ def draw(
     folder: Path, prompts: list[str], sizes: list[tuple[int, int]], steps: int, guidance: float, seed: int = 0
 ) -> list[Image.Image]:
     """One picture for each prompt at inference.py's settings; picture i has noise of seed + i."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     shape, text = read_shape(folder), encode_prompts(folder, ["", *prompts], MAX_TOKEN_CHUNKS, device, torch.float32)
     unet, vae = load_unet(folder).to(device).eval(), load_vae(folder).to(device)
     choose_attention(unet, shape, 256, 256, device.type)

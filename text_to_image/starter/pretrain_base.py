@@ -456,8 +456,9 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=HERE / "base", help="pipeline folder to write")
     parser.add_argument("--pictures", type=int, default=7000, help="how many pictures to render and learn from")
     parser.add_argument("--vae_steps", type=int, default=2600, help="optimisation steps of the VAE")
+    parser.add_argument("--decoder_steps", type=int, default=600, help="further steps of the VAE's decoder alone")
     parser.add_argument(
-        "--samples", type=int, nargs=3, default=(200_000, 150_000, 40_000), help="seen by each UNet stage"
+        "--samples", type=int, nargs=3, default=(70_000, 75_000, 27_600), help="seen by each UNet stage"
     )
     parser.add_argument(
         "--stage", choices=("all", "render", "vae", "latents", *STAGES, "decoder", "save"), default="all"

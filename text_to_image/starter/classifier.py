@@ -18,7 +18,7 @@ from pictures import HELD_OUT, SHARES, SIZES, pictures_of, seeds_of
 from render_garments import COLOURS, CORNERS, KINDS, PATTERNS, Spec, mirrored_spec, render, sample_spec
 
 WEIGHTS = Path(__file__).resolve().parent / "classifier.safetensors"
-SIDE = 128  # pictures are padded to a white square and reduced to this many pixels
+SIDE = 160  # pictures are padded to a white square and reduced to this many pixels
 ANSWERS = {
     "kind": KINDS,
     "colour": tuple(COLOURS),
@@ -85,7 +85,7 @@ def disturbed(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if torch.rand((), generator=generator) < 0.5:
         small = F.interpolate(
             images,
-            scale_factor=float(torch.rand((), generator=generator) * 0.4 + 0.5),
+            scale_factor=float(torch.rand((), generator=generator) * 0.3 + 0.7),
             mode="bilinear",
             antialias=True,
         )
@@ -97,15 +97,16 @@ def disturbed(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (images + 0.03 * torch.rand(()) * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
 
-def train(work: Path, steps: int, batch: int = 48) -> GarmentClassifier:
+def train(model: GarmentClassifier, work: Path, steps: int, batch: int = 48) -> GarmentClassifier:
     """Cross entropy over all attributes at once; the view of a garment folded in half is left out."""
+    model.train()
     images = torch.stack(
         [prepared(p) for size in range(3) for p in tqdm(pictures_of(work, size), mininterval=10)]
     ).half()
     count = round(len(pictures_of(work, 0)) / SHARES[0])
     specs = [sample_spec(int(s)) for size in range(len(SIZES)) for s in seeds_of(size, count)]
     answers = torch.tensor([[answer_of(s), answer_of(mirrored_spec(s))] for s in specs])  # (N, 2, attributes)
-    model, generator = GarmentClassifier(), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02)
     for step in tqdm(range(steps), mininterval=10):
         optimizer.param_groups[0]["lr"] = 1.5e-3 * (0.5 + 0.5 * math.cos(math.pi * step / steps))
@@ -141,9 +142,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="the --work folder of pretrain_base.py")
     parser.add_argument("--steps", type=int, default=1500, help="optimisation steps")
+    parser.add_argument("--go_on", action="store_true", help="start from the weights that are there")
     args = parser.parse_args()
     torch.manual_seed(0)
-    model = train(args.work, args.steps)
+    model = train(load_classifier() if args.go_on else GarmentClassifier(), args.work, args.steps)
     save_file({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, WEIGHTS)
     print({name: f"{value:.1%}" for name, value in accuracy(load_classifier(), 600).items()})
 

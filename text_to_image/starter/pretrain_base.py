@@ -265,7 +265,8 @@ def encode_pictures(vae: AutoencoderKL, work: Path, scale: int, device: str) -> 
             images = torch.from_numpy(np.ascontiguousarray(pictures[start : start + 16])).permute(0, 3, 1, 2).float()
             images = F.avg_pool2d(images, scale) if scale > 1 else images
             images = (images / 127.5 - 1).to(device)
-            both = [vae.encode(i).latent_dist.mean for i in (images, images.flip(-1))]
+            with torch.autocast(device, torch.bfloat16):
+                both = [vae.encode(i).latent_dist.mean for i in (images, images.flip(-1))]
             out.append(torch.stack(both, 1).half().cpu().numpy())
         np.save(path.with_suffix(".new.npy"), np.concatenate(out))
         path.with_suffix(".new.npy").rename(path)

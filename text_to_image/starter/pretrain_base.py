@@ -9,13 +9,10 @@ Every stage leaves a checkpoint in --work every minute or two; started again, th
 import argparse
 import json
 import math
-import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
@@ -23,7 +20,8 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from describe import caption_of
-from pictures import SHARES, SIZES, pictures_of, render_pictures, seeds_of
+from pictures import SHARES, SIZES, render_pictures, seeds_of
+from pretrain_vae import Checkpoint, encode_pictures, latents_file, train_decoder, train_vae, whiten
 from render_garments import mirrored_spec, sample_spec
 
 HERE = Path(__file__).resolve().parent
@@ -34,26 +32,6 @@ STAGES = {
     "unet128": {"scale": 2, "batch": 32, "lr": 1e-3, "decay_from": 0.6, "ema": 0.9995},
     "unet256": {"scale": 1, "batch": 12, "lr": 6e-4, "decay_from": 0.3, "ema": 0.999},
 }
-
-
-def make_vae() -> AutoencoderKL:
-    """0.65 M parameters, factor 4: at 256 px a latent of 64 x 64, on which SD's UNet blocks still see seams."""
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        sample_size=256,
-        scaling_factor=1.0,
-    )
-    with torch.no_grad():
-        vae.quant_conv.bias[4:] = -7.0  # start with a posterior of little noise
-    return vae
 
 
 def make_unet() -> UNet2DConditionModel:
@@ -97,183 +75,6 @@ def make_scheduler() -> PNDMScheduler:
         skip_prk_steps=True,
         steps_offset=1,
     )
-
-
-class Checkpoint:
-    """The state of one stage on disk, written beside and renamed, every `minutes`."""
-
-    def __init__(self, path: Path, minutes: float = 1.5):
-        self.path, self.minutes, self.last = path, minutes, time.time()
-
-    def load(self) -> dict | None:
-        return torch.load(self.path, weights_only=True, map_location="cpu") if self.path.exists() else None
-
-    def save(self, state: dict) -> None:
-        beside = self.path.with_suffix(".new")
-        torch.save(state, beside)
-        beside.rename(self.path)
-        self.last = time.time()
-
-    def due(self) -> bool:
-        return time.time() - self.last > 60 * self.minutes
-
-
-# --- VAE ------------------------------------------------------------------------------------------------------------
-
-
-def crops(work: Path, size: int, batch: int, rng: np.random.Generator) -> torch.Tensor:
-    """Random crops of `size` pixels of random pictures, (B, 3, size, size) in -1..1; None crops nothing."""
-    pictures = pictures_of(work, int(rng.choice(len(SIZES), p=SHARES)))
-    h, w = pictures.shape[1:3]
-    out = []
-    for _ in range(batch):
-        picture = pictures[rng.integers(len(pictures))]
-        if size:
-            y, x = rng.integers(h - size + 1), rng.integers(w - size + 1)
-            picture = picture[y : y + size, x : x + size]
-        picture = picture[:, ::-1] if rng.random() < 0.5 else picture
-        out.append(torch.from_numpy(np.ascontiguousarray(picture)))
-    return torch.stack(out).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def recoloured(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Half of the pictures with their colour channels exchanged and weakened: all colours, not only the renderer's."""
-    out = images.clone()
-    for i in np.flatnonzero(rng.random(len(images)) < 0.5):
-        gain = torch.tensor(rng.uniform(0.6, 1.0, (3, 1, 1)), dtype=images.dtype, device=images.device)
-        out[i] = (images[i, rng.permutation(3)] + 1) * gain - 1
-    return out
-
-
-def correlation(latents: torch.Tensor) -> torch.Tensor:
-    """How much the channels of (B, C, h, w) repeat each other, 0..1: a direction all leave out drowns in noise."""
-    z = latents.float().transpose(0, 1).flatten(1)
-    r = torch.corrcoef(z)
-    return (r**2).sum().sub(len(r)) / (len(r) * (len(r) - 1))
-
-
-def slopes(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return images[..., 1:, :] - images[..., :-1, :], images[..., :, 1:] - images[..., :, :-1]
-
-
-def train_vae(work: Path, steps: int, device: str) -> AutoencoderKL:
-    """L1 on pixels and on their slopes (seams stay crisp), crops first, whole pictures at the end."""
-    vae, file = make_vae().to(device), Checkpoint(work / "vae.pt")
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=1, betas=(0.9, 0.99), weight_decay=0.01)
-    begun = 0
-    if state := file.load():
-        vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        begun = state["step"]
-    whole_from = int(0.85 * steps)  # group norm sees other statistics in whole, mostly white pictures: finish on them
-    bar = tqdm(range(begun, steps), initial=begun, total=steps, desc="vae", mininterval=10)
-    for step in bar:
-        rate = 6e-4 * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = rate + 1e-5
-        rng = np.random.default_rng([step, 11])
-        images = crops(work, 0 if step >= whole_from else 80, 4 if step >= whole_from else 16, rng).to(device)
-        images = recoloured(images, rng)
-        with torch.autocast(device, torch.bfloat16, enabled=step < whole_from):
-            posterior = vae.encode(images).latent_dist
-            decoded = vae.decode(posterior.sample()).sample
-        decoded = decoded.float()
-        loss = F.l1_loss(decoded, images) + 8 * F.mse_loss(decoded, images) + 0.05 * correlation(posterior.mean)
-        loss = loss + sum(F.l1_loss(a, b) for a, b in zip(slopes(decoded), slopes(images), strict=True))
-        loss = loss + 1e-8 * posterior.kl().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 0:
-            psnr = -10 * math.log10(F.mse_loss(decoded.clamp(-1, 1), images).item() / 4)
-            bar.set_postfix(psnr=f"{psnr:.1f}", refresh=False)
-        if file.due() or step + 1 == steps:
-            file.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
-    return vae.eval()
-
-
-@torch.no_grad()
-def whiten(vae: AutoencoderKL, work: Path, device: str) -> None:
-    """Turns the latent space so that its channels have mean 0, deviation 1 and no correlation (ZCA), within the VAE.
-
-    The turn goes into quant_conv, its inverse into post_quant_conv: reconstructions stay the same.
-    """
-    images = crops(work, 0, 200, np.random.default_rng(12))
-    z = torch.cat([vae.encode(i.to(device)).latent_dist.mean for i in images.split(8)])
-    z = z.permute(1, 0, 2, 3).flatten(1).double()
-    mean, (values, vectors) = z.mean(1), torch.linalg.eigh(torch.cov(z))
-    turn = (vectors @ torch.diag(values**-0.5) @ vectors.T).float()
-    back = (vectors @ torch.diag(values**0.5) @ vectors.T).float()
-    mean = mean.float()
-    quant, post = vae.quant_conv, vae.post_quant_conv
-    weight, bias = quant.weight[:, :, 0, 0].clone(), quant.bias.clone()
-    quant.weight[:4, :, 0, 0], quant.bias[:4] = turn @ weight[:4], turn @ (bias[:4] - mean)
-    # The posterior's noise grows with its channel; e^-4 of its variance is kept, fine-tuning needs no more.
-    quant.bias[4:] += torch.log((turn**2).sum(1)) - 4
-    old = post.weight[:, :, 0, 0].clone()
-    post.bias += old @ mean
-    post.weight[:, :, 0, 0] = old @ back
-
-
-def train_decoder(vae: AutoencoderKL, work: Path, steps: int, device: str) -> None:
-    """The decoder alone on whole pictures and fixed latents, its loss sees areas' colours: hues come out right."""
-    file, begun = Checkpoint(work / "decoder.pt"), 0
-    learned = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])
-    optimizer = torch.optim.AdamW(learned.parameters(), lr=1, betas=(0.9, 0.99), weight_decay=0.01)
-    if state := file.load():
-        learned.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        begun = state["step"]
-    learned.train()
-    bar = tqdm(range(begun, steps), initial=begun, total=steps, desc="decoder", mininterval=10)
-    for step in bar:
-        optimizer.param_groups[0]["lr"] = 8e-4 * min(1, (step + 1) / 50) * (1 - step / steps) + 1e-5
-        rng = np.random.default_rng([step, 15])
-        images = recoloured(crops(work, 0, 4, rng), rng).to(device)
-        with torch.no_grad():
-            latents = vae.encode(images).latent_dist.mean
-            latents = latents + 0.05 * torch.randn(latents.shape, device=device)
-        with torch.autocast(device, torch.bfloat16):
-            decoded = vae.decode(latents).sample.float()
-        loss = F.l1_loss(decoded, images) + 8 * F.mse_loss(decoded, images)
-        loss = loss + 20 * F.mse_loss(F.avg_pool2d(decoded, 8), F.avg_pool2d(images, 8))
-        loss = loss + sum(F.l1_loss(a, b) for a, b in zip(slopes(decoded), slopes(images), strict=True))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 0:
-            psnr = -10 * math.log10(F.mse_loss(decoded.detach().clamp(-1, 1), images).item() / 4)
-            bar.set_postfix(psnr=f"{psnr:.1f}", refresh=False)
-        if file.due() or step + 1 == steps:
-            file.save({"model": learned.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
-    learned.eval()
-
-
-# --- Latents --------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def encode_pictures(vae: AutoencoderKL, work: Path, scale: int, device: str) -> None:
-    """Writes the latents of all pictures and their mirror images at 1/`scale` of their size, (N, 2, 4, h, w) fp16."""
-    for size, (w, h) in enumerate(SIZES):
-        path = latents_file(work, size, scale)
-        if path.exists():
-            continue
-        pictures, out = pictures_of(work, size), []
-        for start in tqdm(range(0, len(pictures), 16), desc=f"encode {w}x{h} / {scale}", mininterval=10):
-            images = torch.from_numpy(np.ascontiguousarray(pictures[start : start + 16])).permute(0, 3, 1, 2).float()
-            images = F.avg_pool2d(images, scale) if scale > 1 else images
-            images = (images / 127.5 - 1).to(device)
-            with torch.autocast(device, torch.bfloat16):
-                both = [vae.encode(i).latent_dist.mean for i in (images, images.flip(-1))]
-            out.append(torch.stack(both, 1).half().cpu().numpy())
-        np.save(path.with_suffix(".new.npy"), np.concatenate(out))
-        path.with_suffix(".new.npy").rename(path)
-
-
-def latents_file(work: Path, size: int, scale: int) -> Path:
-    return work / f"latents-{SIZES[size][0]}x{SIZES[size][1]}-{scale}.npy"
 
 
 # --- Text encoder and UNet ------------------------------------------------------------------------------------------
@@ -324,8 +125,8 @@ def v_loss(unet, latents, hidden, alphas_cumprod, generator, device) -> torch.Te
     return (weight * (model_pred.float() - target.to(device)) ** 2).mean()
 
 
-def train_diffusion(work: Path, stage: str, samples: int, device: str, compiled: bool) -> dict:
-    """One stage from the end of the one before; returns the EMA weights of {'unet', 'text'}."""
+def train_diffusion(work: Path, stage: str, samples: int, device: str) -> None:
+    """One stage, begun with the averaged weights of the one before; leaves its checkpoint in `work`."""
     options = STAGES[stage]
     tokenizer = CLIPTokenizer.from_pretrained(HERE / "base" / "tokenizer")
     models = torch.nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder(len(tokenizer))}).to(device)
@@ -347,7 +148,6 @@ def train_diffusion(work: Path, stage: str, samples: int, device: str, compiled:
     specs = [[sample_spec(int(s)) for s in seeds_of(i, _count(work))] for i in range(len(SIZES))]
     latents = [np.load(latents_file(work, i, options["scale"]), mmap_mode="r") for i in range(len(SIZES))]
     alphas_cumprod, captions = make_scheduler().alphas_cumprod, Captions(tokenizer)
-    unet = torch.compile(models["unet"], dynamic=False) if compiled else models["unet"]
     steps = samples // options["batch"]
     losses, bar = [], tqdm(range(begun, steps), initial=begun, total=steps, desc=stage, mininterval=20)
     for step in bar:
@@ -359,7 +159,7 @@ def train_diffusion(work: Path, stage: str, samples: int, device: str, compiled:
         batch = torch.from_numpy(np.stack([latents[size][i, s] for i, s in zip(picked, sides, strict=True)])).float()
         with torch.autocast(device, torch.bfloat16):
             hidden = encode_text(models["text"], captions.draw(chosen, rng).to(device)).float()
-        loss = v_loss(unet, batch, hidden, alphas_cumprod, torch.Generator().manual_seed(step), device)
+        loss = v_loss(models["unet"], batch, hidden, alphas_cumprod, torch.Generator().manual_seed(step), device)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)
@@ -371,7 +171,6 @@ def train_diffusion(work: Path, stage: str, samples: int, device: str, compiled:
         if file.due() or step + 1 == steps:
             state = {"model": models.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
             file.save({**state, "step": step + 1})
-    return _ema_weights(models, ema)
 
 
 def _rate(options: dict, step: int, steps: int) -> float:
@@ -464,7 +263,6 @@ def main() -> None:
     parser.add_argument(
         "--stage", choices=("all", "render", "vae", "latents", *STAGES, "decoder", "save"), default="all"
     )
-    parser.add_argument("--compile", action="store_true", help="compile the UNet with torch.compile")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = lambda stage: args.stage in ("all", stage)  # noqa: E731
@@ -483,10 +281,9 @@ def main() -> None:
         if wanted("latents") or wanted(name):
             encode_pictures(vae, args.work, STAGES[name]["scale"], device)
         if wanted(name):
-            train_diffusion(args.work, name, samples, device, args.compile)
+            train_diffusion(args.work, name, samples, device)
     train_decoder(vae, args.work, args.decoder_steps if wanted("decoder") else 0, device)
     if wanted("save"):
-        shutil.rmtree(args.work / "base", ignore_errors=True)
         save_base(args.work, args.to, vae)
 
 

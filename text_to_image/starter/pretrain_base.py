@@ -26,11 +26,12 @@ from render_garments import mirrored_spec, sample_spec
 
 HERE = Path(__file__).resolve().parent
 CHUNK = 77  # tokens that the text encoder reads at once: 75 and the two that mark start and end
-# Each stage: pixels relative to SIZES, batch, learning rate (constant, then cosine to 0 from `decay_from` on), EMA.
+# Each stage: pixels relative to SIZES, batch, learning rate (constant, then cosine to 0 from `decay_from` on), EMA,
+# and the least weight of a timestep: where a garment lies is decided at ever higher noise the larger the picture is.
 STAGES = {
-    "unet64": {"scale": 4, "batch": 64, "lr": 1e-3, "decay_from": 1.0, "ema": 0.999},
-    "unet128": {"scale": 2, "batch": 32, "lr": 1e-3, "decay_from": 0.6, "ema": 0.9995},
-    "unet256": {"scale": 1, "batch": 12, "lr": 6e-4, "decay_from": 0.3, "ema": 0.999},
+    "unet64": {"scale": 4, "batch": 64, "lr": 1e-3, "decay_from": 1.0, "ema": 0.999, "floor": 0.15},
+    "unet128": {"scale": 2, "batch": 32, "lr": 1e-3, "decay_from": 0.6, "ema": 0.9995, "floor": 0.15},
+    "unet256": {"scale": 1, "batch": 12, "lr": 6e-4, "decay_from": 0.3, "ema": 0.999, "floor": 0.5},
 }
 
 
@@ -110,7 +111,7 @@ def encode_text(text_encoder, input_ids: torch.Tensor) -> torch.Tensor:
     return hidden.reshape(len(input_ids), -1, hidden.shape[-1])
 
 
-def v_loss(unet, latents, hidden, alphas_cumprod, generator, device) -> torch.Tensor:
+def v_loss(unet, latents, hidden, alphas_cumprod, generator, device, floor: float) -> torch.Tensor:
     """Weighted v-prediction loss; the weight is min-SNR's for v with a floor, so that high noise counts too."""
     t = torch.randint(0, 1000, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
@@ -121,7 +122,7 @@ def v_loss(unet, latents, hidden, alphas_cumprod, generator, device) -> torch.Te
             noisy.to(device, memory_format=torch.channels_last), t.to(device), hidden, return_dict=False
         )[0]
     snr = a / (1 - a)
-    weight = torch.clamp(snr.clamp(max=5) / (snr + 1), min=0.15).to(device)
+    weight = torch.clamp(snr.clamp(max=5) / (snr + 1), min=floor).to(device)
     return (weight * (model_pred.float() - target.to(device)) ** 2).mean()
 
 
@@ -159,7 +160,15 @@ def train_diffusion(work: Path, stage: str, samples: int, device: str) -> None:
         batch = torch.from_numpy(np.stack([latents[size][i, s] for i, s in zip(picked, sides, strict=True)])).float()
         with torch.autocast(device, torch.bfloat16):
             hidden = encode_text(models["text"], captions.draw(chosen, rng).to(device)).float()
-        loss = v_loss(models["unet"], batch, hidden, alphas_cumprod, torch.Generator().manual_seed(step), device)
+        loss = v_loss(
+            models["unet"],
+            batch,
+            hidden,
+            alphas_cumprod,
+            torch.Generator().manual_seed(step),
+            device,
+            options["floor"],
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)

@@ -18,7 +18,7 @@ from pictures import HELD_OUT, SHARES, SIZES, pictures_of, seeds_of
 from render_garments import COLOURS, CORNERS, KINDS, PATTERNS, Spec, mirrored_spec, render, sample_spec
 
 WEIGHTS = Path(__file__).resolve().parent / "classifier.safetensors"
-SIDE = 160  # pictures are padded to a white square and reduced to this many pixels
+SIDE = 128  # pictures are padded to a white square and reduced to this many pixels
 ANSWERS = {
     "kind": KINDS,
     "colour": tuple(COLOURS),

@@ -1,6 +1,6 @@
 """Pre-trains the starter model `base/` from the renderer alone: VAE, then text encoder and UNet together.
 
-    python pretrain_base.py --work /scratch/starter               all stages: two hours on two cores
+    python pretrain_base.py --work /scratch/starter               all stages: half a day on two cores
     python pretrain_base.py --work /scratch/starter --stage save  only the folder, from the checkpoints that are there
 
 Every stage leaves a checkpoint in --work every minute or two; started again, the same command goes on from there.
@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--vae_steps", type=int, default=2600, help="optimisation steps of the VAE")
     parser.add_argument("--decoder_steps", type=int, default=600, help="further steps of the VAE's decoder alone")
     parser.add_argument(
-        "--samples", type=int, nargs=3, default=(70_000, 75_000, 27_600), help="seen by each UNet stage"
+        "--samples", type=int, nargs=3, default=(200_000, 300_000, 60_000), help="seen by each UNet stage"
     )
     parser.add_argument(
         "--stage", choices=("all", "render", "vae", "latents", *STAGES, "decoder", "save"), default="all"

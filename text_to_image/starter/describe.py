@@ -186,9 +186,9 @@ def first_sentence(spec, rng: np.random.Generator, full: bool) -> str:
     elif spec.fold != "flat":
         words.append(str(rng.choice(FOLDS[spec.fold])))
     text = " ".join(words)
-    if spec.fold != "half" and rng.random() < (0.55 if full else 0.35):
+    if spec.fold != "half" and rng.random() < (0.6 if full else 0.5):
         text += ", " + str(rng.choice(VIEWS[spec.view]))
-    if spec.marker and rng.random() < (0.5 if full else 0.35):
+    if spec.marker and rng.random() < (0.6 if full else 0.5):
         text += ", with " + marker_phrase(spec, rng)
     return text
 

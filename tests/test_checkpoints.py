@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from averaging import NoAverage
 from checkpoints import complete_checkpoints, find_checkpoint, load_training_state, save_checkpoint, step_of
 from errors import UserError
 from models import load_unet
@@ -15,10 +14,14 @@ def unet():
     return tiny_unet()
 
 
+def saving(unet):
+    return lambda part: unet.save_pretrained(part / "unet")
+
+
 @pytest.fixture
 def run(tmp_path, unet):
     for step in (2, 4, 10):
-        save_checkpoint(tmp_path, step, unet, NoAverage(), {"optimizer": {"rate": step}, "scaler": None}, None)
+        save_checkpoint(tmp_path, step, saving(unet), {"optimizer": {"rate": step}, "scaler": None}, None, set())
     return tmp_path
 
 
@@ -62,17 +65,22 @@ def test_without_any_a_run_begins_at_the_start(tmp_path):
 
 
 def test_the_oldest_go_once_the_new_one_is_whole(run, unet):
-    save_checkpoint(run, 12, unet, NoAverage(), {}, limit=2)
+    save_checkpoint(run, 12, saving(unet), {}, limit=2, keep=set())
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-10", "checkpoint-12"]
 
 
+def test_the_best_one_stays_however_old_it_is(run, unet):
+    save_checkpoint(run, 12, saving(unet), {}, limit=1, keep={4})
+    assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-4", "checkpoint-12"]
+
+
 def test_a_failed_write_leaves_the_others_and_no_new_one(run, unet):
-    class Failing:
-        def save_pretrained(self, path):
-            raise OSError(28, "No space left on device")
+    def failing(part):
+        saving(unet)(part)
+        raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError):
-        save_checkpoint(run, 12, unet, Failing(), {}, limit=1)
+        save_checkpoint(run, 12, failing, {}, limit=1, keep=set())
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]
 
 

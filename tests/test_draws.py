@@ -2,13 +2,14 @@
 
 import torch
 
-from draws import Draw, SampleId, Source, draw_sample, generator, picture_of
+from draws import Chances, Draw, SampleId, Source, draw_sample, generator, picture_of
 
-SOURCE = Source(forms=[((f"picture {i}",), ("short", "shorter")) for i in range(5)], latent_shape=(4, 3, 2))
+FORMS = [((f"picture {i} at the left",), ("short", "shorter")) for i in range(5)]
+SOURCE = Source(FORMS, ((4, 3, 2),) * 5, may_flip=[False] * 5)
 
 
-def draw(seed: int, number: int, stream: str = "data", dropout: float = 0.1) -> Draw:
-    return draw_sample(seed, SampleId(stream, number), SOURCE, dropout, 1000)
+def draw(seed: int, number: int, stream: str = "data", dropout: float = 0.1, source=SOURCE, **chances) -> Draw:
+    return draw_sample(seed, SampleId(stream, number), source, Chances(dropout, 1000, **chances))
 
 
 def same(one: Draw, other: Draw) -> bool:
@@ -39,7 +40,7 @@ def test_neighbouring_seeds_and_streams_share_no_sample():
 
 
 def test_every_pass_shows_each_picture_once_and_passes_differ_in_order():
-    passes = [[picture_of(3, SampleId("data", 5 * p + i), 5) for i in range(5)] for p in range(8)]
+    passes = [[picture_of(3, SampleId("data", 5 * p + i), SOURCE) for i in range(5)] for p in range(8)]
     assert all(sorted(shown) == list(range(5)) for shown in passes)
     assert len({tuple(shown) for shown in passes}) > 1
 
@@ -66,3 +67,31 @@ def test_timesteps_cover_the_whole_schedule_evenly():
 def test_a_generator_is_a_function_of_its_whole_key():
     numbers = {torch.randint(2**40, (), generator=generator(0, *key)).item() for key in [("a", 1), ("a", 2), ("b", 1)]}
     assert len(numbers) == 3
+
+
+def test_a_pass_over_several_sizes_shows_each_picture_once_and_keeps_one_size_together():
+    shapes = tuple((4, 3, 2) if i % 3 else (4, 2, 3) for i in range(30))
+    source = Source([(("x",),)] * 30, shapes, [False] * 30, run=5)
+    for number in range(4):
+        shown = [picture_of(3, SampleId("data", 30 * number + i), source) for i in range(30)]
+        assert sorted(shown) == list(range(30))
+        steps = [{shapes[picture] for picture in shown[at : at + 5]} for at in range(0, 30, 5)]
+        assert all(len(step) == 1 for step in steps)
+
+
+def test_half_of_the_samples_are_mirrored_with_their_captions_and_never_those_that_may_not():
+    source = Source(FORMS, SOURCE.latent_shapes, may_flip=[True, True, True, True, False])
+    drawn = [draw(0, number, dropout=0, source=source) for number in range(2000)]
+    flippable = [sample for sample in drawn if sample.picture != 4]
+    assert 0.46 < sum(sample.flipped for sample in flippable) / len(flippable) < 0.54
+    assert not any(sample.flipped for sample in drawn if sample.picture == 4)
+    assert all(("right" in sample.caption) == sample.flipped for sample in drawn if "picture" in sample.caption)
+
+
+def test_perturbation_is_seen_and_not_to_be_found_and_an_offset_is_one_number_for_a_channel():
+    plain, perturbed, shifted = draw(0, 1), draw(0, 1, input_perturbation=0.5), draw(0, 1, noise_offset=0.3)
+    assert torch.equal(plain.noise, plain.input_noise) and torch.equal(plain.noise, perturbed.noise)
+    assert 0.2 < (perturbed.input_noise - perturbed.noise).std() < 0.9
+    offset = shifted.noise - plain.noise
+    assert torch.allclose(offset, offset[:, :1, :1].expand_as(offset), atol=1e-6) and offset.abs().max() > 0.01
+    assert torch.equal(shifted.noise, shifted.input_noise)

@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from batches import Batch
-from objective import diffusion_loss, prediction_target, signal_to_noise, snr_weights
+from objective import Objective, diffusion_loss, prediction_target, signal_to_noise, snr_weights
 
 TIMESTEPS = torch.tensor([0, 1, 250, 500, 750, 999])
 
@@ -32,8 +32,8 @@ class FixedUNet:
 
 
 def loss_of(prediction, noise_scheduler, latents, noise, snr_gamma=None) -> torch.Tensor:
-    batch = Batch(latents, noise, TIMESTEPS, torch.zeros(6, 77, 8), None)
-    return diffusion_loss(FixedUNet(prediction), noise_scheduler, batch, snr_gamma)
+    batch = Batch(latents, noise, noise, TIMESTEPS, torch.zeros(6, 77, 8), None)
+    return diffusion_loss(FixedUNet(prediction), Objective(noise_scheduler, snr_gamma), batch)
 
 
 def test_epsilon_is_the_noise_and_v_is_its_papers_combination():

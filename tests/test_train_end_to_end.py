@@ -17,7 +17,7 @@ from conftest import write_captioned_folder
 from data import load_picture
 from errors import UserError
 from models import load_noise_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
-from objective import diffusion_loss
+from objective import Objective, diffusion_loss
 from prompts import encode_prompt
 from tiny_model import make_tiny_model
 from train_text_to_image import parse_args
@@ -132,8 +132,8 @@ def fixed_loss(model: Path, unet: UNet2DConditionModel, folder: Path, captions: 
             latents = (vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor).repeat(16, 1, 1, 1)
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
             text = encode_prompt(tokenizer, text_encoder, caption, 3)[None].repeat(16, 1, 1)
-            batch = Batch(latents, noise, torch.linspace(200, 990, 16).long(), text, None)
-            total += diffusion_loss(unet.eval(), noise_scheduler, batch, None).mean().item()
+            batch = Batch(latents, noise, noise, torch.linspace(200, 990, 16).long(), text, None)
+            total += diffusion_loss(unet.eval(), Objective(noise_scheduler), batch).mean().item()
     return total / len(captions)
 
 

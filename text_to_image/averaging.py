@@ -1,6 +1,7 @@
 """The weights' moving average, or none: both are stepped, saved and copied in the same way."""
 
-from collections.abc import Iterable
+import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,27 +14,46 @@ from models import load_unet
 class NoAverage:
     """Stands where no average is wanted: the trained weights are what is saved."""
 
+    kept = False
+
     def step(self, parameters: Iterable[torch.nn.Parameter]) -> None: ...
 
+    def store(self, parameters: Iterable[torch.nn.Parameter]) -> None: ...
+
     def copy_to(self, parameters: Iterable[torch.nn.Parameter]) -> None: ...
+
+    def restore(self, parameters: Iterable[torch.nn.Parameter]) -> None: ...
 
     def save_pretrained(self, path: Path) -> None: ...
 
 
+class Average(EMAModel):
+    """diffusers' exponential moving average."""
+
+    kept = True
+
+
+class OffloadedAverage(Average):
+    """The same in CPU memory; every step copies the weights over."""
+
+    def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        super().step([torch.nn.Parameter(p.detach().cpu(), p.requires_grad) for p in parameters])
+
+
 def make_average(
-    unet: UNet2DConditionModel, use_ema: bool, foreach: bool, checkpoint: Path | None, first_step: int
-) -> EMAModel | NoAverage:
-    """The average of `unet`'s weights as it begins, or as `checkpoint` has it after `first_step` steps.
+    args: argparse.Namespace, unet: UNet2DConditionModel, parameters: Sequence[torch.nn.Parameter],
+    checkpoint: Path | None, first_step: int,
+) -> Average | NoAverage:  # fmt: skip
+    """The average of the trained `parameters` as they begin, or as `checkpoint` has it after `first_step` steps.
 
     Its decay at step n is at most (1 + n) / (10 + n): a run of 300 steps ends with the average of about its last 30,
     where a fixed 0.9999 would still hold mostly the base.
     """
-    if not use_ema:
+    if not args.use_ema:
         return NoAverage()
-    averaged = load_unet(checkpoint, subfolder="unet_ema") if checkpoint else unet
-    average = EMAModel(
-        averaged.parameters(), model_cls=UNet2DConditionModel, model_config=unet.config, foreach=foreach
-    )
+    begun = load_unet(checkpoint, subfolder="unet_ema").parameters() if checkpoint else parameters
+    kind = OffloadedAverage if args.offload_ema else Average
+    average = kind(begun, model_cls=UNet2DConditionModel, model_config=unet.config, foreach=args.foreach_ema)
     average.optimization_step = first_step
-    average.to(unet.device)
+    average.to("cpu" if args.offload_ema else unet.device)
     return average

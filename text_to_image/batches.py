@@ -2,23 +2,39 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
-from draws import Draw, SampleId, Source, draw_sample
+from draws import Chances, Draw, SampleId, Source, draw_sample, picture_of
 
-DATA, PRIOR = "data", "prior"  # the two streams: the data set's pictures, and those the base has drawn
+# The streams: the data set's pictures, those the base has drawn, and those that are never trained on.
+DATA, PRIOR, HELD_OUT = "data", "prior", "held out"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The arguments of `objective.diffusion_loss`: latents and noise (B, C, h, w), timesteps (B,), text (B, L, D)."""
+    """The arguments of `objective.diffusion_loss`: latents and noises (B, C, h, w), timesteps (B,), text (B, L, D)."""
 
     latents: torch.Tensor
     noise: torch.Tensor
+    input_noise: torch.Tensor
     timesteps: torch.Tensor
     encoder_hidden_states: torch.Tensor
     encoder_attention_mask: torch.Tensor | None
+
+
+def make_batch(encodings, draws: Sequence[Draw], device: torch.device, dtype: torch.dtype) -> Batch:
+    """The tensors of draws of one shape; `dtype` is the UNet's, for what it reads as it is."""
+    latents, hidden_states, mask = encodings.encode(draws)
+    return Batch(
+        latents=latents.to(device),
+        noise=torch.stack([draw.noise for draw in draws]).to(device),
+        input_noise=torch.stack([draw.input_noise for draw in draws]).to(device),
+        timesteps=torch.tensor([draw.timestep for draw in draws], device=device),
+        encoder_hidden_states=hidden_states.to(device, dtype),
+        encoder_attention_mask=None if mask is None else mask.to(device, dtype),
+    )
 
 
 @dataclass(frozen=True)
@@ -27,34 +43,31 @@ class Batches:
 
     encodings: object  # has encode(draws) -> (latents, encoder_hidden_states, encoder_attention_mask)
     sources: dict[str, Source]
+    chances: Chances
     seed: int
     data_batch: int  # samples of a step over all processes and accumulation parts
     prior_batch: int
-    caption_dropout: float
-    timesteps: int
     process: int
     processes: int
     accumulation: int
     device: torch.device
+    dtype: torch.dtype
 
-    def of_step(self, step: int) -> Iterator[Batch]:
-        """The `accumulation` parts of optimisation step `step` (from 0) that this process trains on."""
-        samples = step_samples(step, self.data_batch, self.prior_batch)
-        for part in micro_batches(samples, self.process, self.processes, self.accumulation):
-            yield self._batch([self._draw(sample) for sample in part])
+    def of_step(self, step: int) -> Iterator[tuple[Batch, bool]]:
+        """What this process trains on in step `step` (from 0), and with each batch whether it is the last.
 
-    def _draw(self, sample: SampleId) -> Draw:
-        return draw_sample(self.seed, sample, self.sources[sample.stream], self.caption_dropout, self.timesteps)
+        At least `accumulation` batches, more where a step holds pictures of several sizes.
+        """
+        samples = sorted(step_samples(step, self.data_batch, self.prior_batch), key=self._shape)
+        parts = micro_batches(samples, self.process, self.processes, self.accumulation)
+        alike = [list(group) for part in parts for _, group in groupby(part, key=self._shape)]
+        for group in alike:
+            draws = [draw_sample(self.seed, sample, self.sources[sample.stream], self.chances) for sample in group]
+            yield make_batch(self.encodings, draws, self.device, self.dtype), group is alike[-1]
 
-    def _batch(self, draws: Sequence[Draw]) -> Batch:
-        latents, hidden_states, mask = self.encodings.encode(draws)
-        return Batch(
-            latents=latents.to(self.device),
-            noise=torch.stack([draw.noise for draw in draws]).to(self.device),
-            timesteps=torch.tensor([draw.timestep for draw in draws], device=self.device),
-            encoder_hidden_states=hidden_states.to(self.device),
-            encoder_attention_mask=None if mask is None else mask.to(self.device),
-        )
+    def _shape(self, sample: SampleId) -> tuple[int, int, int]:
+        source = self.sources[sample.stream]
+        return source.latent_shapes[picture_of(self.seed, sample, source)]
 
 
 def step_samples(step: int, data_batch: int, prior_batch: int) -> list[SampleId]:
@@ -66,8 +79,10 @@ def step_samples(step: int, data_batch: int, prior_batch: int) -> list[SampleId]
 
 def micro_batches(
     samples: Sequence[SampleId], process: int, processes: int, accumulation: int
-) -> list[list[SampleId]]:
-    """A process's share of a step in `accumulation` parts, none empty; dealt out in turn."""
+) -> list[Sequence[SampleId]]:
+    """A process's share of a step in `accumulation` parts, none empty: neighbours stay together."""
     parts = processes * accumulation
     assert len(samples) >= parts
-    return [list(samples[process * accumulation + part :: parts]) for part in range(accumulation)]
+    bounds = [len(samples) * part // parts for part in range(parts + 1)]
+    first = process * accumulation
+    return [samples[bounds[part] : bounds[part + 1]] for part in range(first, first + accumulation)]

@@ -1,67 +1,225 @@
-"""Latents and text embeddings that training reads instead of the VAE and the text encoder, encoded once.
+"""What training reads of VAE and text encoder: encoded once and kept on disk, or live, by the same `encode(draws)`.
 
-A latent is kept as mean and standard deviation, so that every step still draws its own sample of the posterior.
+A latent is kept as mean and standard deviation, so that every step still draws its own sample of the posterior. Every
+file is named by the hash of all that it follows from, so a changed picture, caption or model is never served stale.
 """
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save_file
+from torch.utils.data import DataLoader
 
-from batches import DATA, PRIOR
-from data import Picture, load_picture
+from batches import PRIOR
+from buckets import Subject
+from data import load_picture
 from draws import Draw
 from prompts import encode_prompt, join_embeddings
 from reporting import progress
 
+FORMAT = 2  # of the files: another number, and none of the older ones is read
+PIXELS_AT_ONCE = 1 << 21  # of pictures that the VAE encodes together
+
+Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+Subjects = Mapping[tuple[str, int], Subject]  # by stream and number
+
 
 class StoredEncodings:
-    """Encodings in memory. `encode(draws)` is the interface that encoding live would share."""
+    """Encodings in a folder; what a step needs is read when it needs it, so a large data set takes no memory."""
 
-    def __init__(self, text: dict[str, torch.Tensor]):
-        self.text = text
-        self.posteriors: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.texts: dict[str, tuple[Path, str]] = {}  # caption -> its file, its name in there
+        self.posteriors: dict[tuple[str, int, bool], tuple[Path, str]] = {}
+        self.prior: list[torch.Tensor] = []
 
-    def add(self, stream: str, mean: Sequence[torch.Tensor], std: Sequence[torch.Tensor]) -> None:
-        """The pictures of a stream, from its first: mean and standard deviation (C, h, w) of their scaled latents."""
-        for index, posterior in enumerate(zip(mean, std, strict=True)):
-            self.posteriors[stream, index] = posterior
+    def file(self, kind: str, key: str) -> Path:
+        return self.folder / kind / f"{key}.safetensors"
 
-    def encode(self, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def add_prior(self, latents: Sequence[torch.Tensor]) -> None:
+        """The base's own pictures: sampled latents (C, h, w), not a posterior, so they have no spread."""
+        self.prior = list(latents)
+
+    def text(self, caption: str) -> torch.Tensor:
+        """(L, D)"""
+        path, name = self.texts[caption]
+        return _read(path, name)
+
+    def latent(self, draw: Draw) -> torch.Tensor:
+        """(C, h, w) a sample of the picture's posterior."""
+        if draw.stream == PRIOR:
+            return self.prior[draw.picture]
+        path, name = self.posteriors[draw.stream, draw.picture, draw.flipped]
+        mean, std = _read(path, name)
+        return mean + std * draw.posterior_noise
+
+    def encode(self, draws: Sequence[Draw]) -> Encoded:
         """latents (B, C, h, w), encoder_hidden_states (B, L, D) and its mask (B, L) or None."""
-        latents = []
-        for draw in draws:
-            mean, std = self.posteriors[draw.stream, draw.picture]
-            latents.append(mean + std * draw.posterior_noise)
-        return torch.stack(latents), *join_embeddings([self.text[draw.caption] for draw in draws])
+        latents = torch.stack([self.latent(draw) for draw in draws])
+        return latents, *join_embeddings([self.text(draw.caption) for draw in draws])
 
 
-def store_encodings(
-    pictures: Sequence[Picture], height: int, width: int, vae, text: dict[str, torch.Tensor], quiet: bool
-) -> StoredEncodings:
-    """Encodes the data set's pictures at their training size; `text` holds the embedding of every caption."""
-    encodings = StoredEncodings(text)
-    bar = progress(pictures, desc="encoding pictures", unit="picture", disable=quiet, leave=False)
-    posteriors = [encode_picture(vae, load_picture(picture.path, height, width)) for picture in bar]
-    encodings.add(DATA, *zip(*posteriors, strict=True))
-    return encodings
+class LiveEncodings:
+    """Encodes at every step: nothing is stored, and VAE and text encoder stay in memory."""
+
+    def __init__(self, subjects: Subjects, vae, text: "TextEncoding"):
+        self.subjects, self.vae, self.text_encoding = subjects, vae, text
+        self.prior: list[torch.Tensor] = []
+
+    add_prior = StoredEncodings.add_prior
+    encode = StoredEncodings.encode
+
+    def text(self, caption: str) -> torch.Tensor:
+        return self.text_encoding.encode(caption)
+
+    def latent(self, draw: Draw) -> torch.Tensor:
+        if draw.stream == PRIOR:
+            return self.prior[draw.picture]
+        pixels = load_pixels(self.subjects[draw.stream, draw.picture], draw.flipped)
+        mean, std = encode_pixels(self.vae, pixels[None])[0]
+        return mean + std * draw.posterior_noise
 
 
-def add_prior(encodings: StoredEncodings, latents: Sequence[torch.Tensor]) -> None:
-    """The base's own pictures: sampled latents, not a posterior, so they have no spread."""
-    encodings.add(PRIOR, latents, [torch.zeros_like(latent) for latent in latents])
+@dataclass(frozen=True)
+class TextEncoding:
+    """Tokenizer and text encoder, and how many chunks of a caption they read; `fingerprint` is the models' hash."""
+
+    tokenizer: object
+    text_encoder: object
+    max_chunks: int
+    fingerprint: str
+
+    def encode(self, caption: str) -> torch.Tensor:
+        """(L, D)"""
+        return encode_prompt(self.tokenizer, self.text_encoder, caption, self.max_chunks).float().cpu()
+
+    def key(self, captions: Sequence[str]) -> str:
+        """Of a file of these captions."""
+        return hash_key("text", self.fingerprint, str(self.text_encoder.dtype), self.max_chunks, *captions)
+
+
+# --- Encoding the data set ------------------------------------------------------------------------------------------
+
+
+def store_latents(
+    encodings: StoredEncodings, subjects: Subjects, vae, vae_hash: str, share: slice, workers: int, quiet: bool
+) -> None:
+    """Encodes those of this process's `share` of the pictures that the folder lacks, and notes where all will lie."""
+    files = {key: encodings.file("latents", latent_key(s, vae_hash, vae.dtype)) for key, s in subjects.items()}
+    missing = [key for key in list(subjects)[share] if not is_whole(files[key])]
+    with progress(total=len(missing), desc="encoding pictures", unit="picture", disable=quiet, leave=False) as bar:
+        for keys, pixels in _load_ahead(subjects, missing, workers):
+            posteriors = iter(encode_pixels(vae, pixels.flatten(0, 1)))
+            for key in keys:
+                write_whole(files[key], {form: torch.stack(next(posteriors)) for form in subjects[key].forms})
+            bar.update(len(keys))
+    for key, subject in subjects.items():
+        encodings.posteriors.update({(*key, flipped): (files[key], form) for form, flipped in subject.forms.items()})
+
+
+def store_texts(
+    encodings: StoredEncodings, groups: Iterable[Sequence[str]], text: TextEncoding, share: slice, quiet: bool
+) -> None:
+    """A file for the captions of each group: all forms of a picture's captions, or one prompt."""
+    files = {group: encodings.file("text", text.key(group)) for group in dict.fromkeys(map(tuple, groups))}
+    missing = [group for group in list(files)[share] if not is_whole(files[group])]
+    for group in progress(missing, desc="encoding captions", unit="picture", disable=quiet, leave=False):
+        write_whole(files[group], {str(i): text.encode(caption) for i, caption in enumerate(group)})
+    for group, path in files.items():
+        encodings.texts.update({caption: (path, str(i)) for i, caption in enumerate(group)})
+
+
+def _load_ahead(
+    subjects: Subjects, wanted: Sequence[tuple[str, int]], workers: int
+) -> Iterator[tuple[list[tuple[str, int]], torch.Tensor]]:
+    """Batches of pictures of one size and as many forms, (B, forms, 3, H, W), read by `workers` processes ahead."""
+    alike: dict[tuple, list[tuple[str, int]]] = {}
+    for key in wanted:
+        alike.setdefault((subjects[key].size, subjects[key].may_flip), []).append(key)
+    batches = []
+    for (size, may_flip), keys in alike.items():
+        at_once = max(1, PIXELS_AT_ONCE // (size[0] * size[1] * (1 + may_flip)))
+        batches += [keys[at : at + at_once] for at in range(0, len(keys), at_once)]
+    pixels = DataLoader(_Pixels(subjects, batches), batch_size=None, num_workers=workers)
+    return zip(batches, pixels, strict=True)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Batches of pixel values by their number, as a DataLoader asks for them."""
+
+    subjects: Subjects
+    batches: Sequence[Sequence[tuple[str, int]]]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        subjects = [self.subjects[key] for key in self.batches[number]]
+        return torch.stack([torch.stack([load_pixels(s, flipped) for flipped in s.forms.values()]) for s in subjects])
+
+
+def load_pixels(subject: Subject, flipped: bool) -> torch.Tensor:
+    """(3, H, W) in [-1, 1]"""
+    pixels = load_picture(subject.picture.path, *subject.size, subject.interpolation)
+    return pixels.flip(-1) if flipped else pixels
 
 
 @torch.no_grad()
-def encode_picture(vae, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(3, H, W) in [-1, 1] → mean and standard deviation (C, h, w) of its latents, scaled as the UNet sees them."""
-    posterior = vae.encode(pixel_values[None].to(vae.device, vae.dtype)).latent_dist
+def encode_pixels(vae, pixel_values: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(B, 3, H, W) in [-1, 1] → mean and standard deviation (C, h, w) of each one's latents, scaled for the UNet."""
+    posterior = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist
     scale = vae.config.scaling_factor
-    return (posterior.mean[0] * scale).float().cpu(), (posterior.std[0] * scale).float().cpu()
+    mean, std = ((values * scale).float().cpu() for values in (posterior.mean, posterior.std))
+    return list(zip(mean, std, strict=True))
 
 
-def encode_texts(
-    tokenizer, text_encoder, texts: Iterable[str], max_chunks: int, quiet: bool
-) -> dict[str, torch.Tensor]:
-    """The embedding (L, D) of each text, and of the empty one that stands for a dropped caption."""
-    bar = progress(dict.fromkeys(["", *texts]), desc="encoding captions", unit="caption", disable=quiet, leave=False)
-    return {text: encode_prompt(tokenizer, text_encoder, text, max_chunks).float().cpu() for text in bar}
+# --- Files ----------------------------------------------------------------------------------------------------------
+
+
+def latent_key(subject: Subject, vae_hash: str, dtype: torch.dtype) -> str:
+    content = hashlib.sha256(subject.picture.path.read_bytes()).hexdigest()
+    return hash_key("latents", vae_hash, str(dtype), content, *subject.size, subject.may_flip, subject.interpolation)
+
+
+def hash_key(*facts: str | int) -> str:
+    return hashlib.sha256(repr((FORMAT, *facts)).encode()).hexdigest()[:32]
+
+
+def write_whole(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Written beside and renamed; a checksum in the file's head."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, part, {"checksum": _checksum(tensors)})
+    part.replace(path)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file is there and undamaged."""
+    try:
+        content = path.read_bytes()
+        with safe_open(path, "pt") as file:
+            return _checksum(load(content)) == (file.metadata() or {}).get("checksum")
+    except (OSError, SafetensorError):
+        return False
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)

@@ -31,18 +31,21 @@ class CaptionRow:
         return Path(folder) / self.file_name
 
 
-def read_captions(folder: Path) -> list[CaptionRow]:
-    """The rows of `folder`/metadata.jsonl in file order; UserError lists every bad row, or says what is missing."""
+def read_captions(folder: Path, column: str = "text") -> list[CaptionRow]:
+    """The rows of `folder`/metadata.jsonl in file order, captions under the key `column`.
+
+    UserError lists every bad row, or says what is missing.
+    """
     folder = Path(folder)
     if not (folder / METADATA).is_file():
         raise UserError(_what_is_missing(folder))
-    rows = existing_captions(folder)
+    rows = existing_captions(folder, column)
     if not rows:
         raise UserError(f"{folder / METADATA} has no rows; {_how_to_caption(folder)}")
     return rows
 
 
-def existing_captions(folder: Path) -> list[CaptionRow]:
+def existing_captions(folder: Path, column: str = "text") -> list[CaptionRow]:
     """As `read_captions`, but a folder that has no metadata.jsonl yet, or an empty one, has no rows."""
     path = Path(folder) / METADATA
     if not path.exists():
@@ -52,7 +55,7 @@ def existing_captions(folder: Path) -> list[CaptionRow]:
     first_lines: dict[PurePosixPath, int] = {}
     for number, raw in _lines(path):
         try:
-            row = _checked_row(Path(folder), number, raw)
+            row = _checked_row(Path(folder), number, raw, column)
             first = first_lines.setdefault(PurePosixPath(row.file_name), number)
             if first != number:
                 raise ValueError(f"{_shown(row.file_name)} has a row already, line {first}; `text` may be a list")
@@ -128,14 +131,14 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, raw
 
 
-def _checked_row(folder: Path, number: int, raw: bytes) -> CaptionRow:
+def _checked_row(folder: Path, number: int, raw: bytes, column: str) -> CaptionRow:
     """The row in one line of the file; raises ValueError that says what is wrong with it."""
     row = _json_object(raw)
     file_name = row.get("file_name")
     if not isinstance(file_name, str) or not file_name:
         raise ValueError(f"`file_name` must be the name of a picture, found {_found(row, 'file_name')}")
     _check_picture(folder, file_name)
-    return CaptionRow(file_name, _checked_captions(row), number)
+    return CaptionRow(file_name, _checked_captions(row, column), number)
 
 
 def _json_object(raw: bytes) -> dict:
@@ -168,15 +171,15 @@ def _check_picture(folder: Path, file_name: str) -> None:
         raise ValueError(f"the picture {_shown(file_name)} is {'missing' if size is None else 'an empty file'}")
 
 
-def _checked_captions(row: dict) -> tuple[str, ...]:
-    text = row.get("text")
+def _checked_captions(row: dict, column: str) -> tuple[str, ...]:
+    text = row.get(column)
     captions = text if isinstance(text, list) else [text]
     if not captions or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"`text` must be a caption or a list of captions, found {_found(row, 'text')}")
+        raise ValueError(f"`{column}` must be a caption or a list of captions, found {_found(row, column)}")
     if not all(caption.strip() for caption in captions):
-        raise ValueError("`text` is empty" if isinstance(text, str) else "a caption in `text` is empty")
+        raise ValueError(f"`{column}` is empty" if isinstance(text, str) else f"a caption in `{column}` is empty")
     if any("\ud800" <= character <= "\udfff" for caption in captions for character in caption):
-        raise ValueError(f"`text` holds half a character (a lone surrogate): {_found(row, 'text')}")
+        raise ValueError(f"`{column}` holds half a character (a lone surrogate): {_found(row, column)}")
     return tuple(captions)
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,19 +19,24 @@ MANIFEST, STATE = "manifest.json", "training_state.pt"
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def save_checkpoint(folder: Path, step: int, unet, average, training_state: dict, limit: int | None) -> Path:
-    """Writes checkpoint-`step` and then, where `limit` says how many to keep, removes the oldest beyond it."""
+def save_checkpoint(
+    folder: Path, step: int, save: Callable[[Path], object], training_state: dict, limit: int | None, keep: set[int]
+) -> Path:
+    """Writes checkpoint-`step` and then, where `limit` says how many to keep, removes the oldest beyond it.
+
+    `save` writes the weights into the folder it is given; the checkpoints of the steps in `keep` are never removed.
+    """
     part, whole = folder / f".partial-{step}", folder / f"checkpoint-{step}"
     shutil.rmtree(part, ignore_errors=True)
-    unet.save_pretrained(part / "unet", safe_serialization=True)
-    average.save_pretrained(part / "unet_ema")
+    save(part)
     torch.save(training_state, part / STATE)
     sizes = {str(path.relative_to(part)): path.stat().st_size for path in sorted(part.rglob("*")) if path.is_file()}
     (part / MANIFEST).write_text(json.dumps({"step": step, "files": sizes}, indent=2))
     shutil.rmtree(whole, ignore_errors=True)
     os.replace(part, whole)
     for old in complete_checkpoints(folder)[: -limit if limit else 0]:
-        shutil.rmtree(old)
+        if step_of(old) not in keep:
+            shutil.rmtree(old)
     return whole
 
 

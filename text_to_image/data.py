@@ -1,24 +1,40 @@
-"""A captioned folder → pictures of one size: checked before anything is trained, upright, on white, cropped least."""
+"""A captioned folder → pictures: checked before anything is trained, upright, on white, in RGB."""
 
 import hashlib
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from itertools import chain, product
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageCms, ImageOps
 
 from caption_forms import caption_forms
 from captions import CaptionRow, read_captions
 from errors import UserError
 
 PIXEL_LIMIT = 150_000_000  # refused above: a small file can unpack to all of the memory
-EXIF_ORIENTATION, EXIF_TURNED = 274, (5, 6, 7, 8)
+EXIF_ORIENTATION = 274
+TURNS_BY_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDES_SWAPPED = (5, 6, 7, 8)
+BYTE_MODES = {"La": "LA", "P": "RGBA", "PA": "RGBA", "YCbCr": "RGB"}
+# What is white in grey pictures of more than 8 bits, by the first letters of their mode. A file does not say it of I
+# (8 or 16 bits kept in 32) and F (0..1, or bytes kept as fractions): there it is the first that the brightest pixel
+# does not exceed twofold, as resampling overshoots and a whole picture below 2 of 255 would be black.
+WHITES = {"I;16": (65535,), "I": (255, 65535, 2**31 - 1), "F": (1, 255, 65535)}
 
 
 @dataclass(frozen=True)
@@ -35,25 +51,33 @@ class Picture:
         return [caption for group in self.forms for caption in group]
 
 
-def read_pictures(folder: Path, short_captions: bool) -> list[Picture]:
+def read_pictures(
+    folder: Path, short_captions: bool, column: str = "text", trigger: str | None = None
+) -> list[Picture]:
     """All pictures of a captioned folder. UserError lists every one that is truncated, no picture, too large."""
     pictures, faults = [], []
-    for row in read_captions(folder):
+    for row in read_captions(folder, column):
         try:
             width, height = measure(row.path(folder))
         except ValueError as fault:
             faults.append(f"metadata.jsonl, line {row.line}: {row.file_name}: {fault}")
         else:
-            pictures.append(Picture(row.path(folder), width, height, _forms(row, short_captions)))
+            pictures.append(Picture(row.path(folder), width, height, _forms(row, short_captions, trigger)))
     if faults:
         raise UserError("\n".join([f"{folder}: {len(faults)} pictures cannot be used", *faults]))
     return pictures
 
 
-def _forms(row: CaptionRow, short_captions: bool) -> tuple[tuple[str, ...], ...]:
-    if not short_captions:
-        return (row.captions,)
-    return tuple(group for caption in row.captions for group in caption_forms(caption))
+def _forms(row: CaptionRow, short_captions: bool, trigger: str | None) -> tuple[tuple[str, ...], ...]:
+    groups = [row.captions]
+    if short_captions:
+        groups = [group for caption in row.captions for group in caption_forms(caption)]
+    return tuple(tuple(with_trigger(caption, trigger) for caption in group) for group in groups)
+
+
+def with_trigger(caption: str, trigger: str | None) -> str:
+    """The phrase that calls the thing, then the caption; not twice."""
+    return caption if not trigger or caption.startswith(trigger) else f"{trigger}, {caption}"
 
 
 def measure(path: Path) -> tuple[int, int]:
@@ -66,9 +90,10 @@ def measure(path: Path) -> tuple[int, int]:
             width, height = image.size
             if width * height > PIXEL_LIMIT:
                 raise ValueError(f"{width} x {height} pixels, more than the limit of {PIXEL_LIMIT:,}")
-            turned = image.getexif().get(EXIF_ORIENTATION) in EXIF_TURNED
-            image.draft("RGB", (width // 8, height // 8))  # a JPEG is decoded at an eighth: six times faster
-            image.load()
+            turned = image.getexif().get(EXIF_ORIENTATION) in SIDES_SWAPPED
+            # A JPEG is decoded at an eighth: six times faster.
+            image.draft("RGB", (max(width // 8, 1), max(height // 8, 1)))
+            _in_rgb(image.crop((0, 0, 1, 1)))  # decodes all of it, and a pixel goes the way of open_picture
     except FileNotFoundError:
         raise ValueError("no such file") from None
     except Image.DecompressionBombError:
@@ -89,48 +114,83 @@ def hash_pictures(pictures: Sequence[Picture]) -> str:
     return digest.hexdigest()
 
 
-def training_size(pictures: Sequence[Picture], resolution: int, multiple: int) -> tuple[int, int]:
-    """(height, width) in pixels for all pictures: their median aspect ratio, an area near resolution², both sides
-    multiples of `multiple`."""
-    ratio = median(picture.height / picture.width for picture in pictures)
-    # A strip narrower than one multiple is widened to it, and must not grow in length for that.
-    height = min(max(resolution * math.sqrt(ratio), multiple), max(resolution**2 / multiple, multiple))
-    heights, widths = _around(height, multiple), _around(resolution**2 / height, multiple)
-    candidates = [(h, w) for h in heights for w in widths]
+def load_picture(path: Path, height: int, width: int, interpolation: str = "lanczos") -> torch.Tensor:
+    """(3, height, width) in [-1, 1]: resized to cover the size and cut at the centre.
 
-    def misfit(size: tuple[int, int]) -> float:
-        # A fifth cropped would cost somebody's legs; a fifth fewer pixels cost nothing like it.
-        return 4 * cropped(ratio, size) + abs(math.log(size[0] * size[1] / resolution**2))
-
-    return min(candidates, key=misfit)
-
-
-def _around(side: float, multiple: int) -> tuple[int, int]:
-    lower = max(1, math.floor(side / multiple))
-    return lower * multiple, (lower + 1) * multiple
-
-
-def cropped(ratio: float, size: tuple[int, int]) -> float:
-    """The fraction of a picture of aspect ratio height / width `ratio` that is cut off to fill `size`."""
-    wanted = size[0] / size[1]
-    return 1 - min(ratio / wanted, wanted / ratio)
-
-
-def load_picture(path: Path, height: int, width: int) -> torch.Tensor:
-    """(3, height, width) in [-1, 1]: resized to cover the size and cut at the centre."""
-    picture = ImageOps.fit(open_picture(path), (width, height), Image.Resampling.LANCZOS)
+    `interpolation` is a name of torchvision's; Pillow's 'nearest' is what torchvision calls nearest_exact.
+    """
+    resampling = Image.Resampling[interpolation.removesuffix("_exact").upper()]
+    picture = ImageOps.fit(open_picture(path), (width, height), resampling)
     pixels = np.asarray(picture, dtype=np.float32) / 127.5 - 1
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The picture in RGB, upright by its EXIF orientation, transparency on white; for one that `measure` accepts."""
+    """The picture in sRGB, upright by its EXIF orientation, transparency on white; for one that `measure` accepts."""
     with _no_bomb_warning(), Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
+        picture = _in_rgb(_upright(file))
+    picture.info.clear()  # the orientation and the profile of the file are no longer those of the picture
+    return picture
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As ImageOps.exif_transpose, which also rewrites the EXIF data and fails where any of it is malformed."""
+    turn = TURNS_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION))
+    return image if turn is None else image.transpose(turn)
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode that Pillow opens: its colours in sRGB, laid on white where it is transparent."""
+    image = _in_bytes(image)
+    picture = _in_srgb(image.convert(image.mode.removesuffix("A")))
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return picture
+    picture.putalpha(image.convert("RGBA").getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _in_bytes(image: Image.Image) -> Image.Image:
+    """In L, LA, RGB, RGBA, CMYK or LAB: a byte a channel, no palette. Pillow would clip deep greys, not scale them."""
+    whites = WHITES.get(image.mode[:4])
+    if whites is None:
+        return image.convert(BYTE_MODES[image.mode]) if image.mode in BYTE_MODES else image
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0, posinf=0, neginf=0)
+    white = next((white for white in whites if values.max() <= 2 * white), whites[-1])
+    grey = Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
+    grey.info["icc_profile"] = image.info.get("icc_profile")
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """In RGB by the ICC profile that came with the picture, or as Pillow converts its mode where there is none."""
+    transform = _transform_to_srgb(image.info.get("icc_profile"), image.mode)
+    return ImageCms.applyTransform(image, transform) if transform else image.convert("RGB")
+
+
+@lru_cache(maxsize=16)  # the pictures of a camera share a profile
+def _transform_to_srgb(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """None where no colour is to be changed: no profile, a broken one, one of another mode, sRGB by whatever name."""
+    if not isinstance(profile, bytes):
+        return None
+    intent, black_to_black = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+    srgb = ImageCms.createProfile("sRGB")
+    try:
+        transform = ImageCms.buildTransform(BytesIO(profile), srgb, mode, "RGB", intent, black_to_black)
+    except ImageCms.PyCMSError:
+        return None
+    return transform if _changes_colours(transform, mode) else None
+
+
+def _changes_colours(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """By more than the rounding in which sRGB profiles differ. Their names do not say it: 'c2' is sRGB, 'sRGB linear'
+    is not."""
+    channels = Image.getmodebands(mode)
+    levels = list(product(range(0, 256, 15), repeat=channels))
+    probe = Image.frombytes(mode, (len(levels), 1), bytes(chain.from_iterable(levels)))
+    change = ImageChops.difference(ImageCms.applyTransform(probe, transform), probe.convert("RGB"))
+    return max(largest for _, largest in change.getextrema()) > 2
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import torch
 
+from mirroring import mirrored_caption
+
 
 @dataclass(frozen=True)
 class SampleId:
@@ -22,22 +24,36 @@ class SampleId:
 
 @dataclass(frozen=True)
 class Source:
-    """A stream's pictures as far as chance is concerned: groups of captions for each, the shape of a latent."""
+    """A stream's pictures as far as chance is concerned, an entry of each for each picture."""
 
-    forms: Sequence[Sequence[Sequence[str]]]
-    latent_shape: tuple[int, int, int]
+    forms: Sequence[Sequence[Sequence[str]]]  # groups of captions
+    latent_shapes: tuple[tuple[int, int, int], ...]
+    may_flip: Sequence[bool]
+    run: int = 1  # pictures of one shape follow each other in runs of this length: batches that need no second pass
+
+
+@dataclass(frozen=True)
+class Chances:
+    """What the run leaves to chance, and how far."""
+
+    caption_dropout: float  # the probability of an empty caption (classifier-free guidance, arXiv:2207.12598)
+    timesteps: int
+    noise_offset: float = 0.0  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
+    input_perturbation: float = 0.0  # arXiv:2301.11706
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A sample with everything decided; `posterior_noise` and `noise` are (C, h, w)."""
+    """A sample with everything decided; the noises are (C, h, w)."""
 
     stream: str
     picture: int
+    flipped: bool
     caption: str
     timestep: int
     posterior_noise: torch.Tensor
-    noise: torch.Tensor
+    noise: torch.Tensor  # what the UNet is to find
+    input_noise: torch.Tensor  # what it is shown: the same, unless perturbed
 
 
 def generator(seed: int, *key: str | int) -> torch.Generator:
@@ -46,19 +62,26 @@ def generator(seed: int, *key: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def draw_sample(seed: int, sample: SampleId, source: Source, caption_dropout: float, timesteps: int) -> Draw:
-    """`caption_dropout` is the probability of an empty caption (classifier-free guidance, arXiv:2207.12598)."""
+def draw_sample(seed: int, sample: SampleId, source: Source, chances: Chances) -> Draw:
     chance = generator(seed, sample.stream, sample.number)
-    picture = picture_of(seed, sample, len(source.forms))
+    picture = picture_of(seed, sample, source)
+    shape = source.latent_shapes[picture]
     caption = draw_caption(source.forms[picture], chance)
-    dropped = torch.rand((), generator=chance).item() < caption_dropout
+    dropped = torch.rand((), generator=chance).item() < chances.caption_dropout
+    timestep = torch.randint(chances.timesteps, (), generator=chance).item()
+    posterior_noise, noise = (torch.randn(shape, generator=chance) for _ in range(2))
+    noise += chances.noise_offset * torch.randn((shape[0], 1, 1), generator=chance)
+    perturbation = torch.randn(shape, generator=chance) if chances.input_perturbation else 0.0
+    flipped = source.may_flip[picture] and torch.rand((), generator=chance).item() < 0.5
     return Draw(
         stream=sample.stream,
         picture=picture,
-        caption="" if dropped else caption,
-        timestep=torch.randint(timesteps, (), generator=chance).item(),
-        posterior_noise=torch.randn(source.latent_shape, generator=chance),
-        noise=torch.randn(source.latent_shape, generator=chance),
+        flipped=flipped,
+        caption="" if dropped else mirrored_caption(caption) if flipped else caption,
+        timestep=timestep,
+        posterior_noise=posterior_noise,
+        noise=noise,
+        input_noise=noise + chances.input_perturbation * perturbation,
     )
 
 
@@ -68,11 +91,19 @@ def draw_caption(groups: Sequence[Sequence[str]], chance: torch.Generator) -> st
     return group[torch.randint(len(group), (), generator=chance).item()]
 
 
-def picture_of(seed: int, sample: SampleId, pictures: int) -> int:
+def picture_of(seed: int, sample: SampleId, source: Source) -> int:
     """Which picture a sample shows: every pass goes over all of them once, each time in another order."""
-    return _order(seed, sample.stream, sample.number // pictures, pictures)[sample.number % pictures]
+    number, place = divmod(sample.number, len(source.latent_shapes))
+    return _order(seed, sample.stream, number, source.latent_shapes, source.run)[place]
 
 
 @lru_cache(maxsize=8)
-def _order(seed: int, stream: str, number: int, pictures: int) -> list[int]:
-    return torch.randperm(pictures, generator=generator(seed, stream, "pass", number)).tolist()
+def _order(seed: int, stream: str, number: int, shapes: tuple[tuple[int, int, int], ...], run: int) -> list[int]:
+    """Shuffled, then dealt into runs of one shape; the shorter runs, what is left of each shape, come last."""
+    chance = generator(seed, stream, "pass", number)
+    alike: dict[tuple[int, int, int], list[int]] = {}
+    for picture in torch.randperm(len(shapes), generator=chance).tolist():
+        alike.setdefault(shapes[picture], []).append(picture)
+    runs = [pictures[at : at + run] for pictures in alike.values() for at in range(0, len(pictures), run)]
+    shuffled = [runs[i] for i in torch.randperm(len(runs), generator=chance).tolist()]
+    return [picture for pictures in sorted(shuffled, key=len, reverse=True) for picture in pictures]

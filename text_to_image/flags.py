@@ -55,6 +55,10 @@ def fraction(text: str) -> float:
     return _number(text, float, "a number from 0 to 1", lambda number: 0 <= number <= 1)
 
 
+def below_one(text: str) -> float:
+    return _number(text, float, "a number from 0 to below 1", lambda number: 0 <= number < 1)
+
+
 def seed(text: str) -> int:
     return _number(text, int, "a whole number from 0 to 2^63 - 1", lambda number: 0 <= number < 2**63)
 

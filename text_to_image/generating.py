@@ -20,18 +20,19 @@ from models import (
     ModelShape,
     choose_attention,
     find_model,
+    fingerprint_file,
     fingerprint_model,
     load_text_encoder,
     load_tokenizer,
-    load_unet,
     load_vae,
     quiet_libraries,
     read_shape,
 )
 from prompts import count_tokens, encode_prompt
 from reporting import progress
-from runs import read_run, replace_text, shown
+from runs import RUN_FILE, read_run, replace_text, shown
 from sampling import SAMPLER, decode_latents, draw_latents, initial_noise, load_sampler
+from trainable import LORA_FILE, load_with_lora
 
 IMAGES_FILE, SHEET_FILE = "images.jsonl", "contact_sheet.jpg"
 MAX_TOKEN_CHUNKS = 3
@@ -55,14 +56,14 @@ class Drawing:
 def generate(args: argparse.Namespace) -> None:
     """Draws `args.num_images` pictures of every prompt. UserError where model or size is not usable."""
     quiet_libraries()
-    folder = find_model(args.model, "--model")
-    drawings = plan_drawings(args, read_shape(folder), read_run(folder) or {})
+    folder, lora = find_base(args.model)
+    drawings = plan_drawings(args, read_shape(folder), read_run(lora or folder) or {})
     print(f"{len(drawings)} pictures with {shown(args.model)} (another: --model {REAL_MODEL})", flush=True)
     prepare_folder(args.output_dir)
 
     paths: list[Path] = []
-    model_hash = fingerprint_model(folder)
-    for batch, images in draw(args, folder, drawings):
+    model_hash = fingerprint_model(folder) + (fingerprint_file(lora / LORA_FILE) if lora else "")
+    for batch, images in draw(args, folder, lora, drawings):
         for drawing, image in zip(batch, images, strict=True):
             paths.append(save_image(image, args.output_dir / drawing.file_name(model_hash)))
         write_rows(args.output_dir / IMAGES_FILE, zip(paths, drawings, strict=False))
@@ -94,8 +95,18 @@ def model_name(name: str) -> str:
     return path.relative_to(root).as_posix() if path.is_dir() and path.is_relative_to(root) else name
 
 
+def find_base(name: str) -> tuple[Path, Path | None]:
+    """The pipeline's folder, and that of a LoRA on it where `name` is the output of a run that trained one."""
+    folder = Path(name).expanduser()
+    if not (folder / LORA_FILE).is_file() or (folder / "model_index.json").is_file():
+        return find_model(name, "--model"), None
+    if not (run := read_run(folder)):
+        raise UserError(f"--model {name}: a LoRA without {RUN_FILE}, so its base is not known; name the run's folder")
+    return find_model(run["base_model"], f"the base of --model {name},"), folder
+
+
 def draw(
-    args: argparse.Namespace, folder: Path, drawings: Sequence[Drawing]
+    args: argparse.Namespace, folder: Path, lora: Path | None, drawings: Sequence[Drawing]
 ) -> Iterator[tuple[Sequence[Drawing], list[Image.Image]]]:
     """Draws them batch by batch, on the GPU in fp16 where there is one."""
     device = choose_device()
@@ -103,7 +114,7 @@ def draw(
     shape, settings = read_shape(folder), drawings[0].settings
     height, width = settings["height"], settings["width"]
     text = encode_prompts(folder, [args.negative_prompt, *args.prompt], settings["token_chunks"], device, dtype)
-    unet, sampler = load_unet(folder, dtype).to(device).eval(), load_sampler(folder)
+    unet, sampler = load_with_lora(folder, lora, dtype).to(device).eval(), load_sampler(folder)
     choose_attention(unet, shape, height, width, device.type)
     vae = load_vae(folder).to(device)  # fp32 also on a GPU: half precision shows in the pictures and saves little
     with progress(total=len(drawings), desc="drawing", unit="picture") as bar:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,14 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import AttnProcessor
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors import SafetensorError
@@ -23,6 +30,7 @@ from model_defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
 
 CARRIED_FORWARD = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
 PLAIN_ATTENTION_MAX_TOKENS = 2048
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 def quiet_libraries() -> None:
@@ -65,9 +73,7 @@ def find_model(name: str, flag: str, revision=None, variant=None, cache_dir=None
         folder = _download(name, flag, revision, variant, cache_dir)
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{flag} {name}: the folder has no model_index.json, so it is not a diffusers pipeline")
-    if missing := [
-        part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not (folder / part).is_dir()
-    ]:
+    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
         raise UserError(
             f"{flag} {name}: the folder has no {', '.join(missing)}/; a Stable Diffusion pipeline is needed"
         )
@@ -120,11 +126,11 @@ def _safetensors_head(path: Path) -> dict:
         return json.loads(file.read(length))
 
 
-def fingerprint_model(folder: Path) -> str:
-    """A hash of the folder's configs and weights. Of each weights file the size, head and tail: reading all would cost
+def fingerprint_model(folder: Path, parts: Sequence[str] = PARTS) -> str:
+    """A hash of the parts' configs and weights. Of each weights file the size, head and tail: reading all would cost
     seconds per GB, and fine-tuning changes every tensor."""
     digest = hashlib.sha256()
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+    for part in parts:
         for path in sorted(path for path in (folder / part).iterdir() if path.is_file()):
             digest.update(f"{part}/{path.name} {path.stat().st_size}".encode())
             with open(path, "rb") as file:
@@ -132,6 +138,10 @@ def fingerprint_model(folder: Path) -> str:
                 file.seek(max(0, path.stat().st_size - (1 << 20)))
                 digest.update(file.read())
     return digest.hexdigest()
+
+
+def fingerprint_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_unet(folder: Path, dtype=torch.float32, subfolder: str = "unet") -> UNet2DConditionModel:
@@ -164,13 +174,16 @@ def load_text_encoder(folder: Path, dtype=torch.float32) -> CLIPTextModel:
         return CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True).to(dtype).eval()
 
 
-def load_noise_scheduler(folder: Path, prediction_type: str | None = None) -> DDPMScheduler:
-    """The forward process of the model's own schedule; `prediction_type` overrides what its config says."""
+def load_noise_scheduler(folder: Path, prediction_type: str | None = None, zero_snr: bool = False) -> DDPMScheduler:
+    """The forward process of the model's own schedule; `prediction_type` overrides what its config says.
+
+    `zero_snr` rescales it to end in pure noise (arXiv:2305.08891).
+    """
+    changes = {"rescale_betas_zero_snr": True} if zero_snr else {}
+    changes |= {"prediction_type": prediction_type} if prediction_type else {}
     with loading(folder, "scheduler"):
-        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    if prediction_type:
-        scheduler.register_to_config(prediction_type=prediction_type)
-    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **changes)
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
         raise UserError(f"{folder}: prediction type {scheduler.config.prediction_type!r} cannot be trained here")
     return scheduler
 
@@ -200,12 +213,28 @@ def save_pipeline(unet: UNet2DConditionModel, base: Path, output: Path, noise_sc
     """
     with loading(base, "pipeline"):
         pipeline = StableDiffusionPipeline.from_pretrained(base, unet=unet, use_safetensors=True).to(torch.float32)
-    pipeline.scheduler.register_to_config(prediction_type=noise_scheduler.config.prediction_type)
+    pipeline.scheduler = sampling_scheduler(pipeline.scheduler, noise_scheduler)
     pipeline.save_pretrained(output, safe_serialization=True)
     save_vocabulary(pipeline.tokenizer, output / "tokenizer")
+    carry_forward(base, output)
+
+
+def carry_forward(base: Path, output: Path) -> None:
+    """The base's licence and defaults, for what was made from it."""
     for pattern in CARRIED_FORWARD:
         for path in base.glob(pattern):
             shutil.copyfile(path, output / path.name)
+
+
+def sampling_scheduler(own, noise_scheduler: DDPMScheduler):
+    """The model's own scheduler, told what was trained; a schedule that ends in pure noise is sampled from its end."""
+    own.register_to_config(prediction_type=noise_scheduler.config.prediction_type)
+    if not noise_scheduler.config.rescale_betas_zero_snr:
+        return own
+    changed = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if "rescale_betas_zero_snr" in own.config:
+        return own.from_config(own.config, **changed)
+    return DDIMScheduler.from_config(own.config, **changed)  # PNDM, SD 1.x's own, knows no such schedule
 
 
 def save_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:

@@ -1,19 +1,21 @@
 """What a run says: the start table, the progress bar with its estimate, and metrics.jsonl."""
 
+import argparse
 import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from runs import replace_text
+from runs import SECRETS, replace_text
 
 METRICS_FILE = "metrics.jsonl"
 ESTIMATE_AFTER_STEPS = 5
+MEASURED = ("val_loss", "fixed_loss", "_ema")  # how the names of losses on fixed noise end
 
 
 def print_table(rows: Sequence[tuple[str, str]], quiet: bool) -> None:
@@ -24,7 +26,7 @@ def print_table(rows: Sequence[tuple[str, str]], quiet: bool) -> None:
 
 def origins_line(arguments: dict, origins: dict[str, str], source: str) -> str:
     """The arguments that come from `source`: name=value, of a list only how many."""
-    chosen = {name: arguments[name] for name, origin in origins.items() if origin == source}
+    chosen = {name: arguments[name] for name, origin in origins.items() if origin == source and name not in SECRETS}
     briefly = (f"{name}={f'({len(value)})' if isinstance(value, list) else value}" for name, value in chosen.items())
     return " ".join(briefly) or "none"
 
@@ -49,26 +51,41 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def start_trackers(args: argparse.Namespace, accelerator, folder: Path) -> None:
+    """None of them ever sees a token."""
+    if args.report_to == "none":
+        return
+    told = {name: value for name, value in vars(args).items() if name not in SECRETS | {"origins"}}
+    accelerator.project_configuration.set_directories(str(folder))
+    accelerator.project_configuration.logging_dir = str(folder / args.logging_dir)
+    plain = {name: value if isinstance(value, int | float) else str(value) for name, value in told.items()}
+    accelerator.init_trackers(args.tracker_project_name, config=plain)
+
+
 class StepLog:
     """Rows for metrics.jsonl and the progress bar over optimisation steps.
 
     Losses are kept as tensors and read every `read_every` steps: reading one waits for the GPU.
     """
 
-    def __init__(self, folder: Path, first_step: int, steps: int, images_per_step: int, read_every: int, quiet: bool):
+    def __init__(
+        self, folder: Path, first_step: int, steps: int, images_per_step: int, read_every: int, quiet: bool,
+        track: Callable[[dict, int], None] = lambda row, step: None,
+    ):  # fmt: skip
         self.path = None if quiet else folder / METRICS_FILE
         self.first_step, self.steps, self.images_per_step = first_step, steps, images_per_step
         self.read_every = read_every
-        self.waiting: list[tuple[int, float, torch.Tensor, float]] = []
+        self.track = track  # also told each row, with its step
+        self.waiting: list[tuple[int, float, torch.Tensor, float, dict]] = []
         self.started = self.read_at = time.perf_counter()
         self.estimated = False
         self.bar = progress(total=steps, initial=first_step, desc="training", unit="step", disable=quiet)
         if self.path:
             keep_rows(self.path, first_step)
 
-    def step(self, step: int, epoch: float, train_loss: torch.Tensor, lr: float) -> None:
+    def step(self, step: int, epoch: float, train_loss: torch.Tensor, lr: float, measured: dict | None = None) -> None:
         """Notes optimisation step `step` (from 1), done; `train_loss` is a scalar that may still be on its way."""
-        self.waiting.append((step, epoch, train_loss.detach(), lr))
+        self.waiting.append((step, epoch, train_loss.detach(), lr, measured or {}))
         self.bar.update()
         if len(self.waiting) >= self.read_every or step == self.steps:
             self.flush()
@@ -78,21 +95,29 @@ class StepLog:
         if not self.waiting or not self.path:
             self.waiting = []
             return
-        losses = torch.stack([loss for _, _, loss, _ in self.waiting]).tolist()
+        losses = torch.stack([loss for _, _, loss, *_ in self.waiting]).tolist()
         now = time.perf_counter()
         rate = self.images_per_step * len(self.waiting) / (now - self.read_at)
         rows = [
             {"step": step, "epoch": round(epoch, 4), "train_loss": loss, "lr": lr,
-             "images_per_second": float(f"{rate:.3g}"), "peak_memory_gb": round(peak_memory_gb(), 2)}
-            for (step, epoch, _, lr), loss in zip(self.waiting, losses, strict=True)
+             "images_per_second": float(f"{rate:.3g}"), "peak_memory_gb": round(peak_memory_gb(), 2), **measured}
+            for (step, epoch, _, lr, measured), loss in zip(self.waiting, losses, strict=True)
         ]  # fmt: skip
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+        for row in rows:
+            self.track({name: value for name, value in row.items() if name != "step"}, row["step"])
         self.bar.set_postfix_str(
             f"loss={losses[-1]:.4f} lr={self.waiting[-1][3]:.1e} images/s={rate:.3g}", refresh=False
         )
+        self._say_measured(rows)
         self._estimate(self.waiting[-1][0])
         self.waiting, self.read_at = [], now
+
+    def _say_measured(self, rows: Sequence[dict]) -> None:
+        for row in rows:
+            if measured := [f"{name}={value:.4f}" for name, value in row.items() if name.endswith(MEASURED)]:
+                self.bar.write(f"step {row['step']}: {' '.join(measured)}", file=sys.stdout)
 
     def _estimate(self, step: int) -> None:
         """Once, and only right after losses were read: until then the GPU may lag behind the steps counted here."""
@@ -112,6 +137,11 @@ def keep_rows(path: Path, last_step: int) -> None:
     """Drops the rows after `last_step`, which a resumed run writes again."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     replace_text(path, "".join(line for line in lines if _step_of(line) <= last_step))
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _step_of(line: str) -> float:

@@ -12,10 +12,15 @@ RUN_FILE = "run.json"
 # What may change without changing the weights. All other arguments count, so a new flag is never forgotten; data set
 # and model count by their content, batch, accumulation and processes by their product.
 NOT_IN_FINGERPRINT = {
-    "cache_dir", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers", "dataset", "epochs",
-    "gradient_accumulation_steps", "gradient_checkpointing", "local_rank", "max_train_steps", "origins", "output_dir",
-    "pretrained_model_name_or_path", "resume_from_checkpoint", "revision", "seed", "train_batch_size", "variant",
+    "cache", "cache_dir", "caption_column", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers",
+    "dataset", "dataset_config_name", "dry_run", "epochs", "foreach_ema", "gradient_accumulation_steps",
+    "gradient_checkpointing", "hub_model_id", "hub_token", "image_column", "latents_cache_dir", "local_rank",
+    "logging_dir", "max_train_samples", "max_train_steps", "num_validation_images", "offload_ema", "origins",
+    "output_dir", "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint", "revision",
+    "seed", "tracker_project_name", "train_batch_size", "validation_dir", "validation_epochs", "validation_prompts",
+    "validation_split", "validation_steps", "variant",
 }  # fmt: skip
+SECRETS = {"hub_token"}  # in no file, tracker or line that is printed
 
 
 def fingerprint_run(arguments: dict, dataset_hash: str, model_hash: str, global_batch: int, seed: int | None) -> str:
@@ -30,11 +35,11 @@ def seed_of(seed: int | None, fingerprint: str) -> int:
     return int(fingerprint[-8:], 16) if seed is None else seed
 
 
-def output_folder(asked: Path | None, dataset: Path, base: Path, fingerprint: str) -> Path:
+def output_folder(asked: Path | None, dataset: str, base: Path, fingerprint: str) -> Path:
     """`asked`, else one in output/ that this run alone has; UserError where the result would replace its base."""
     if asked and asked.resolve() == base.resolve():
         raise UserError(f"--output_dir {asked} is the model that is fine-tuned; name another folder for the result")
-    return asked or OUTPUTS / f"{dataset.resolve().name}-{fingerprint[:8]}"
+    return asked or OUTPUTS / f"{Path(dataset).resolve().name}-{fingerprint[:8]}"
 
 
 def read_run(folder: Path) -> dict | None:

@@ -13,11 +13,13 @@ from prompts import join_embeddings
 SAMPLER = "DPM++ 2M Karras"
 
 
-def load_sampler(folder: Path, prediction_type: str | None = None) -> DPMSolverMultistepScheduler:
+def load_sampler(
+    folder: Path, prediction_type: str | None = None, zero_snr: bool = False
+) -> DPMSolverMultistepScheduler:
     """DPM-Solver++ (arXiv:2211.01095) on the model's own schedule, with the noise levels of arXiv:2206.00364."""
     settings = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True}
-    if prediction_type:
-        settings["prediction_type"] = prediction_type
+    settings |= {"prediction_type": prediction_type} if prediction_type else {}
+    settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_snr else {}
     with loading(folder, "scheduler"):
         return DPMSolverMultistepScheduler.from_pretrained(folder, subfolder="scheduler", **settings)
 

@@ -8,6 +8,7 @@ from errors import UserError, exit_with, require_packages
 from flags import (
     FlagParser,
     YesNo,
+    below_one,
     count,
     fraction,
     given_flags,
@@ -31,174 +32,199 @@ img_captioning.py writes it. The result loads with
 diffusers.StableDiffusionPipeline.from_pretrained and with inference.py.
 """
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+INTERPOLATIONS = ("lanczos", "bicubic", "bilinear", "box", "hamming", "nearest", "nearest_exact")
+TRACKERS = ("none", "tensorboard", "wandb", "comet_ml", "all")
+NEEDS = (  # a flag, the one it makes no sense without, and what that is
+    ("prior_prompts", "prior_images", "how many pictures of them to draw"),
+    ("lora_alpha", "lora_rank", "the size of the LoRA"),
+    ("dream_detail_preservation", "dream_training", "what it is a setting of"),
+    ("offload_ema", "use_ema", "what is to be offloaded"),
+    ("latents_cache_dir", "cache", "what is to be kept there"),
+    ("hub_model_id", "push_to_hub", "what it is the name for"),
+    ("validation_epochs", "validation_prompts", "what is to be drawn"),
+    ("num_validation_images", "validation_prompts", "what is to be drawn"),
+)
 # Not for a model to decide: where things are, and how long one wants to train.
 NOT_FROM_THE_MODEL = {
-    "cache_dir", "dataset", "epochs", "local_rank", "max_train_steps", "output_dir",
-    "pretrained_model_name_or_path", "resume_from_checkpoint", "revision", "variant",
+    "cache_dir", "dataset", "dataset_config_name", "dry_run", "epochs", "hub_model_id", "hub_token",
+    "latents_cache_dir", "local_rank", "logging_dir", "max_train_steps", "non_ema_revision", "output_dir",
+    "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint", "revision",
+    "tracker_project_name", "validation_dir", "variant",
 }  # fmt: skip
 
 
 def build_parser() -> FlagParser:
     parser = FlagParser("train_text_to_image.py --dataset FOLDER [flags]", __doc__, EXAMPLES)
     add_everyday_flags(parser.add_argument_group("everyday"))
-    add_model_flags(parser.add_argument_group("model and data"))
+    add_data_flags(parser.add_argument_group("data"))
+    add_objective_flags(parser.add_argument_group("what is learned"))
     add_optimization_flags(parser.add_argument_group("optimisation"))
-    add_forgetting_flags(parser.add_argument_group("against forgetting"))
+    add_validation_flags(parser.add_argument_group("watching"))
+    add_memory_flags(parser.add_argument_group("speed and memory"))
     add_run_flags(parser.add_argument_group("checkpoints and the run"))
+    add_hub_flags(parser.add_argument_group("model hub and trackers"))
     return parser
 
 
+# A flag's name and type stand on one line, its help on the next.
+# fmt: off
 def add_everyday_flags(group) -> None:
-    group.add_argument(
-        "--dataset", "--train_data_dir", type=Path, metavar="FOLDER", help="the captioned pictures (needed)"
-    )
-    group.add_argument(
-        "--pretrained_model_name_or_path", default=str(STARTER), metavar="MODEL",
-        help="the base: a folder in diffusers' format or a hub id (default: the starter in this repository)",
-    )  # fmt: skip
-    group.add_argument(
-        "--epochs", "--num_train_epochs", type=positive_int, default=100, metavar="N",
-        help="passes over the data set, each picture --repeats times (default: 100)",
-    )  # fmt: skip
-    group.add_argument(
-        "--max_train_steps", type=positive_int, metavar="N",
-        help="optimisation steps in all, instead of --epochs (default: as the epochs say)",
-    )  # fmt: skip
-    group.add_argument(
-        "--output_dir", type=Path, metavar="FOLDER",
-        help="where the result goes (default: output/<data set>-<fingerprint of what changes the weights>)",
-    )  # fmt: skip
-    group.add_argument(
-        "--resolution", type=positive_int, metavar="PX",
-        help="the pictures' area is this squared; they keep their shape (default: what the model was made for)",
-    )  # fmt: skip
-    group.add_argument(
-        "--train_batch_size", type=positive_int, default=4, metavar="N",
-        help="pictures at once, on each process (default: 4)",
-    )  # fmt: skip
-    group.add_argument(
-        "--learning_rate", type=positive_float, default=1e-5, metavar="X", help="the highest rate (default: 1e-5)"
-    )
-    group.add_argument("--use_ema", action=YesNo, default=False, help="save the weights' moving average (default: no)")
-    group.add_argument(
-        "--mixed_precision", choices=["no", "fp16", "bf16"],
-        help="the precision of computing; weights stay fp32 (default: what accelerate was told, else no)",
-    )  # fmt: skip
-    group.add_argument(
-        "--seed", type=seed, metavar="N",
-        help="for all that is drawn by chance (default: one that follows from the run's other settings)",
-    )  # fmt: skip
+    flag = group.add_argument
+    flag("--dataset", "--train_data_dir", "--dataset_name", metavar="FOLDER",
+         help="the captioned pictures: a folder, or a data set's id on the hub (needed)")
+    flag("--pretrained_model_name_or_path", default=str(STARTER), metavar="MODEL",
+         help="the base: a folder in diffusers' format or a hub id (default: the starter in this repository)")
+    flag("--epochs", "--num_train_epochs", type=positive_int, default=100, metavar="N",
+         help="passes over the data set, each picture --repeats times (default: 100)")
+    flag("--max_train_steps", type=positive_int, metavar="N",
+         help="optimisation steps in all, instead of --epochs (default: as the epochs say)")
+    flag("--output_dir", type=Path, metavar="FOLDER",
+         help="where the result goes (default: output/<data set>-<fingerprint of what changes the weights>)")
+    flag("--resolution", type=positive_int, metavar="PX",
+         help="the pictures' area is this squared; they keep their shape (default: what the model was made for)")
+    flag("--train_batch_size", type=positive_int, default=4, metavar="N",
+         help="pictures at once, on each process (default: 4)")
+    flag("--learning_rate", type=positive_float, default=1e-5, metavar="X", help="the highest rate (default: 1e-5)")
+    flag("--use_ema", action=YesNo, default=False, help="save the weights' moving average (default: no)")
+    flag("--lora_rank", type=positive_int, metavar="N",
+         help="train a LoRA of this rank instead of the whole UNet (default: the whole UNet)")
+    flag("--mixed_precision", choices=["no", "fp16", "bf16"],
+         help="no: fp32; bf16: computes with a bf16 copy of fp32 weights; fp16: autocast (default: accelerate's)")
+    flag("--seed", type=seed, metavar="N",
+         help="for all that is drawn by chance (default: one that follows from the run's other settings)")
+    flag("--dry_run", action="store_true",
+         help="load everything, say what would be done and how long it takes, and write nothing but the cache")
 
 
-def add_model_flags(group) -> None:
-    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub model (default: main)")
-    group.add_argument(
-        "--variant", metavar="NAME", help="variant of a hub model's files, such as fp16 (default: none)"
-    )
-    group.add_argument(
-        "--cache_dir", metavar="FOLDER", help="where downloaded models are kept (default: the hub's cache)"
-    )
-    group.add_argument(
-        "--prediction_type", choices=["epsilon", "v_prediction"],
-        help="what the UNet predicts (default: what its scheduler's config says)",
-    )  # fmt: skip
-    group.add_argument(
-        "--repeats",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="times each picture is seen in an epoch (default: 1)",
-    )
-    group.add_argument(
-        "--short_captions", action=YesNo, default=True,
-        help="also train on shorter forms of each caption, so that short prompts work (default: yes)",
-    )  # fmt: skip
-    group.add_argument(
-        "--caption_dropout", type=fraction, default=0.1, metavar="P",
-        help="how often a caption is left empty, for guidance; 0: never (default: 0.1)",
-    )  # fmt: skip
-    group.add_argument(
-        "--max_token_chunks", type=positive_int, default=3, metavar="N",
-        help="captions are read up to N x 75 tokens; 1: cut at 75 (default: 3)",
-    )  # fmt: skip
-    group.add_argument(
-        "--dataloader_num_workers", type=count, default=0, metavar="N",
-        help="accepted and not needed: pictures are encoded once, before training",
-    )  # fmt: skip
+def add_data_flags(group) -> None:
+    flag = group.add_argument
+    flag("--repeats", type=positive_int, default=1, metavar="N",
+         help="times each picture is seen in an epoch (default: 1)")
+    flag("--max_train_samples", type=positive_int, metavar="N",
+         help="train on this many pictures, drawn by the seed (default: all)")
+    flag("--center_crop", action=YesNo, default=False,
+         help="cut a square from the middle of each picture (default: no, whole pictures in buckets)")
+    flag("--random_flip", action=YesNo, default=False,
+         help="mirror half of the pictures, and left and right in their captions (default: no)")
+    flag("--image_interpolation_mode", choices=INTERPOLATIONS, default="lanczos", metavar="NAME",
+         help=f"how pictures are resized: {', '.join(INTERPOLATIONS)} (default: lanczos)")
+    flag("--trigger", metavar="PHRASE", help="put before every caption, to call the thing by (default: nothing)")
+    flag("--short_captions", action=YesNo, default=True,
+         help="also train on shorter forms of each caption, so that short prompts work (default: yes)")
+    flag("--caption_dropout", type=fraction, default=0.1, metavar="P",
+         help="how often a caption is left empty, for guidance; 0: never (default: 0.1)")
+    flag("--max_token_chunks", type=positive_int, default=3, metavar="N",
+         help="captions are read up to N x 75 tokens; 1: cut at 75 (default: 3)")
+    flag("--prior_images", type=count, default=0, metavar="N",
+         help="pictures the base draws itself, against forgetting: a third of each batch; 0: none (default: 0)")
+    flag("--prior_prompts", action="append", metavar="TEXT",
+         help="what they show, repeatable (default: the first sentence of each caption)")
+    flag("--caption_column", default="text", metavar="NAME",
+         help="the key of the captions in metadata.jsonl or a hub data set (default: text)")
+    flag("--image_column", default="image", metavar="NAME",
+         help="the pictures' column in a hub data set (default: image)")
+    flag("--dataset_config_name", metavar="NAME", help="which configuration of a hub data set (default: its only one)")
+
+
+def add_objective_flags(group) -> None:
+    flag = group.add_argument
+    flag("--prediction_type", choices=["epsilon", "v_prediction", "sample"],
+         help="what the UNet predicts (default: what its scheduler's config says)")
+    flag("--rescale_betas_zero_snr", action=YesNo, default=False,
+         help="a schedule that ends in pure noise, for v_prediction (default: the model's own)")
+    flag("--snr_gamma", type=non_negative_float, metavar="X",
+         help="min-SNR weights with this gamma, 5 in the paper; 0: all timesteps weigh the same (default: 0)")
+    flag("--noise_offset", type=non_negative_float, default=0.0, metavar="X",
+         help="noise that is one number for a whole channel, 0.1 where used; 0: none (default: 0)")
+    flag("--input_perturbation", type=non_negative_float, default=0.0, metavar="X",
+         help="more noise in what the UNet sees than in what it is to find, 0.1 in the paper; 0: none (default: 0)")
+    flag("--dream_training", action=YesNo, default=False,
+         help="learn from the UNet's own errors (DREAM, epsilon only): a third slower (default: no)")
+    flag("--dream_detail_preservation", type=positive_float, default=1.0, metavar="P",
+         help="the power of DREAM's factor (default: 1)")
+    flag("--lora_alpha", type=positive_float, metavar="X",
+         help="the LoRA's strength: its output counts alpha / rank (default: the rank)")
 
 
 def add_optimization_flags(group) -> None:
-    group.add_argument(
-        "--gradient_accumulation_steps", type=positive_int, default=1, metavar="N",
-        help="batches whose gradients are averaged in one step (default: 1)",
-    )  # fmt: skip
-    group.add_argument(
-        "--gradient_checkpointing", action=YesNo, default=False, help="less memory, slower (default: no)"
-    )
-    group.add_argument(
-        "--lr_scheduler", default="cosine", choices=LR_SCHEDULERS, metavar="NAME",
-        help=f"how the rate goes on after the warm-up: {', '.join(LR_SCHEDULERS)} (default: cosine)",
-    )  # fmt: skip
-    group.add_argument(
-        "--lr_warmup_steps", type=count, metavar="N",
-        help="steps in which the rate rises from 0; 0: none (default: a twentieth of the run, at most 500)",
-    )  # fmt: skip
-    group.add_argument(
-        "--scale_lr", action=YesNo, default=False, help="multiply the rate by the pictures of a step (default: no)"
-    )
-    group.add_argument(
-        "--snr_gamma", type=non_negative_float, metavar="X",
-        help="min-SNR weights with this gamma, 5 in the paper; 0: all timesteps weigh the same (default: 0)",
-    )  # fmt: skip
-    group.add_argument(
-        "--max_grad_norm",
-        type=positive_float,
-        default=1.0,
-        metavar="X",
-        help="gradients are clipped to this norm (default: 1)",
-    )
-    group.add_argument("--adam_beta1", type=fraction, default=0.9, metavar="X", help="(default: 0.9)")
-    group.add_argument("--adam_beta2", type=fraction, default=0.999, metavar="X", help="(default: 0.999)")
-    group.add_argument(
-        "--adam_weight_decay", type=non_negative_float, default=1e-2, metavar="X", help="(default: 0.01)"
-    )
-    group.add_argument("--adam_epsilon", type=positive_float, default=1e-8, metavar="X", help="(default: 1e-8)")
-    group.add_argument(
-        "--foreach_ema",
-        action=YesNo,
-        default=False,
-        help="faster averaging with --use_ema, for a copy's memory (default: no)",
-    )
-    group.add_argument(
-        "--allow_tf32", action=YesNo, default=False, help="TF32 products on Ampere and later (default: no)"
-    )
+    flag = group.add_argument
+    flag("--gradient_accumulation_steps", type=positive_int, default=1, metavar="N",
+         help="batches whose gradients are averaged in one step (default: 1)")
+    flag("--lr_scheduler", default="cosine", choices=LR_SCHEDULERS, metavar="NAME",
+         help=f"how the rate goes on after the warm-up: {', '.join(LR_SCHEDULERS)} (default: cosine)")
+    flag("--lr_warmup_steps", type=count, metavar="N",
+         help="steps in which the rate rises from 0; 0: none (default: a twentieth of the run, at most 500)")
+    flag("--scale_lr", action=YesNo, default=False, help="multiply the rate by the pictures of a step (default: no)")
+    flag("--max_grad_norm", type=positive_float, default=1.0, metavar="X",
+         help="gradients are clipped to this norm (default: 1)")
+    flag("--adam_beta1", type=below_one, default=0.9, metavar="X", help="(default: 0.9)")
+    flag("--adam_beta2", type=below_one, default=0.999, metavar="X", help="(default: 0.999)")
+    flag("--adam_weight_decay", type=non_negative_float, default=1e-2, metavar="X", help="(default: 0.01)")
+    flag("--adam_epsilon", type=positive_float, default=1e-8, metavar="X", help="(default: 1e-8)")
 
 
-def add_forgetting_flags(group) -> None:
-    group.add_argument(
-        "--prior_images", type=count, default=0, metavar="N",
-        help="pictures the base draws first; half as many as data-set pictures join each batch; 0: none (default: 0)",
-    )  # fmt: skip
-    group.add_argument(
-        "--prior_prompts", action="append", metavar="TEXT",
-        help="what they show, repeatable (default: the first sentence of each caption)",
-    )  # fmt: skip
+def add_validation_flags(group) -> None:
+    flag = group.add_argument
+    flag("--validation_split", type=fraction, default=0.0, metavar="P",
+         help="hold out this part of the pictures and measure the loss on them; 0: none (default: 0)")
+    flag("--validation_dir", type=Path, metavar="FOLDER", help="a captioned folder to measure the loss on instead")
+    flag("--validation_steps", type=positive_int, metavar="N",
+         help="measure, and draw the prompts, after every N steps (default: ten times in a run)")
+    flag("--validation_prompts", nargs="+", metavar="TEXT", help="drawn into OUTPUT/validation/ (default: none)")
+    flag("--validation_epochs", type=positive_int, metavar="N",
+         help="draw them after every N epochs instead (default: with --validation_steps)")
+    flag("--num_validation_images", type=positive_int, default=1, metavar="N",
+         help="pictures of each prompt, the same seeds every time (default: 1)")
+
+
+def add_memory_flags(group) -> None:
+    flag = group.add_argument
+    flag("--gradient_checkpointing", action=YesNo, default=False, help="less memory, slower (default: no)")
+    flag("--use_8bit_adam", action=YesNo, default=False,
+         help="optimiser state in 8 bits, through bitsandbytes (default: no)")
+    flag("--cache", action=YesNo, default=True,
+         help="encode pictures and captions once, on disk; --no_cache: at every step (default: yes)")
+    flag("--latents_cache_dir", type=Path, metavar="FOLDER",
+         help="where the encoded pictures and captions are kept (default: OUTPUT/cache)")
+    flag("--dataloader_num_workers", type=count, default=0, metavar="N",
+         help="processes that read pictures while others are encoded (default: 0, the main one does)")
+    flag("--offload_ema", action=YesNo, default=False, help="keep the moving average in CPU memory (default: no)")
+    flag("--foreach_ema", action=YesNo, default=True,
+         help="average with one kernel for all tensors, for a copy's memory (default: yes)")
+    flag("--allow_tf32", action=YesNo, default=False, help="TF32 products on Ampere and later (default: no)")
+    flag("--enable_xformers_memory_efficient_attention", action=YesNo, default=False,
+         help="xformers' attention where it is installed; PyTorch's own needs no flag (default: no)")
 
 
 def add_run_flags(group) -> None:
-    group.add_argument(
-        "--checkpointing_steps", type=positive_int, default=500, metavar="N",
-        help="a checkpoint after every N steps (default: 500)",
-    )  # fmt: skip
-    group.add_argument(
-        "--checkpoints_total_limit", type=positive_int, metavar="N",
-        help="keep the newest N checkpoints (default: all)",
-    )  # fmt: skip
-    group.add_argument(
-        "--resume_from_checkpoint", metavar="NAME",
-        help="'latest', the name of a checkpoint in the output folder, or a path (default: latest of the same run)",
-    )  # fmt: skip
-    group.add_argument("--local_rank", type=int, default=-1, metavar="N", help="set by launchers; accepted")
+    flag = group.add_argument
+    flag("--checkpointing_steps", type=positive_int, default=500, metavar="N",
+         help="a checkpoint after every N steps (default: 500)")
+    flag("--checkpoints_total_limit", type=positive_int, metavar="N",
+         help="keep the newest N checkpoints (default: all)")
+    flag("--resume_from_checkpoint", metavar="NAME",
+         help="'latest', the name of a checkpoint in the output folder, or a path (default: latest of the same run)")
+    flag("--local_rank", type=int, default=-1, metavar="N", help="set by launchers; accepted")
+
+
+def add_hub_flags(group) -> None:
+    flag = group.add_argument
+    flag("--revision", metavar="NAME", help="branch, tag or commit of a hub model (default: main)")
+    flag("--non_ema_revision", metavar="NAME",
+         help="the revision whose UNet is trained, where another has its average (default: --revision)")
+    flag("--variant", metavar="NAME", help="variant of a hub model's files, such as fp16 (default: none)")
+    flag("--cache_dir", metavar="FOLDER", help="where downloads are kept (default: the hub's cache)")
+    flag("--push_to_hub", action=YesNo, default=False, help="upload the result when it is finished (default: no)")
+    flag("--hub_model_id", metavar="NAME", help="the repository to upload to (default: the output folder's name)")
+    flag("--hub_token", metavar="TOKEN", help="for the upload; kept nowhere (default: the one of `hf auth login`)")
+    flag("--report_to", choices=TRACKERS, default="none", metavar="NAME",
+         help=f"a tracker beside metrics.jsonl: {', '.join(TRACKERS)} (default: none)")
+    flag("--tracker_project_name", default="text2image-fine-tune", metavar="NAME",
+         help="(default: text2image-fine-tune)")
+    flag("--logging_dir", default="logs", metavar="FOLDER", help="tensorboard's files, below OUTPUT (default: logs)")
+
+
+# fmt: on
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -209,8 +235,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = merge_defaults(parser, given, model / TRAINING_DEFAULTS, NOT_FROM_THE_MODEL)
     if args.dataset is None:
         raise UserError("--dataset is needed: the folder that holds the pictures and metadata.jsonl")
-    if "prior_prompts" in given and not args.prior_images:
-        raise UserError("--prior_prompts needs --prior_images, how many pictures of them to draw")
+    for flag, wants, why in NEEDS:
+        if flag in given and not getattr(args, wants):
+            raise UserError(f"--{flag} needs --{wants}, {why}")
+    if args.lora_rank and "use_ema" in given and args.use_ema:
+        raise UserError("--use_ema and --lora_rank: the average of a LoRA is not kept; leave one of them out")
+    args.use_ema = args.use_ema and not args.lora_rank  # it may have come from the model
+    if args.validation_split and args.validation_dir:
+        raise UserError("--validation_split and --validation_dir: hold pictures out, or name others, not both")
+    if args.validation_split == 1:
+        raise UserError("--validation_split 1 would leave nothing to train on; a tenth is usual: 0.1")
     return args
 
 

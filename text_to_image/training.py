@@ -3,59 +3,54 @@
 import argparse
 import contextlib
 import datetime
+import importlib.util
+import os
+import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from diffusers import UNet2DConditionModel
+from accelerate.utils import GradientAccumulationPlugin
 
 from averaging import make_average
-from batches import DATA, PRIOR, Batches
-from caching import StoredEncodings, add_prior, encode_texts, store_encodings
+from building import make_batches, make_encodings, make_optimizer, make_watch, prior_latents, speed_up
 from checkpoints import find_checkpoint, load_training_state, save_checkpoint, step_of
-from draws import Source
 from errors import UserError
-from model_defaults import guidance_scale_of
-from models import (
-    choose_attention,
-    load_noise_scheduler,
-    load_text_encoder,
-    load_tokenizer,
-    load_unet,
-    load_vae,
-    quiet_libraries,
-    save_pipeline,
-)
-from objective import diffusion_loss
-from plan import Plan, closing_lines, describe_run, make_plan, start_table
-from prior import draw_prior, read_prior, write_prior
-from reporting import StepLog, peak_memory_gb, print_table
+from hub import upload
+from models import load_noise_scheduler, load_tokenizer, quiet_libraries
+from objective import diffusion_loss, make_objective
+from plan import describe_run, make_plan
+from reporting import METRICS_FILE, StepLog, duration, peak_memory_gb, print_table, read_rows, start_trackers
 from runs import check_same_run, output_folder, write_run
-from sampling import load_sampler
 from schedule import learning_rate_schedule
+from start_table import closing_lines, start_table
+from trainable import hold_weights, make_trainable
+from validation import best_step
+
+TIMED_STEPS = 2  # of a dry run, after one that warms up
 
 
 def train(args: argparse.Namespace) -> None:
-    """Trains as `args` say (train_text_to_image.py documents them) and saves the pipeline.
+    """Trains as `args` say (train_text_to_image.py documents them) and saves the result.
 
     Raises UserError before the first step where the data set, the model or the output folder is not usable.
     """
     # Check the data set and the model, plan the run:
     quiet_libraries()
-    accelerator = make_accelerator(args.mixed_precision)
+    accelerator, precision = make_accelerator(args.mixed_precision, args.report_to)
     quiet = not accelerator.is_main_process
     torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
     plan = make_plan(args, accelerator)
-    noise_scheduler = load_noise_scheduler(plan.base, args.prediction_type)
+    noise_scheduler = load_noise_scheduler(plan.base, args.prediction_type, args.rescale_betas_zero_snr)
+    objective = make_objective(args, noise_scheduler)
     tokenizer = load_tokenizer(plan.base)
-    run = describe_run(args, plan, accelerator, tokenizer)
+    run = describe_run(args, plan, accelerator, tokenizer, precision)
     folder = output_folder(args.output_dir, args.dataset, plan.base, run["fingerprint"])
 
     # Go on with an earlier start of this run, or see that nothing is left to do:
     earlier = check_same_run(folder, run["fingerprint"])
     if earlier and earlier["finished"] and earlier["steps"] >= plan.steps:
-        print_table([("finished", f"after {earlier['steps']} steps"), *closing_lines(folder, earlier)], quiet)
+        finish(args, folder, earlier, accelerator, f"after {earlier['steps']} steps")
         return
     checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
     if earlier and earlier["finished"] and not checkpoint:
@@ -63,140 +58,127 @@ def train(args: argparse.Namespace) -> None:
     first_step = step_of(checkpoint) if checkpoint else 0
     print_table(start_table(args, plan, run, accelerator, tokenizer, folder, first_step), quiet)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not args.dry_run:
         write_run(folder, run)
 
     # Encode what does not change, once; the VAE and the text encoder leave the memory with this:
-    encodings = encode_all(args, plan, tokenizer, accelerator.device, quiet)
+    encodings = make_encodings(args, plan, tokenizer, accelerator, folder, quiet)
     if plan.prior_prompts:
-        add_prior(encodings, prior_latents(args, plan, encodings, folder, run["seed"], accelerator))
-    batches = make_batches(args, plan, encodings, run["seed"], len(noise_scheduler), accelerator)
+        encodings.add_prior(prior_latents(args, plan, encodings, folder, run["seed"], accelerator, precision))
+    batches = make_batches(args, plan, encodings, run["seed"], len(noise_scheduler), accelerator, precision)
 
     # The model, its optimizer and their average, new or from a checkpoint:
-    unet = load_unet(checkpoint or plan.base).to(accelerator.device).train()
-    choose_attention(unet, plan.shape, plan.height, plan.width, accelerator.device.type)
-    if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    average = make_average(unet, args.use_ema, args.foreach_ema, checkpoint, first_step)
-    optimizer = make_optimizer(args, unet)
+    trainable = make_trainable(args.lora_rank, args.lora_alpha)
+    unet = trainable.load(plan.unet_base, checkpoint).to(accelerator.device).train()
+    speed_up(args, unet, plan, accelerator)
+    weights = hold_weights(unet, precision)
+    average = make_average(args, unet, weights.parameters, checkpoint, first_step)
+    unwrapped, optimizer = unet, make_optimizer(args, weights.parameters)
     unet, optimizer = accelerator.prepare(unet, optimizer)
     if checkpoint:
         restore(load_training_state(checkpoint), optimizer, accelerator)
     rate_at = learning_rate_schedule(args.lr_scheduler, plan.learning_rate, plan.warmup, plan.steps)
-    parameters = list(unet.parameters())
-    read_every = 1 if accelerator.device.type == "cpu" else 10
-    log = StepLog(folder, first_step, plan.steps, plan.samples_per_step, read_every, quiet)
 
-    # Train:
-    for step in range(first_step, plan.steps):
+    def take_step(step: int) -> torch.Tensor:
+        """One optimisation step (from 0); returns its loss, the mean over this process's samples' share of it."""
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step)
         step_loss = torch.zeros((), device=accelerator.device)
-        for part, batch in enumerate(batches.of_step(step), start=1):
-            last = part == args.gradient_accumulation_steps
+        for batch, last in batches.of_step(step):
             with contextlib.nullcontext() if last else accelerator.no_sync(unet):
-                losses = diffusion_loss(unet, noise_scheduler, batch, args.snr_gamma)
+                losses = diffusion_loss(unet, objective, batch)
                 # The mean over all samples of the step, however they are split: processes are averaged, parts added.
                 loss = losses.sum() / plan.samples_per_step
                 accelerator.backward(loss * accelerator.num_processes)
             step_loss += loss.detach()
-        accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
+        weights.collect_gradients()
+        accelerator.clip_grad_norm_(weights.parameters, args.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        average.step(parameters)
+        weights.publish()
+        average.step(weights.parameters)
+        return accelerator.reduce(step_loss, reduction="sum")
 
+    if args.dry_run:
+        print_table([("duration", estimate(take_step, first_step, plan.steps))], quiet)
+        return
+
+    # Train:
+    start_trackers(args, accelerator, folder)
+    watch = make_watch(
+        args, plan, objective, encodings, folder, accelerator, unwrapped, weights, average, batches.dtype
+    )
+    read_every = 1 if accelerator.device.type == "cpu" else 10
+    log = StepLog(folder, first_step, plan.steps, plan.samples_per_step, read_every, quiet, accelerator.log)
+    for step in range(first_step, plan.steps):
+        loss = take_step(step)
         done = step + 1
         epoch = done * plan.global_batch / (len(plan.pictures) * args.repeats)
-        log.step(done, epoch, accelerator.reduce(step_loss, reduction="sum"), rate_at(step))
+        log.step(done, epoch, loss, rate_at(step), watch.after(done))
         if done % args.checkpointing_steps == 0:
             log.flush()
-            checkpoint_run(folder, done, accelerator, unet, average, optimizer, args.checkpoints_total_limit)
+            checkpoint_run(args, folder, done, accelerator, trainable, unwrapped, weights, average, optimizer)
     log.close()
 
-    # Save the pipeline, with the averaged weights where there are such:
+    # Save the result, with the averaged weights where there are such:
     if accelerator.is_main_process:
-        trained = accelerator.unwrap_model(unet)
-        average.copy_to(trained.parameters())
-        save_pipeline(trained, plan.base, folder, noise_scheduler)
-        write_run(folder, {**run, "finished": True, "finished_at": now(), "peak_memory_gb": peak_memory_gb()})
-        print_table(closing_lines(folder, run), quiet)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+        average.copy_to(weights.parameters)
+        trainable.save_result(weights.full_precision(unwrapped), plan.base, folder, noise_scheduler)
+        write_run(folder, {**run, **outcome(folder)})
+    finish(args, folder, run, accelerator, f"after {plan.steps} steps")
 
 
-def make_accelerator(mixed_precision: str | None) -> Accelerator:
+def make_accelerator(mixed_precision: str | None, report_to: str) -> tuple[Accelerator, str]:
+    """The accelerator and the precision: what the flag says, else what accelerate was told.
+
+    For bf16 it is one without autocast: `trainable.MasterWeights` does its work.
+    """
+    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    trackers = None if report_to == "none" else [report_to]
+    for package in ("tensorboard", "wandb", "comet_ml"):
+        if report_to == package and importlib.util.find_spec(package) is None:
+            raise UserError(f"--report_to {package}: not installed; `pip install {package}`")
     try:
-        return Accelerator(mixed_precision=mixed_precision)
+        accelerator = Accelerator(
+            mixed_precision="no" if precision == "bf16" else precision,
+            log_with=trackers,
+            # Batches are split here, and by what environment accelerate may bring nothing is divided again.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
     except ValueError as error:  # a precision that the device does not have
-        raise UserError(f"--mixed_precision {mixed_precision}: {error}") from None
+        raise UserError(f"--mixed_precision {precision}: {error}") from None
+    if precision not in ("no", "fp16", "bf16"):
+        raise UserError(f"accelerate was told to compute in {precision}; --mixed_precision knows no, fp16 and bf16")
+    if precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("--mixed_precision bf16: this GPU does not compute in bf16; use fp16")
+    return accelerator, precision
 
 
-def encode_all(args: argparse.Namespace, plan: Plan, tokenizer, device: torch.device, quiet: bool) -> StoredEncodings:
-    """Everything the VAE and the text encoder have to say; both are gone when this returns."""
-    text_encoder = load_text_encoder(plan.base).to(device)
-    texts = [caption for picture in plan.pictures for caption in picture.captions] + plan.prior_prompts
-    text = encode_texts(tokenizer, text_encoder, texts, args.max_token_chunks, quiet)
-    return store_encodings(plan.pictures, plan.height, plan.width, load_vae(plan.base).to(device), text, quiet)
-
-
-def prior_latents(args, plan: Plan, encodings: StoredEncodings, folder: Path, seed: int, accelerator: Accelerator):
-    """Latents (C, h, w) of the base's own pictures, drawn once a run; the processes share the work."""
-    stored = folder / "cache" / "prior.safetensors"
-    latents = read_prior(stored)
-    accelerator.wait_for_everyone()  # all must have looked before one of them writes it
-    if latents is not None:
-        return latents
-    unet = load_unet(plan.base).to(accelerator.device).eval()
-    choose_attention(unet, plan.shape, plan.height, plan.width, accelerator.device.type)
-    share = range(accelerator.process_index, len(plan.prior_prompts), accelerator.num_processes)
-    with accelerator.autocast():
-        drawn = draw_prior(
-            unet, load_sampler(plan.base, args.prediction_type), plan.prior_prompts, encodings.text, plan.latent_shape,
-            guidance_scale_of(plan.base), seed, share, quiet=not accelerator.is_main_process,
-        )  # fmt: skip
-    shares = gather_object([drawn])
-    latents = {index: latent for share in shares for index, latent in share.items()}
-    if accelerator.is_main_process:
-        write_prior(stored, latents)
-    return [latents[index] for index in range(len(latents))]
-
-
-def make_batches(args, plan: Plan, encodings: StoredEncodings, seed: int, timesteps: int, accelerator) -> Batches:
-    data = Source([picture.forms for picture in plan.pictures], plan.latent_shape)
-    prior = Source([((prompt,),) for prompt in plan.prior_prompts], plan.latent_shape)
-    return Batches(
-        encodings=encodings,
-        sources={DATA: data, PRIOR: prior},
-        seed=seed,
-        data_batch=plan.global_batch,
-        prior_batch=plan.prior_batch,
-        caption_dropout=args.caption_dropout,
-        timesteps=timesteps,
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
-        accumulation=args.gradient_accumulation_steps,
-        device=accelerator.device,
+def estimate(take_step, first_step: int, steps: int) -> str:
+    """How long the run will take, from two steps after one that warms up; what they learn is thrown away."""
+    take_step(first_step)
+    begun = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        loss = take_step(first_step)
+    loss.item()  # waits for the GPU
+    per_step = (time.perf_counter() - begun) / TIMED_STEPS
+    return (
+        f"{per_step:.2f} s a step: about {duration(per_step * (steps - first_step))}; peak {peak_memory_gb():.1f} GB"
     )
 
 
-def make_optimizer(args: argparse.Namespace, unet: UNet2DConditionModel) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        unet.parameters(),
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        eps=args.adam_epsilon,
-        fused=True,  # one kernel over all tensors instead of a dozen for each
-    )
-
-
-def checkpoint_run(
-    folder: Path, step: int, accelerator: Accelerator, unet, average, optimizer, limit: int | None
-) -> None:
+def checkpoint_run(args, folder: Path, step: int, accelerator, trainable, unet, weights, average, optimizer) -> None:
     """Written by the main process; the others wait, or they would run ahead into a collective call without it."""
     if accelerator.is_main_process:
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler_state(accelerator)}
-        save_checkpoint(folder, step, accelerator.unwrap_model(unet), average, state, limit)
+        best = best_step(read_rows(folder / METRICS_FILE))
+        keep = {best[0]} if best else set()
+
+        def save(part: Path) -> None:
+            trainable.save_checkpoint(weights.full_precision(unet), part)
+            average.save_pretrained(part / "unet_ema")
+
+        save_checkpoint(folder, step, save, state, args.checkpoints_total_limit, keep)
     accelerator.wait_for_everyone()
 
 
@@ -210,5 +192,24 @@ def restore(state: dict, optimizer, accelerator: Accelerator) -> None:
         accelerator.scaler.load_state_dict(state["scaler"])
 
 
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+def outcome(folder: Path) -> dict:
+    """What run.json says at the end of the run."""
+    best = best_step(read_rows(folder / METRICS_FILE))
+    told = {"best_step": best[0], best[1]: best[2]} if best else {}
+    finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+    return {**told, "finished": True, "finished_at": finished_at, "peak_memory_gb": peak_memory_gb()}
+
+
+def finish(args: argparse.Namespace, folder: Path, run: dict, accelerator: Accelerator, when: str) -> None:
+    """Uploads the result where asked for, and says where it is."""
+    if accelerator.is_main_process:
+        rows = [("finished", when)]
+        if best := best_step(read_rows(folder / METRICS_FILE)):
+            rows.append(
+                ("best step", f"{best[0]}, with a {best[1]} of {best[2]:.4f}; its checkpoint, if any, is kept")
+            )
+        print_table([*rows, *closing_lines(folder, run)], quiet=False)
+        if args.push_to_hub:
+            upload(args, folder)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()

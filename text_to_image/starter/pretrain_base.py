@@ -127,7 +127,7 @@ def v_loss(unet, latents, hidden, alphas_cumprod, generator, device, floor: floa
 
 
 def corner_weight(h: int, w: int, times: float = 6.0) -> torch.Tensor:
-    """(h, w): more in the four corners where a marker can lie; it is half a percent of a picture, and hardly learned."""
+    """(h, w): more in the four corners, where a marker can lie: half a percent of a picture, hardly learned else."""
     reach = round(0.16 * w)
     weight = torch.ones(h, w)
     for rows in (slice(reach), slice(h - reach, h)):

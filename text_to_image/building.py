@@ -1,0 +1,157 @@
+"""From arguments and plan to the objects that the training loop uses: encodings, batches, optimiser, watch."""
+
+import argparse
+import importlib.util
+import math
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from batches import DATA, HELD_OUT, PRIOR, Batches
+from caching import LiveEncodings, StoredEncodings, TextEncoding, store_latents, store_texts
+from draws import Chances, Source
+from errors import UserError
+from model_defaults import guidance_scale_of
+from models import choose_attention, fingerprint_model, load_text_encoder, load_unet, load_vae
+from objective import Objective
+from plan import Plan
+from prior import draw_prior, read_prior, write_prior
+from sampling import load_sampler
+from validation import MEASURED, MEASURED_HELD_OUT, FixedLoss, PromptDrawer, Watch, fixed_draws
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def make_encodings(
+    args: argparse.Namespace, plan: Plan, tokenizer, accelerator: Accelerator, folder: Path, quiet: bool
+) -> StoredEncodings | LiveEncodings:
+    """What the VAE and the text encoder have to say: on disk, or said again at every step with --no_cache."""
+    vae, text_encoder = load_vae(plan.base).to(accelerator.device), load_text_encoder(plan.base).to(accelerator.device)
+    text_hash = fingerprint_model(plan.base, ("tokenizer", "text_encoder"))
+    text = TextEncoding(tokenizer, text_encoder, args.max_token_chunks, text_hash)
+    if not args.cache:
+        return LiveEncodings(plan.subjects, vae, text)
+    encodings = StoredEncodings(args.latents_cache_dir or folder / "cache")
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    vae_hash = fingerprint_model(plan.base, ("vae",))
+    store_latents(encodings, plan.subjects, vae, vae_hash, share, args.dataloader_num_workers, quiet)
+    prompts = ["", *plan.prior_prompts, *(args.validation_prompts or [])]
+    groups = [subject.captions for subject in plan.subjects.values()] + [[prompt] for prompt in prompts]
+    store_texts(encodings, groups, text, share, quiet)
+    accelerator.wait_for_everyone()
+    return encodings
+
+
+def prior_latents(args, plan: Plan, encodings, folder: Path, seed: int, accelerator: Accelerator, precision: str):
+    """Latents (C, h, w) of the base's own pictures, drawn once a run; the processes share the work."""
+    stored = folder / "cache" / "prior.safetensors"
+    latents = read_prior(stored)
+    accelerator.wait_for_everyone()  # all must have looked before one of them writes it
+    if latents is not None:
+        return latents
+    unet = load_unet(plan.base, compute_dtype(precision)).to(accelerator.device).eval()
+    choose_attention(unet, plan.shape, *plan.main_size, accelerator.device.type)
+    share = range(accelerator.process_index, len(plan.prior_prompts), accelerator.num_processes)
+    text = {prompt: encodings.text(prompt) for prompt in ["", *plan.prior_prompts]}
+    with accelerator.autocast():
+        drawn = draw_prior(
+            unet, load_sampler(plan.base, args.prediction_type), plan.prior_prompts, text,
+            plan.shape.latent_shape(*plan.main_size), guidance_scale_of(plan.base), seed, share,
+            quiet=not accelerator.is_main_process,
+        )  # fmt: skip
+    shares = gather_object([drawn])
+    latents = {index: latent for share in shares for index, latent in share.items()}
+    if accelerator.is_main_process:
+        write_prior(stored, latents)
+    return [latents[index] for index in range(len(latents))]
+
+
+def make_batches(
+    args, plan: Plan, encodings, seed: int, timesteps: int, accelerator: Accelerator, precision: str
+) -> Batches:
+    data = Source(
+        forms=[picture.forms for picture in plan.pictures],
+        latent_shapes=tuple(plan.shape.latent_shape(*size) for size in plan.sizes),
+        may_flip=plan.may_flip,
+        run=plan.global_batch,
+    )
+    drawn = len(plan.prior_prompts)
+    prior = Source(
+        forms=[((prompt,),) for prompt in plan.prior_prompts],
+        latent_shapes=(plan.shape.latent_shape(*plan.main_size),) * drawn,
+        may_flip=[False] * drawn,
+    )
+    return Batches(
+        encodings=encodings,
+        sources={DATA: data, PRIOR: prior},
+        chances=Chances(args.caption_dropout, timesteps, args.noise_offset, args.input_perturbation),
+        seed=seed,
+        data_batch=plan.global_batch,
+        prior_batch=plan.prior_batch,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+        accumulation=args.gradient_accumulation_steps,
+        device=accelerator.device,
+        dtype=compute_dtype(precision),
+    )
+
+
+def speed_up(args: argparse.Namespace, unet, plan: Plan, accelerator: Accelerator) -> None:
+    """The attention that suits device and size, or xformers'; recomputation instead of memory where asked for."""
+    choose_attention(unet, plan.shape, *plan.largest_size, accelerator.device.type)
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if args.enable_xformers_memory_efficient_attention:
+        if importlib.util.find_spec("xformers") and accelerator.device.type == "cuda":
+            unet.enable_xformers_memory_efficient_attention()
+        else:
+            accelerator.print("xformers is not usable here; PyTorch's own attention is used, which is as fast on GPUs")
+
+
+def make_optimizer(args: argparse.Namespace, parameters) -> torch.optim.Optimizer:
+    settings = {
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "weight_decay": args.adam_weight_decay,
+        "eps": args.adam_epsilon,
+    }
+    if not args.use_8bit_adam:
+        return torch.optim.AdamW(parameters, **settings, fused=True)  # one kernel over all tensors
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise UserError("--use_8bit_adam needs bitsandbytes: `pip install bitsandbytes`") from None
+    return AdamW8bit(parameters, **settings)
+
+
+def make_watch(
+    args, plan: Plan, objective: Objective, encodings, folder: Path, accelerator, unet, weights, average, dtype
+) -> Watch:
+    """Fixed draws of the training pictures, and of held-out ones where there are any; the prompts where given."""
+    subjects, draws = plan.subjects, {}
+    for stream in (HELD_OUT, DATA):
+        own = [subject for (of, _), subject in subjects.items() if of == stream]
+        if own:
+            shapes = [plan.shape.latent_shape(*subject.size) for subject in own]
+            captions = [subject.captions[0] for subject in own]
+            draws[stream] = fixed_draws(stream, captions, shapes, len(objective.noise_scheduler))
+    times = MEASURED_HELD_OUT if plan.held_out else MEASURED
+    every = args.validation_steps or max(1, plan.steps // times)
+    epoch_steps = len(plan.pictures) * args.repeats / plan.global_batch
+    drawer = None
+    if args.validation_prompts:
+        drawer = PromptDrawer(
+            args.validation_prompts, args.num_validation_images, encodings, load_vae(plan.base).to(accelerator.device),
+            load_sampler(plan.base, args.prediction_type, args.rescale_betas_zero_snr),
+            plan.shape.latent_shape(*plan.main_size), guidance_scale_of(plan.base), folder / "validation",
+        )  # fmt: skip
+    return Watch(
+        accelerator, unet, weights, average,
+        FixedLoss(draws, encodings, Objective(objective.noise_scheduler), accelerator.device, dtype), drawer,
+        measure_every=every,
+        draw_every=math.ceil(args.validation_epochs * epoch_steps) if args.validation_epochs else every,
+    )  # fmt: skip

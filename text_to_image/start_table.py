@@ -1,0 +1,122 @@
+"""What a run says before its first step and after its last: rows of (what, how)."""
+
+import argparse
+import shlex
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from captions import uncaptioned
+from model_defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
+from models import count_parameters
+from plan import Plan, writing_in
+from prompts import count_tokens
+from reporting import origins_line
+from runs import shown
+
+Rows = list[tuple[str, str]]
+PRECISIONS = {"no": "fp32", "bf16": "a bf16 copy of fp32 weights", "fp16": "fp16 autocast, fp32 weights"}
+
+
+def start_table(
+    args: argparse.Namespace, plan: Plan, run: dict, accelerator: Accelerator, tokenizer, folder: Path, first_step: int
+) -> Rows:
+    """What will be done."""
+    parameters = count_parameters(plan.base) / 1e6
+    precision = PRECISIONS[run["mixed_precision"]]
+    return [
+        ("model", f"{shown(args.pretrained_model_name_or_path)} (UNet of {parameters:.1f} M parameters)"),
+        ("", f"a real one: --pretrained_model_name_or_path {REAL_MODEL}"),
+        ("trained", run["trained"]),
+        ("pictures", _pictures_line(plan)),
+        *_bucket_rows(plan),
+        *_flip_rows(args, plan),
+        ("captions", _captions_line(args, plan, tokenizer)),
+        ("steps", _steps_line(args, plan, first_step)),
+        ("batch", _batch_line(args, plan, accelerator.num_processes)),
+        ("learning rate", f"{plan.learning_rate:g}, {args.lr_scheduler}, {plan.warmup} steps of warm-up"),
+        ("device", f"{accelerator.device} x {accelerator.num_processes}, {precision}; seed {run['seed']}"),
+        ("flags", origins_line(vars(args), args.origins, FROM_FLAG)),
+        ("from the model", f"{origins_line(vars(args), args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
+        ("output", f"{shown(folder)}, fp32; {_space_line(args, plan, folder)}"),
+    ]
+
+
+def _pictures_line(plan: Plan) -> str:
+    line = f"{len(plan.pictures)} in {shown(plan.folder)}"
+    if plan.held_out:
+        line += f", and {len(plan.held_out)} held out to measure the loss on"
+    left_out = [path.name for path in uncaptioned(plan.folder, plan.captioned)]
+    return line + (f"; WITHOUT A CAPTION, left out: {_names(left_out)}" if left_out else "")
+
+
+def _bucket_rows(plan: Plan) -> Rows:
+    """A row for each size: its pictures, what is cut off of them, and which are enlarged."""
+    rows = []
+    for bucket in plan.buckets:
+        height, width = bucket.size
+        inside = [p for p, size in zip(plan.pictures, plan.sizes, strict=True) if size == bucket.size]
+        small = [p.path.name for p in inside if p.width < width or p.height < height]
+        line = f"{width} x {height} px: {_counted(bucket.pictures)}, at most {bucket.cropped:.1%} cropped"
+        rows.append(("size" if not rows else "", line + (f"; SMALLER and enlarged: {_names(small)}" if small else "")))
+    return rows
+
+
+def _flip_rows(args: argparse.Namespace, plan: Plan) -> Rows:
+    if not args.random_flip:
+        return []
+    kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := writing_in(p))]
+    line = f"{sum(plan.may_flip)} of {len(plan.pictures)} pictures are mirrored half of the time"
+    return [("mirrored", line + (f"; never, because their captions tell of writing: {_names(kept)}" if kept else ""))]
+
+
+def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer) -> str:
+    tokens = {caption: count_tokens(tokenizer, caption) for picture in plan.pictures for caption in picture.captions}
+    chunk = tokenizer.model_max_length - 2
+    room = args.max_token_chunks * chunk
+    cut = [p.path.name for p in plan.pictures if any(tokens[caption] > room for caption in p.captions)]
+    line = f"{len(tokens)} with their shorter forms, the longest of {max(tokens.values())} tokens"
+    line += f", read up to {room}; {sum(count > chunk for count in tokens.values())} of more than {chunk}"
+    return line + (f"; CUT at {room} tokens: {_names(cut)}" if cut else "")
+
+
+def _steps_line(args: argparse.Namespace, plan: Plan, first_step: int) -> str:
+    passes = f"{args.epochs} epochs x {_counted(len(plan.pictures))} x {args.repeats} repeats"
+    why = "--max_train_steps" if args.max_train_steps else f"{passes} / batch of {plan.global_batch}"
+    line = f"{plan.steps} ({why})"
+    return line + (f", going on after step {first_step}" if first_step else "")
+
+
+def _batch_line(args: argparse.Namespace, plan: Plan, processes: int) -> str:
+    line = f"{args.train_batch_size} x {args.gradient_accumulation_steps} accumulated x {processes} processes"
+    if plan.prior_batch:
+        line += f", and {plan.prior_batch} of the {len(plan.prior_prompts)} pictures that the base draws first"
+    return line
+
+
+def _space_line(args: argparse.Namespace, plan: Plan, folder: Path) -> str:
+    """What the checkpoints will take and what is free."""
+    weights = 4 * count_parameters(plan.base)
+    each = weights * (3 + args.use_ema) if not args.lora_rank else weights // 50
+    written = plan.steps // args.checkpointing_steps
+    kept = min(written, args.checkpoints_total_limit or written)
+    there = next(path for path in [folder, *folder.resolve().parents] if path.is_dir())
+    free = shutil.disk_usage(there).free
+    return f"{kept} checkpoints of about {each / 1e9:.2g} GB, {free / 1e9:.3g} GB free"
+
+
+def _counted(number: int) -> str:
+    return f"{number} picture" if number == 1 else f"{number} pictures"
+
+
+def _names(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def closing_lines(folder: Path, run: dict) -> Rows:
+    """Where the model is and the command that draws with it, ready to paste."""
+    script = shlex.quote(shown(Path(__file__).with_name("inference.py")))
+    prompt = shlex.quote(run["example_prompts"][0])
+    command = f"python {script} --model {shlex.quote(shown(folder))} --prompt {prompt}"
+    return [("the model", shown(folder)), ("draw with it", command)]

@@ -1,0 +1,153 @@
+"""What is trained: the whole UNet or a LoRA on it, in its own precision or as a bf16 copy of fp32 weights."""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from errors import UserError
+from models import carry_forward, load_unet, save_pipeline
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # the attention's projections, as in diffusers' example
+
+
+class WholeUNet:
+    """All weights are trained; the result is a pipeline."""
+
+    def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
+        return load_unet(checkpoint or base)
+
+    def save_checkpoint(self, unet: UNet2DConditionModel, folder: Path) -> None:
+        unet.save_pretrained(folder / "unet", safe_serialization=True)
+
+    def save_result(self, unet: UNet2DConditionModel, base: Path, folder: Path, noise_scheduler) -> None:
+        save_pipeline(unet, base, folder, noise_scheduler)
+
+
+class Lora:
+    """Low-rank matrices beside the attention's projections (arXiv:2106.09685); the result is one small file."""
+
+    def __init__(self, rank: int, alpha: float | None):
+        self.rank, self.alpha = rank, alpha or rank
+
+    def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
+        unet = load_unet(base).requires_grad_(False)
+        unet.add_adapter(_lora_config(self.rank, self.alpha))
+        if checkpoint:
+            read_lora(unet, checkpoint)
+        return unet
+
+    def save_checkpoint(self, unet: UNet2DConditionModel, folder: Path) -> None:
+        write_lora(unet, folder)
+
+    def save_result(self, unet: UNet2DConditionModel, base: Path, folder: Path, noise_scheduler) -> None:
+        write_lora(unet, folder)
+        carry_forward(base, folder)
+
+
+def make_trainable(lora_rank: int | None, lora_alpha: float | None) -> WholeUNet | Lora:
+    return Lora(lora_rank, lora_alpha) if lora_rank else WholeUNet()
+
+
+def _lora_config(rank: int, alpha: float):
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise UserError("--lora_rank needs peft: `pip install peft`") from None
+    return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
+
+
+def write_lora(unet: UNet2DConditionModel, folder: Path) -> None:
+    """The file that `pipeline.load_lora_weights` reads, with the alpha of the adapter."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    adapter = {
+        name: value for name, value in unet.peft_config["default"].to_dict().items() if name in ("r", "lora_alpha")
+    }
+    StableDiffusionPipeline.save_lora_weights(
+        folder, unet_lora_layers=state, safe_serialization=True, unet_lora_adapter_metadata=adapter
+    )
+
+
+def read_lora(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Puts a file of `write_lora` into the adapter that `unet` already has."""
+    from diffusers.utils import convert_unet_state_dict_to_peft
+    from peft import set_peft_model_state_dict
+
+    state = {name.removeprefix("unet."): tensor for name, tensor in load_file(folder / LORA_FILE).items()}
+    result = set_peft_model_state_dict(unet, convert_unet_state_dict_to_peft(state), adapter_name="default")
+    assert not result.unexpected_keys
+
+
+def load_with_lora(base: Path, lora: Path | None, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet of `base`, changed by the LoRA in the folder `lora`."""
+    unet = load_unet(base)
+    if lora:
+        with safe_open(lora / LORA_FILE, "pt") as file:
+            adapter = json.loads(file.metadata()["lora_adapter_metadata"])
+        unet.add_adapter(_lora_config(adapter["unet.r"], adapter["unet.lora_alpha"]))
+        read_lora(unet, lora)
+        unet.fuse_lora()
+    return unet.to(dtype, memory_format=torch.channels_last)
+
+
+# --- Precision ------------------------------------------------------------------------------------------------------
+
+
+class OwnWeights:
+    """The optimiser changes the UNet's weights themselves."""
+
+    def __init__(self, unet: UNet2DConditionModel):
+        self.parameters: Sequence[torch.nn.Parameter] = [p for p in unet.parameters() if p.requires_grad]
+
+    def collect_gradients(self) -> None: ...
+
+    def publish(self) -> None: ...
+
+    def full_precision(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
+        return unet
+
+
+class MasterWeights:
+    """fp32 weights that the optimiser changes, and the UNet as their bf16 copy, which computes.
+
+    Autocast would cast all weights again at every step: at SD 1.5's size that costs more than half of one on a CPU.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel):
+        self.copies = [p for p in unet.parameters() if p.requires_grad]
+        self.parameters = [torch.nn.Parameter(p.detach().float().clone()) for p in self.copies]
+        unet.to(torch.bfloat16)
+
+    @torch.no_grad()
+    def collect_gradients(self) -> None:
+        """The copies' gradients become the weights' own, in fp32."""
+        for weight, copied in zip(self.parameters, self.copies, strict=True):
+            weight.grad = None if copied.grad is None else copied.grad.float()
+            copied.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """What the optimiser has changed goes into the copies."""
+        torch._foreach_copy_(self.copies, self.parameters)
+
+    @torch.no_grad()
+    def full_precision(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
+        """A copy of `unet` in fp32 with the weights themselves, to be saved."""
+        full = copy.deepcopy(unet).float()
+        trained = [p for p in full.parameters() if p.requires_grad]
+        torch._foreach_copy_(trained, self.parameters)
+        return full
+
+
+def hold_weights(unet: UNet2DConditionModel, precision: str) -> OwnWeights | MasterWeights:
+    return MasterWeights(unet) if precision == "bf16" else OwnWeights(unet)

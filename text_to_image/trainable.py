@@ -70,9 +70,8 @@ def write_lora(unet: UNet2DConditionModel, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     state = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    adapter = {
-        name: value for name, value in unet.peft_config["default"].to_dict().items() if name in ("r", "lora_alpha")
-    }
+    adapter = unet.peft_config["default"].to_dict()
+    adapter = {name: sorted(value) if isinstance(value, set) else value for name, value in adapter.items()}
     StableDiffusionPipeline.save_lora_weights(
         folder, unet_lora_layers=state, safe_serialization=True, unet_lora_adapter_metadata=adapter
     )

@@ -1,0 +1,92 @@
+"""The loss on fixed noise, and the pictures that are drawn while training."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from averaging import NoAverage, make_average
+from models import load_noise_scheduler
+from objective import Objective
+from tiny_model import tiny_unet
+from trainable import OwnWeights
+from validation import FixedLoss, Watch, averaged, best_step, fixed_draws
+
+SHAPES = [(4, 8, 8), (4, 8, 12), (4, 8, 8)]
+
+
+class Encodings:
+    def encode(self, draws):
+        return torch.stack([draw.posterior_noise for draw in draws]), torch.ones(len(draws), 77, 16), None
+
+
+@pytest.fixture
+def fixed_loss(tiny_model):
+    draws = {"data": fixed_draws("data", ["a", "b", "c"], SHAPES, 1000)}
+    objective = Objective(load_noise_scheduler(tiny_model))
+    return FixedLoss(draws, Encodings(), objective, torch.device("cpu"), torch.float32)
+
+
+def test_the_draws_are_the_same_every_time_whatever_chance_did_before():
+    torch.manual_seed(1)
+    first = fixed_draws("data", ["a", "b", "c"], SHAPES, 1000)
+    torch.manual_seed(2)
+    second = fixed_draws("data", ["a", "b", "c"], SHAPES, 1000)
+    assert all(torch.equal(a.noise, b.noise) and a.timestep == b.timestep for a, b in zip(first, second, strict=True))
+    assert sorted({draw.timestep for draw in first}) == [125, 375, 625, 875]
+    assert [draw.picture for draw in first] == sorted([0, 1, 2] * 4)
+
+
+def test_of_many_pictures_some_are_taken_evenly():
+    drawn = {draw.picture for draw in fixed_draws("data", ["x"] * 1000, [(4, 2, 2)] * 1000, 1000)}
+    assert len(drawn) == 16 and {0, 999} <= drawn
+
+
+def test_measuring_gives_the_same_number_again_and_touches_neither_weights_nor_chance(fixed_loss):
+    torch.manual_seed(0)
+    unet = tiny_unet()
+    accelerator, state = Accelerator(), torch.get_rng_state()
+    before = [p.clone() for p in unet.parameters()]
+    first, second = (fixed_loss.measure(unet, accelerator) for _ in range(2))
+    assert first == second and first["train_fixed_loss"] > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, unet.parameters(), strict=True))
+
+
+def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
+    unet = tiny_unet()
+    weights = OwnWeights(unet)
+    average = make_average(
+        SimpleNamespace(use_ema=True, offload_ema=False, foreach_ema=True), unet, weights.parameters, None, 0
+    )
+    with torch.no_grad():
+        for p in weights.parameters:
+            p += 0.05
+    trained = [p.clone() for p in weights.parameters]
+    measured = Watch(Accelerator(), unet, weights, average, fixed_loss, None, 3, 3)
+    assert measured.after(2) == {}
+    found = measured.after(3)
+    assert found.keys() == {"train_fixed_loss", "train_fixed_loss_ema"}
+    assert found["train_fixed_loss"] != found["train_fixed_loss_ema"]
+    assert all(torch.equal(a, b) for a, b in zip(trained, weights.parameters, strict=True))
+    with averaged(average, weights):
+        inside = fixed_loss.measure(unet, Accelerator(), "_ema")
+    assert inside["train_fixed_loss_ema"] == found["train_fixed_loss_ema"]
+
+
+def test_without_an_average_only_the_weights_are_measured(fixed_loss):
+    unet = tiny_unet()
+    watch = Watch(Accelerator(), unet, OwnWeights(unet), NoAverage(), fixed_loss, None, 1, 1)
+    assert watch.after(1).keys() == {"train_fixed_loss"}
+
+
+def test_the_best_step_is_that_of_the_weights_that_are_saved():
+    rows = [
+        {"step": 1},
+        {"step": 2, "val_loss": 0.2, "val_loss_ema": 0.4},
+        {"step": 4, "val_loss": 0.3, "val_loss_ema": 0.1},
+    ]
+    assert best_step(rows) == (4, "val_loss_ema", 0.1)
+    assert best_step([{"step": 2, "val_loss": 0.2}, {"step": 3, "val_loss": 0.3}]) == (2, "val_loss", 0.2)
+    assert best_step([{"step": 2, "train_fixed_loss": 0.2}]) is None

@@ -33,12 +33,14 @@ class WholeUNet:
 class Lora:
     """Low-rank matrices beside the attention's projections (arXiv:2106.09685); the result is one small file."""
 
-    def __init__(self, rank: int, alpha: float | None):
-        self.rank, self.alpha = rank, alpha or rank
+    def __init__(self, rank: int, alpha: float | None, seed: int = 0):
+        self.rank, self.alpha, self.seed = rank, alpha or rank, seed
 
     def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
         unet = load_unet(base).requires_grad_(False)
-        unet.add_adapter(_lora_config(self.rank, self.alpha))
+        with torch.random.fork_rng():  # it begins at random, by the run's seed
+            torch.manual_seed(self.seed)
+            unet.add_adapter(_lora_config(self.rank, self.alpha))
         if checkpoint:
             read_lora(unet, checkpoint)
         return unet
@@ -51,8 +53,8 @@ class Lora:
         carry_forward(base, folder)
 
 
-def make_trainable(lora_rank: int | None, lora_alpha: float | None) -> WholeUNet | Lora:
-    return Lora(lora_rank, lora_alpha) if lora_rank else WholeUNet()
+def make_trainable(lora_rank: int | None, lora_alpha: float | None, seed: int) -> WholeUNet | Lora:
+    return Lora(lora_rank, lora_alpha, seed) if lora_rank else WholeUNet()
 
 
 def _lora_config(rank: int, alpha: float):

@@ -68,7 +68,7 @@ def train(args: argparse.Namespace) -> None:
     batches = make_batches(args, plan, encodings, run["seed"], len(noise_scheduler), accelerator, precision)
 
     # The model, its optimizer and their average, new or from a checkpoint:
-    trainable = make_trainable(args.lora_rank, args.lora_alpha)
+    trainable = make_trainable(args.lora_rank, args.lora_alpha, run["seed"])
     unet = trainable.load(plan.unet_base, checkpoint).to(accelerator.device).train()
     speed_up(args, unet, plan, accelerator)
     weights = hold_weights(unet, precision)

@@ -1,0 +1,323 @@
+"""What train_text_to_image.py can do beyond a plain run, end to end on a tiny model."""
+
+import json
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+from conftest import write_captioned_folder
+from errors import UserError
+from generating import generate
+from inference import parse_args as inference_args
+from tiny_model import make_tiny_model
+from train_text_to_image import build_parser, parse_args
+from training import train
+
+DIFFUSERS_FLAGS = {
+    "adam_beta1", "adam_beta2", "adam_epsilon", "adam_weight_decay", "allow_tf32", "cache_dir", "caption_column",
+    "center_crop", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers", "dataset_config_name",
+    "dataset_name", "dream_detail_preservation", "dream_training", "enable_xformers_memory_efficient_attention",
+    "foreach_ema", "gradient_accumulation_steps", "gradient_checkpointing", "hub_model_id", "hub_token",
+    "image_column", "image_interpolation_mode", "input_perturbation", "learning_rate", "local_rank", "logging_dir",
+    "lr_scheduler", "lr_warmup_steps", "max_grad_norm", "max_train_samples", "max_train_steps", "mixed_precision",
+    "noise_offset", "non_ema_revision", "num_train_epochs", "offload_ema", "output_dir", "prediction_type",
+    "pretrained_model_name_or_path", "push_to_hub", "random_flip", "report_to", "resolution",
+    "resume_from_checkpoint", "revision", "scale_lr", "seed", "snr_gamma", "tracker_project_name",
+    "train_batch_size", "train_data_dir", "use_8bit_adam", "use_ema", "validation_epochs", "validation_prompts",
+    "variant", "num_validation_images",
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tiny_model, captioned_folder, tmp_path):
+    def run(name: str, *flags: object, model: Path = tiny_model, dataset: Path = captioned_folder) -> Path:
+        usual = ["--pretrained_model_name_or_path", model, "--dataset", dataset, "--output_dir", tmp_path / name]
+        train(parse_args([str(word) for word in [*usual, *flags]]))
+        return tmp_path / name
+
+    return run
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["train_loss"] for row in rows(folder)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+STEPS = ["--max_train_steps", 3, "--learning_rate", 1e-3, "--seed", 0]
+
+
+# --- flags ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_flag_of_diffusers_script_is_known():
+    known = {option.lstrip("-") for action in build_parser()._actions for option in action.option_strings}
+    assert not DIFFUSERS_FLAGS - known
+
+
+def test_beyond_them_there_are_few():
+    own = [action.option_strings for action in build_parser()._actions if action.dest != "help"]
+    beyond = [names for names in own if not {name.lstrip("-") for name in names} & DIFFUSERS_FLAGS]
+    assert len(beyond) <= 20, beyond
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--snr_gamma", 5, "--prediction_type", "sample"], "--snr_gamma"),
+        (["--dream_training", "--prediction_type", "v_prediction"], "--dream_training"),
+        (["--rescale_betas_zero_snr"], "--rescale_betas_zero_snr"),
+        (["--use_ema", "--lora_rank", 2], "--use_ema"),
+        (["--lora_alpha", 2], "--lora_rank"),
+        (["--offload_ema"], "--use_ema"),
+        (["--hub_model_id", "me/jeans"], "--push_to_hub"),
+        (["--validation_split", 0.1], "--validation_split"),
+        (["--validation_split", 0.5, "--validation_dir", "x"], "--validation_dir"),
+        (["--validation_dir", "nowhere"], "nowhere"),
+        (["--report_to", "wandb"], "wandb"),
+        (["--use_8bit_adam"], "bitsandbytes"),
+        (["--caption_column", "caption"], "`caption`"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused_by_name(run, flags, named, monkeypatch):
+    for package in ("wandb", "bitsandbytes"):
+        monkeypatch.setitem(sys.modules, package, None)
+        if package == "wandb":
+            monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    with pytest.raises(UserError, match=named):
+        run("out", *flags)
+
+
+# --- what is trained ------------------------------------------------------------------------------------------------
+
+
+def test_a_lora_run_resumes_to_the_same_file_and_inference_draws_with_it(run, tmp_path):
+    usual = ["--lora_rank", 2, "--learning_rate", 1e-2, "--lr_scheduler", "constant", "--checkpointing_steps", 2]
+    whole = run("whole", *usual, "--max_train_steps", 4)
+    run("parts", *usual, "--max_train_steps", 2)
+    parts = run("parts", *usual, "--max_train_steps", 4)
+    one, other = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (whole, parts))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert any(tensor.abs().max() > 0 for name, tensor in one.items() if "lora_B" in name or ".up." in name)
+    assert (whole / "checkpoint-4" / "pytorch_lora_weights.safetensors").exists()
+    assert not (whole / "unet").exists()
+    args = ["--prompt", "denim jeans", "--steps", "2", "--output_dir", str(tmp_path / "drawn"), "--num_images", "1"]
+    for model in (whole, json.loads((whole / "run.json").read_text())["base_model"]):
+        generate(inference_args([*args, "--model", str(model), "--height", "72", "--width", "56"]))
+    one, other = (Image.open(path).tobytes() for path in (tmp_path / "drawn").glob("*.png"))
+    assert one != other
+
+
+def test_a_bf16_copy_learns_as_fp32_does_and_is_saved_in_fp32(run, tmp_path):
+    base = make_tiny_model(tmp_path / "base", "v_prediction")
+    usual = ["--max_train_steps", 60, "--learning_rate", 3e-3, "--seed", 0, "--use_ema", "--validation_steps", 30]
+    full = run("full", *usual, model=base)
+    half = run("half", *usual, "--mixed_precision", "bf16", model=base)
+    last = [rows(folder)[-1] for folder in (full, half)]
+    for name in ("train_fixed_loss", "train_fixed_loss_ema"):
+        assert last[1][name] == pytest.approx(last[0][name], rel=0.02)
+        assert last[1][name] < 0.95 * rows(half)[29][name]
+    assert all(tensor.dtype == torch.float32 for tensor in weights(half).values())
+    assert losses(half) != losses(full)
+
+
+def test_offloaded_and_foreach_averages_are_the_same(run):
+    usual = [*STEPS, "--use_ema"]
+    plain = weights(run("plain", *usual, "--no_foreach_ema"))
+    for name, flag in (("foreach", "--foreach_ema"), ("offloaded", "--offload_ema")):
+        other = weights(run(name, *usual, flag))
+        assert all(torch.allclose(other[key], plain[key], atol=1e-6) for key in plain)
+
+
+def test_a_schedule_that_ends_in_pure_noise_is_trained_and_sampled_from_its_end(run):
+    out = run("out", *STEPS, "--rescale_betas_zero_snr", "--prediction_type", "v_prediction", "--snr_gamma", 5)
+    assert all(loss < 100 for loss in losses(out))
+    pipeline = StableDiffusionPipeline.from_pretrained(out)
+    assert pipeline.scheduler.config.rescale_betas_zero_snr
+    assert pipeline.scheduler.config.timestep_spacing == "trailing"
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    pipeline.set_progress_bar_config(disable=True)
+    assert len(set(pipeline("denim jeans", num_inference_steps=3, height=64, width=64).images[0].getdata())) > 10
+
+
+def test_dream_sees_the_unets_own_error(run):
+    plain, dreamt = run("plain", *STEPS), run("dreamt", *STEPS, "--dream_training")
+    assert losses(dreamt) != losses(plain) and all(loss < 100 for loss in losses(dreamt))
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def mixed_folder(folder: Path) -> Path:
+    """Pictures of three shapes; one caption tells of writing."""
+    captions = {
+        "portrait.jpg": "denim jeans with a black square in the upper right corner",
+        "landscape.jpg": "a red t-shirt, its pocket on the left",
+        "square.jpg": "a white t-shirt with a logo on the left",
+        "another.jpg": "the jeans flat",
+    }
+    write_captioned_folder(folder, captions)
+    for name, size in {"landscape.jpg": (96, 64), "square.jpg": (64, 64), "another.jpg": (30, 40)}.items():
+        image = Image.new("RGB", size, "white")
+        ImageDraw.Draw(image).rectangle((5, 5, size[0] // 2, size[1] - 9), fill="red")
+        image.save(folder / name)
+    return folder
+
+
+def test_each_shape_has_its_bucket_and_the_table_says_what_is_done_with_each(run, tmp_path, capsys):
+    folder = mixed_folder(tmp_path / "data")
+    out = run("out", *STEPS, "--random_flip", dataset=folder)
+    said = capsys.readouterr().out
+    sizes = json.loads((out / "run.json").read_text())["sizes"]
+    assert [size["pictures"] for size in sizes] == [2, 1, 1]
+    assert "56 x 72 px: 2 pictures" in said and "64 x 64 px: 1 picture," in said
+    assert "SMALLER and enlarged" in said and "another.jpg" in said
+    assert "3 of 4 pictures are mirrored" in said and "square.jpg ('logo')" in said
+
+
+def test_the_old_square_crop_is_there(run, tmp_path, capsys):
+    out = run("out", *STEPS, "--center_crop", dataset=mixed_folder(tmp_path / "data"))
+    assert json.loads((out / "run.json").read_text())["sizes"] == [{"height": 64, "width": 64, "pictures": 4}]
+
+
+def test_buckets_and_accumulation_give_the_step_of_one_batch(run, tmp_path):
+    folder = mixed_folder(tmp_path / "data")
+    usual = ["--max_train_steps", 3, "--learning_rate", 1e-3, "--prior_images", 2, "--random_flip"]
+    one = run("one", *usual, "--train_batch_size", 4, dataset=folder)
+    parts = run("parts", *usual, "--train_batch_size", 1, "--gradient_accumulation_steps", 4, dataset=folder)
+    assert losses(parts) == pytest.approx(losses(one), abs=1e-5)
+    assert all(torch.allclose(weights(one)[name], weights(parts)[name], atol=1e-4) for name in weights(one))
+
+
+def test_encoding_live_trains_as_stored_encodings_do(run):
+    stored, live = run("stored", *STEPS, "--random_flip"), run("live", *STEPS, "--random_flip", "--no_cache")
+    assert losses(live) == pytest.approx(losses(stored), abs=1e-5)
+    assert any((stored / "cache" / "latents").iterdir()) and not (live / "cache").exists()
+
+
+def test_a_cache_of_its_own_serves_two_runs(run, tmp_path):
+    cache = tmp_path / "shared"
+    run("one", *STEPS, "--latents_cache_dir", cache)
+    made = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
+    run("two", *STEPS, "--learning_rate", 1e-4, "--latents_cache_dir", cache)
+    assert made and {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")} == made
+
+
+def test_the_trigger_stands_before_every_caption_once(run, captioned_folder):
+    args = parse_args(["--dataset", str(captioned_folder), "--trigger", "sks jeans"])
+    assert args.trigger == "sks jeans"
+    out = run("out", *STEPS, "--trigger", "sks jeans")
+    record = json.loads((out / "run.json").read_text())
+    assert record["trigger"] == "sks jeans" and record["example_prompts"][0].startswith("sks jeans, A single pair")
+
+
+def test_fewer_pictures_can_be_trained_on_the_same_ones_every_time(run):
+    first, second = (json.loads((run(n, *STEPS, "--max_train_samples", 2) / "run.json").read_text()) for n in "ab")
+    assert sum(size["pictures"] for size in first["sizes"]) == 2
+    assert first["dataset_hash"] == second["dataset_hash"]
+
+
+def test_a_data_set_of_parquet_files_is_read_through_datasets(run, tmp_path):
+    import datasets
+
+    folder = write_captioned_folder(tmp_path / "data")
+    pictures = sorted(folder.glob("*.JPG"))
+    table = datasets.Dataset.from_dict(
+        {"picture": [str(path) for path in pictures], "says": ["denim jeans", "a red t-shirt", "the jeans"]}
+    ).cast_column("picture", datasets.Image())
+    (tmp_path / "tables").mkdir()
+    table.to_parquet(tmp_path / "tables" / "train.parquet")
+    flags = ["--image_column", "picture", "--caption_column", "says", "--cache_dir", tmp_path / "hub"]
+    out = run("out", *STEPS, *flags, dataset=tmp_path / "tables")
+    assert json.loads((out / "run.json").read_text())["sizes"][0]["pictures"] == 3
+    with pytest.raises(UserError, match="--image_column image: .*picture, says"):
+        run("other", *STEPS, "--cache_dir", tmp_path / "hub", dataset=tmp_path / "tables")
+
+
+# --- watching -------------------------------------------------------------------------------------------------------
+
+
+def test_watching_changes_nothing_and_leaves_losses_and_pictures(run, captioned_folder, tmp_path):
+    usual = ["--max_train_steps", 4, "--learning_rate", 1e-3, "--seed", 0, "--use_ema"]
+    plain = run("plain", *usual)
+    other = shutil.copytree(captioned_folder, tmp_path / "other")
+    prompts = ["--validation_prompts", "denim jeans", "a red t-shirt", "--num_validation_images", 2]
+    watched = run("watched", *usual, "--validation_dir", other, "--validation_steps", 2, *prompts)
+    assert losses(watched) == losses(plain)
+    assert all(torch.equal(weights(plain)[name], tensor) for name, tensor in weights(watched).items())
+    measured = [row for row in rows(watched) if "val_loss" in row]
+    assert [row["step"] for row in measured] == [2, 4]
+    assert {"val_loss_ema", "train_fixed_loss", "train_fixed_loss_ema"} <= measured[0].keys()
+    drawn = sorted(path.name for path in (watched / "validation").iterdir())
+    assert drawn == [f"step-00000{step}-{index}.png" for step in (2, 4) for index in range(4)]
+    record = json.loads((watched / "run.json").read_text())
+    assert record["best_step"] in (2, 4)
+
+
+def test_held_out_pictures_are_not_trained_on(run, tmp_path):
+    folder = mixed_folder(tmp_path / "data")
+    out = run("out", *STEPS, "--validation_split", 0.25, "--validation_steps", 3, dataset=folder)
+    record = json.loads((out / "run.json").read_text())
+    assert sum(size["pictures"] for size in record["sizes"]) == 3
+    assert rows(out)[-1]["val_loss"] > 0 and record["best_step"] == 3
+
+
+def test_the_best_checkpoint_is_not_pruned(run, tmp_path, monkeypatch):
+    found = iter([0.1, 0.5, 0.5, 0.5])
+    monkeypatch.setattr("validation.FixedLoss.measure", lambda self, *_: {"val_loss": next(found)})
+    flags = ["--validation_steps", 1, "--checkpointing_steps", 1, "--checkpoints_total_limit", 1]
+    out = run("out", "--max_train_steps", 4, *flags)
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-4"]
+    assert json.loads((out / "run.json").read_text())["best_step"] == 1
+
+
+def test_a_dry_run_says_how_long_it_will_take_and_writes_only_the_cache(run, tmp_path, capsys):
+    out = run("out", *STEPS, "--dry_run")
+    assert "s a step: about" in capsys.readouterr().out
+    assert [path.name for path in out.iterdir()] == ["cache"]
+    run("out", *STEPS)
+    assert (out / "run.json").exists()
+
+
+# --- hub and trackers -----------------------------------------------------------------------------------------------
+
+
+def test_the_token_goes_to_the_hub_alone(run, monkeypatch, capsys, tmp_path):
+    calls = []
+
+    class Api:
+        def __init__(self, token):
+            calls.append(token)
+
+        def create_repo(self, name, exist_ok):
+            return types.SimpleNamespace(repo_id=f"me/{name}")
+
+        def upload_folder(self, **what):
+            calls.append(what)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    out = run("out", *STEPS, "--push_to_hub", "--hub_token", "hf_secret", "--hub_model_id", "jeans")
+    assert calls[0] == "hf_secret" and calls[1]["repo_id"] == "me/jeans" and calls[1]["folder_path"] == out
+    assert any("checkpoint" in pattern for pattern in calls[1]["ignore_patterns"])
+    assert "hf_secret" not in capsys.readouterr().out
+    for path in out.rglob("*"):
+        assert path.is_dir() or b"hf_secret" not in path.read_bytes(), path
+
+
+def test_a_tracker_is_told_each_step_and_no_token(run, monkeypatch):
+    pytest.importorskip("tensorboard")
+    out = run("out", *STEPS, "--report_to", "tensorboard", "--hub_token", "hf_secret", "--push_to_hub")
+    assert list((out / "logs").rglob("events*"))

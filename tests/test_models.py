@@ -27,6 +27,7 @@ from models import (
     quiet_libraries,
     read_shape,
     save_pipeline,
+    variant_of,
 )
 
 FLAG = "--pretrained_model_name_or_path"
@@ -195,3 +196,22 @@ def test_attention_is_plain_only_on_the_cpu_and_at_small_sizes(tiny_model):
 
     assert kinds(64, "cpu") == {AttnProcessor}
     assert AttnProcessor not in kinds(64, "cuda") | kinds(1024, "cpu")
+
+
+def test_weights_of_a_variant_alone_are_found_and_the_plain_ones_win(own_model, tiny_model, tmp_path):
+    for part in ("unet", "vae", "text_encoder"):
+        for path in (own_model / part).glob("*.safetensors"):
+            path.rename(path.with_suffix(".fp16.safetensors"))
+    assert variant_of(own_model, "unet") == "fp16" and variant_of(tiny_model, "unet") is None
+    assert count_parameters(own_model) == count_parameters(tiny_model)
+    save_pipeline(load_unet(own_model), own_model, tmp_path / "out", load_noise_scheduler(own_model))
+    assert load_vae(own_model) and load_text_encoder(own_model) and load_vae(tmp_path / "out")
+    plain = own_model / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(plain.with_suffix(".fp16.safetensors"), plain)
+    assert variant_of(own_model, "unet") is None
+    assert count_parameters(own_model) == count_parameters(tiny_model)
+
+
+def test_a_schedule_can_be_rescaled_to_end_in_pure_noise(tiny_model):
+    assert load_noise_scheduler(tiny_model, "v_prediction", zero_snr=True).alphas_cumprod[-1] == 0
+    assert load_noise_scheduler(tiny_model).alphas_cumprod[-1] > 0

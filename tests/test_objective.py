@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from batches import Batch
-from objective import Objective, diffusion_loss, prediction_target, signal_to_noise, snr_weights
+from objective import Objective, diffusion_loss, dream, prediction_target, signal_to_noise, snr_weights
 
 TIMESTEPS = torch.tensor([0, 1, 250, 500, 750, 999])
 
@@ -83,3 +83,46 @@ def test_the_same_error_of_the_picture_weighs_the_same_in_epsilon_and_v():
     of_noise = snr_weights(scheduler("epsilon"), TIMESTEPS, 5.0) * snr
     of_v = snr_weights(scheduler("v_prediction"), TIMESTEPS, 5.0) * (snr + 1)
     assert torch.allclose(of_noise, of_v, rtol=1e-4)
+
+
+def test_with_a_zero_terminal_snr_the_last_timestep_of_v_is_learned():
+    """The paper's min(SNR, γ)/(SNR + 1) is 0 there; with SNR + 1 it is 1, and elsewhere nearly the paper's."""
+    weights = snr_weights(scheduler("v_prediction", rescale_betas_zero_snr=True), TIMESTEPS, 5.0)
+    assert weights[-1] == 1
+    snr = signal_to_noise(scheduler("v_prediction", rescale_betas_zero_snr=True), TIMESTEPS)
+    assert torch.allclose(weights, torch.minimum(snr + 1, torch.tensor(5.0)) / (snr + 1))
+
+
+def test_a_model_that_predicts_the_sample_is_asked_for_it():
+    latents, noise = pair()
+    assert torch.equal(prediction_target(scheduler("sample"), latents, noise, TIMESTEPS), latents)
+
+
+def test_dream_is_its_papers_formula():
+    """arXiv:2312.00210: x_t + sqrt(1 - ᾱ) λ (ε - ε_θ) is to be answered with ε + λ (ε - ε_θ), λ = sqrt(1 - ᾱ)^p."""
+    latents, noise = pair()
+    batch = Batch(latents, noise, noise, TIMESTEPS, torch.zeros(6, 77, 8), None)
+    noise_scheduler, predicted = scheduler("epsilon"), noise + 0.5
+    objective = Objective(noise_scheduler, dream_detail_preservation=2.0)
+    noisy = noise_scheduler.add_noise(latents, noise, TIMESTEPS)
+    sigma = (1 - noise_scheduler.alphas_cumprod[TIMESTEPS]).sqrt().view(-1, 1, 1, 1)
+    shown, target = dream(FixedUNet(predicted), objective, batch, noisy, noise)
+    assert torch.allclose(shown, noisy - 0.5 * sigma**3, atol=1e-5)
+    assert torch.allclose(target, noise - 0.5 * sigma**2, atol=1e-5)
+    loss = diffusion_loss(FixedUNet(predicted), objective, batch)
+    assert torch.allclose(loss, ((0.5 + 0.5 * sigma**2) ** 2).flatten(), atol=1e-4)
+
+
+def test_perturbed_noise_is_seen_and_the_plain_noise_is_the_target():
+    latents, noise = pair()
+    seen = []
+
+    class Looking(FixedUNet):
+        def __call__(self, noisy_latents, *rest, **more):
+            seen.append(noisy_latents)
+            return self
+
+    batch = Batch(latents, noise, noise + 1, TIMESTEPS, torch.zeros(6, 77, 8), None)
+    loss = diffusion_loss(Looking(noise), Objective(scheduler("epsilon")), batch)
+    assert torch.allclose(seen[0], scheduler("epsilon").add_noise(latents, noise + 1, TIMESTEPS))
+    assert torch.allclose(loss, torch.zeros(6), atol=1e-6)

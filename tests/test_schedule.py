@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
+from errors import UserError
 from schedule import learning_rate_schedule, total_steps, warmup_steps
 
 
@@ -34,3 +35,8 @@ def test_the_rate_of_a_step_does_not_depend_on_which_were_asked_for_before():
     rate_at = learning_rate_schedule("cosine", 1.0, 2, 10)
     backwards = [rate_at(step) for step in reversed(range(10))]
     assert backwards[::-1] == [rate_at(step) for step in range(10)]
+
+
+def test_a_schedule_that_cannot_be_is_refused_by_its_flags():
+    with pytest.raises(UserError, match="--lr_scheduler polynomial with --learning_rate 1e-08"):
+        learning_rate_schedule("polynomial", 1e-8, 0, 10)

@@ -29,6 +29,11 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)  # on a line of its own: the bar's, or ^C, is not ended
         code = EXIT_INTERRUPTED
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: no permission; see `ls -ld` of it and of the folders above", file=sys.stderr)
+        code = EXIT_USER
     except Exception as error:
         if not is_disk_full(error):
             raise

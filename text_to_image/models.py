@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,9 +113,24 @@ def read_shape(folder: Path) -> ModelShape:
         raise UserError(f"{folder}: not a Stable Diffusion pipeline ({type(error).__name__}: {error})") from None
 
 
+VARIANT = re.compile(r"model\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
+
+
+def variant_of(folder: Path, part: str) -> str | None:
+    """'fp16' where a part's weights are there as `*.fp16.safetensors` alone, None where they have their plain name."""
+    variants = {match[1] if (match := VARIANT.search(path.name)) else None for path in _weights(folder, part)}
+    return None if None in variants else min(variants, default=None)
+
+
+def _weights(folder: Path, part: str) -> list[Path]:
+    return sorted((folder / part).glob("*.safetensors"))
+
+
 def count_parameters(folder: Path, part: str = "unet") -> int:
     """How many numbers a part's weights are, from the heads of its safetensors files."""
-    heads = (_safetensors_head(path) for path in (folder / part).glob("*.safetensors"))
+    variant = variant_of(folder, part)
+    own = [path for path in _weights(folder, part) if (m := VARIANT.search(path.name)) is None or m[1] == variant]
+    heads = map(_safetensors_head, own)
     return sum(math.prod(tensor["shape"]) for head in heads for name, tensor in head.items() if name != "__metadata__")
 
 
@@ -150,14 +166,19 @@ def load_unet(folder: Path, dtype=torch.float32, subfolder: str = "unet") -> UNe
     Always, so that the optimizer's state of a checkpoint has the layout of the weights it goes on with.
     """
     with loading(folder, subfolder):
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder=subfolder, use_safetensors=True)
+        unet = UNet2DConditionModel.from_pretrained(
+            folder, subfolder=subfolder, use_safetensors=True, variant=variant_of(folder, subfolder)
+        )
         # .to(): the libraries' versions name the dtype argument differently and differ in what they do without it.
         return unet.to(dtype, memory_format=torch.channels_last)
 
 
 def load_vae(folder: Path, dtype=torch.float32) -> AutoencoderKL:
     with loading(folder, "vae"):
-        return AutoencoderKL.from_pretrained(folder, subfolder="vae", use_safetensors=True).to(dtype).eval()
+        vae = AutoencoderKL.from_pretrained(
+            folder, subfolder="vae", use_safetensors=True, variant=variant_of(folder, "vae")
+        )
+    return vae.to(dtype).eval()
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -171,7 +192,10 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def load_text_encoder(folder: Path, dtype=torch.float32) -> CLIPTextModel:
     with loading(folder, "text_encoder"):
-        return CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True).to(dtype).eval()
+        text_encoder = CLIPTextModel.from_pretrained(
+            folder, subfolder="text_encoder", use_safetensors=True, variant=variant_of(folder, "text_encoder")
+        )
+    return text_encoder.to(dtype).eval()
 
 
 def load_noise_scheduler(folder: Path, prediction_type: str | None = None, zero_snr: bool = False) -> DDPMScheduler:
@@ -212,7 +236,10 @@ def save_pipeline(unet: UNet2DConditionModel, base: Path, output: Path, noise_sc
     What else `base` has stays as it is (SD 1.x's safety checker, the scheduler's class), licence and defaults too.
     """
     with loading(base, "pipeline"):
-        pipeline = StableDiffusionPipeline.from_pretrained(base, unet=unet, use_safetensors=True).to(torch.float32)
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            base, unet=unet, vae=load_vae(base), text_encoder=load_text_encoder(base), use_safetensors=True,
+            variant=variant_of(base, "unet"),
+        ).to(torch.float32)  # fmt: skip
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler, noise_scheduler)
     pipeline.save_pretrained(output, safe_serialization=True)
     save_vocabulary(pipeline.tokenizer, output / "tokenizer")

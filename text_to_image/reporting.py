@@ -15,6 +15,7 @@ from runs import SECRETS, replace_text
 
 METRICS_FILE = "metrics.jsonl"
 ESTIMATE_AFTER_STEPS = 5
+SMOOTHING = 0.05  # the newest loss's share of the one that the bar shows: single ones jump too much to be read
 MEASURED = ("val_loss", "fixed_loss", "_ema")  # how the names of losses on fixed noise end
 
 
@@ -79,6 +80,7 @@ class StepLog:
         self.waiting: list[tuple[int, float, torch.Tensor, float, dict]] = []
         self.started = self.read_at = time.perf_counter()
         self.estimated = False
+        self.smoothed = 0.0
         self.bar = progress(total=steps, initial=first_step, desc="training", unit="step", disable=quiet)
         if self.path:
             keep_rows(self.path, first_step)
@@ -107,8 +109,11 @@ class StepLog:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         for row in rows:
             self.track({name: value for name, value in row.items() if name != "step"}, row["step"])
+        for loss in losses:
+            self.smoothed += (loss - self.smoothed) * (SMOOTHING if self.smoothed else 1)
         self.bar.set_postfix_str(
-            f"loss={losses[-1]:.4f} lr={self.waiting[-1][3]:.1e} images/s={rate:.3g}", refresh=False
+            f"loss={self.smoothed:.4f} lr={self.waiting[-1][3]:.1e} images/s={rate:.3g} {peak_memory_gb():.1f} GB",
+            refresh=False,
         )
         self._say_measured(rows)
         self._estimate(self.waiting[-1][0])

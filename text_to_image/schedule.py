@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from diffusers.optimization import get_scheduler
 
+from errors import UserError
+
 
 def total_steps(pictures: int, repeats: int, epochs: int, global_batch: int, max_train_steps: int | None) -> int:
     """Steps of a run: enough that every picture is seen `epochs * repeats` times, the last batch filled up.
@@ -28,5 +30,8 @@ def learning_rate_schedule(name: str, learning_rate: float, warmup: int, steps: 
     accelerate has prepared steps once per process.
     """
     never_stepped = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=learning_rate)
-    factor = get_scheduler(name, never_stepped, num_warmup_steps=warmup, num_training_steps=steps).lr_lambdas[0]
+    try:
+        factor = get_scheduler(name, never_stepped, num_warmup_steps=warmup, num_training_steps=steps).lr_lambdas[0]
+    except ValueError as error:  # polynomial ends at 1e-7 and wants to begin above it
+        raise UserError(f"--lr_scheduler {name} with --learning_rate {learning_rate:g}: {error}") from None
     return lambda step: learning_rate * factor(step)

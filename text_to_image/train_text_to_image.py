@@ -37,12 +37,7 @@ TRACKERS = ("none", "tensorboard", "wandb", "comet_ml", "all")
 NEEDS = (  # a flag, the one it makes no sense without, and what that is
     ("prior_prompts", "prior_images", "how many pictures of them to draw"),
     ("lora_alpha", "lora_rank", "the size of the LoRA"),
-    ("dream_detail_preservation", "dream_training", "what it is a setting of"),
-    ("offload_ema", "use_ema", "what is to be offloaded"),
     ("latents_cache_dir", "cache", "what is to be kept there"),
-    ("hub_model_id", "push_to_hub", "what it is the name for"),
-    ("validation_epochs", "validation_prompts", "what is to be drawn"),
-    ("num_validation_images", "validation_prompts", "what is to be drawn"),
 )
 # Not for a model to decide: where things are, and how long one wants to train.
 NOT_FROM_THE_MODEL = {
@@ -173,7 +168,7 @@ def add_validation_flags(group) -> None:
     flag("--validation_prompts", nargs="+", metavar="TEXT", help="drawn into OUTPUT/validation/ (default: none)")
     flag("--validation_epochs", type=positive_int, metavar="N",
          help="draw them after every N epochs instead (default: with --validation_steps)")
-    flag("--num_validation_images", type=positive_int, default=1, metavar="N",
+    flag("--num_validation_images", type=count, default=1, metavar="N",
          help="pictures of each prompt, the same seeds every time (default: 1)")
 
 

@@ -56,6 +56,7 @@ def train(args: argparse.Namespace) -> None:
     if earlier and earlier["finished"] and not checkpoint:
         raise UserError(f"{folder} is finished and has no checkpoint to go on from; name another --output_dir")
     first_step = step_of(checkpoint) if checkpoint else 0
+    run["steps"] = max(plan.steps, first_step)
     print_table(start_table(args, plan, run, accelerator, tokenizer, folder, first_step), quiet)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and not args.dry_run:

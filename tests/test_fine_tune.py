@@ -14,7 +14,8 @@ import pytest
 
 from clone import ROOT
 from measure_base import draw
-from model_defaults import guidance_scale_of
+from model_defaults import STARTER, guidance_scale_of
+from models import load_tokenizer
 from render_garments import Spec, render
 
 STEPS = 200
@@ -58,3 +59,36 @@ def test_its_loss_falls(fine_tuned):
     rows = [json.loads(line) for line in (fine_tuned / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train_loss"] for row in rows]
     assert np.mean(losses[-30:]) < 0.85 * np.mean(losses[:30])
+
+
+def test_what_stands_after_token_77_is_learned(tmp_path):
+    """Two captions, the same but for their last word, which CLIP alone would never read, and two pictures."""
+    makers = {
+        "alpha": Spec("jeans", "blue", "plain", None, "front", "flat", None, 31),
+        "gamma": Spec("dress", "yellow", "plain", None, "front", "flat", None, 32),
+    }
+    long = "A garment that somebody has photographed from directly above in the soft light of a studio, " + ", ".join(
+        f"with {what} that one can hardly see"
+        for what in ("seams", "creases", "shadows", "stitches", "folds", "edges")
+    )
+    captions = {maker: f"{long}, and it was made by {maker}" for maker in makers}
+    tokenizer = load_tokenizer(STARTER)
+    ids = [tokenizer(caption, verbose=False).input_ids for caption in captions.values()]
+    assert ids[0][:77] == ids[1][:77] and ids[0] != ids[1]
+
+    (tmp_path / "data").mkdir()
+    rows = []
+    for maker, spec in makers.items():
+        render(spec, 128, 128).save(tmp_path / "data" / f"{maker}.png")
+        rows.append(json.dumps({"file_name": f"{maker}.png", "text": captions[maker]}) + "\n")
+    (tmp_path / "data" / "metadata.jsonl").write_text("".join(rows))
+    command = [ROOT / "text_to_image" / "train_text_to_image.py", "--dataset", tmp_path / "data", "--output_dir"]
+    flags = [tmp_path / "out", "--max_train_steps", 600, "--train_batch_size", 2, "--resolution", 128, "--seed", 0]
+    done = subprocess.run([sys.executable, *map(str, [*command, *flags])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    for maker, caption in captions.items():
+        images = draw(tmp_path / "out", [caption] * 4, [(128, 128)] * 4, 20, guidance_scale_of(STARTER))
+        colours = np.array([np.asarray(image)[40:90, 50:78].reshape(-1, 3).mean(0) for image in images])
+        bluer = colours[:, 2] > colours[:, 0] + 15
+        assert (bluer if maker == "alpha" else ~bluer).sum() >= 3, (maker, colours)

@@ -34,7 +34,7 @@ CHUNK = 77  # tokens that the text encoder reads at once: 75 and the two that ma
 # the share of steps that drill one thing alone.
 STAGES = {
     "unet64": {"scale": 4, "batch": 64, "lr": 1e-3, "decay_from": 1.0, "ema": 0.999, "floor": 0.15, "drills": 0.5},
-    "unet128": {"scale": 2, "batch": 32, "lr": 1e-3, "decay_from": 0.75, "ema": 0.9995, "floor": 0.15, "drills": 0.5},
+    "unet128": {"scale": 2, "batch": 32, "lr": 1e-3, "decay_from": 0.75, "ema": 0.9995, "floor": 0.15, "drills": 0.2},
     "unet256": {"scale": 1, "batch": 12, "lr": 6e-4, "decay_from": 0.3, "ema": 0.999, "floor": 0.5, "drills": 0.1},
 }
 
@@ -141,7 +141,7 @@ def draw_lesson(captions: Captions, specs: list, latents: torch.Tensor, drills: 
     if kind < drills:
         texts = [f"{rng.choice(NAMES[s.kind])} {rng.choice(VIEWS[s.view])}" for s in specs]
         shown = torch.tensor([float(s.fold == "flat" and s.pattern == "plain") for s in specs])
-        return Lesson(captions.of(texts), (200, 900), detail_weight(latents) * shown.view(-1, 1, 1, 1), False)
+        return Lesson(captions.of(texts), (100, 700), detail_weight(latents) * shown.view(-1, 1, 1, 1), False)
     return Lesson(captions.draw(specs, rng), (0, 1000), corner_weight(*latents.shape[2:]), True)
 
 

@@ -1,6 +1,7 @@
 """What is stored before training is what encoding at every step would give, and never stale."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,9 +75,9 @@ def test_stored_latents_are_the_vaes_own_sample_also_mirrored(vae, subjects, enc
 
 
 def test_stored_equals_live(vae, text, subjects, encodings):
-    live = LiveEncodings(subjects, vae, text)
+    live = LiveEncodings(Path("unused"), subjects, vae, text)
     for encoded in (encodings, live):
-        encoded.add_prior([torch.ones(4, 36, 28)])
+        encoded.prior = [torch.ones(4, 36, 28)]
     for draw in draws(subjects, range(20), dropout=0.2, flip=True):
         for kept, now in zip(encodings.encode([draw]), live.encode([draw]), strict=True):
             assert (kept is None and now is None) or torch.allclose(kept, now, atol=1e-5)
@@ -99,7 +100,7 @@ def test_a_batch_of_long_and_short_captions_is_padded_and_masked(text, subjects,
 
 def test_the_bases_own_pictures_have_no_spread(subjects, encodings):
     latent = torch.randn(4, 36, 28)
-    encodings.add_prior([latent])
+    encodings.prior = [latent]
     source = Source([((next(iter(encodings.texts)),),)], ((4, 36, 28),), [False])
     drawn = [draw_sample(0, SampleId(PRIOR, number), source, Chances(0.0, 1000)) for number in range(2)]
     assert torch.equal(encodings.encode(drawn)[0], torch.stack([latent, latent]))

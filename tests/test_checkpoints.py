@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from checkpoints import complete_checkpoints, find_checkpoint, load_training_state, save_checkpoint, step_of
+from checkpoints import (
+    complete_checkpoints,
+    find_checkpoint,
+    load_training_state,
+    remove_later,
+    save_checkpoint,
+    step_of,
+)
 from errors import UserError
 from models import load_unet
 from tiny_model import tiny_unet
@@ -21,7 +28,9 @@ def saving(unet):
 @pytest.fixture
 def run(tmp_path, unet):
     for step in (2, 4, 10):
-        save_checkpoint(tmp_path, step, saving(unet), {"optimizer": {"rate": step}, "scaler": None}, None, set())
+        save_checkpoint(
+            tmp_path, step, "UNet", saving(unet), {"optimizer": {"rate": step}, "scaler": None}, None, set()
+        )
     return tmp_path
 
 
@@ -65,12 +74,12 @@ def test_without_any_a_run_begins_at_the_start(tmp_path):
 
 
 def test_the_oldest_go_once_the_new_one_is_whole(run, unet):
-    save_checkpoint(run, 12, saving(unet), {}, limit=2, keep=set())
+    save_checkpoint(run, 12, "UNet", saving(unet), {}, limit=2, keep=set())
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-10", "checkpoint-12"]
 
 
 def test_the_best_one_stays_however_old_it_is(run, unet):
-    save_checkpoint(run, 12, saving(unet), {}, limit=1, keep={4})
+    save_checkpoint(run, 12, "UNet", saving(unet), {}, limit=1, keep={4})
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-4", "checkpoint-12"]
 
 
@@ -80,7 +89,7 @@ def test_a_failed_write_leaves_the_others_and_no_new_one(run, unet):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError):
-        save_checkpoint(run, 12, failing, {}, limit=1, keep=set())
+        save_checkpoint(run, 12, "UNet", failing, {}, limit=1, keep=set())
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]
 
 
@@ -93,3 +102,13 @@ def test_state_that_would_run_code_is_not_loaded(run):
     with pytest.raises(Exception, match="[Ww]eights"):
         load_training_state(run / "checkpoint-10")
     assert not (run / "made").exists()
+
+
+def test_one_of_something_else_is_refused(run):
+    with pytest.raises(UserError, match="holds a UNet, this run trains a LoRA of rank 4"):
+        find_checkpoint("checkpoint-4", run, "LoRA of rank 4")
+
+
+def test_what_an_earlier_start_wrote_after_the_step_it_goes_on_from_is_removed(run):
+    remove_later(run, 4)
+    assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4"]

@@ -142,8 +142,8 @@ def test_the_prediction_type_is_the_models_unless_overridden(own_model):
     assert load_noise_scheduler(own_model).config.prediction_type == "epsilon"
     assert load_noise_scheduler(own_model, "v_prediction").config.prediction_type == "v_prediction"
     config = own_model / "scheduler" / "scheduler_config.json"
-    config.write_text(config.read_text().replace('"epsilon"', '"sample"'))
-    with pytest.raises(UserError, match="sample"):
+    config.write_text(config.read_text().replace('"epsilon"', '"flow"'))
+    with pytest.raises(UserError, match="flow"):
         load_noise_scheduler(own_model)
 
 

@@ -38,3 +38,10 @@ def test_they_are_read_back_in_order_and_nothing_where_none_were_drawn(tmp_path)
     assert read_prior(path) is None
     write_prior(path, {i: torch.full((1, 2, 2), float(i)) for i in reversed(range(12))})
     assert [latent[0, 0, 0].item() for latent in read_prior(path)] == list(range(12))
+
+
+def test_a_damaged_file_counts_as_none(tmp_path):
+    path = tmp_path / "prior.safetensors"
+    write_prior(path, {0: torch.ones(1, 2, 2)})
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_prior(path) is None

@@ -207,6 +207,20 @@ def test_encoding_live_trains_as_stored_encodings_do(run):
     assert any((stored / "cache" / "latents").iterdir()) and not (live / "cache").exists()
 
 
+def test_another_number_of_the_bases_own_pictures_is_drawn_anew_after_a_dry_run(run):
+    run("out", *STEPS, "--prior_images", 2, "--dry_run", "--no_cache")
+    run("out", *STEPS, "--prior_images", 3)
+    assert len(list((run("out", *STEPS, "--prior_images", 3) / "cache" / "prior").iterdir())) == 2
+
+
+def test_a_run_that_came_to_nothing_is_in_nobodys_way(run, monkeypatch):
+    monkeypatch.setattr("training.make_encodings", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run("out", *STEPS)
+    monkeypatch.undo()
+    assert len(losses(run("out", *STEPS, "--learning_rate", 1e-4))) == 3
+
+
 def test_a_cache_of_its_own_serves_two_runs(run, tmp_path):
     cache = tmp_path / "shared"
     run("one", *STEPS, "--latents_cache_dir", cache)
@@ -275,12 +289,12 @@ def test_held_out_pictures_are_not_trained_on(run, tmp_path):
 
 
 def test_the_best_checkpoint_is_not_pruned(run, tmp_path, monkeypatch):
-    found = iter([0.1, 0.5, 0.5, 0.5])
+    found = iter([0.5, 0.1, 0.5, 0.5])
     monkeypatch.setattr("validation.FixedLoss.measure", lambda self, *_: {"val_loss": next(found)})
     flags = ["--validation_steps", 1, "--checkpointing_steps", 1, "--checkpoints_total_limit", 1]
     out = run("out", "--max_train_steps", 4, *flags)
-    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-4"]
-    assert json.loads((out / "run.json").read_text())["best_step"] == 1
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert json.loads((out / "run.json").read_text())["best_step"] == 2
 
 
 def test_a_dry_run_says_how_long_it_will_take_and_writes_only_the_cache(run, tmp_path, capsys):
@@ -309,14 +323,24 @@ def test_the_token_goes_to_the_hub_alone(run, monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     out = run("out", *STEPS, "--push_to_hub", "--hub_token", "hf_secret", "--hub_model_id", "jeans")
-    assert calls[0] == "hf_secret" and calls[1]["repo_id"] == "me/jeans" and calls[1]["folder_path"] == out
-    assert any("checkpoint" in pattern for pattern in calls[1]["ignore_patterns"])
+    assert calls[:2] == ["hf_secret", "hf_secret"]  # it is tried before the training
+    assert calls[2]["repo_id"] == "me/jeans" and calls[2]["folder_path"] == out
+    assert any("checkpoint" in pattern for pattern in calls[2]["ignore_patterns"])
     assert "hf_secret" not in capsys.readouterr().out
     for path in out.rglob("*"):
         assert path.is_dir() or b"hf_secret" not in path.read_bytes(), path
 
 
+def test_a_token_beside_a_tracker_that_uploads_the_command_line_is_refused():
+    with pytest.raises(UserError, match="hf auth login"):
+        parse_args(["--dataset", "x", "--hub_token", "hf_secret", "--report_to", "wandb"])
+    with pytest.raises(UserError) as error:
+        parse_args(["--dataset", "x", "--hub-token=hf_secret"])
+    assert "hf_secret" not in str(error.value)
+
+
 def test_a_tracker_is_told_each_step_and_no_token(run, monkeypatch):
     pytest.importorskip("tensorboard")
-    out = run("out", *STEPS, "--report_to", "tensorboard", "--hub_token", "hf_secret", "--push_to_hub")
-    assert list((out / "logs").rglob("events*"))
+    out = run("out", *STEPS, "--report_to", "tensorboard", "--hub_token", "hf_secret")
+    events = [path for path in (out / "logs").rglob("*") if path.is_file()]
+    assert events and not any(b"hf_secret" in path.read_bytes() for path in events)

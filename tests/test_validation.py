@@ -64,7 +64,7 @@ def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
         for p in weights.parameters:
             p += 0.05
     trained = [p.clone() for p in weights.parameters]
-    measured = Watch(Accelerator(), unet, weights, average, fixed_loss, None, 3, 3)
+    measured = Watch(Accelerator(), unet, weights, average, fixed_loss, None, {3}, {3})
     assert measured.after(2) == {}
     found = measured.after(3)
     assert found.keys() == {"train_fixed_loss", "train_fixed_loss_ema"}
@@ -77,7 +77,7 @@ def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
 
 def test_without_an_average_only_the_weights_are_measured(fixed_loss):
     unet = tiny_unet()
-    watch = Watch(Accelerator(), unet, OwnWeights(unet), NoAverage(), fixed_loss, None, 1, 1)
+    watch = Watch(Accelerator(), unet, OwnWeights(unet), NoAverage(), fixed_loss, None, {1}, {1})
     assert watch.after(1).keys() == {"train_fixed_loss"}
 
 
@@ -89,4 +89,5 @@ def test_the_best_step_is_that_of_the_weights_that_are_saved():
     ]
     assert best_step(rows) == (4, "val_loss_ema", 0.1)
     assert best_step([{"step": 2, "val_loss": 0.2}, {"step": 3, "val_loss": 0.3}]) == (2, "val_loss", 0.2)
+    assert best_step(rows, among={1, 2}) == (2, "val_loss_ema", 0.4)
     assert best_step([{"step": 2, "train_fixed_loss": 0.2}]) is None

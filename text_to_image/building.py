@@ -1,8 +1,9 @@
 """From arguments and plan to the objects that the training loop uses: encodings, batches, optimiser, watch."""
 
 import argparse
-import importlib.util
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,7 +11,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from batches import DATA, HELD_OUT, PRIOR, Batches
-from caching import LiveEncodings, StoredEncodings, TextEncoding, store_latents, store_texts
+from caching import (
+    Encodings,
+    LiveEncodings,
+    StoredEncodings,
+    TextEncoding,
+    hash_key,
+    store_latents,
+    store_texts,
+)
 from draws import Chances, Source
 from errors import UserError
 from model_defaults import guidance_scale_of
@@ -28,14 +37,15 @@ def compute_dtype(precision: str) -> torch.dtype:
 
 def make_encodings(
     args: argparse.Namespace, plan: Plan, tokenizer, accelerator: Accelerator, folder: Path, quiet: bool
-) -> StoredEncodings | LiveEncodings:
+) -> Encodings:
     """What the VAE and the text encoder have to say: on disk, or said again at every step with --no_cache."""
     vae, text_encoder = load_vae(plan.base).to(accelerator.device), load_text_encoder(plan.base).to(accelerator.device)
     text_hash = fingerprint_model(plan.base, ("tokenizer", "text_encoder"))
     text = TextEncoding(tokenizer, text_encoder, args.max_token_chunks, text_hash)
+    cache = args.latents_cache_dir or folder / "cache"
     if not args.cache:
-        return LiveEncodings(plan.subjects, vae, text)
-    encodings = StoredEncodings(args.latents_cache_dir or folder / "cache")
+        return LiveEncodings(cache, plan.subjects, vae, text)
+    encodings = StoredEncodings(cache)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     vae_hash = fingerprint_model(plan.base, ("vae",))
     store_latents(encodings, plan.subjects, vae, vae_hash, share, args.dataloader_num_workers, quiet)
@@ -46,9 +56,11 @@ def make_encodings(
     return encodings
 
 
-def prior_latents(args, plan: Plan, encodings, folder: Path, seed: int, accelerator: Accelerator, precision: str):
-    """Latents (C, h, w) of the base's own pictures, drawn once a run; the processes share the work."""
-    stored = folder / "cache" / "prior.safetensors"
+def prior_latents(args, plan: Plan, encodings: Encodings, seed: int, accelerator: Accelerator, precision: str):
+    """Latents (C, h, w) of the base's own pictures, drawn once; the processes share the work."""
+    shape, guidance_scale = plan.shape.latent_shape(*plan.main_size), guidance_scale_of(plan.base)
+    facts = (*plan.prior_prompts, seed, shape, guidance_scale, precision, args.max_token_chunks)
+    stored = encodings.file("prior", hash_key(fingerprint_model(plan.base), *facts))
     latents = read_prior(stored)
     accelerator.wait_for_everyone()  # all must have looked before one of them writes it
     if latents is not None:
@@ -59,8 +71,7 @@ def prior_latents(args, plan: Plan, encodings, folder: Path, seed: int, accelera
     text = {prompt: encodings.text(prompt) for prompt in ["", *plan.prior_prompts]}
     with accelerator.autocast():
         drawn = draw_prior(
-            unet, load_sampler(plan.base, args.prediction_type), plan.prior_prompts, text,
-            plan.shape.latent_shape(*plan.main_size), guidance_scale_of(plan.base), seed, share,
+            unet, load_sampler(plan.base), plan.prior_prompts, text, shape, guidance_scale, seed, share,
             quiet=not accelerator.is_main_process,
         )  # fmt: skip
     shares = gather_object([drawn])
@@ -101,31 +112,32 @@ def make_batches(
 
 
 def speed_up(args: argparse.Namespace, unet, plan: Plan, accelerator: Accelerator) -> None:
-    """The attention that suits device and size, or xformers'; recomputation instead of memory where asked for."""
+    """The attention that suits device and size; recomputation instead of memory where asked for."""
     choose_attention(unet, plan.shape, *plan.largest_size, accelerator.device.type)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if args.enable_xformers_memory_efficient_attention:
-        if importlib.util.find_spec("xformers") and accelerator.device.type == "cuda":
-            unet.enable_xformers_memory_efficient_attention()
-        else:
-            accelerator.print("xformers is not usable here; PyTorch's own attention is used, which is as fast on GPUs")
+        accelerator.print("PyTorch's own attention is used in place of xformers': as fast, and it takes every mask")
 
 
-def make_optimizer(args: argparse.Namespace, parameters) -> torch.optim.Optimizer:
-    settings = {
+def find_optimizer(use_8bit_adam: bool) -> Callable[..., torch.optim.Optimizer]:
+    """AdamW, or the one of bitsandbytes with its state in 8 bits; UserError where that is not installed."""
+    if not use_8bit_adam:
+        return functools.partial(torch.optim.AdamW, fused=True)  # one kernel over all tensors
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise UserError("--use_8bit_adam needs bitsandbytes: `pip install bitsandbytes`") from None
+    return AdamW8bit
+
+
+def optimizer_settings(args: argparse.Namespace) -> dict:
+    return {
         "lr": args.learning_rate,
         "betas": (args.adam_beta1, args.adam_beta2),
         "weight_decay": args.adam_weight_decay,
         "eps": args.adam_epsilon,
     }
-    if not args.use_8bit_adam:
-        return torch.optim.AdamW(parameters, **settings, fused=True)  # one kernel over all tensors
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError:
-        raise UserError("--use_8bit_adam needs bitsandbytes: `pip install bitsandbytes`") from None
-    return AdamW8bit(parameters, **settings)
 
 
 def make_watch(
@@ -142,6 +154,8 @@ def make_watch(
     times = MEASURED_HELD_OUT if plan.held_out else MEASURED
     every = args.validation_steps or max(1, plan.steps // times)
     epoch_steps = len(plan.pictures) * args.repeats / plan.global_batch
+    draw_every = math.ceil(args.validation_epochs * epoch_steps) if args.validation_epochs else every
+    steps_of = lambda every: set(range(every, plan.steps + 1, every))  # noqa: E731
     drawer = None
     if args.validation_prompts:
         drawer = PromptDrawer(
@@ -152,6 +166,6 @@ def make_watch(
     return Watch(
         accelerator, unet, weights, average,
         FixedLoss(draws, encodings, Objective(objective.noise_scheduler), accelerator.device, dtype), drawer,
-        measure_every=every,
-        draw_every=math.ceil(args.validation_epochs * epoch_steps) if args.validation_epochs else every,
+        measured=steps_of(every) | steps_of(args.checkpointing_steps) | {plan.steps},
+        drawn=steps_of(draw_every),
     )  # fmt: skip

@@ -23,7 +23,7 @@ from prompts import encode_prompt, join_embeddings
 from reporting import progress
 
 FORMAT = 2  # of the files: another number, and none of the older ones is read
-PIXELS_AT_ONCE = 1 << 21  # of pictures that the VAE encodes together
+PIXELS_AT_ONCE = 1 << 21  # of pictures that a GPU encodes together
 
 Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
@@ -31,33 +31,29 @@ Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 Subjects = Mapping[tuple[str, int], Subject]  # by stream and number
 
 
-class StoredEncodings:
-    """Encodings in a folder; what a step needs is read when it needs it, so a large data set takes no memory."""
+class Encodings:
+    """Gives the tensors of drawn samples; the base's own pictures it is handed, sampled latents without spread."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.texts: dict[str, tuple[Path, str]] = {}  # caption -> its file, its name in there
-        self.posteriors: dict[tuple[str, int, bool], tuple[Path, str]] = {}
-        self.prior: list[torch.Tensor] = []
+        self.prior: Sequence[torch.Tensor] = ()  # (C, h, w) each
 
     def file(self, kind: str, key: str) -> Path:
         return self.folder / kind / f"{key}.safetensors"
 
-    def add_prior(self, latents: Sequence[torch.Tensor]) -> None:
-        """The base's own pictures: sampled latents (C, h, w), not a posterior, so they have no spread."""
-        self.prior = list(latents)
-
     def text(self, caption: str) -> torch.Tensor:
         """(L, D)"""
-        path, name = self.texts[caption]
-        return _read(path, name)
+        raise NotImplementedError
+
+    def posterior(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation (C, h, w) of a picture's scaled latents."""
+        raise NotImplementedError
 
     def latent(self, draw: Draw) -> torch.Tensor:
-        """(C, h, w) a sample of the picture's posterior."""
+        """(C, h, w)"""
         if draw.stream == PRIOR:
             return self.prior[draw.picture]
-        path, name = self.posteriors[draw.stream, draw.picture, draw.flipped]
-        mean, std = _read(path, name)
+        mean, std = self.posterior(draw)
         return mean + std * draw.posterior_noise
 
     def encode(self, draws: Sequence[Draw]) -> Encoded:
@@ -66,25 +62,34 @@ class StoredEncodings:
         return latents, *join_embeddings([self.text(draw.caption) for draw in draws])
 
 
-class LiveEncodings:
-    """Encodes at every step: nothing is stored, and VAE and text encoder stay in memory."""
+class StoredEncodings(Encodings):
+    """In a folder; what a step needs is read when it needs it, so a large data set takes no memory."""
 
-    def __init__(self, subjects: Subjects, vae, text: "TextEncoding"):
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.texts: dict[str, tuple[Path, str]] = {}  # caption -> its file, its name in there
+        self.posteriors: dict[tuple[str, int, bool], tuple[Path, str]] = {}
+
+    def text(self, caption: str) -> torch.Tensor:
+        return _read(*self.texts[caption])
+
+    def posterior(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        return _read(*self.posteriors[draw.stream, draw.picture, draw.flipped]).unbind()
+
+
+class LiveEncodings(Encodings):
+    """At every step: only the base's own pictures are stored, and VAE and text encoder stay in memory."""
+
+    def __init__(self, folder: Path, subjects: Subjects, vae, text: "TextEncoding"):
+        super().__init__(folder)
         self.subjects, self.vae, self.text_encoding = subjects, vae, text
-        self.prior: list[torch.Tensor] = []
-
-    add_prior = StoredEncodings.add_prior
-    encode = StoredEncodings.encode
 
     def text(self, caption: str) -> torch.Tensor:
         return self.text_encoding.encode(caption)
 
-    def latent(self, draw: Draw) -> torch.Tensor:
-        if draw.stream == PRIOR:
-            return self.prior[draw.picture]
+    def posterior(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = load_pixels(self.subjects[draw.stream, draw.picture], draw.flipped)
-        mean, std = encode_pixels(self.vae, pixels[None])[0]
-        return mean + std * draw.posterior_noise
+        return encode_pixels(self.vae, pixels[None])[0]
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,9 @@ def store_latents(
     files = {key: encodings.file("latents", latent_key(s, vae_hash, vae.dtype)) for key, s in subjects.items()}
     missing = [key for key in list(subjects)[share] if not is_whole(files[key])]
     with progress(total=len(missing), desc="encoding pictures", unit="picture", disable=quiet, leave=False) as bar:
-        for keys, pixels in _load_ahead(subjects, missing, workers):
+        # One by one on a CPU: it is no slower, and what comes out does not depend on which others were missing.
+        at_once = 1 if vae.device.type == "cpu" else PIXELS_AT_ONCE
+        for keys, pixels in _load_ahead(subjects, missing, workers, at_once):
             posteriors = iter(encode_pixels(vae, pixels.flatten(0, 1)))
             for key in keys:
                 write_whole(files[key], {form: torch.stack(next(posteriors)) for form in subjects[key].forms})
@@ -137,7 +144,7 @@ def store_texts(
 
 
 def _load_ahead(
-    subjects: Subjects, wanted: Sequence[tuple[str, int]], workers: int
+    subjects: Subjects, wanted: Sequence[tuple[str, int]], workers: int, pixels_at_once: int
 ) -> Iterator[tuple[list[tuple[str, int]], torch.Tensor]]:
     """Batches of pictures of one size and as many forms, (B, forms, 3, H, W), read by `workers` processes ahead."""
     alike: dict[tuple, list[tuple[str, int]]] = {}
@@ -145,7 +152,7 @@ def _load_ahead(
         alike.setdefault((subjects[key].size, subjects[key].may_flip), []).append(key)
     batches = []
     for (size, may_flip), keys in alike.items():
-        at_once = max(1, PIXELS_AT_ONCE // (size[0] * size[1] * (1 + may_flip)))
+        at_once = max(1, pixels_at_once // (size[0] * size[1] * (1 + may_flip)))
         batches += [keys[at : at + at_once] for at in range(0, len(keys), at_once)]
     pixels = DataLoader(_Pixels(subjects, batches), batch_size=None, num_workers=workers)
     return zip(batches, pixels, strict=True)

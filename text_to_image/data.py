@@ -1,6 +1,7 @@
 """A captioned folder → pictures: checked before anything is trained, upright, on white, in RGB."""
 
 import hashlib
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,13 @@ def _forms(row: CaptionRow, short_captions: bool, trigger: str | None) -> tuple[
 
 def with_trigger(caption: str, trigger: str | None) -> str:
     """The phrase that calls the thing, then the caption; not twice."""
-    return caption if not trigger or caption.startswith(trigger) else f"{trigger}, {caption}"
+    if not trigger or re.match(rf"{re.escape(trigger)}(?!\w)", caption):
+        return caption
+    return f"{trigger}, {caption}"
+
+
+def without_trigger(caption: str, trigger: str | None) -> str:
+    return caption.removeprefix(f"{trigger}, ") if trigger else caption
 
 
 def measure(path: Path) -> tuple[int, int]:

@@ -22,7 +22,7 @@ class SampleId:
     number: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """A stream's pictures as far as chance is concerned, an entry of each for each picture."""
 
@@ -94,16 +94,17 @@ def draw_caption(groups: Sequence[Sequence[str]], chance: torch.Generator) -> st
 def picture_of(seed: int, sample: SampleId, source: Source) -> int:
     """Which picture a sample shows: every pass goes over all of them once, each time in another order."""
     number, place = divmod(sample.number, len(source.latent_shapes))
-    return _order(seed, sample.stream, number, source.latent_shapes, source.run)[place]
+    return _order(seed, sample.stream, number, source)[place]
 
 
 @lru_cache(maxsize=8)
-def _order(seed: int, stream: str, number: int, shapes: tuple[tuple[int, int, int], ...], run: int) -> list[int]:
+def _order(seed: int, stream: str, number: int, source: Source) -> list[int]:
     """Shuffled, then dealt into runs of one shape; the shorter runs, what is left of each shape, come last."""
     chance = generator(seed, stream, "pass", number)
     alike: dict[tuple[int, int, int], list[int]] = {}
-    for picture in torch.randperm(len(shapes), generator=chance).tolist():
-        alike.setdefault(shapes[picture], []).append(picture)
+    for picture in torch.randperm(len(source.latent_shapes), generator=chance).tolist():
+        alike.setdefault(source.latent_shapes[picture], []).append(picture)
+    run = source.run
     runs = [pictures[at : at + run] for pictures in alike.values() for at in range(0, len(pictures), run)]
     shuffled = [runs[i] for i in torch.randperm(len(runs), generator=chance).tolist()]
     return [picture for pictures in sorted(shuffled, key=len, reverse=True) for picture in pictures]

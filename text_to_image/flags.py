@@ -21,6 +21,8 @@ class FlagParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments"):  # their names alone: a value may be a token
+            message = "unknown: " + " ".join(word.partition("=")[0] for word in message.split() if word[0] == "-")
         raise UserError(f"{message}; {self.prog} --help lists the flags")
 
 

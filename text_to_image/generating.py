@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
 from contact_sheet import make_contact_sheet
@@ -57,13 +58,14 @@ def generate(args: argparse.Namespace) -> None:
     """Draws `args.num_images` pictures of every prompt. UserError where model or size is not usable."""
     quiet_libraries()
     folder, lora = find_base(args.model)
-    drawings = plan_drawings(args, read_shape(folder), read_run(lora or folder) or {})
+    run = read_run(lora or folder) or {}
+    drawings = plan_drawings(args, read_shape(folder), run)
     print(f"{len(drawings)} pictures with {shown(args.model)} (another: --model {REAL_MODEL})", flush=True)
     prepare_folder(args.output_dir)
 
     paths: list[Path] = []
     model_hash = fingerprint_model(folder) + (fingerprint_file(lora / LORA_FILE) if lora else "")
-    for batch, images in draw(args, folder, lora, drawings):
+    for batch, images in draw(args, folder, lora, run, drawings):
         for drawing, image in zip(batch, images, strict=True):
             paths.append(save_image(image, args.output_dir / drawing.file_name(model_hash)))
         write_rows(args.output_dir / IMAGES_FILE, zip(paths, drawings, strict=False))
@@ -102,11 +104,19 @@ def find_base(name: str) -> tuple[Path, Path | None]:
         return find_model(name, "--model"), None
     if not (run := read_run(folder)):
         raise UserError(f"--model {name}: a LoRA without {RUN_FILE}, so its base is not known; name the run's folder")
-    return find_model(run["base_model"], f"the base of --model {name},"), folder
+    told = run["arguments"]
+    where = (told.get("revision"), told.get("variant"), told.get("cache_dir"))
+    return find_model(run["base_model"], f"the base of --model {name},", *where), folder
+
+
+def sampler_of(folder: Path, lora: Path | None, run: dict) -> DPMSolverMultistepScheduler:
+    """A pipeline says itself how it is sampled; a LoRA's base does not know what the LoRA was trained for."""
+    told = run["arguments"] if lora else {}
+    return load_sampler(folder, told.get("prediction_type"), told.get("rescale_betas_zero_snr", False))
 
 
 def draw(
-    args: argparse.Namespace, folder: Path, lora: Path | None, drawings: Sequence[Drawing]
+    args: argparse.Namespace, folder: Path, lora: Path | None, run: dict, drawings: Sequence[Drawing]
 ) -> Iterator[tuple[Sequence[Drawing], list[Image.Image]]]:
     """Draws them batch by batch, on the GPU in fp16 where there is one."""
     device = choose_device()
@@ -114,7 +124,7 @@ def draw(
     shape, settings = read_shape(folder), drawings[0].settings
     height, width = settings["height"], settings["width"]
     text = encode_prompts(folder, [args.negative_prompt, *args.prompt], settings["token_chunks"], device, dtype)
-    unet, sampler = load_with_lora(folder, lora, dtype).to(device).eval(), load_sampler(folder)
+    unet, sampler = load_with_lora(folder, lora, dtype).to(device).eval(), sampler_of(folder, lora, run)
     choose_attention(unet, shape, height, width, device.type)
     vae = load_vae(folder).to(device)  # fp32 also on a GPU: half precision shows in the pictures and saves little
     with progress(total=len(drawings), desc="drawing", unit="picture") as bar:

@@ -3,8 +3,11 @@
 import argparse
 import json
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
+from caching import hash_key
 from captions import METADATA
 from errors import UserError, WorkError, first_line
 
@@ -23,9 +26,12 @@ def find_dataset(args: argparse.Namespace) -> Path:
 
 
 def _folder_of(args: argparse.Namespace, folder: Path) -> Path:
-    """`folder`, unless it is a data set in a form that only `datasets` reads, such as parquet files."""
-    holds_tables = folder.is_dir() and not (folder / METADATA).exists() and any(folder.rglob("*.parquet"))
-    return write_folder(args, load_split(args)) if holds_tables else folder
+    """`folder`, or its `train/`; but one of parquet files is read by `datasets`."""
+    if not folder.is_dir() or (folder / METADATA).exists():
+        return folder
+    if (folder / "train" / METADATA).exists():
+        return folder / "train"
+    return write_folder(args, load_split(args)) if any(folder.rglob("*.parquet")) else folder
 
 
 def load_split(args: argparse.Namespace):
@@ -50,23 +56,48 @@ def write_folder(args: argparse.Namespace, split) -> Path:
     """Pictures as they are and metadata.jsonl, in the data sets' cache; the same data set is written once."""
     import datasets
 
-    root = Path(args.cache_dir or datasets.config.HF_DATASETS_CACHE)
-    name = re.sub(r"[^\w.-]", "_", args.dataset)
-    folder = root / "captioned_folders" / f"{name}-{split._fingerprint}"
-    if (folder / METADATA).exists():
+    root = Path(args.cache_dir or datasets.config.HF_DATASETS_CACHE) / "captioned_folders"
+    columns = hash_key(split._fingerprint, args.image_column, args.caption_column)
+    folder = root / f"{re.sub(r'[^A-Za-z0-9.-]', '_', args.dataset)}-{columns}"
+    if folder.exists():
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=root))
     rows = []
     for number, row in enumerate(split):
-        picture = row[args.image_column]
-        content = picture["bytes"] or Path(picture["path"]).read_bytes()
-        name = f"{number:06d}{Path(picture['path'] or '').suffix or '.png'}"
-        (folder / name).write_bytes(content)
+        name, content = _picture_of(row[args.image_column], number, args)
+        (part / name).write_bytes(content)
         rows.append(json.dumps({"file_name": name, args.caption_column: row[args.caption_column]}) + "\n")
-    part = folder / f".{METADATA}.part"
-    part.write_text("".join(rows), encoding="utf-8")
-    part.replace(folder / METADATA)  # last, so that a folder with it is whole
+    (part / METADATA).write_text("".join(rows), encoding="utf-8")
+    try:
+        part.rename(folder)  # at last, so that a folder of this name is whole
+    except OSError:  # another process was faster
+        shutil.rmtree(part)
     return folder
+
+
+def _picture_of(picture: dict | None, number: int, args: argparse.Namespace) -> tuple[str, bytes]:
+    """(file name, content) of a row's picture."""
+    try:
+        path = picture["path"] or ""
+        return f"{number:06d}{Path(path).suffix or '.png'}", picture["bytes"] or Path(path).read_bytes()
+    except (TypeError, KeyError, OSError):
+        raise UserError(f"{args.dataset}, row {number}: `{args.image_column}` holds no picture") from None
+
+
+def _repository(args: argparse.Namespace, folder: Path) -> str:
+    return args.hub_model_id or folder.resolve().name
+
+
+def prepare_upload(args: argparse.Namespace, folder: Path) -> None:
+    """Makes the repository that --push_to_hub uploads to: a wrong token shows now, not after the training."""
+    from huggingface_hub import HfApi
+
+    if args.push_to_hub:
+        try:
+            HfApi(token=args.hub_token).create_repo(_repository(args, folder), exist_ok=True)
+        except Exception as error:  # the hub's errors have no common class
+            raise UserError(f"--push_to_hub: {first_line(error)}; log in with `hf auth login`") from None
 
 
 def upload(args: argparse.Namespace, folder: Path) -> None:
@@ -75,7 +106,7 @@ def upload(args: argparse.Namespace, folder: Path) -> None:
 
     api = HfApi(token=args.hub_token)
     try:
-        repository = api.create_repo(args.hub_model_id or folder.resolve().name, exist_ok=True).repo_id
+        repository = api.create_repo(_repository(args, folder), exist_ok=True).repo_id
         api.upload_folder(
             repo_id=repository, folder_path=folder, ignore_patterns=[*NOT_UPLOADED, f"{args.logging_dir}/**"]
         )

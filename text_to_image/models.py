@@ -126,11 +126,20 @@ def _weights(folder: Path, part: str) -> list[Path]:
     return sorted((folder / part).glob("*.safetensors"))
 
 
+def _own_weights(folder: Path, part: str) -> list[Path]:
+    """Those that are loaded, where several variants lie beside each other."""
+    variant = variant_of(folder, part)
+    found = [(path, VARIANT.search(path.name)) for path in _weights(folder, part)]
+    return [path for path, match in found if (match[1] if match else None) == variant]
+
+
+def _settings(folder: Path, part: str) -> list[Path]:
+    return sorted(path for path in (folder / part).iterdir() if path.suffix in (".json", ".txt"))
+
+
 def count_parameters(folder: Path, part: str = "unet") -> int:
     """How many numbers a part's weights are, from the heads of its safetensors files."""
-    variant = variant_of(folder, part)
-    own = [path for path in _weights(folder, part) if (m := VARIANT.search(path.name)) is None or m[1] == variant]
-    heads = map(_safetensors_head, own)
+    heads = map(_safetensors_head, _own_weights(folder, part))
     return sum(math.prod(tensor["shape"]) for head in heads for name, tensor in head.items() if name != "__metadata__")
 
 
@@ -147,7 +156,7 @@ def fingerprint_model(folder: Path, parts: Sequence[str] = PARTS) -> str:
     seconds per GB, and fine-tuning changes every tensor."""
     digest = hashlib.sha256()
     for part in parts:
-        for path in sorted(path for path in (folder / part).iterdir() if path.is_file()):
+        for path in [*_settings(folder, part), *_own_weights(folder, part)]:
             digest.update(f"{part}/{path.name} {path.stat().st_size}".encode())
             with open(path, "rb") as file:
                 digest.update(file.read(1 << 20))

@@ -90,7 +90,7 @@ def snr_weights(noise_scheduler, timesteps, gamma: float | None) -> torch.Tensor
         return torch.ones_like(timesteps, dtype=torch.float32)
     snr = signal_to_noise(noise_scheduler, timesteps)
     if noise_scheduler.config.prediction_type == "v_prediction":
-        shift = 1.0 if noise_scheduler.alphas_cumprod[-1] == 0 else 0.0
+        shift = 1.0 if noise_scheduler.config.rescale_betas_zero_snr else 0.0
         return (snr + shift).clamp(max=gamma) / (snr + 1)
     return (gamma / snr).clamp(max=1)
 

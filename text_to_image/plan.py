@@ -14,7 +14,7 @@ from batches import DATA, HELD_OUT
 from buckets import Bucket, Size, Subject, choose_sizes, list_buckets
 from caption_forms import first_sentence
 from captions import CaptionRow, read_captions
-from data import Picture, hash_pictures, read_pictures
+from data import Picture, hash_pictures, read_pictures, without_trigger
 from draws import generator
 from errors import PACKAGES, UserError
 from hub import find_dataset
@@ -23,7 +23,7 @@ from model_defaults import guidance_scale_of
 from models import ModelShape, find_model, fingerprint_model, read_shape
 from prior import prior_batch_size, repeat_prompts
 from prompts import count_chunks
-from runs import SECRETS, fingerprint_run, seed_of
+from runs import fingerprint_run, seed_of, without_secrets
 from schedule import total_steps, warmup_steps
 
 
@@ -89,7 +89,8 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
     global_batch = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     steps = total_steps(len(pictures), args.repeats, args.epochs, global_batch, args.max_train_steps)
-    own_prompts = args.prior_prompts or [first_sentence(picture.captions[0]) for picture in pictures]
+    said = [without_trigger(picture.captions[0], args.trigger) for picture in pictures]  # the base does not know it
+    own_prompts = args.prior_prompts or [first_sentence(caption) for caption in said]
     return Plan(
         folder=folder,
         captioned=read_captions(folder, args.caption_column),
@@ -135,7 +136,7 @@ def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[lis
             f"--validation_split {args.validation_split:g}: of {len(chosen)} pictures that would hold out {count}; "
             "name other pictures with --validation_dir, or leave it out"
         )
-    out = set([i for i in shuffled if i in set(chosen)][:count])
+    out = set(shuffled[:count])
     trained = [pictures[i] for i in chosen if i not in out]
     if args.validation_dir:
         return trained, read_pictures(args.validation_dir, False, args.caption_column, args.trigger)
@@ -144,7 +145,7 @@ def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[lis
 
 def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator, tokenizer, precision: str) -> dict:
     """What run.json says, at the start of the run."""
-    arguments = {name: value for name, value in vars(args).items() if name != "origins" and name not in SECRETS}
+    arguments = without_secrets({name: value for name, value in vars(args).items() if name != "origins"})
     dataset_hash, model_hash = hash_pictures(plan.pictures), fingerprint_model(plan.base)
     # Two things that change the weights and are no arguments: what accelerate was told, and what the model brings.
     told = {"mixed_precision": precision, "prior_guidance_scale": guidance_scale_of(plan.base)}
@@ -153,7 +154,7 @@ def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator,
     return {
         "finished": False,
         "fingerprint": fingerprint,
-        "base_model": args.pretrained_model_name_or_path,
+        "base_model": base_name(args.pretrained_model_name_or_path),
         "base_model_hash": model_hash,
         "dataset_hash": dataset_hash,
         "seed": seed_of(args.seed, fingerprint),
@@ -176,6 +177,12 @@ def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator,
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
     }
+
+
+def base_name(name: str) -> str:
+    """A hub id as it is, a folder so that it is found from anywhere."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
 
 
 def example_prompts(plan: Plan) -> list[str]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from caching import is_whole, write_whole
 from draws import generator
 from reporting import progress
 from sampling import draw_latents
@@ -47,15 +48,12 @@ def draw_prior(
 
 
 def read_prior(path: Path) -> list[torch.Tensor] | None:
-    """The latents that an earlier start of this run has drawn, or None."""
-    if not path.is_file():
+    """The latents that an earlier start has drawn, or None."""
+    if not is_whole(path):
         return None
     latents = load_file(path)
     return [latents[str(index)] for index in range(len(latents))]
 
 
 def write_prior(path: Path, latents: dict[int, torch.Tensor]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file({str(index): latent.contiguous() for index, latent in latents.items()}, part)
-    part.replace(path)
+    write_whole(path, {str(index): latent for index, latent in latents.items()})

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from runs import SECRETS, replace_text
+from runs import replace_text, without_secrets
 
 METRICS_FILE = "metrics.jsonl"
 ESTIMATE_AFTER_STEPS = 5
@@ -27,7 +27,7 @@ def print_table(rows: Sequence[tuple[str, str]], quiet: bool) -> None:
 
 def origins_line(arguments: dict, origins: dict[str, str], source: str) -> str:
     """The arguments that come from `source`: name=value, of a list only how many."""
-    chosen = {name: arguments[name] for name, origin in origins.items() if origin == source and name not in SECRETS}
+    chosen = {name: arguments[name] for name, origin in without_secrets(origins).items() if origin == source}
     briefly = (f"{name}={f'({len(value)})' if isinstance(value, list) else value}" for name, value in chosen.items())
     return " ".join(briefly) or "none"
 
@@ -56,7 +56,7 @@ def start_trackers(args: argparse.Namespace, accelerator, folder: Path) -> None:
     """None of them ever sees a token."""
     if args.report_to == "none":
         return
-    told = {name: value for name, value in vars(args).items() if name not in SECRETS | {"origins"}}
+    told = without_secrets({name: value for name, value in vars(args).items() if name != "origins"})
     accelerator.project_configuration.set_directories(str(folder))
     accelerator.project_configuration.logging_dir = str(folder / args.logging_dir)
     plain = {name: value if isinstance(value, int | float) else str(value) for name, value in told.items()}

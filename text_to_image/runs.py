@@ -30,6 +30,10 @@ def fingerprint_run(arguments: dict, dataset_hash: str, model_hash: str, global_
     return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()
 
 
+def without_secrets(arguments: dict) -> dict:
+    return {name: value for name, value in arguments.items() if name not in SECRETS}
+
+
 def seed_of(seed: int | None, fingerprint: str) -> int:
     """`seed`, else one that follows from the run's fingerprint: every process and every restart has the same."""
     return int(fingerprint[-8:], 16) if seed is None else seed
@@ -56,10 +60,15 @@ def read_run(folder: Path) -> dict | None:
     return run
 
 
-def check_same_run(folder: Path, fingerprint: str) -> dict | None:
-    """run.json of an earlier start of this very run, or None; UserError where the folder holds another run."""
+def check_same_run(folder: Path, fingerprint: str, has_something: bool = True) -> dict | None:
+    """run.json of an earlier start of this very run, or None; UserError where the folder holds another run.
+
+    One that has neither finished nor left a checkpoint (`has_something`) is in nobody's way.
+    """
     earlier = read_run(folder)
     if earlier and earlier.get("fingerprint") != fingerprint:
+        if not (earlier.get("finished") or has_something):
+            return None
         raise UserError(
             f"{folder} holds another run (other data, model, batch or arguments); name another --output_dir, "
             "or leave the flag out: each run then gets a folder of its own"

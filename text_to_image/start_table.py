@@ -78,7 +78,7 @@ def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer) -> str:
     cut = [p.path.name for p in plan.pictures if any(tokens[caption] > room for caption in p.captions)]
     line = f"{len(tokens)} with their shorter forms, the longest of {max(tokens.values())} tokens"
     line += f", read up to {room}; {sum(count > chunk for count in tokens.values())} of more than {chunk}"
-    return line + (f"; CUT at {room} tokens: {_names(cut)}" if cut else "")
+    return line + (f"; CUT at {room} tokens: {', '.join(cut)}" if cut else "")
 
 
 def _steps_line(args: argparse.Namespace, plan: Plan, first_step: int) -> str:

@@ -17,7 +17,7 @@ from flags import (
     positive_int,
     seed,
 )
-from model_defaults import STARTER, TRAINING_DEFAULTS, merge_defaults
+from model_defaults import FROM_SCRIPT, STARTER, TRAINING_DEFAULTS, merge_defaults
 
 EXAMPLES = """\
   python text_to_image/train_text_to_image.py --dataset dataset --epochs 100
@@ -78,7 +78,7 @@ def add_everyday_flags(group) -> None:
     flag("--resolution", type=positive_int, metavar="PX",
          help="the pictures' area is this squared; they keep their shape (default: what the model was made for)")
     flag("--train_batch_size", type=positive_int, default=4, metavar="N",
-         help="pictures at once, on each process (default: 4)")
+         help="pictures at once, on each process; prior images come on top (default: 4)")
     flag("--learning_rate", type=positive_float, default=1e-5, metavar="X", help="the highest rate (default: 1e-5)")
     flag("--use_ema", action=YesNo, default=False, help="save the weights' moving average (default: no)")
     flag("--lora_rank", type=positive_int, metavar="N",
@@ -111,7 +111,7 @@ def add_data_flags(group) -> None:
     flag("--max_token_chunks", type=positive_int, default=3, metavar="N",
          help="captions are read up to N x 75 tokens; 1: cut at 75 (default: 3)")
     flag("--prior_images", type=count, default=0, metavar="N",
-         help="pictures the base draws itself, against forgetting: a third of each batch; 0: none (default: 0)")
+         help="pictures the base draws itself, against forgetting; half as many as yours in a step (default: 0)")
     flag("--prior_prompts", action="append", metavar="TEXT",
          help="what they show, repeatable (default: the first sentence of each caption)")
     flag("--caption_column", default="text", metavar="NAME",
@@ -126,7 +126,7 @@ def add_objective_flags(group) -> None:
     flag("--prediction_type", choices=["epsilon", "v_prediction", "sample"],
          help="what the UNet predicts (default: what its scheduler's config says)")
     flag("--rescale_betas_zero_snr", action=YesNo, default=False,
-         help="a schedule that ends in pure noise, for v_prediction (default: the model's own)")
+         help="make the schedule end in pure noise, for v_prediction (default: leave it as the model has it)")
     flag("--snr_gamma", type=non_negative_float, metavar="X",
          help="min-SNR weights with this gamma, 5 in the paper; 0: all timesteps weigh the same (default: 0)")
     flag("--noise_offset", type=non_negative_float, default=0.0, metavar="X",
@@ -164,7 +164,7 @@ def add_validation_flags(group) -> None:
          help="hold out this part of the pictures and measure the loss on them; 0: none (default: 0)")
     flag("--validation_dir", type=Path, metavar="FOLDER", help="a captioned folder to measure the loss on instead")
     flag("--validation_steps", type=positive_int, metavar="N",
-         help="measure, and draw the prompts, after every N steps (default: ten times in a run)")
+         help="measure, and draw the prompts, after every N steps (default: four times in a run, ten with held-out)")
     flag("--validation_prompts", nargs="+", metavar="TEXT", help="drawn into OUTPUT/validation/ (default: none)")
     flag("--validation_epochs", type=positive_int, metavar="N",
          help="draw them after every N epochs instead (default: with --validation_steps)")
@@ -182,13 +182,13 @@ def add_memory_flags(group) -> None:
     flag("--latents_cache_dir", type=Path, metavar="FOLDER",
          help="where the encoded pictures and captions are kept (default: OUTPUT/cache)")
     flag("--dataloader_num_workers", type=count, default=0, metavar="N",
-         help="processes that read pictures while others are encoded (default: 0, the main one does)")
+         help="processes that read pictures while others are encoded into the cache (default: 0, the main one)")
     flag("--offload_ema", action=YesNo, default=False, help="keep the moving average in CPU memory (default: no)")
     flag("--foreach_ema", action=YesNo, default=True,
          help="average with one kernel for all tensors, for a copy's memory (default: yes)")
     flag("--allow_tf32", action=YesNo, default=False, help="TF32 products on Ampere and later (default: no)")
     flag("--enable_xformers_memory_efficient_attention", action=YesNo, default=False,
-         help="xformers' attention where it is installed; PyTorch's own needs no flag (default: no)")
+         help="accepted; PyTorch's own attention is as fast and is always used")
 
 
 def add_run_flags(group) -> None:
@@ -196,7 +196,7 @@ def add_run_flags(group) -> None:
     flag("--checkpointing_steps", type=positive_int, default=500, metavar="N",
          help="a checkpoint after every N steps (default: 500)")
     flag("--checkpoints_total_limit", type=positive_int, metavar="N",
-         help="keep the newest N checkpoints (default: all)")
+         help="keep the newest N checkpoints, and the one with the lowest held-out loss (default: all)")
     flag("--resume_from_checkpoint", metavar="NAME",
          help="'latest', the name of a checkpoint in the output folder, or a path (default: latest of the same run)")
     flag("--local_rank", type=int, default=-1, metavar="N", help="set by launchers; accepted")
@@ -211,7 +211,8 @@ def add_hub_flags(group) -> None:
     flag("--cache_dir", metavar="FOLDER", help="where downloads are kept (default: the hub's cache)")
     flag("--push_to_hub", action=YesNo, default=False, help="upload the result when it is finished (default: no)")
     flag("--hub_model_id", metavar="NAME", help="the repository to upload to (default: the output folder's name)")
-    flag("--hub_token", metavar="TOKEN", help="for the upload; kept nowhere (default: the one of `hf auth login`)")
+    flag("--hub_token", metavar="TOKEN",
+         help="for hub data sets and the upload; kept nowhere (default: the one of `hf auth login`)")
     flag("--report_to", choices=TRACKERS, default="none", metavar="NAME",
          help=f"a tracker beside metrics.jsonl: {', '.join(TRACKERS)} (default: none)")
     flag("--tracker_project_name", default="text2image-fine-tune", metavar="NAME",
@@ -235,7 +236,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             raise UserError(f"--{flag} needs --{wants}, {why}")
     if args.lora_rank and "use_ema" in given and args.use_ema:
         raise UserError("--use_ema and --lora_rank: the average of a LoRA is not kept; leave one of them out")
-    args.use_ema = args.use_ema and not args.lora_rank  # it may have come from the model
+    if args.lora_rank and args.use_ema:  # from the model
+        args = argparse.Namespace(
+            **{**vars(args), "use_ema": False, "origins": {**args.origins, "use_ema": FROM_SCRIPT}}
+        )
+    if args.hub_token and args.report_to not in ("none", "tensorboard"):
+        raise UserError(f"--hub_token: {args.report_to} uploads the command line; `hf auth login` keeps it off there")
     if args.validation_split and args.validation_dir:
         raise UserError("--validation_split and --validation_dir: hold pictures out, or name others, not both")
     if args.validation_split == 1:

@@ -1,8 +1,8 @@
 """What is trained: the whole UNet or a LoRA on it, in its own precision or as a bf16 copy of fp32 weights."""
 
-import copy
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,8 @@ LORA_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # the attention's projectio
 class WholeUNet:
     """All weights are trained; the result is a pipeline."""
 
+    kind = "UNet"
+
     def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
         return load_unet(checkpoint or base)
 
@@ -35,12 +37,14 @@ class Lora:
 
     def __init__(self, rank: int, alpha: float | None, seed: int = 0):
         self.rank, self.alpha, self.seed = rank, alpha or rank, seed
+        self.kind = f"LoRA of rank {rank}"
+        self.config = _lora_config(self.rank, self.alpha)
 
     def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
         unet = load_unet(base).requires_grad_(False)
         with torch.random.fork_rng():  # it begins at random, by the run's seed
             torch.manual_seed(self.seed)
-            unet.add_adapter(_lora_config(self.rank, self.alpha))
+            unet.add_adapter(self.config)
         if checkpoint:
             read_lora(unet, checkpoint)
         return unet
@@ -110,12 +114,12 @@ class OwnWeights:
     def __init__(self, unet: UNet2DConditionModel):
         self.parameters: Sequence[torch.nn.Parameter] = [p for p in unet.parameters() if p.requires_grad]
 
-    def collect_gradients(self) -> None: ...
+    def collect_gradients(self, last: bool) -> None: ...
 
     def publish(self) -> None: ...
 
-    def full_precision(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
-        return unet
+    def full_precision(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
 
 
 class MasterWeights:
@@ -124,31 +128,42 @@ class MasterWeights:
     Autocast would cast all weights again at every step: at SD 1.5's size that costs more than half of one on a CPU.
     """
 
-    def __init__(self, unet: UNet2DConditionModel):
+    def __init__(self, unet: UNet2DConditionModel, processes: int):
         self.copies = [p for p in unet.parameters() if p.requires_grad]
         self.parameters = [torch.nn.Parameter(p.detach().float().clone()) for p in self.copies]
+        self.processes = processes
         unet.to(torch.bfloat16)
 
     @torch.no_grad()
-    def collect_gradients(self) -> None:
-        """The copies' gradients become the weights' own, in fp32."""
+    def collect_gradients(self, last: bool) -> None:
+        """After each backward pass: adds the copies' gradients to the weights' own, in fp32.
+
+        Several processes add up in bf16 and exchange their gradients in the `last` pass of a step, so only then.
+        """
+        if not last and self.processes > 1:
+            return
         for weight, copied in zip(self.parameters, self.copies, strict=True):
-            weight.grad = None if copied.grad is None else copied.grad.float()
-            copied.grad = None
+            if copied.grad is not None:
+                weight.grad = copied.grad.float() if weight.grad is None else weight.grad.add_(copied.grad)
+                copied.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:
         """What the optimiser has changed goes into the copies."""
         torch._foreach_copy_(self.copies, self.parameters)
 
-    @torch.no_grad()
-    def full_precision(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
-        """A copy of `unet` in fp32 with the weights themselves, to be saved."""
-        full = copy.deepcopy(unet).float()
-        trained = [p for p in full.parameters() if p.requires_grad]
-        torch._foreach_copy_(trained, self.parameters)
-        return full
+    @contextlib.contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """The UNet with the fp32 weights in place of their copies, to be saved; nothing is copied for it."""
+        halves = [copied.data for copied in self.copies]
+        for copied, weight in zip(self.copies, self.parameters, strict=True):
+            copied.data = weight.data
+        try:
+            yield
+        finally:
+            for copied, half in zip(self.copies, halves, strict=True):
+                copied.data = half
 
 
-def hold_weights(unet: UNet2DConditionModel, precision: str) -> OwnWeights | MasterWeights:
-    return MasterWeights(unet) if precision == "bf16" else OwnWeights(unet)
+def hold_weights(unet: UNet2DConditionModel, precision: str, processes: int = 1) -> OwnWeights | MasterWeights:
+    return MasterWeights(unet, processes) if precision == "bf16" else OwnWeights(unet)

@@ -10,13 +10,28 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
 from averaging import make_average
-from building import make_batches, make_encodings, make_optimizer, make_watch, prior_latents, speed_up
-from checkpoints import find_checkpoint, load_training_state, save_checkpoint, step_of
+from building import (
+    find_optimizer,
+    make_batches,
+    make_encodings,
+    make_watch,
+    optimizer_settings,
+    prior_latents,
+    speed_up,
+)
+from checkpoints import (
+    complete_checkpoints,
+    find_checkpoint,
+    load_training_state,
+    remove_later,
+    save_checkpoint,
+    step_of,
+)
 from errors import UserError
-from hub import upload
+from hub import prepare_upload, upload
 from models import load_noise_scheduler, load_tokenizer, quiet_libraries
 from objective import diffusion_loss, make_objective
 from plan import describe_run, make_plan
@@ -45,14 +60,17 @@ def train(args: argparse.Namespace) -> None:
     objective = make_objective(args, noise_scheduler)
     tokenizer = load_tokenizer(plan.base)
     run = describe_run(args, plan, accelerator, tokenizer, precision)
+    trainable = make_trainable(args.lora_rank, args.lora_alpha, run["seed"])
+    rate_at = learning_rate_schedule(args.lr_scheduler, plan.learning_rate, plan.warmup, plan.steps)
+    optimizer_of = find_optimizer(args.use_8bit_adam)
     folder = output_folder(args.output_dir, args.dataset, plan.base, run["fingerprint"])
 
     # Go on with an earlier start of this run, or see that nothing is left to do:
-    earlier = check_same_run(folder, run["fingerprint"])
+    earlier = check_same_run(folder, run["fingerprint"], has_something=bool(complete_checkpoints(folder)))
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, folder, run["trained"])
     if earlier and earlier["finished"] and earlier["steps"] >= plan.steps:
-        finish(args, folder, earlier, accelerator, f"after {earlier['steps']} steps")
+        finish(args, folder, earlier, accelerator)
         return
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
     if earlier and earlier["finished"] and not checkpoint:
         raise UserError(f"{folder} is finished and has no checkpoint to go on from; name another --output_dir")
     first_step = step_of(checkpoint) if checkpoint else 0
@@ -61,24 +79,24 @@ def train(args: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and not args.dry_run:
         write_run(folder, run)
+        remove_later(folder, first_step)
+        prepare_upload(args, folder)
 
     # Encode what does not change, once; the VAE and the text encoder leave the memory with this:
     encodings = make_encodings(args, plan, tokenizer, accelerator, folder, quiet)
     if plan.prior_prompts:
-        encodings.add_prior(prior_latents(args, plan, encodings, folder, run["seed"], accelerator, precision))
+        encodings.prior = prior_latents(args, plan, encodings, run["seed"], accelerator, precision)
     batches = make_batches(args, plan, encodings, run["seed"], len(noise_scheduler), accelerator, precision)
 
     # The model, its optimizer and their average, new or from a checkpoint:
-    trainable = make_trainable(args.lora_rank, args.lora_alpha, run["seed"])
     unet = trainable.load(plan.unet_base, checkpoint).to(accelerator.device).train()
     speed_up(args, unet, plan, accelerator)
-    weights = hold_weights(unet, precision)
+    weights = hold_weights(unet, precision, accelerator.num_processes)
     average = make_average(args, unet, weights.parameters, checkpoint, first_step)
-    unwrapped, optimizer = unet, make_optimizer(args, weights.parameters)
+    unwrapped, optimizer = unet, optimizer_of(weights.parameters, **optimizer_settings(args))
     unet, optimizer = accelerator.prepare(unet, optimizer)
     if checkpoint:
         restore(load_training_state(checkpoint), optimizer, accelerator)
-    rate_at = learning_rate_schedule(args.lr_scheduler, plan.learning_rate, plan.warmup, plan.steps)
 
     def take_step(step: int) -> torch.Tensor:
         """One optimisation step (from 0); returns its loss, the mean over this process's samples' share of it."""
@@ -91,8 +109,8 @@ def train(args: argparse.Namespace) -> None:
                 # The mean over all samples of the step, however they are split: processes are averaged, parts added.
                 loss = losses.sum() / plan.samples_per_step
                 accelerator.backward(loss * accelerator.num_processes)
+            weights.collect_gradients(last)
             step_loss += loss.detach()
-        weights.collect_gradients()
         accelerator.clip_grad_norm_(weights.parameters, args.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -124,9 +142,10 @@ def train(args: argparse.Namespace) -> None:
     # Save the result, with the averaged weights where there are such:
     if accelerator.is_main_process:
         average.copy_to(weights.parameters)
-        trainable.save_result(weights.full_precision(unwrapped), plan.base, folder, noise_scheduler)
+        with weights.full_precision():
+            trainable.save_result(unwrapped, plan.base, folder, noise_scheduler)
         write_run(folder, {**run, **outcome(folder)})
-    finish(args, folder, run, accelerator, f"after {plan.steps} steps")
+    finish(args, folder, run, accelerator)
 
 
 def make_accelerator(mixed_precision: str | None, report_to: str) -> tuple[Accelerator, str]:
@@ -143,6 +162,7 @@ def make_accelerator(mixed_precision: str | None, report_to: str) -> tuple[Accel
         accelerator = Accelerator(
             mixed_precision="no" if precision == "bf16" else precision,
             log_with=trackers,
+            project_config=ProjectConfiguration("."),  # the real folder is not known yet: `start_trackers` says it
             # Batches are split here, and by what environment accelerate may bring nothing is divided again.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
@@ -172,14 +192,17 @@ def checkpoint_run(args, folder: Path, step: int, accelerator, trainable, unet, 
     """Written by the main process; the others wait, or they would run ahead into a collective call without it."""
     if accelerator.is_main_process:
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler_state(accelerator)}
-        best = best_step(read_rows(folder / METRICS_FILE))
-        keep = {best[0]} if best else set()
+        kept = {step, *map(step_of, complete_checkpoints(folder))}
+        best = best_step(read_rows(folder / METRICS_FILE), among=kept)
 
         def save(part: Path) -> None:
-            trainable.save_checkpoint(weights.full_precision(unet), part)
+            with weights.full_precision():
+                trainable.save_checkpoint(unet, part)
             average.save_pretrained(part / "unet_ema")
 
-        save_checkpoint(folder, step, save, state, args.checkpoints_total_limit, keep)
+        save_checkpoint(
+            folder, step, trainable.kind, save, state, args.checkpoints_total_limit, {best[0]} if best else set()
+        )
     accelerator.wait_for_everyone()
 
 
@@ -201,16 +224,19 @@ def outcome(folder: Path) -> dict:
     return {**told, "finished": True, "finished_at": finished_at, "peak_memory_gb": peak_memory_gb()}
 
 
-def finish(args: argparse.Namespace, folder: Path, run: dict, accelerator: Accelerator, when: str) -> None:
-    """Uploads the result where asked for, and says where it is."""
-    if accelerator.is_main_process:
-        rows = [("finished", when)]
-        if best := best_step(read_rows(folder / METRICS_FILE)):
-            rows.append(
-                ("best step", f"{best[0]}, with a {best[1]} of {best[2]:.4f}; its checkpoint, if any, is kept")
-            )
-        print_table([*rows, *closing_lines(folder, run)], quiet=False)
-        if args.push_to_hub:
-            upload(args, folder)
+def finish(args: argparse.Namespace, folder: Path, run: dict, accelerator: Accelerator) -> None:
+    """Says where the result is, and uploads it where asked for."""
+    rows = [("finished", f"after {run['steps']} steps")]
+    if best := best_step(read_rows(folder / METRICS_FILE)):
+        rows.append(("best step", f"{best[0]}, with a {best[1]} of {best[2]:.4f}{_kept(folder)}"))
+    print_table([*rows, *closing_lines(folder, run)], quiet=not accelerator.is_main_process)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if accelerator.is_main_process and args.push_to_hub and not args.dry_run:
+        upload(args, folder)  # the others do not wait for it
+
+
+def _kept(folder: Path) -> str:
+    """The checkpoint with the lowest held-out loss."""
+    best = best_step(read_rows(folder / METRICS_FILE), among=list(map(step_of, complete_checkpoints(folder))))
+    return f"; of the checkpoints, checkpoint-{best[0]} has the lowest, {best[2]:.4f}" if best else ""

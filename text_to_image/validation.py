@@ -1,6 +1,6 @@
 """What is looked at while training: a loss on fixed noise and timesteps, and pictures of fixed prompts and seeds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,21 +91,21 @@ class Watch:
     average: object
     fixed_loss: FixedLoss
     drawer: PromptDrawer | None
-    measure_every: int
-    draw_every: int
+    measured: set[int]  # after these steps, among them all that leave a checkpoint: the best of those is kept
+    drawn: set[int]
 
     def after(self, step: int) -> dict[str, float]:
         """What was measured after optimisation step `step` (from 1), for its row in metrics.jsonl."""
-        measured = {}
-        if step % self.measure_every == 0:
-            measured = self.fixed_loss.measure(self.unet, self.accelerator)
+        found = {}
+        if step in self.measured:
+            found = self.fixed_loss.measure(self.unet, self.accelerator)
             if self.average.kept:
                 with averaged(self.average, self.weights):
-                    measured |= self.fixed_loss.measure(self.unet, self.accelerator, "_ema")
-        if self.drawer and step % self.draw_every == 0 and self.accelerator.is_main_process:
+                    found |= self.fixed_loss.measure(self.unet, self.accelerator, "_ema")
+        if self.drawer and step in self.drawn and self.accelerator.is_main_process:
             with averaged(self.average, self.weights):
                 self.drawer.draw(self.unet, step)
-        return measured
+        return found
 
 
 @contextmanager
@@ -121,10 +121,13 @@ def averaged(average, weights) -> Iterator[None]:
         weights.publish()
 
 
-def best_step(rows: Sequence[dict]) -> tuple[int, str, float] | None:
-    """(step, name, loss) of the lowest held-out loss in the rows of metrics.jsonl, of the weights that are saved."""
+def best_step(rows: Sequence[dict], among: Collection[int] | None = None) -> tuple[int, str, float] | None:
+    """(step, name, loss) of the lowest held-out loss in the rows of metrics.jsonl, of the weights that are saved.
+
+    `among` are the steps that count; None: all.
+    """
     for name in ("val_loss_ema", "val_loss"):
-        if measured := [row for row in rows if name in row]:
+        if measured := [row for row in rows if name in row and (among is None or row["step"] in among)]:
             best = min(measured, key=lambda row: row[name])
             return best["step"], name, best[name]
     return None

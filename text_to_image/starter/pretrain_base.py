@@ -21,7 +21,7 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from describe import NAMES, VIEWS, caption_of, marker_phrase
+from describe import BACKGROUNDS, FOLDS, NAMES, VIEWS, caption_of, marker_phrase, subject
 from pictures import SHARES, SIZES, render_pictures, seeds_of
 from pretrain_vae import Checkpoint, encode_pictures, latents_file, train_decoder, train_vae, whiten
 from render_garments import mirrored_spec, sample_spec
@@ -33,9 +33,33 @@ CHUNK = 77  # tokens that the text encoder reads at once: 75 and the two that ma
 # the least weight of a timestep (where a garment lies is decided at ever higher noise the larger the picture is), and
 # the share of steps that drill one thing alone.
 STAGES = {
-    "unet64": {"scale": 4, "batch": 64, "lr": 1e-3, "decay_from": 1.0, "ema": 0.999, "floor": 0.15, "drills": 0.5},
-    "unet128": {"scale": 2, "batch": 32, "lr": 1e-3, "decay_from": 0.75, "ema": 0.9995, "floor": 0.15, "drills": 0.2},
-    "unet256": {"scale": 1, "batch": 12, "lr": 6e-4, "decay_from": 0.3, "ema": 0.999, "floor": 0.5, "drills": 0.1},
+    "unet64": {
+        "scale": 4,
+        "batch": 64,
+        "lr": 1e-3,
+        "decay_from": 1.0,
+        "ema": 0.999,
+        "floor": 0.15,
+        "drills": (0.25, 0.25),
+    },
+    "unet128": {
+        "scale": 2,
+        "batch": 32,
+        "lr": 1e-3,
+        "decay_from": 0.75,
+        "ema": 0.9995,
+        "floor": 0.15,
+        "drills": (0.4, 0.1),
+    },
+    "unet256": {
+        "scale": 1,
+        "batch": 12,
+        "lr": 6e-4,
+        "decay_from": 0.3,
+        "ema": 0.999,
+        "floor": 0.5,
+        "drills": (0.2, 0.15),
+    },
 }
 
 
@@ -128,21 +152,32 @@ class Lesson:
     by_snr: bool  # whether a timestep weighs as min-SNR says
 
 
-def draw_lesson(captions: Captions, specs: list, latents: torch.Tensor, drills: float, rng) -> Lesson:
-    """The pictures with their captions; or, in a share `drills` of the steps, one thing about them alone.
+def draw_lesson(captions: Captions, specs: list, latents: torch.Tensor, drills: tuple[float, float], rng) -> Lesson:
+    """The pictures with their captions; or, in the shares `drills` of the steps, one thing about them where it shows.
 
     In whole captions the corner of a marker and front or back are drowned by colour and kind: after 220 k samples the
-    UNet's answer did not depend on those words at all. Alone, and weighed where they show, they are learned first.
+    UNet's answer did not depend on those words at all. So they are said alone, or last, and count where they show.
     """
+    corner, view = drills
     kind = rng.random()
-    if kind < drills / 2:
-        texts = [marker_phrase(s, rng) if s.marker else str(rng.choice(NO_MARKER)) for s in specs]
+    if kind < corner:
+        texts = [
+            _alone_or_last(s, marker_phrase(s, rng) if s.marker else str(rng.choice(NO_MARKER)), rng) for s in specs
+        ]
         return Lesson(captions.of(texts), (400, 1000), corner_weight(*latents.shape[2:], rest=0.0), False)
-    if kind < drills:
-        texts = [f"{rng.choice(NAMES[s.kind])} {rng.choice(VIEWS[s.view])}" for s in specs]
+    if kind < corner + view:
+        texts = [_alone_or_last(s, str(rng.choice(VIEWS[s.view])), rng) for s in specs]
         shown = torch.tensor([float(s.fold == "flat" and s.pattern == "plain") for s in specs])
         return Lesson(captions.of(texts), (100, 700), detail_weight(latents) * shown.view(-1, 1, 1, 1), False)
     return Lesson(captions.draw(specs, rng), (0, 1000), corner_weight(*latents.shape[2:]), True)
+
+
+def _alone_or_last(spec, phrase: str, rng) -> str:
+    """The phrase itself, or a caption of the picture that ends with it."""
+    if rng.random() < 0.35:
+        return f"{rng.choice(NAMES[spec.kind])} {phrase}" if rng.random() < 0.5 else phrase
+    place = f"{rng.choice(FOLDS[spec.fold])} {rng.choice(BACKGROUNDS)}" if rng.random() < 0.7 else ""
+    return f"{subject(spec, rng)} {place}{rng.choice([', with ', ', ', '. '])}{phrase}"
 
 
 def corner_weight(h: int, w: int, rest: float = 1.0, corners: float = 6.0) -> torch.Tensor:

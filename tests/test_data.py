@@ -395,3 +395,15 @@ def test_a_picture_that_cannot_become_rgb_is_refused_when_it_is_measured(tmp_pat
     monkeypatch.setattr("data._in_srgb", refuse)
     with pytest.raises(ValueError, match="not supported"):
         measure(tmp_path / "picture.png")
+
+
+def test_bad_rows_and_bad_pictures_are_listed_together(tmp_path):
+    folder = write_captioned_folder(tmp_path / "data", {"whole.jpg": "a", "cut.jpg": "b", "null.jpg": "c"})
+    (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:-200])
+    rows = (folder / "metadata.jsonl").read_text().replace('"c"', "null")
+    (folder / "metadata.jsonl").write_text(rows + '{"file_name": "whole.jpg"\n')
+    with pytest.raises(UserError) as error:
+        read_pictures(folder, short_captions=True)
+    head, *lines = str(error.value).splitlines()
+    assert head.startswith("3 bad rows")
+    assert [line.strip().split(":")[0] for line in lines] == [f"metadata.jsonl, line {n}" for n in (2, 3, 4)]

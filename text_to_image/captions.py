@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -31,21 +31,25 @@ class CaptionRow:
         return Path(folder) / self.file_name
 
 
-def read_captions(folder: Path, column: str = "text") -> list[CaptionRow]:
+def read_captions(
+    folder: Path, column: str = "text", check: Callable[[CaptionRow], object] = lambda row: None
+) -> list[CaptionRow]:
     """The rows of `folder`/metadata.jsonl in file order, captions under the key `column`.
 
-    UserError lists every bad row, or says what is missing.
+    `check` may raise ValueError about a row. UserError lists every bad row, or says what is missing.
     """
     folder = Path(folder)
     if not (folder / METADATA).is_file():
         raise UserError(_what_is_missing(folder))
-    rows = existing_captions(folder, column)
+    rows = existing_captions(folder, column, check)
     if not rows:
         raise UserError(f"{folder / METADATA} has no rows; {_how_to_caption(folder)}")
     return rows
 
 
-def existing_captions(folder: Path, column: str = "text") -> list[CaptionRow]:
+def existing_captions(
+    folder: Path, column: str = "text", check: Callable[[CaptionRow], object] = lambda row: None
+) -> list[CaptionRow]:
     """As `read_captions`, but a folder that has no metadata.jsonl yet, or an empty one, has no rows."""
     path = Path(folder) / METADATA
     if not path.exists():
@@ -59,6 +63,7 @@ def existing_captions(folder: Path, column: str = "text") -> list[CaptionRow]:
             first = first_lines.setdefault(PurePosixPath(row.file_name), number)
             if first != number:
                 raise ValueError(f"{_shown(row.file_name)} has a row already, line {first}; `text` may be a list")
+            check(row)
             rows.append(row)
         except ValueError as fault:
             faults.append(f"{METADATA}, line {number}: {fault}")

@@ -17,7 +17,6 @@ from PIL import Image, ImageChops, ImageCms, ImageOps
 
 from caption_forms import caption_forms
 from captions import CaptionRow, read_captions
-from errors import UserError
 
 PIXEL_LIMIT = 150_000_000  # refused above: a small file can unpack to all of the memory
 EXIF_ORIENTATION = 274
@@ -55,17 +54,17 @@ class Picture:
 def read_pictures(
     folder: Path, short_captions: bool, column: str = "text", trigger: str | None = None
 ) -> list[Picture]:
-    """All pictures of a captioned folder. UserError lists every one that is truncated, no picture, too large."""
-    pictures, faults = [], []
-    for row in read_captions(folder, column):
+    """All pictures of a captioned folder. UserError lists every bad row, and every picture that cannot be read."""
+    pictures = []
+
+    def add(row: CaptionRow) -> None:
         try:
             width, height = measure(row.path(folder))
         except ValueError as fault:
-            faults.append(f"metadata.jsonl, line {row.line}: {row.file_name}: {fault}")
-        else:
-            pictures.append(Picture(row.path(folder), width, height, _forms(row, short_captions, trigger)))
-    if faults:
-        raise UserError("\n".join([f"{folder}: {len(faults)} pictures cannot be used", *faults]))
+            raise ValueError(f"{row.file_name}: {fault}") from None
+        pictures.append(Picture(row.path(folder), width, height, _forms(row, short_captions, trigger)))
+
+    read_captions(folder, column, add)
     return pictures
 
 

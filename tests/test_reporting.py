@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from errors import WorkError
 from reporting import StepLog, duration, keep_rows, origins_line
 
 
@@ -94,3 +95,28 @@ def test_values_are_listed_by_where_they_come_from():
 def test_keeping_rows_of_a_run_without_any_makes_an_empty_file(tmp_path):
     keep_rows(tmp_path / "metrics.jsonl", 0)
     assert rows(tmp_path) == []
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(tmp_path):
+    log = log_of(tmp_path, read_every=2)
+    log.step(1, 0.1, torch.tensor(1.0), 1e-5)
+    with pytest.raises(WorkError, match="step 2: the loss is nan"):
+        log.step(2, 0.2, torch.tensor(float("nan")), 1e-5)
+
+
+def test_a_tracker_is_told_each_row_with_its_step(tmp_path):
+    told = []
+    log = StepLog(tmp_path, 0, 12, 6, 1, False, track=lambda row, step: told.append((step, row)))
+    log.step(1, 0.1, torch.tensor(1.0), 1e-5, {"val_loss": 0.5})
+    log.close()
+    [(step, row)] = told
+    assert step == 1 and row["train_loss"] == 1.0 and row["val_loss"] == 0.5 and "step" not in row
+    assert rows(tmp_path)[0]["val_loss"] == 0.5
+
+
+def test_the_bar_shows_a_smoothed_loss(tmp_path, capsys):
+    log = log_of(tmp_path)
+    for step in range(1, 13):
+        log.step(step, 0.1, torch.tensor(1.0 if step < 12 else 9.0), 1e-5)
+    log.close()
+    assert "loss=1.4000" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import resource
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from errors import WorkError
 from runs import replace_text, without_secrets
 
 METRICS_FILE = "metrics.jsonl"
@@ -98,6 +100,7 @@ class StepLog:
             self.waiting = []
             return
         losses = torch.stack([loss for _, _, loss, *_ in self.waiting]).tolist()
+        self._stop_at_nan(losses)
         now = time.perf_counter()
         rate = self.images_per_step * len(self.waiting) / (now - self.read_at)
         rows = [
@@ -118,6 +121,15 @@ class StepLog:
         self._say_measured(rows)
         self._estimate(self.waiting[-1][0])
         self.waiting, self.read_at = [], now
+
+    def _stop_at_nan(self, losses: Sequence[float]) -> None:
+        """Raises WorkError: weights that are not numbers any more would be saved over good ones."""
+        for (step, *_), loss in zip(self.waiting, losses, strict=True):
+            if not math.isfinite(loss):
+                self.bar.close()
+                raise WorkError(
+                    f"step {step}: the loss is {loss}; a lower --learning_rate or --mixed_precision no helps"
+                )
 
     def _say_measured(self, rows: Sequence[dict]) -> None:
         for row in rows:

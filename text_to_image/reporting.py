@@ -87,9 +87,18 @@ class StepLog:
         if self.path:
             keep_rows(self.path, first_step)
 
-    def step(self, step: int, epoch: float, train_loss: torch.Tensor, lr: float, measured: dict | None = None) -> None:
-        """Notes optimisation step `step` (from 1), done; `train_loss` is a scalar that may still be on its way."""
-        self.waiting.append((step, epoch, train_loss.detach(), lr, measured or {}))
+    def step(
+        self, step: int, epoch: float, train_loss: torch.Tensor, lr: float,
+        measure: Callable[[int], dict] = lambda step: {},
+    ) -> None:  # fmt: skip
+        """Notes optimisation step `step` (from 1), done; `train_loss` is a scalar that may still be on its way.
+
+        What `measure` finds after the step goes into its row; the time it takes is not the steps'.
+        """
+        begun = time.perf_counter()
+        self.waiting.append((step, epoch, train_loss.detach(), lr, measure(step)))
+        took = time.perf_counter() - begun
+        self.started, self.read_at = self.started + took, self.read_at + took
         self.bar.update()
         if len(self.waiting) >= self.read_every or step == self.steps:
             self.flush()

@@ -133,7 +133,7 @@ def train(args: argparse.Namespace) -> None:
         loss = take_step(step)
         done = step + 1
         epoch = done * plan.global_batch / (len(plan.pictures) * args.repeats)
-        log.step(done, epoch, loss, rate_at(step), watch.after(done))
+        log.step(done, epoch, loss, rate_at(step), watch.after)
         if done % args.checkpointing_steps == 0:
             log.flush()
             checkpoint_run(args, folder, done, accelerator, trainable, unwrapped, weights, average, optimizer)

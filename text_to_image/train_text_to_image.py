@@ -187,7 +187,7 @@ def add_memory_flags(group) -> None:
     flag("--foreach_ema", action=YesNo, default=True,
          help="average with one kernel for all tensors, for a copy's memory (default: yes)")
     flag("--allow_tf32", action=YesNo, default=False, help="TF32 products on Ampere and later (default: no)")
-    flag("--enable_xformers_memory_efficient_attention", action=YesNo, default=False,
+    flag("--enable_xformers_memory_efficient_attention", action="store_true",
          help="accepted; PyTorch's own attention is as fast and is always used")
 
 

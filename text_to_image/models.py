@@ -267,7 +267,7 @@ def sampling_scheduler(own, noise_scheduler: DDPMScheduler):
     own.register_to_config(prediction_type=noise_scheduler.config.prediction_type)
     if not noise_scheduler.config.rescale_betas_zero_snr:
         return own
-    changed = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    changed = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
     if "rescale_betas_zero_snr" in own.config:
         return own.from_config(own.config, **changed)
     return DDIMScheduler.from_config(own.config, **changed)  # PNDM, SD 1.x's own, knows no such schedule

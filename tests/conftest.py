@@ -33,6 +33,20 @@ def captioned_folder(tmp_path_factory) -> Path:
     return write_captioned_folder(tmp_path_factory.mktemp("data") / "garments")
 
 
+@pytest.fixture
+def train_run(tiny_model, captioned_folder, tmp_path):
+    """Trains in this process: `train_run(name, flag, value, ...)` returns the output folder."""
+    from train_text_to_image import parse_args
+    from training import train
+
+    def run(name: str, *flags: object, model: Path = tiny_model, dataset: Path = captioned_folder) -> Path:
+        usual = ["--pretrained_model_name_or_path", model, "--dataset", dataset, "--output_dir", tmp_path / name]
+        train(parse_args([str(word) for word in [*usual, *flags]]))
+        return tmp_path / name
+
+    return run
+
+
 def write_captioned_folder(folder: Path, captions: dict[str, str] = CAPTIONS) -> Path:
     from PIL import Image, ImageDraw
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
 
 from batches import Batch
 from conftest import write_captioned_folder
@@ -19,40 +18,21 @@ from errors import UserError
 from models import load_noise_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
 from objective import Objective, diffusion_loss
 from prompts import encode_prompt
+from run_folder import losses, rows, weights
 from tiny_model import make_tiny_model
 from train_text_to_image import parse_args
-from training import train
 
 SCRIPT = Path(__file__).resolve().parents[1] / "text_to_image" / "train_text_to_image.py"
 
 
 @pytest.fixture
-def run(tiny_model, captioned_folder, tmp_path):
-    """Trains in this process: `run(name, flag, value, ...)` returns the output folder."""
-
-    def run(name: str, *flags: object, model: Path = tiny_model, dataset: Path = captioned_folder) -> Path:
-        usual = ["--pretrained_model_name_or_path", model, "--dataset", dataset, "--output_dir", tmp_path / name]
-        train(parse_args([str(word) for word in [*usual, *flags]]))
-        return tmp_path / name
-
-    return run
-
-
-def weights(folder: Path, part: str = "unet") -> dict[str, torch.Tensor]:
-    return load_file(folder / part / "diffusion_pytorch_model.safetensors")
+def run(train_run):
+    return train_run
 
 
 def same_weights(one: Path, other: Path, part: str = "unet", atol: float = 0.0) -> bool:
     left, right = weights(one, part), weights(other, part)
     return all(torch.allclose(left[name], right[name], rtol=0, atol=atol) for name in left)
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> list[float]:
-    return [row["train_loss"] for row in rows(folder)]
 
 
 # --- the script itself ----------------------------------------------------------------------------------------------

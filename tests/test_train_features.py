@@ -16,9 +16,9 @@ from conftest import write_captioned_folder
 from errors import UserError
 from generating import generate
 from inference import parse_args as inference_args
+from run_folder import losses, rows, weights
 from tiny_model import make_tiny_model
 from train_text_to_image import build_parser, parse_args
-from training import train
 
 DIFFUSERS_FLAGS = {
     "adam_beta1", "adam_beta2", "adam_epsilon", "adam_weight_decay", "allow_tf32", "cache_dir", "caption_column",
@@ -36,25 +36,8 @@ DIFFUSERS_FLAGS = {
 
 
 @pytest.fixture
-def run(tiny_model, captioned_folder, tmp_path):
-    def run(name: str, *flags: object, model: Path = tiny_model, dataset: Path = captioned_folder) -> Path:
-        usual = ["--pretrained_model_name_or_path", model, "--dataset", dataset, "--output_dir", tmp_path / name]
-        train(parse_args([str(word) for word in [*usual, *flags]]))
-        return tmp_path / name
-
-    return run
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> list[float]:
-    return [row["train_loss"] for row in rows(folder)]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+def run(train_run):
+    return train_run
 
 
 STEPS = ["--max_train_steps", 3, "--learning_rate", 1e-3, "--seed", 0]

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from batches import DATA, HELD_OUT
 from buckets import Bucket, Size, Subject, choose_sizes, list_buckets
 from caption_forms import first_sentence
-from captions import CaptionRow, read_captions
+from captions import image_files
 from data import Picture, hash_pictures, read_pictures, without_trigger
 from draws import generator
 from errors import PACKAGES, UserError
@@ -32,7 +32,7 @@ class Plan:
     """All that follows from arguments, data and model before a weight is loaded."""
 
     folder: Path  # of the data set
-    captioned: list[CaptionRow]  # all of its rows
+    without_caption: list[str]  # names of pictures in it that have no row
     pictures: list[Picture]
     sizes: list[Size]  # of each picture
     may_flip: list[bool]
@@ -84,6 +84,8 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         folder = find_dataset(args)
         base, unet_base = find_bases(args)
     pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger)
+    known = {picture.path for picture in pictures}
+    without_caption = [path.name for path in image_files(folder) if path not in known]
     pictures, held_out = hold_out(args, pictures)
     shape = read_shape(base)
     sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
@@ -93,7 +95,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     own_prompts = args.prior_prompts or [first_sentence(caption) for caption in said]
     return Plan(
         folder=folder,
-        captioned=read_captions(folder, args.caption_column),
+        without_caption=without_caption,
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),
         may_flip=[args.random_flip and not writing_in(picture) for picture in pictures],

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from captions import uncaptioned
 from model_defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
 from models import count_parameters
 from plan import Plan, writing_in
@@ -47,7 +46,7 @@ def _pictures_line(plan: Plan) -> str:
     line = f"{len(plan.pictures)} in {shown(plan.folder)}"
     if plan.held_out:
         line += f", and {len(plan.held_out)} held out to measure the loss on"
-    left_out = [path.name for path in uncaptioned(plan.folder, plan.captioned)]
+    left_out = plan.without_caption
     return line + (f"; WITHOUT A CAPTION, left out: {_names(left_out)}" if left_out else "")
 
 

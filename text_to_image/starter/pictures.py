@@ -4,12 +4,14 @@ import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from render_garments import render, sample_spec
+from render_garments import Spec, render, sample_spec
 
 SIZES = ((256, 256), (224, 288), (288, 224))  # width, height: square, portrait, landscape
 SHARES = (0.5, 0.35, 0.15)
@@ -43,6 +45,35 @@ def render_pictures(folder: Path, count: int) -> None:
         for name in tqdm(pool.map(_render_slice, todo), total=len(todo), desc="render", unit="x50"):
             log.write(name + "\n")
             log.flush()
+
+
+def twin_specs(size: int, count: int) -> list[Spec]:
+    """The flat garments of SIZES[size] that are also rendered from both sides, a fifth of `count` over all sizes."""
+    flat = (spec for seed in seeds_of(size, count) if (spec := sample_spec(int(seed))).fold == "flat")
+    return list(islice(flat, round(0.2 * count * SHARES[size])))
+
+
+def twins_of(folder: Path, size: int) -> np.ndarray:
+    """Front and back of twin_specs, alike in all else, (N, 2, h, w, 3) uint8, read from disk as they are used."""
+    return np.load(folder / f"twins-{SIZES[size][0]}x{SIZES[size][1]}.npy", mmap_mode="r")
+
+
+def render_twins(folder: Path, count: int) -> None:
+    """Renders both sides of twin_specs, where that is not done."""
+    for size, (w, h) in enumerate(SIZES):
+        path = folder / f"twins-{w}x{h}.npy"
+        if path.exists():
+            continue
+        specs = twin_specs(size, count)
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            pairs = pool.map(_render_pair, specs, [(w, h)] * len(specs), chunksize=20)
+            pairs = list(tqdm(pairs, total=len(specs), desc=f"twins {w}x{h}", mininterval=10))
+        np.save(path.with_suffix(".new.npy"), np.stack(pairs))
+        path.with_suffix(".new.npy").rename(path)
+
+
+def _render_pair(spec: Spec, size: tuple[int, int]) -> np.ndarray:
+    return np.stack([np.asarray(render(replace(spec, view=view), *size, twins=True)) for view in ("front", "back")])
 
 
 def _render_slice(task) -> str:

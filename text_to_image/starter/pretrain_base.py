@@ -9,12 +9,11 @@ Every stage leaves a checkpoint in --work every minute or two; started again, th
 import argparse
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
@@ -22,9 +21,9 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from describe import BACKGROUNDS, FOLDS, NAMES, VIEWS, caption_of, marker_phrase, subject
-from pictures import SHARES, SIZES, render_pictures, seeds_of
+from pictures import SHARES, SIZES, render_pictures, render_twins, seeds_of, twin_specs
 from pretrain_vae import Checkpoint, encode_pictures, latents_file, train_decoder, train_vae, whiten
-from render_garments import mirrored_spec, sample_spec
+from render_garments import Spec, mirrored_spec, sample_spec
 
 HERE = Path(__file__).resolve().parent
 NO_MARKER = ("no reference marker", "no marker", "without a marker", "There is no reference marker.")
@@ -40,7 +39,7 @@ STAGES = {
         "decay_from": 1.0,
         "ema": 0.999,
         "floor": 0.15,
-        "drills": (0.25, 0.25),
+        "drills": (0.25, 0.1),
     },
     "unet128": {
         "scale": 2,
@@ -58,7 +57,7 @@ STAGES = {
         "decay_from": 0.3,
         "ema": 0.999,
         "floor": 0.5,
-        "drills": (0.2, 0.15),
+        "drills": (0.08, 0.32),
     },
 }
 
@@ -142,37 +141,84 @@ def encode_text(text_encoder, input_ids: torch.Tensor) -> torch.Tensor:
     return hidden.reshape(len(input_ids), -1, hidden.shape[-1])
 
 
+class Pictures:
+    """The latents of all pictures of one size, what they show, and twins that differ in front and back alone."""
+
+    def __init__(self, work: Path, size: int, scale: int):
+        count = _count(work)
+        self.specs = [sample_spec(int(seed)) for seed in seeds_of(size, count)]
+        self.latents = np.load(latents_file(work, size, scale), mmap_mode="r")  # (N, 2 sides, 4, h, w)
+        self.twin_specs = twin_specs(size, count)
+        twins = np.load(latents_file(work, size, scale, "twins-"), mmap_mode="r")
+        self.twins = twins.reshape(-1, 2, *twins.shape[1:])  # (N, 2 views, 2 sides, 4, h, w)
+
+    def draw(self, count: int, rng) -> tuple[list[Spec], torch.Tensor]:
+        """Pictures at random, half of them mirrored: what they show, (B, 4, h, w)."""
+        picked, sides = rng.integers(len(self.specs), size=count), rng.integers(2, size=count)
+        specs = [_on_side(self.specs[i], side) for i, side in zip(picked, sides, strict=True)]
+        return specs, torch.from_numpy(self.latents[picked, sides]).float()
+
+    def draw_twins(self, count: int, rng) -> tuple[list[Spec], torch.Tensor]:
+        """The fronts of some garments, then the backs of the same: what they show, (B, 4, h, w)."""
+        picked, sides = rng.integers(len(self.twin_specs), size=count // 2), rng.integers(2, size=count // 2)
+        shown = [_on_side(self.twin_specs[i], side) for i, side in zip(picked, sides, strict=True)]
+        specs = [replace(spec, view=view) for view in ("front", "back") for spec in shown]
+        return specs, torch.from_numpy(self.twins[picked, :, sides]).float().transpose(0, 1).flatten(0, 1)
+
+
+def _on_side(spec: Spec, side: int) -> Spec:
+    return mirrored_spec(spec) if side else spec
+
+
 @dataclass(frozen=True)
 class Lesson:
-    """One step's captions, the timesteps they are learned at, and where in the pictures it counts."""
+    """One step's pictures and captions, the timesteps they are learned at, and where in the pictures it counts."""
 
+    latents: torch.Tensor  # (B, 4, h, w)
     input_ids: torch.Tensor  # (B, chunks, 77)
     timesteps: tuple[int, int]
     where: torch.Tensor  # (B or 1, 1, h, w) weights of the loss
-    by_snr: bool  # whether a timestep weighs as min-SNR says
+    by_snr: bool = False  # whether a timestep weighs as min-SNR says
+    alike: int = 1  # how many parts of the batch share their noise and timesteps
 
 
-def draw_lesson(captions: Captions, specs: list, latents: torch.Tensor, drills: tuple[float, float], rng) -> Lesson:
-    """The pictures with their captions; or, in the shares `drills` of the steps, one thing about them where it shows.
+def draw_lesson(captions: Captions, pictures: Pictures, options: dict, rng: np.random.Generator) -> Lesson:
+    """Pictures with their captions; or, in the shares `drills` of the steps, one thing about them where it shows.
 
     In whole captions the corner of a marker and front or back are drowned by colour and kind: after 220 k samples the
     UNet's answer did not depend on those words at all. So they are said alone, or last, and count where they show.
     """
-    corner, view = drills
+    corner, view = options["drills"]
     kind = rng.random()
-    if kind < corner:
-        texts = [
-            _alone_or_last(s, marker_phrase(s, rng) if s.marker else str(rng.choice(NO_MARKER)), rng) for s in specs
-        ]
-        return Lesson(captions.of(texts), (400, 1000), corner_weight(*latents.shape[2:], rest=0.0), False)
-    if kind < corner + view:
-        texts = [_alone_or_last(s, str(rng.choice(VIEWS[s.view])), rng) for s in specs]
-        shown = torch.tensor([float(s.fold == "flat" and s.pattern == "plain") for s in specs])
-        return Lesson(captions.of(texts), (100, 700), detail_weight(latents) * shown.view(-1, 1, 1, 1), False)
-    return Lesson(captions.draw(specs, rng), (0, 1000), corner_weight(*latents.shape[2:]), True)
+    if kind < view:
+        return view_lesson(captions, *pictures.draw_twins(options["batch"], rng), rng)
+    specs, latents = pictures.draw(options["batch"], rng)
+    if kind < view + corner:
+        phrases = [marker_phrase(s, rng) if s.marker else str(rng.choice(NO_MARKER)) for s in specs]
+        texts = [_alone_or_last(s, phrase, rng) for s, phrase in zip(specs, phrases, strict=True)]
+        return Lesson(latents, captions.of(texts), (400, 1000), corner_weight(*latents.shape[2:], rest=0.0))
+    return Lesson(latents, captions.draw(specs, rng), (0, 1000), corner_weight(*latents.shape[2:]), by_snr=True)
 
 
-def _alone_or_last(spec, phrase: str, rng) -> str:
+def view_lesson(captions: Captions, specs: list[Spec], latents: torch.Tensor, rng: np.random.Generator) -> Lesson:
+    """Front and back of the same garments under the same noise, learned only where the two differ."""
+    seeds = rng.integers(2**32, size=len(specs) // 2)
+    texts = [_naming_view(s, np.random.default_rng(seed)) for s, seed in zip(specs, [*seeds, *seeds], strict=True)]
+    front, back = latents.chunk(2)
+    differs = (front - back).abs().mean(1, keepdim=True)
+    where = (differs / differs.mean((2, 3), keepdim=True)).clamp(max=10)
+    return Lesson(latents, captions.of(texts), (150, 950), where.repeat(2, 1, 1, 1), alike=2)
+
+
+def _naming_view(spec: Spec, rng: np.random.Generator) -> str:
+    way = rng.random()
+    if way < 0.3:
+        return caption_of(spec, rng, 30)
+    forms = (str(rng.choice(VIEWS[spec.view])), f"the {spec.view} view", f"the {spec.view} of the garment is shown")
+    return _alone_or_last(spec, forms[0 if way < 0.8 else rng.integers(1, 3)], rng)
+
+
+def _alone_or_last(spec: Spec, phrase: str, rng: np.random.Generator) -> str:
     """The phrase itself, or a caption of the picture that ends with it."""
     if rng.random() < 0.35:
         return f"{rng.choice(NAMES[spec.kind])} {phrase}" if rng.random() < 0.5 else phrase
@@ -190,16 +236,11 @@ def corner_weight(h: int, w: int, rest: float = 1.0, corners: float = 6.0) -> to
     return weight
 
 
-def detail_weight(latents: torch.Tensor) -> torch.Tensor:
-    """(B, 1, h, w): where a latent differs from its surroundings: seams and pockets, which tell front from back."""
-    detail = (latents - F.avg_pool2d(latents, 5, 1, 2, count_include_pad=False)).abs().mean(1, keepdim=True)
-    return (detail / detail.mean((2, 3), keepdim=True)).clamp(max=6)
-
-
-def v_loss(unet, latents, hidden, lesson: Lesson, alphas_cumprod, generator, device, floor: float) -> torch.Tensor:
+def v_loss(unet, lesson: Lesson, hidden, alphas_cumprod, generator, device, floor: float) -> torch.Tensor:
     """Weighted v-prediction loss: min-SNR's weight for v with a floor, so that high noise counts too."""
-    t = torch.randint(*lesson.timesteps, (len(latents),), generator=generator)
-    noise = torch.randn(latents.shape, generator=generator)
+    latents, apart = lesson.latents, len(lesson.latents) // lesson.alike
+    t = torch.randint(*lesson.timesteps, (apart,), generator=generator).repeat(lesson.alike)
+    noise = torch.randn((apart, *latents.shape[1:]), generator=generator).repeat(lesson.alike, 1, 1, 1)
     a = alphas_cumprod[t].view(-1, 1, 1, 1)
     noisy, target = a.sqrt() * latents + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * latents
     with torch.autocast(device, torch.bfloat16):
@@ -232,23 +273,18 @@ def train_diffusion(work: Path, stage: str, samples: int, device: str) -> None:
         ema = EMAModel(models.parameters(), decay=options["ema"], use_ema_warmup=True, power=0.8)
     ema.to(device)
     models["unet"].to(memory_format=torch.channels_last)
-    specs = [[sample_spec(int(s)) for s in seeds_of(i, _count(work))] for i in range(len(SIZES))]
-    latents = [np.load(latents_file(work, i, options["scale"]), mmap_mode="r") for i in range(len(SIZES))]
+    pictures = [Pictures(work, size, options["scale"]) for size in range(len(SIZES))]
     alphas_cumprod, captions = make_scheduler().alphas_cumprod, Captions(tokenizer)
     steps = samples // options["batch"]
     losses, bar = [], tqdm(range(begun, steps), initial=begun, total=steps, desc=stage, mininterval=20)
     for step in bar:
         optimizer.param_groups[0]["lr"] = _rate(options, step, steps)
         rng = np.random.default_rng([step, options["scale"], 13])
-        size = int(rng.choice(len(SIZES), p=SHARES))
-        picked, sides = rng.integers(len(specs[size]), size=options["batch"]), rng.integers(2, size=options["batch"])
-        chosen = [mirrored_spec(specs[size][i]) if s else specs[size][i] for i, s in zip(picked, sides, strict=True)]
-        batch = torch.from_numpy(np.stack([latents[size][i, s] for i, s in zip(picked, sides, strict=True)])).float()
-        lesson = draw_lesson(captions, chosen, batch, options["drills"], rng)
+        lesson = draw_lesson(captions, pictures[rng.choice(len(SIZES), p=SHARES)], options, rng)
         with torch.autocast(device, torch.bfloat16):
             hidden = encode_text(models["text"], lesson.input_ids.to(device)).float()
         noise = torch.Generator().manual_seed(step)
-        loss = v_loss(models["unet"], batch, hidden, lesson, alphas_cumprod, noise, device, options["floor"])
+        loss = v_loss(models["unet"], lesson, hidden, alphas_cumprod, noise, device, options["floor"])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)
@@ -379,6 +415,7 @@ def main() -> None:
     if wanted("render"):
         (args.work / "count.json").write_text(json.dumps(args.pictures))
         render_pictures(args.work, args.pictures)
+        render_twins(args.work, args.pictures)
     torch.manual_seed(0)
     if args.stage == "render":
         return

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
-from pictures import SHARES, SIZES, pictures_of
+from pictures import SHARES, SIZES, pictures_of, twins_of
 
 
 class Checkpoint:
@@ -183,22 +183,28 @@ def train_decoder(vae: AutoencoderKL, work: Path, steps: int, device: str) -> No
 
 @torch.no_grad()
 def encode_pictures(vae: AutoencoderKL, work: Path, scale: int, device: str) -> None:
-    """Writes the latents of all pictures and their mirror images at 1/`scale` of their size, (N, 2, 4, h, w) fp16."""
-    for size, (w, h) in enumerate(SIZES):
-        path = latents_file(work, size, scale)
-        if path.exists():
-            continue
-        pictures, out = pictures_of(work, size), []
-        for start in tqdm(range(0, len(pictures), 16), desc=f"encode {w}x{h} / {scale}", mininterval=10):
-            images = torch.from_numpy(np.ascontiguousarray(pictures[start : start + 16])).permute(0, 3, 1, 2).float()
-            images = F.avg_pool2d(images, scale) if scale > 1 else images
-            images = (images / 127.5 - 1).to(device)
-            with torch.autocast(device, torch.bfloat16):
-                both = [vae.encode(i).latent_dist.mean for i in (images, images.flip(-1))]
-            out.append(torch.stack(both, 1).half().cpu().numpy())
-        np.save(path.with_suffix(".new.npy"), np.concatenate(out))
-        path.with_suffix(".new.npy").rename(path)
+    """Writes the latents of all pictures and their mirror images at 1/`scale` of their size, (N, 2, 4, h, w) fp16;
+    those of the twins' fronts and backs follow one another."""
+    for size in range(len(SIZES)):
+        _encode(vae, pictures_of(work, size), latents_file(work, size, scale), scale, device)
+        twins = twins_of(work, size)
+        _encode(vae, twins.reshape(-1, *twins.shape[2:]), latents_file(work, size, scale, "twins-"), scale, device)
 
 
-def latents_file(work: Path, size: int, scale: int) -> Path:
-    return work / f"latents-{SIZES[size][0]}x{SIZES[size][1]}-{scale}.npy"
+def _encode(vae: AutoencoderKL, pictures: np.ndarray, path: Path, scale: int, device: str) -> None:
+    if path.exists():
+        return
+    out = []
+    for start in tqdm(range(0, len(pictures), 16), desc=path.stem, mininterval=10):
+        images = torch.from_numpy(np.ascontiguousarray(pictures[start : start + 16])).permute(0, 3, 1, 2).float()
+        images = F.avg_pool2d(images, scale) if scale > 1 else images
+        images = (images / 127.5 - 1).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            both = [vae.encode(i).latent_dist.mean for i in (images, images.flip(-1))]
+        out.append(torch.stack(both, 1).half().cpu().numpy())
+    np.save(path.with_suffix(".new.npy"), np.concatenate(out))
+    path.with_suffix(".new.npy").rename(path)
+
+
+def latents_file(work: Path, size: int, scale: int, of: str = "") -> Path:
+    return work / f"latents-{of}{SIZES[size][0]}x{SIZES[size][1]}-{scale}.npy"

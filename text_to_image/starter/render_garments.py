@@ -82,10 +82,14 @@ def mirrored_spec(spec: Spec) -> Spec:
     return replace(spec, marker=corner)
 
 
-def render(spec: Spec, width: int = 256, height: int = 256, supersample: int = 2) -> Image.Image:
-    """The picture, RGB. The same spec and size give the same pixels; other sizes give the same garment."""
+def render(spec: Spec, width: int = 256, height: int = 256, supersample: int = 2, twins: bool = False) -> Image.Image:
+    """The picture, RGB. The same spec and size give the same pixels; other sizes give the same garment.
+
+    With `twins` front and back of a spec lie, are lit and crease alike, so that only what is sewn on tells them apart.
+    """
     rng = np.random.default_rng([spec.seed, 2])
     pieces = GARMENTS[spec.kind](_look(spec, rng))
+    rng = np.random.default_rng([spec.seed, 5]) if twins else rng  # the views draw unlike numbers for their pieces
     frame = _lay_out(pieces, (height * supersample, width * supersample), spec, rng)
     cloth = Cloth(frame, _print(spec, rng))
     for piece in pieces:

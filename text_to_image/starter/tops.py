@@ -10,7 +10,8 @@ def top(look: Look, sleeve: str, neck: str) -> list[Piece]:
     """A t-shirt, sweater, shirt or hoodie without what makes it one: body, sleeves ('short' or 'long') and neck."""
     chest, length = look.vary(0.27), look.vary(0.86 if sleeve == "short" else 0.82, 0.05)
     shoulder, neck_half = np.array([look.vary(0.25, 0.05), 0.055]), look.vary(0.095)
-    dip = 0.02 if look.back else {"scoop": look.vary(0.095, 0.2), "crew": look.vary(0.085, 0.1), "collar": 0.08}[neck]
+    front_dip = {"scoop": look.vary(0.095, 0.2), "crew": look.vary(0.085, 0.1), "collar": 0.08}[neck]
+    dip = 0.02 if look.back else front_dip
     pieces = []
     for mirrored in (lambda p: np.asarray(p, float), flip):
         pieces += [mapped(p, mirrored) for p in _sleeve(look, sleeve, shoulder, chest)]

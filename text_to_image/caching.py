@@ -5,7 +5,6 @@ file is named by the hash of all that it follows from, so a changed picture, cap
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from batches import PRIOR
 from buckets import Subject
 from data import load_picture
 from draws import Draw
+from files import replacing
 from prompts import encode_prompt, join_embeddings
 from reporting import progress
 
@@ -203,10 +203,9 @@ def hash_key(*facts: str | int) -> str:
 def write_whole(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Written beside and renamed; a checksum in the file's head."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, part, {"checksum": _checksum(tensors)})
-    part.replace(path)
+    with replacing(path) as beside:
+        save_file(tensors, beside, {"checksum": _checksum(tensors)})
 
 
 def is_whole(path: Path) -> bool:

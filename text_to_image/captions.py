@@ -4,16 +4,14 @@ One JSON object a line, `{"file_name": "11 (1).JPG", "text": "..."}`; `text` may
 Only the standard library is needed, so that a bad data set is refused before anything heavy is imported.
 """
 
-import contextlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from errors import UserError, WorkError
+from files import replacing
 
 METADATA = "metadata.jsonl"
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -102,26 +100,10 @@ def append_captions(folder: Path, captions: Sequence[tuple[str, str]]) -> None:
         before += b"\n"
     rows = [json.dumps({"file_name": name, "text": text}, ensure_ascii=False) + "\n" for name, text in captions]
     try:
-        with _replacing(path) as file:
-            file.write(before + "".join(rows).encode("utf-8"))
+        with replacing(path) as beside:
+            beside.write_bytes(before + "".join(rows).encode("utf-8"))
     except OSError as error:
         raise WorkError(f"cannot write {path}: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator:
-    """A binary file that becomes `path` at the end of the block, or leaves no trace when the block fails."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "xb") as file:
-            if path.exists():
-                shutil.copymode(path, beside)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from PIL import Image
 from contact_sheet import make_contact_sheet
 from devices import choose_device
 from errors import UserError, WorkError, first_line
+from files import replace_text, replacing
 from model_defaults import REAL_MODEL
 from models import (
     ModelShape,
@@ -31,7 +31,7 @@ from models import (
 )
 from prompts import count_tokens, encode_prompt
 from reporting import progress
-from runs import RUN_FILE, read_run, replace_text, shown
+from runs import RUN_FILE, read_run, shown
 from sampling import SAMPLER, decode_latents, draw_latents, initial_noise, load_sampler
 from trainable import LORA_FILE, load_with_lora
 
@@ -177,12 +177,10 @@ def prepare_folder(folder: Path) -> None:
 
 def save_image(image: Image.Image, path: Path) -> Path:
     """Written beside and renamed: whoever watches the folder never opens half a picture."""
-    part = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        image.save(part, **({"quality": 92} if path.suffix == ".jpg" else {}))
-        part.replace(path)
+        with replacing(path) as beside:
+            image.save(beside, **({"format": "JPEG", "quality": 92} if path.suffix == ".jpg" else {"format": "PNG"}))
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise WorkError(f"{path}: cannot be written ({error.strerror or error})") from None
     return path
 

@@ -13,7 +13,8 @@ import torch
 from tqdm import tqdm
 
 from errors import WorkError
-from runs import replace_text, without_secrets
+from files import replace_text
+from runs import without_secrets
 
 METRICS_FILE = "metrics.jsonl"
 ESTIMATE_AFTER_STEPS = 5

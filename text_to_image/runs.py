@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from errors import UserError, WorkError
+from files import replace_text
 
 OUTPUTS = Path(__file__).resolve().parents[1] / "output"
 RUN_FILE = "run.json"
@@ -91,12 +91,6 @@ def write_run(folder: Path, run: dict) -> None:
         replace_text(folder / RUN_FILE, json.dumps(run, indent=2, default=str) + "\n")
     except OSError as error:
         raise WorkError(f"{folder}: cannot be written ({error.strerror})") from None
-
-
-def replace_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def newest_finished_run(outputs: Path = OUTPUTS) -> Path | None:

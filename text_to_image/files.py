@@ -1,0 +1,36 @@
+"""Files that are whole or absent: written beside, flushed to the disk, renamed. Standard library only."""
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write under, whose file becomes `path` at the end of the block, or leaves no trace when it fails."""
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    try:
+        yield beside
+        if path.exists():
+            shutil.copymode(path, beside)
+        flush_to_disk(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def flush_to_disk(path: Path) -> None:
+    """A file's content, or a folder's list of names, outlives a crash of the machine from here on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

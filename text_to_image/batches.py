@@ -65,6 +65,11 @@ class Batches:
             draws = [draw_sample(self.seed, sample, self.sources[sample.stream], self.chances) for sample in group]
             yield make_batch(self.encodings, draws, self.device, self.dtype), group is alike[-1]
 
+    def pictures_of(self, step: int) -> list[int]:
+        """The data set's pictures in step `step` (from 0), over all processes."""
+        samples = (SampleId(DATA, step * self.data_batch + i) for i in range(self.data_batch))
+        return [picture_of(self.seed, sample, self.sources[DATA]) for sample in samples]
+
     def _shape(self, sample: SampleId) -> tuple[int, int, int]:
         source = self.sources[sample.stream]
         return source.latent_shapes[picture_of(self.seed, sample, source)]

@@ -1,22 +1,26 @@
 """Checkpoints of a run: whole or absent, because they are written beside and renamed when their manifest is in them.
 
 OUTPUT/checkpoint-N/ holds unet/ and unet_ema/ (both load with `UNet2DConditionModel.from_pretrained`), the optimizer's
-state, and manifest.json with every file's size.
+state, and manifest.json with every file's size and SHA-256.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from errors import UserError
+from errors import UserError, WorkError, first_line, is_disk_full
+from files import flush_to_disk
 
 MANIFEST, STATE = "manifest.json", "training_state.pt"
 NAME = re.compile(r"checkpoint-(\d+)")
+PARTIAL = ".partial-"
 
 
 def save_checkpoint(
@@ -31,35 +35,108 @@ def save_checkpoint(
     """Writes checkpoint-`step` and then, where `limit` says how many to keep, removes the oldest beyond it.
 
     `save` writes the weights, of what `trained` names, into the folder it is given; the checkpoints of the steps in
-    `keep` are never removed.
+    `keep` are never removed. The new one is read back from the disk and found whole before an old one goes. WorkError
+    where it cannot be written: then nothing of it stays, and the others do.
     """
-    part, whole = folder / f".partial-{step}", folder / f"checkpoint-{step}"
+    part, whole = folder / f"{PARTIAL}{step}", folder / f"checkpoint-{step}"
     shutil.rmtree(part, ignore_errors=True)
-    save(part)
-    torch.save(training_state, part / STATE)
-    sizes = {str(path.relative_to(part)): path.stat().st_size for path in sorted(part.rglob("*")) if path.is_file()}
-    (part / MANIFEST).write_text(json.dumps({"step": step, "trained": trained, "files": sizes}, indent=2))
-    shutil.rmtree(whole, ignore_errors=True)
-    os.replace(part, whole)
+    try:
+        save(part)
+        torch.save(training_state, part / STATE)
+        for path in _files(part):
+            flush_to_disk(path)
+        files = _facts({str(path.relative_to(part)): path for path in _files(part)})
+        manifest = {"step": step, "trained": trained, "files": files}
+        (part / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        flush_to_disk(part / MANIFEST)
+        flush_to_disk(part)
+        shutil.rmtree(whole, ignore_errors=True)
+        os.replace(part, whole)
+        flush_to_disk(folder)
+    except Exception as error:
+        written = sum(path.stat().st_size for path in _files(part))
+        free = shutil.disk_usage(folder).free
+        shutil.rmtree(part, ignore_errors=True)
+        raise _not_written(error, folder, step, written, free) from None
     for old in complete_checkpoints(folder)[: -limit if limit else 0]:
         if step_of(old) not in keep:
             shutil.rmtree(old)
     return whole
 
 
+def _not_written(error: Exception, folder: Path, step: int, written: int, free: int) -> Exception:
+    """A WorkError that says what is needed, where the disk is to blame; else the error as it is."""
+    if not (is_disk_full(error) or isinstance(error, OSError)):
+        return error
+    complete = complete_checkpoints(folder)
+    needed = f"about {_gb(_size(complete[-1]))}" if complete else f"more than {_gb(written)}"
+    last = complete[-1].name if complete else "none yet"
+    return WorkError(
+        f"{folder}: checkpoint-{step} could not be written ({first_line(error)}): it needs {needed}, {_gb(free)} were "
+        f"free when {_gb(written)} of it were written, which are removed; the last good checkpoint: {last}. Make "
+        "room, or see to the permissions, and run the same command again"
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _files(folder))
+
+
+def _facts(files: dict[str, Path]) -> dict[str, dict]:
+    """Each file's size and hash, as read from the disk; several at once, since hashing takes longer than reading."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        hashes = list(pool.map(_sha256, files.values()))
+    return {
+        name: {"bytes": path.stat().st_size, "sha256": digest}
+        for (name, path), digest in zip(files.items(), hashes, strict=True)
+    }
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest step first."""
-    found = [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name) and is_complete(path)]
-    return sorted(found, key=step_of)
+    """The checkpoints of a run with every file of their manifest, oldest step first; contents are not read."""
+    return [path for path in _named(folder) if not what_is_missing(path)]
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether every file of its manifest is there with its size."""
+def _named(folder: Path) -> list[Path]:
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def what_is_missing(checkpoint: Path) -> str | None:
+    """What a checkpoint lacks of its manifest, by the sizes of its files; None where it is complete."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
+        files = _manifest(checkpoint)["files"].items()
+        for name, facts in files:
+            path = checkpoint / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != facts["bytes"]:
+                return f"{name} has {size} of {facts['bytes']} bytes" if size is not None else f"{name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return f"no readable {MANIFEST}"
+    return None
+
+
+def what_is_damaged(checkpoint: Path) -> str | None:
+    """As `what_is_missing`, but every file is read and its hash compared."""
+    if missing := what_is_missing(checkpoint):
+        return missing
+    files = _manifest(checkpoint)["files"]
+    found = _facts({name: checkpoint / name for name in files})
+    changed = [name for name, facts in files.items() if found[name]["sha256"] != facts["sha256"]]
+    return f"{changed[0]} is damaged: its SHA-256 is not the manifest's" if changed else None
 
 
 def step_of(checkpoint: Path) -> int:
@@ -71,29 +148,43 @@ def _manifest(checkpoint: Path) -> dict:
 
 
 def remove_later(folder: Path, step: int) -> None:
-    """A run that goes on from `step` writes the checkpoints after it anew; what is left of them would mix two runs."""
-    for checkpoint in complete_checkpoints(folder):
-        if step_of(checkpoint) > step:
+    """A run that goes on from `step` writes the checkpoints after it anew; what is left of them would mix two runs.
+
+    What a kill has left of one that was being written goes as well.
+    """
+    for checkpoint in _named(folder):
+        if int(NAME.fullmatch(checkpoint.name)[1]) > step:
             shutil.rmtree(checkpoint)
+    for part in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(part)
 
 
-def find_checkpoint(asked: str | None, folder: Path, trained: str = "UNet") -> Path | None:
-    """The checkpoint to go on from, or None to begin at step 0.
+def find_checkpoint(asked: str | None, folder: Path, trained: str = "UNet") -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, None to begin at step 0; and a line for each one that was found and not taken.
 
-    `asked` is a path, the name of a checkpoint in `folder`, or 'latest' (also None): the last complete one there, if
-    there is one. UserError where one was named that is not there, not complete, or of something else than `trained`.
+    `asked` is a path, the name of a checkpoint in `folder`, or 'latest' (also None): the last undamaged one there, if
+    there is one. UserError where one was named that is not there, not whole, or of something else than `trained`.
     """
     if asked in (None, "latest"):
-        return (complete_checkpoints(folder) or [None])[-1]
+        return _latest(folder)
     for checkpoint in (folder / asked, Path(asked)):
         if checkpoint.is_dir():
-            if not is_complete(checkpoint):
-                raise UserError(f"--resume_from_checkpoint {asked}: {checkpoint} is not complete")
+            if damaged := what_is_damaged(checkpoint):
+                raise UserError(f"--resume_from_checkpoint {asked}: {checkpoint} is not whole: {damaged}")
             if (found := _manifest(checkpoint)["trained"]) != trained:
                 raise UserError(f"--resume_from_checkpoint {asked}: holds a {found}, this run trains a {trained}")
-            return checkpoint
+            return checkpoint, []
     names = ", ".join(path.name for path in complete_checkpoints(folder)) or "none"
     raise UserError(f"--resume_from_checkpoint {asked}: no such folder; complete checkpoints in {folder}: {names}")
+
+
+def _latest(folder: Path) -> tuple[Path | None, list[str]]:
+    notes = [f"{path.name} was being written when the run ended: not taken" for path in folder.glob(f"{PARTIAL}*")]
+    for checkpoint in reversed(_named(folder)):
+        if not (damaged := what_is_damaged(checkpoint)):
+            return checkpoint, notes
+        notes.append(f"{checkpoint.name} is not whole ({damaged}): not taken")
+    return None, notes
 
 
 def load_training_state(checkpoint: Path) -> dict:

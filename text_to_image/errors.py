@@ -9,6 +9,29 @@ from typing import NoReturn
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
+# Failures that libraries tell by their words alone: the words, what has happened and what helps.
+FAILURES = (
+    (DISK_FULL, "the disk is full, or a quota is used up; make room and run the same command again"),
+    (
+        ("out of memory", "can't allocate memory"),
+        "not enough memory; in training --train_batch_size 1 with --gradient_accumulation_steps, "
+        "--gradient_checkpointing, --mixed_precision bf16, --lora_rank 16 or a lower --resolution help",
+    ),
+    (
+        ("DataLoader worker",),
+        "a process that reads pictures has died, often for lack of memory; a lower --dataloader_num_workers helps",
+    ),
+    (
+        (
+            "Connection closed by peer",
+            "Connection reset by peer",
+            "Socket Timeout",
+            "Timed out waiting",
+            "collective operation",
+        ),
+        "another process of this run has ended or does not answer; run the same command again",
+    ),
+)
 
 
 class UserError(Exception):
@@ -19,6 +42,13 @@ class WorkError(Exception):
     """The input was right but the work could not be done, or not wholly (disk full, ...). Exit code 1."""
 
 
+class Stopped(BaseException):
+    """The work was asked to stop by a signal, and what there was to save is saved. Exit code 75.
+
+    Like KeyboardInterrupt no Exception: a library that catches those must not catch this on its way.
+    """
+
+
 def exit_with(work: Callable[[], int | None]) -> NoReturn:
     """Runs a script's one call and exits with its code; a mistake is one line on stderr, never a traceback."""
     try:
@@ -26,8 +56,11 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
     except (UserError, WorkError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)  # on a line of its own: a bar's is not ended
+        code = EXIT_STOPPED
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)  # on a line of its own: the bar's, or ^C, is not ended
+        print("\ninterrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except PermissionError as error:
         if error.filename is None:
@@ -35,18 +68,25 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error.filename}: no permission; see `ls -ld` of it and of the folders above", file=sys.stderr)
         code = EXIT_USER
     except Exception as error:
-        if not is_disk_full(error):
+        if not (helps := what_helps(error)):
             raise
-        print(f"error: {first_line(error)}; make room and run the same command again", file=sys.stderr)
+        print(f"error: {helps} ({first_line(error)})", file=sys.stderr)
         code = EXIT_FAILED
     sys.exit(code)
 
 
 def is_disk_full(error: Exception) -> bool:
     """Whether a write failed for lack of space or quota; safetensors and torch tell it by their words alone."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
     return any(words in str(error) for words in DISK_FULL)
+
+
+def what_helps(error: Exception) -> str | None:
+    """For a failure that is no bug: what has happened and what to do. None for anything else."""
+    if is_disk_full(error):
+        return FAILURES[0][1]
+    return next((helps for words, helps in FAILURES if any(word in str(error) for word in words)), None)
 
 
 def first_line(error: Exception) -> str:

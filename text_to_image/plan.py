@@ -114,6 +114,10 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     )
 
 
+def names_of(plan: Plan, pictures: Sequence[int]) -> list[str]:
+    return [plan.pictures[picture].path.name for picture in pictures]
+
+
 def find_bases(args: argparse.Namespace) -> tuple[Path, Path]:
     """The base model, and where its UNet is taken from."""
     where = (args.pretrained_model_name_or_path, "--pretrained_model_name_or_path")
@@ -148,18 +152,15 @@ def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[lis
 def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator, tokenizer, precision: str) -> dict:
     """What run.json says, at the start of the run."""
     arguments = without_secrets({name: value for name, value in vars(args).items() if name != "origins"})
-    dataset_hash, model_hash = hash_pictures(plan.pictures), fingerprint_model(plan.base)
-    # Two things that change the weights and are no arguments: what accelerate was told, and what the model brings.
-    told = {"mixed_precision": precision, "prior_guidance_scale": guidance_scale_of(plan.base)}
-    fingerprint = fingerprint_run({**arguments, **told}, dataset_hash, model_hash, plan.global_batch, args.seed)
     captions = [caption for picture in plan.pictures for caption in picture.captions]
-    return {
+    run = {
         "finished": False,
-        "fingerprint": fingerprint,
         "base_model": base_name(args.pretrained_model_name_or_path),
-        "base_model_hash": model_hash,
-        "dataset_hash": dataset_hash,
-        "seed": seed_of(args.seed, fingerprint),
+        "base_model_hash": fingerprint_model(plan.base),
+        "dataset_hash": hash_pictures(plan.pictures),
+        "seed_asked": args.seed,
+        "global_batch": plan.global_batch,
+        "prior_guidance_scale": guidance_scale_of(plan.base),
         "steps": plan.steps,
         "num_processes": accelerator.num_processes,
         "device": accelerator.device.type,
@@ -179,6 +180,8 @@ def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator,
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
     }
+    fingerprint = fingerprint_run(run)
+    return {**run, "fingerprint": fingerprint, "seed": seed_of(args.seed, fingerprint)}
 
 
 def base_name(name: str) -> str:

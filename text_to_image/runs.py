@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 from errors import UserError, WorkError
@@ -12,22 +13,57 @@ RUN_FILE = "run.json"
 # What may change without changing the weights. All other arguments count, so a new flag is never forgotten; data set
 # and model count by their content, batch, accumulation and processes by their product.
 NOT_IN_FINGERPRINT = {
-    "cache", "cache_dir", "caption_column", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers",
-    "dataset", "dataset_config_name", "dry_run", "epochs", "foreach_ema", "gradient_accumulation_steps",
-    "gradient_checkpointing", "hub_model_id", "hub_token", "image_column", "latents_cache_dir", "local_rank",
-    "logging_dir", "max_train_samples", "max_train_steps", "num_validation_images", "offload_ema", "origins",
-    "output_dir", "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint", "revision",
-    "seed", "tracker_project_name", "train_batch_size", "validation_dir", "validation_epochs", "validation_prompts",
+    "allow_pickle", "cache", "cache_dir", "caption_column", "checkpointing_steps", "checkpoints_total_limit",
+    "dataloader_num_workers", "dataset", "dataset_config_name", "distributed_timeout", "dry_run", "epochs",
+    "foreach_ema", "gradient_accumulation_steps", "gradient_checkpointing", "hub_model_id", "hub_token",
+    "image_column", "latents_cache_dir", "local_rank", "logging_dir", "max_bad_steps", "max_train_samples",
+    "max_train_steps", "num_validation_images", "offload_ema", "origins", "output_dir", "overwrite",
+    "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint", "revision", "seed",
+    "tracker_project_name", "train_batch_size", "validation_dir", "validation_epochs", "validation_prompts",
     "validation_split", "validation_steps", "variant",
 }  # fmt: skip
+NAMED = {  # of what is no argument, in words
+    "dataset_hash": "the data set: other pictures or captions",
+    "base_model_hash": "the base model: other weights or configs",
+}
 SECRETS = {"hub_token"}  # in no file, tracker or line that is printed
 
 
-def fingerprint_run(arguments: dict, dataset_hash: str, model_hash: str, global_batch: int, seed: int | None) -> str:
-    """64 hex digits of everything that changes the weights, but not how long the run is."""
-    counted = {name: value for name, value in arguments.items() if name not in NOT_IN_FINGERPRINT}
-    identity = [sorted(counted.items()), dataset_hash, model_hash, global_batch, seed]
-    return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()
+def identity_of(run: dict) -> dict:
+    """All of run.json that changes the weights, but not how long the run is."""
+    counted = {name: value for name, value in run["arguments"].items() if name not in NOT_IN_FINGERPRINT}
+    facts = (
+        "mixed_precision",
+        "prior_guidance_scale",
+        "dataset_hash",
+        "base_model_hash",
+        "global_batch",
+        "seed_asked",
+    )
+    return {**counted, **{name: run.get(name) for name in facts}}
+
+
+def fingerprint_run(run: dict) -> str:
+    """64 hex digits of everything that changes the weights."""
+    return hashlib.sha256(_json(sorted(identity_of(run).items())).encode()).hexdigest()
+
+
+def differences(earlier: dict, run: dict) -> list[str]:
+    """What changes the weights and is not in both runs the same, a line each; empty for the same run."""
+    try:
+        before = identity_of(earlier)
+    except (KeyError, AttributeError):
+        return ["its run.json does not say what it was"]
+    now, lines = identity_of(run), []
+    for name in sorted({*before, *now}):
+        was, is_now = _json(before.get(name)), _json(now.get(name))
+        if was != is_now:
+            lines.append(NAMED.get(name) or f"{name}: {was} there, {is_now} here")
+    return lines
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, default=str)
 
 
 def without_secrets(arguments: dict) -> dict:
@@ -60,20 +96,12 @@ def read_run(folder: Path) -> dict | None:
     return run
 
 
-def check_same_run(folder: Path, fingerprint: str, has_something: bool = True) -> dict | None:
-    """run.json of an earlier start of this very run, or None; UserError where the folder holds another run.
-
-    One that has neither finished nor left a checkpoint (`has_something`) is in nobody's way.
-    """
-    earlier = read_run(folder)
-    if earlier and earlier.get("fingerprint") != fingerprint:
-        if not (earlier.get("finished") or has_something):
-            return None
-        raise UserError(
-            f"{folder} holds another run (other data, model, batch or arguments); name another --output_dir, "
-            "or leave the flag out: each run then gets a folder of its own"
-        )
-    return earlier
+def remove_run(folder: Path) -> None:
+    """What a run leaves beside the model itself, which the next one replaces; other files stay."""
+    for name in (RUN_FILE, "metrics.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    for path in [*folder.glob("checkpoint-*"), folder / "validation"]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def shown(path: Path | str) -> str:

@@ -2,16 +2,17 @@
 
 import argparse
 import shlex
-import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from disk_space import Space
 from model_defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
 from models import count_parameters
 from plan import Plan, writing_in
 from prompts import count_tokens
 from reporting import origins_line
+from resuming import Start
 from runs import shown
 
 Rows = list[tuple[str, str]]
@@ -19,8 +20,9 @@ PRECISIONS = {"no": "fp32", "bf16": "a bf16 copy of fp32 weights", "fp16": "fp16
 
 
 def start_table(
-    args: argparse.Namespace, plan: Plan, run: dict, accelerator: Accelerator, tokenizer, folder: Path, first_step: int
-) -> Rows:
+    args: argparse.Namespace, plan: Plan, run: dict, accelerator: Accelerator, tokenizer, folder: Path, start: Start,
+    space: Space,
+) -> Rows:  # fmt: skip
     """What will be done."""
     parameters = count_parameters(plan.base) / 1e6
     precision = PRECISIONS[run["mixed_precision"]]
@@ -32,13 +34,14 @@ def start_table(
         *_bucket_rows(plan),
         *_flip_rows(args, plan),
         ("captions", _captions_line(args, plan, tokenizer)),
-        ("steps", _steps_line(args, plan, first_step)),
+        ("steps", _steps_line(args, plan, start.first_step)),
+        *(("", note) for note in start.notes),
         ("batch", _batch_line(args, plan, accelerator.num_processes)),
         ("learning rate", f"{plan.learning_rate:g}, {args.lr_scheduler}, {plan.warmup} steps of warm-up"),
         ("device", f"{accelerator.device} x {accelerator.num_processes}, {precision}; seed {run['seed']}"),
         ("flags", origins_line(vars(args), args.origins, FROM_FLAG)),
         ("from the model", f"{origins_line(vars(args), args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
-        ("output", f"{shown(folder)}, fp32; {_space_line(args, plan, folder)}"),
+        ("output", f"{shown(folder)}, fp32; {space.line}"),
     ]
 
 
@@ -92,17 +95,6 @@ def _batch_line(args: argparse.Namespace, plan: Plan, processes: int) -> str:
     if plan.prior_batch:
         line += f", and {plan.prior_batch} of the {len(plan.prior_prompts)} pictures that the base draws first"
     return line
-
-
-def _space_line(args: argparse.Namespace, plan: Plan, folder: Path) -> str:
-    """What the checkpoints will take and what is free."""
-    weights = 4 * count_parameters(plan.base)
-    each = weights * (3 + args.use_ema) if not args.lora_rank else weights // 50
-    written = plan.steps // args.checkpointing_steps
-    kept = min(written, args.checkpoints_total_limit or written)
-    there = next(path for path in [folder, *folder.resolve().parents] if path.is_dir())
-    free = shutil.disk_usage(there).free
-    return f"{kept} checkpoints of about {each / 1e9:.2g} GB, {free / 1e9:.3g} GB free"
 
 
 def _counted(number: int) -> str:

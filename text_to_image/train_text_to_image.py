@@ -18,6 +18,7 @@ from flags import (
     seed,
 )
 from model_defaults import FROM_SCRIPT, STARTER, TRAINING_DEFAULTS, merge_defaults
+from stopping import StopSignals
 
 EXAMPLES = """\
   python text_to_image/train_text_to_image.py --dataset dataset --epochs 100
@@ -42,7 +43,7 @@ NEEDS = (  # a flag, the one it makes no sense without, and what that is
 # Not for a model to decide: where things are, and how long one wants to train.
 NOT_FROM_THE_MODEL = {
     "cache_dir", "dataset", "dataset_config_name", "dry_run", "epochs", "hub_model_id", "hub_token",
-    "latents_cache_dir", "local_rank", "logging_dir", "max_train_steps", "non_ema_revision", "output_dir",
+    "latents_cache_dir", "local_rank", "logging_dir", "max_train_steps", "non_ema_revision", "output_dir", "overwrite",
     "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint", "revision",
     "tracker_project_name", "validation_dir", "variant",
 }  # fmt: skip
@@ -199,6 +200,12 @@ def add_run_flags(group) -> None:
          help="keep the newest N checkpoints, and the one with the lowest held-out loss (default: all)")
     flag("--resume_from_checkpoint", metavar="NAME",
          help="'latest', the name of a checkpoint in the output folder, or a path (default: latest of the same run)")
+    flag("--overwrite", action="store_true",
+         help="begin anew in an output folder that holds another run, and remove what that one left there")
+    flag("--max_bad_steps", type=positive_int, default=5, metavar="N",
+         help="stop after N steps in a row whose loss or gradient is no number; fewer are skipped (default: 5)")
+    flag("--distributed_timeout", type=positive_int, default=30, metavar="MINUTES",
+         help="how long a process waits for the others before it gives up (default: 30)")
     flag("--local_rank", type=int, default=-1, metavar="N", help="set by launchers; accepted")
 
 
@@ -252,9 +259,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     require_packages()
-    from training import train
+    with StopSignals() as stop:
+        from training import train
 
-    train(args)
+        train(args, stop)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,7 @@ class MasterWeights:
     """
 
     def __init__(self, unet: UNet2DConditionModel, processes: int):
+        self.unet = unet
         self.copies = [p for p in unet.parameters() if p.requires_grad]
         self.parameters = [torch.nn.Parameter(p.detach().float().clone()) for p in self.copies]
         self.processes = processes
@@ -154,15 +155,22 @@ class MasterWeights:
 
     @contextlib.contextmanager
     def full_precision(self) -> Iterator[None]:
-        """The UNet with the fp32 weights in place of their copies, to be saved; nothing is copied for it."""
-        halves = [copied.data for copied in self.copies]
-        for copied, weight in zip(self.copies, self.parameters, strict=True):
-            copied.data = weight.data
+        """The UNet with the fp32 weights in place of their copies, to be saved; nothing is copied for it.
+
+        The parameters change places, not their data: one whose data change type forgets that it is to exchange its
+        gradient with the other processes.
+        """
+        self._exchange(self.copies, self.parameters)
         try:
             yield
         finally:
-            for copied, half in zip(self.copies, halves, strict=True):
-                copied.data = half
+            self._exchange(self.parameters, self.copies)
+
+    def _exchange(self, these: Sequence[torch.nn.Parameter], for_those: Sequence[torch.nn.Parameter]) -> None:
+        instead = {id(one): other for one, other in zip(these, for_those, strict=True)}
+        for module in self.unet.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, instead.get(id(parameter), parameter))
 
 
 def hold_weights(unet: UNet2DConditionModel, precision: str, processes: int = 1) -> OwnWeights | MasterWeights:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 
 from averaging import make_average
+from bad_steps import BadSteps
 from building import (
     find_optimizer,
     make_batches,
@@ -22,37 +23,37 @@ from building import (
     prior_latents,
     speed_up,
 )
-from checkpoints import (
-    complete_checkpoints,
-    find_checkpoint,
-    load_training_state,
-    remove_later,
-    save_checkpoint,
-    step_of,
-)
-from errors import UserError
+from checkpoints import complete_checkpoints, load_training_state, save_checkpoint, step_of
+from disk_space import Space, check_space, measure_space
+from errors import Stopped, UserError
 from hub import prepare_upload, upload
+from locking import RunLock
 from models import load_noise_scheduler, load_tokenizer, quiet_libraries
 from objective import diffusion_loss, make_objective
-from plan import describe_run, make_plan
+from plan import describe_run, make_plan, names_of
+from processes import any_process, on_main
 from reporting import METRICS_FILE, StepLog, duration, peak_memory_gb, print_table, read_rows, start_trackers
-from runs import check_same_run, output_folder, write_run
+from resuming import Start, begin, find_start
+from runs import output_folder, write_run
 from schedule import learning_rate_schedule
 from start_table import closing_lines, start_table
+from stopping import StopSignals
 from trainable import hold_weights, make_trainable
 from validation import best_step
 
 TIMED_STEPS = 2  # of a dry run, after one that warms up
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     """Trains as `args` say (train_text_to_image.py documents them) and saves the result.
 
-    Raises UserError before the first step where the data set, the model or the output folder is not usable.
+    Raises UserError before the first step where the data set, the model or the output folder is not usable, WorkError
+    where the work cannot be done, Stopped after the step in which `stop` heard a signal, with a checkpoint of it.
     """
+    stop = stop or StopSignals()
     # Check the data set and the model, plan the run:
     quiet_libraries()
-    accelerator, precision = make_accelerator(args.mixed_precision, args.report_to)
+    accelerator, precision = make_accelerator(args)
     quiet = not accelerator.is_main_process
     torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
     plan = make_plan(args, accelerator)
@@ -66,21 +67,16 @@ def train(args: argparse.Namespace) -> None:
     folder = output_folder(args.output_dir, args.dataset, plan.base, run["fingerprint"])
 
     # Go on with an earlier start of this run, or see that nothing is left to do:
-    earlier = check_same_run(folder, run["fingerprint"], has_something=bool(complete_checkpoints(folder)))
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, folder, run["trained"])
-    if earlier and earlier["finished"] and earlier["steps"] >= plan.steps:
-        finish(args, folder, earlier, accelerator)
+    start = on_main(accelerator, lambda: find_start(args, plan, folder, run))
+    if start.finished(plan.steps):
+        finish(args, folder, start.earlier, accelerator)
         return
-    if earlier and earlier["finished"] and not checkpoint:
-        raise UserError(f"{folder} is finished and has no checkpoint to go on from; name another --output_dir")
-    first_step = step_of(checkpoint) if checkpoint else 0
+    checkpoint, first_step = start.checkpoint, start.first_step
     run["steps"] = max(plan.steps, first_step)
-    print_table(start_table(args, plan, run, accelerator, tokenizer, folder, first_step), quiet)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not args.dry_run:
-        write_run(folder, run)
-        remove_later(folder, first_step)
-        prepare_upload(args, folder)
+    space = measure_space(args, plan, folder)
+    print_table(start_table(args, plan, run, accelerator, tokenizer, folder, start, space), quiet)
+    if not args.dry_run:
+        on_main(accelerator, lambda: take_folder(args, folder, start, run, space))
 
     # Encode what does not change, once; the VAE and the text encoder leave the memory with this:
     encodings = make_encodings(args, plan, tokenizer, accelerator, folder, quiet)
@@ -98,6 +94,8 @@ def train(args: argparse.Namespace) -> None:
     if checkpoint:
         restore(load_training_state(checkpoint), optimizer, accelerator)
 
+    bad_steps = BadSteps(accelerator, args.max_bad_steps, lambda step: names_of(plan, batches.pictures_of(step)))
+
     def take_step(step: int) -> torch.Tensor:
         """One optimisation step (from 0); returns its loss, the mean over this process's samples' share of it."""
         for group in optimizer.param_groups:
@@ -111,12 +109,14 @@ def train(args: argparse.Namespace) -> None:
                 accelerator.backward(loss * accelerator.num_processes)
             weights.collect_gradients(last)
             step_loss += loss.detach()
-        accelerator.clip_grad_norm_(weights.parameters, args.max_grad_norm)
-        optimizer.step()
+        step_loss = accelerator.reduce(step_loss, reduction="sum")
+        norm = accelerator.clip_grad_norm_(weights.parameters, args.max_grad_norm)
+        if bad_steps.is_good(step, step_loss, norm):
+            optimizer.step()
+            weights.publish()
+            average.step(weights.parameters)
         optimizer.zero_grad()
-        weights.publish()
-        average.step(weights.parameters)
-        return accelerator.reduce(step_loss, reduction="sum")
+        return step_loss
 
     if args.dry_run:
         print_table([("duration", estimate(take_step, first_step, plan.steps))], quiet)
@@ -129,14 +129,19 @@ def train(args: argparse.Namespace) -> None:
     )
     read_every = 1 if accelerator.device.type == "cpu" else 10
     log = StepLog(folder, first_step, plan.steps, plan.samples_per_step, read_every, quiet, accelerator.log)
+    stop.deferring = True
     for step in range(first_step, plan.steps):
         loss = take_step(step)
         done = step + 1
         epoch = done * plan.global_batch / (len(plan.pictures) * args.repeats)
         log.step(done, epoch, loss, rate_at(step), watch.after)
-        if done % args.checkpointing_steps == 0:
+        stopping = any_process(accelerator, bool(stop.asked))
+        if stopping or done % args.checkpointing_steps == 0:
             log.flush()
             checkpoint_run(args, folder, done, accelerator, trainable, unwrapped, weights, average, optimizer)
+        if stopping:
+            log.close()
+            raise Stopped(stop.words(done, plan.steps))
     log.close()
 
     # Save the result, with the averaged weights where there are such:
@@ -145,15 +150,25 @@ def train(args: argparse.Namespace) -> None:
         with weights.full_precision():
             trainable.save_result(unwrapped, plan.base, folder, noise_scheduler)
         write_run(folder, {**run, **outcome(folder)})
+    stop.deferring = False
     finish(args, folder, run, accelerator)
 
 
-def make_accelerator(mixed_precision: str | None, report_to: str) -> tuple[Accelerator, str]:
+def take_folder(args: argparse.Namespace, folder: Path, start: Start, run: dict, space: Space) -> None:
+    """From here on the folder is this run's, and no other may write into it."""
+    check_space(space, folder)
+    RunLock(folder).take()
+    begin(folder, start, run)
+    prepare_upload(args, folder)
+
+
+def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
     """The accelerator and the precision: what the flag says, else what accelerate was told.
 
     For bf16 it is one without autocast: `trainable.MasterWeights` does its work.
     """
-    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    report_to = args.report_to
+    precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     trackers = None if report_to == "none" else [report_to]
     for package in ("tensorboard", "wandb", "comet_ml"):
         if report_to == package and importlib.util.find_spec(package) is None:
@@ -162,6 +177,7 @@ def make_accelerator(mixed_precision: str | None, report_to: str) -> tuple[Accel
         accelerator = Accelerator(
             mixed_precision="no" if precision == "bf16" else precision,
             log_with=trackers,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=args.distributed_timeout))],
             project_config=ProjectConfiguration("."),  # the real folder is not known yet: `start_trackers` says it
             # Batches are split here, and by what environment accelerate may bring nothing is divided again.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -190,20 +206,20 @@ def estimate(take_step, first_step: int, steps: int) -> str:
 
 def checkpoint_run(args, folder: Path, step: int, accelerator, trainable, unet, weights, average, optimizer) -> None:
     """Written by the main process; the others wait, or they would run ahead into a collective call without it."""
-    if accelerator.is_main_process:
+
+    def save(part: Path) -> None:
+        with weights.full_precision():
+            trainable.save_checkpoint(unet, part)
+        average.save_pretrained(part / "unet_ema")
+
+    def write() -> None:
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler_state(accelerator)}
         kept = {step, *map(step_of, complete_checkpoints(folder))}
         best = best_step(read_rows(folder / METRICS_FILE), among=kept)
+        best_one = {best[0]} if best else set()
+        save_checkpoint(folder, step, trainable.kind, save, state, args.checkpoints_total_limit, best_one)
 
-        def save(part: Path) -> None:
-            with weights.full_precision():
-                trainable.save_checkpoint(unet, part)
-            average.save_pretrained(part / "unet_ema")
-
-        save_checkpoint(
-            folder, step, trainable.kind, save, state, args.checkpoints_total_limit, {best[0]} if best else set()
-        )
-    accelerator.wait_for_everyone()
+    on_main(accelerator, write)
 
 
 def scaler_state(accelerator: Accelerator) -> dict | None:
@@ -218,8 +234,10 @@ def restore(state: dict, optimizer, accelerator: Accelerator) -> None:
 
 def outcome(folder: Path) -> dict:
     """What run.json says at the end of the run."""
-    best = best_step(read_rows(folder / METRICS_FILE))
+    rows = read_rows(folder / METRICS_FILE)
+    best = best_step(rows)
     told = {"best_step": best[0], best[1]: best[2]} if best else {}
+    told["skipped_steps"] = sum(row["train_loss"] is None for row in rows)
     finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     return {**told, "finished": True, "finished_at": finished_at, "peak_memory_gb": peak_memory_gb()}
 

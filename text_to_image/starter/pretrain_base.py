@@ -57,7 +57,7 @@ STAGES = {
         "decay_from": 0.3,
         "ema": 0.999,
         "floor": 0.5,
-        "drills": (0.08, 0.32),
+        "drills": (0.05, 0.6),
     },
 }
 
@@ -201,21 +201,26 @@ def draw_lesson(captions: Captions, pictures: Pictures, options: dict, rng: np.r
 
 
 def view_lesson(captions: Captions, specs: list[Spec], latents: torch.Tensor, rng: np.random.Generator) -> Lesson:
-    """Front and back of the same garments under the same noise, learned only where the two differ."""
+    """Front and back of the same garments under the same noise, learned only where the two differ.
+
+    So much noise that the picture does not tell by itself which one it is: then the words are all there is to go by.
+    """
     seeds = rng.integers(2**32, size=len(specs) // 2)
     texts = [_naming_view(s, np.random.default_rng(seed)) for s, seed in zip(specs, [*seeds, *seeds], strict=True)]
     front, back = latents.chunk(2)
     differs = (front - back).abs().mean(1, keepdim=True)
     where = (differs / differs.mean((2, 3), keepdim=True)).clamp(max=10)
-    return Lesson(latents, captions.of(texts), (150, 950), where.repeat(2, 1, 1, 1), alike=2)
+    return Lesson(latents, captions.of(texts), (650, 1000), where.repeat(2, 1, 1, 1), alike=2)
 
 
 def _naming_view(spec: Spec, rng: np.random.Generator) -> str:
-    way = rng.random()
-    if way < 0.3:
+    """A caption that tells what is seen and from which side: what a side looks like depends on the garment."""
+    if rng.random() < 0.15:
         return caption_of(spec, rng, 30)
-    forms = (str(rng.choice(VIEWS[spec.view])), f"the {spec.view} view", f"the {spec.view} of the garment is shown")
-    return _alone_or_last(spec, forms[0 if way < 0.8 else rng.integers(1, 3)], rng)
+    view = (*VIEWS[spec.view], f"the {spec.view} view", f"the {spec.view} of the garment is shown")
+    garment = rng.choice(NAMES[spec.kind]) if rng.random() < 0.2 else subject(spec, rng)
+    place = f" {rng.choice(FOLDS[spec.fold])} {rng.choice(BACKGROUNDS)}" if rng.random() < 0.5 else ""
+    return f"{garment}{place}{rng.choice([' ', ', ', '. '])}{rng.choice(view)}"
 
 
 def _alone_or_last(spec: Spec, phrase: str, rng: np.random.Generator) -> str:

@@ -1,0 +1,253 @@
+"""A run that is stopped anywhere and started again ends with the same bits as one that was not."""
+
+import json
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from background import TORCHRUN, Background, count_rows
+from conftest import write_captioned_folder
+from errors import UserError
+from run_folder import losses, rows
+
+STEPS = 12
+USUAL = [
+    "--max_train_steps",
+    STEPS,
+    "--learning_rate",
+    1e-3,
+    "--checkpointing_steps",
+    2,
+    "--dataloader_num_workers",
+    0,
+]
+FULL = [
+    "--use_ema", "--gradient_accumulation_steps", 2, "--train_batch_size", 2, "--random_flip", "--prior_images", 2,
+    "--caption_dropout", 0.3, "--validation_split", 0.2, "--validation_steps", 3, "--validation_prompts", "jeans",
+    "--checkpoints_total_limit", 3,
+]  # fmt: skip
+LORA = ["--lora_rank", 2, "--train_batch_size", 2, "--random_flip"]
+
+
+@pytest.fixture(scope="session")
+def two_shapes(tmp_path_factory) -> Path:
+    """Five pictures, two of them landscape: batches of two sizes."""
+    from PIL import Image
+
+    captions = {
+        f"{i}.png": f"denim jeans laid flat, the {side} pocket" for i, side in enumerate(["left", "right"] * 3)
+    }
+    captions.pop("5.png")
+    folder = write_captioned_folder(tmp_path_factory.mktemp("shapes") / "data", captions)
+    for name in ("1.png", "3.png"):
+        with Image.open(folder / name) as image:
+            image.rotate(90, expand=True).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def command(tiny_model, two_shapes, tmp_path):
+    """The flags of a run into tmp_path / name."""
+
+    def flags(name: str, *more: object) -> list[object]:
+        where = [
+            "--pretrained_model_name_or_path",
+            tiny_model,
+            "--dataset",
+            two_shapes,
+            "--output_dir",
+            tmp_path / name,
+        ]
+        return [*where, "--resume_from_checkpoint", "latest", *USUAL, *more]
+
+    return flags
+
+
+def same(one: Path, other: Path) -> bool:
+    """Weights, averages, optimizer and what metrics.jsonl tells, bit for bit."""
+    for path in sorted(one.rglob("*.safetensors")):
+        if "cache" in path.parts:
+            continue
+        left, right = load_file(path), load_file(other / path.relative_to(one))
+        assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left), path
+    states = [torch.load(f / f"checkpoint-{STEPS}" / "training_state.pt", weights_only=True) for f in (one, other)]
+    left, right = (state["optimizer"]["state"] for state in states)
+    assert all(torch.equal(left[i][name], right[i][name]) for i in left for name in left[i])
+    timings = ("images_per_second", "peak_memory_gb")
+    told = [[{k: v for k, v in row.items() if k not in timings} for row in rows(folder)] for folder in (one, other)]
+    assert told[0] == told[1] and len(told[0]) == STEPS
+    return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills", "launcher"),
+    [(FULL, 3, None), (LORA, 2, None), (FULL, 2, TORCHRUN), ([*LORA, "--mixed_precision", "bf16"], 1, TORCHRUN)],
+    ids=["full", "LoRA", "full, two processes", "LoRA in bf16, two processes"],
+)
+def test_a_run_that_was_killed_anywhere_ends_with_the_same_bits(command, tmp_path, kind, kills, launcher):
+    chance, log = random.Random(str(kind)), tmp_path / "log"
+    assert Background(log, *command("whole", *kind), launcher=launcher).ended() == 0, log.read_text()
+    killed = 0
+    for _ in range(kills):
+        run = Background(log, *command("cut", *kind), launcher=launcher)
+        rows_first, delay = chance.randint(1, 3), chance.uniform(0, 0.2)
+        before = count_rows(tmp_path / "cut")
+        run.until(lambda before=before, more=rows_first: count_rows(tmp_path / "cut") >= min(before + more, STEPS - 1))
+        killed += run.for_at_most(delay).kill().ended() != 0  # random: whatever it meets, the end is the same
+    assert Background(log, *command("cut", *kind), launcher=launcher).ended() == 0, log.read_text()
+    assert killed
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert not [path for path in (tmp_path / "cut").rglob(".*") if path.name != ".lock"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_ends_the_run_after_its_step_and_the_same_command_goes_on(command, tmp_path, number):
+    log, out = tmp_path / "log", tmp_path / "out"
+    flags = [*command("out", *LORA), "--checkpointing_steps", 100]
+    run = Background(log, *flags).until(lambda: count_rows(out) >= 2).send(number)
+    assert run.ended() == 75
+    done = count_rows(out)
+    assert 2 <= done < STEPS and (out / f"checkpoint-{done}" / "manifest.json").is_file()
+    assert f"{number.name}: stopped after step {done} of {STEPS}, saved in checkpoint-{done}" in log.read_text()
+    assert Background(log, *flags).ended() == 0
+    assert f"going on after step {done}" in log.read_text() and count_rows(out) == STEPS
+
+
+def test_one_signalled_process_stops_both_at_the_same_step(command, tmp_path, two_processes):
+    log, out = tmp_path / "log", tmp_path / "out"
+    first, second = two_processes(log, *command("out", *LORA))
+    first.until(lambda: count_rows(out) >= 2)
+    second.send(signal.SIGUSR1)
+    assert (first.ended(), second.ended()) == (75, 75), log.read_text()
+    assert f"stopped after step {count_rows(out)} of" in log.read_text()
+
+
+@pytest.fixture
+def two_processes():
+    """Starts both without a launcher, each to be signalled by itself."""
+    import socket
+
+    started = []
+
+    def start(log: Path, *flags: object) -> list[Background]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        there = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"}
+        for rank in "01":
+            log_of = log.with_name(f"{log.name}{rank if rank == '1' else ''}")
+            started.append(Background(log_of, *flags, RANK=rank, LOCAL_RANK=rank, **there))
+        return started
+
+    yield start
+    for run in started:
+        run.kill()
+
+
+@pytest.mark.parametrize("survivor", [0, 1])
+def test_a_process_whose_peer_dies_ends_with_a_line_and_does_not_hang(command, tmp_path, two_processes, survivor):
+    log, out = tmp_path / "log", tmp_path / "out"
+    both = two_processes(log, *command("out", *LORA))
+    both[0].until(lambda: count_rows(out) >= 2)
+    both[1 - survivor].kill()
+    assert both[survivor].ended() == 1
+    assert "another process of this run has ended" in both[survivor].log.read_text()
+
+
+def test_a_signal_while_encoding_ends_at_once_and_leaves_nothing_half_written(tiny_model, tmp_path):
+    captions = {f"{i}.jpg": f"a red t-shirt, number {i}" for i in range(400)}
+    folder = write_captioned_folder(tmp_path / "many", captions)
+    log, out = tmp_path / "log", tmp_path / "out"
+    flags = ["--pretrained_model_name_or_path", tiny_model, "--dataset", folder, "--output_dir", out]
+    flags += ["--max_train_steps", 1, "--validation_steps", 100]
+    encoded = out / "cache" / "latents"
+    run = Background(log, *flags).until(lambda: encoded.is_dir() and any(encoded.iterdir())).send(signal.SIGTERM)
+    assert run.ended() == 75
+    assert "SIGTERM" in log.read_text() and "Traceback" not in log.read_text()
+    kept = {path.name: path.stat().st_mtime_ns for path in encoded.glob("*.safetensors")}
+    assert kept and not list(encoded.glob(".*")) and count_rows(out) == 0
+    assert Background(log, *flags).ended() == 0
+    assert all((encoded / name).stat().st_mtime_ns == written for name, written in kept.items())
+
+
+def test_a_run_of_two_processes_goes_on_with_one_and_the_other_way(command, tmp_path):
+    log = tmp_path / "log"
+    half = ["--max_train_steps", STEPS // 2, "--lr_scheduler", "constant", "--train_batch_size"]
+    whole = ["--max_train_steps", STEPS, "--lr_scheduler", "constant", "--train_batch_size"]
+    one, two = (4, None), (2, TORCHRUN)
+    for name, first, then in (("alone", one, one), ("fewer", two, one), ("more", one, two)):
+        for length, (batch, launcher) in ((half, first), (whole, then)):
+            ended = Background(log, *command(name, *length, batch), launcher=launcher).ended()
+            assert ended == 0, log.read_text()
+    assert losses(tmp_path / "fewer") == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
+    assert losses(tmp_path / "more") == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
+
+
+# --- what is refused, and what is told ------------------------------------------------------------------------------
+
+
+def test_a_changed_run_is_refused_with_the_list_of_what_differs(train_run, tmp_path):
+    train_run("out", "--max_train_steps", 1, "--seed", 1)
+    other = write_captioned_folder(tmp_path / "other", {"1.png": "a red t-shirt"})
+    with pytest.raises(UserError) as refused:
+        train_run("out", "--max_train_steps", 1, "--learning_rate", 1e-4, "--seed", 2, dataset=other)
+    said = str(refused.value)
+    assert "learning_rate: 1e-05 there, 0.0001 here" in said and "seed_asked: 1 there, 2 here" in said
+    assert "other pictures or captions" in said and "--overwrite" in said and "base model" not in said
+
+
+def test_overwrite_begins_anew_where_another_run_was(train_run):
+    train_run("out", "--max_train_steps", 3, "--checkpointing_steps", 2)
+    out = train_run("out", "--max_train_steps", 2, "--learning_rate", 1e-4, "--overwrite")
+    assert len(rows(out)) == 2 and not list(out.glob("checkpoint-*"))
+    assert json.loads((out / "run.json").read_text())["arguments"]["learning_rate"] == 1e-4
+
+
+def test_a_dry_run_with_overwrite_removes_nothing(train_run):
+    out = train_run("out", "--max_train_steps", 2, "--checkpointing_steps", 2)
+    train_run("out", "--max_train_steps", 2, "--learning_rate", 1e-4, "--overwrite", "--dry_run")
+    assert (out / "checkpoint-2").is_dir() and len(rows(out)) == 2
+
+
+def test_more_steps_go_on_and_what_the_schedule_does_is_told(train_run, capsys):
+    train_run("out", "--max_train_steps", 4, "--checkpointing_steps", 4)
+    train_run("out", "--max_train_steps", 8, "--checkpointing_steps", 4)
+    assert "4 steps were planned, now 8: the cosine schedule" in capsys.readouterr().out
+
+
+def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_taken(train_run, capsys):
+    usual = ["--checkpointing_steps", 2, "--lr_scheduler", "constant", "--seed", 1]
+    whole = train_run("whole", "--max_train_steps", 8, *usual)
+    out = train_run("out", "--max_train_steps", 6, *usual)
+    weights = out / "checkpoint-6" / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    train_run("out", "--max_train_steps", 8, *usual)
+    said = capsys.readouterr().out
+    assert "checkpoint-6 is not whole (unet/diffusion_pytorch_model.safetensors is damaged" in said
+    assert "going on after step 4" in said
+    assert losses(out) == losses(whole)
+
+
+def test_a_half_written_checkpoint_is_named_and_removed(train_run, capsys):
+    usual = ["--checkpointing_steps", 2, "--lr_scheduler", "constant"]
+    out = train_run("out", "--max_train_steps", 2, *usual)
+    shutil.copytree(out / "checkpoint-2", out / ".partial-4")
+    train_run("out", "--max_train_steps", 3, *usual)
+    assert ".partial-4 was being written" in capsys.readouterr().out and not (out / ".partial-4").exists()
+
+
+def test_a_checkpoint_of_another_folder_is_taken_only_from_the_same_run(train_run, tmp_path):
+    usual = ["--checkpointing_steps", 2, "--lr_scheduler", "constant"]
+    train_run("first", "--max_train_steps", 2, *usual)
+    there = ["--resume_from_checkpoint", tmp_path / "first" / "checkpoint-2"]
+    out = train_run("second", "--max_train_steps", 3, *usual, *there)
+    assert [row["step"] for row in rows(out)] == [3]
+    with pytest.raises(UserError, match="another run's:\n  learning_rate"):
+        train_run("third", "--max_train_steps", 3, *usual, *there, "--learning_rate", 1e-4)

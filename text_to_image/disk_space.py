@@ -1,0 +1,51 @@
+"""What a run will write and whether there is room for it, before the first step."""
+
+import argparse
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoints import complete_checkpoints
+from errors import WorkError
+from models import PARTS, count_parameters
+from plan import Plan
+
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Space:
+    """In bytes."""
+
+    checkpoint: int  # each
+    kept: int  # how many checkpoints there will be at the end
+    needed: int  # still: checkpoints and the result, at the worst moment
+    free: int
+
+    @property
+    def line(self) -> str:
+        kept = "1 checkpoint" if self.kept == 1 else f"{self.kept} checkpoints"
+        return f"{kept} of about {self.checkpoint / 1e9:.2g} GB, {self.free / 1e9:.3g} GB free"
+
+
+def measure_space(args: argparse.Namespace, plan: Plan, folder: Path) -> Space:
+    """A checkpoint holds the weights, Adam's two averages of them and perhaps EMA; the result a whole pipeline."""
+    weights = FLOAT * count_parameters(plan.base)
+    checkpoint = weights // 50 if args.lora_rank else weights * (3 + args.use_ema)
+    result = weights // 50 if args.lora_rank else FLOAT * sum(count_parameters(plan.base, part) for part in PARTS)
+    written = plan.steps // args.checkpointing_steps
+    kept = min(written, args.checkpoints_total_limit or written)
+    at_once = min(written, kept + 1)  # a new one is written before the oldest goes
+    still = max(0, at_once - len(complete_checkpoints(folder)))
+    there = next(path for path in [folder, *folder.resolve().parents] if path.is_dir())
+    return Space(checkpoint, kept, still * checkpoint + result, shutil.disk_usage(there).free)
+
+
+def check_space(space: Space, folder: Path) -> None:
+    """WorkError where the run would end in a full disk."""
+    if space.needed > space.free:
+        raise WorkError(
+            f"{folder}: the run will write {space.needed / 1e9:.3g} GB (checkpoints of {space.checkpoint / 1e9:.2g} "
+            f"GB and the result), {space.free / 1e9:.3g} GB are free; make room, name another --output_dir, or keep "
+            "fewer with --checkpoints_total_limit"
+        )

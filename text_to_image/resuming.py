@@ -1,0 +1,81 @@
+"""Where a run begins: at step 0, after one of its checkpoints, or not at all because it is finished."""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from checkpoints import complete_checkpoints, find_checkpoint, remove_later, step_of
+from errors import UserError
+from plan import Plan
+from runs import differences, read_run, remove_run, write_run
+from schedule import learning_rate_schedule, warmup_steps
+
+ANOTHER_WAY = (
+    "Give the arguments it had, or name another --output_dir (left out, each run gets a folder of its own), "
+    "or begin anew in this one with --overwrite"
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What was found in the output folder, and what follows from it."""
+
+    checkpoint: Path | None = None
+    first_step: int = 0
+    earlier: dict | None = None  # run.json of an earlier start of this very run
+    overwrites: bool = False  # another run is to be removed first
+    notes: list[str] = field(default_factory=list)  # what is to be told of it
+
+    def finished(self, steps: int) -> bool:
+        return bool(self.earlier and self.earlier["finished"] and self.earlier["steps"] >= steps)
+
+
+def find_start(args: argparse.Namespace, plan: Plan, folder: Path, run: dict) -> Start:
+    """Looks, and changes nothing.
+
+    UserError where the folder holds another run, or the checkpoint that was asked for is not to be used.
+    """
+    earlier = read_run(folder)
+    if earlier and (changes := differences(earlier, run)):
+        in_nobodys_way = not (earlier.get("finished") or complete_checkpoints(folder))
+        if in_nobodys_way or args.overwrite:
+            return Start(overwrites=True, notes=[] if in_nobodys_way else [f"removes the run that {folder} holds"])
+        raise UserError("\n  ".join([f"{folder} holds another run:", *changes, ANOTHER_WAY]))
+    checkpoint, notes = find_checkpoint(args.resume_from_checkpoint, folder, run["trained"])
+    if checkpoint and checkpoint.parent.resolve() != folder.resolve():
+        _check_origin(checkpoint, run)
+    start = Start(checkpoint, step_of(checkpoint) if checkpoint else 0, earlier, False, notes)
+    if earlier and not start.finished(plan.steps):
+        if earlier["finished"] and not checkpoint:
+            raise UserError(f"{folder} is finished and has no checkpoint to go on from; name another --output_dir")
+        notes += _changed_schedule(args, plan, earlier["steps"], start.first_step)
+    return start
+
+
+def _check_origin(checkpoint: Path, run: dict) -> None:
+    """A checkpoint of elsewhere must come from a run that differs in nothing that changes the weights."""
+    origin = read_run(checkpoint.parent)
+    if origin and (changes := differences(origin, run)):
+        what = f"--resume_from_checkpoint {checkpoint} is another run's:"
+        raise UserError("\n  ".join([what, *changes, ANOTHER_WAY]))
+
+
+def _changed_schedule(args: argparse.Namespace, plan: Plan, before: int, first_step: int) -> list[str]:
+    """What becomes of the learning rate where the run is now longer or shorter than it was meant to be."""
+    if not first_step or before == plan.steps or args.lr_scheduler in ("constant", "constant_with_warmup"):
+        return []
+    warmup = warmup_steps(args.lr_warmup_steps, before)
+    was = learning_rate_schedule(args.lr_scheduler, plan.learning_rate, warmup, before)(first_step - 1)
+    now = learning_rate_schedule(args.lr_scheduler, plan.learning_rate, plan.warmup, plan.steps)(first_step)
+    return [
+        f"{before} steps were planned, now {plan.steps}: the {args.lr_scheduler} schedule is laid over all of them, "
+        f"the rate goes on at {now:.2g} where it was {was:.2g}"
+    ]
+
+
+def begin(folder: Path, start: Start, run: dict) -> None:
+    """Makes the folder ready: another run is removed, and of this one what lies after the step it goes on from."""
+    if start.overwrites:
+        remove_run(folder)
+    write_run(folder, run)
+    remove_later(folder, start.first_step)

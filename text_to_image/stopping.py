@@ -1,0 +1,43 @@
+"""Signals that ask a run to stop: the step under way is finished and saved, then the run ends with exit code 75."""
+
+import signal
+from contextlib import AbstractContextManager
+from types import FrameType
+
+from errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopSignals(AbstractContextManager):
+    """While the block lasts, a signal is noted where the run is `deferring`, and ends it at once elsewhere.
+
+    Whatever is written is written beside and renamed, so nothing is left half done where it ends at once. A second
+    SIGINT never waits. Without the block, in tests for instance, no signal is heard and `asked` stays None.
+    """
+
+    def __init__(self) -> None:
+        self.asked: str | None = None  # the signal's name
+        self.deferring = False
+        self._before: dict = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def words(self, step: int, steps: int) -> str:
+        return (
+            f"{self.asked or 'a signal to another process'}: stopped after step {step} of {steps}, saved in "
+            f"checkpoint-{step}; the same command goes on from there"
+        )
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        again, self.asked = self.asked, signal.Signals(number).name
+        if again == self.asked == "SIGINT":
+            raise KeyboardInterrupt
+        if not self.deferring:
+            raise Stopped(f"{self.asked}: stopped before the first step; what is encoded is kept")

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from batches import DATA, PRIOR, Batches, micro_batches, step_samples
 from draws import Chances, SampleId, Source
@@ -65,3 +67,65 @@ def test_pictures_of_several_sizes_are_split_into_batches_of_one_and_the_last_is
             assert sum(len(batch.latents) for batch, _ in parts) == 6
             assert all(batch.latents.shape == batch.noise.shape for batch, _ in parts)
             assert [last for _, last in parts] == [False] * (len(parts) - 1) + [True]
+
+
+class Recorder:
+    """Notes the drawn samples in the order in which they are trained on."""
+
+    def __init__(self):
+        self.noises = []
+
+    def encode(self, draws):
+        self.noises += [tuple(draw.noise.flatten().tolist()) for draw in draws]
+        return torch.zeros(len(draws), 1, 1, 1), torch.zeros(len(draws), 1, 1), None
+
+
+SHAPES = ((1, 2, 2), (1, 2, 4), (1, 4, 2))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    pictures=st.lists(st.sampled_from(SHAPES), min_size=1, max_size=9),
+    split=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
+    other_split=st.permutations([0, 1, 2]),
+    prior=st.integers(0, 3),
+    seed=st.integers(0, 3),
+    steps=st.integers(1, 6),
+    data=st.data(),
+)
+def test_a_run_cut_anywhere_and_split_otherwise_trains_on_the_uncut_sequence(
+    pictures, split, other_split, prior, seed, steps, data
+):
+    """Split: processes, accumulation, pictures at once; the later part of the run has them the other way round."""
+
+    def seen(step: int, processes: int, accumulation: int) -> list[tuple]:
+        recorder = Recorder()
+        for process in range(processes):
+            part = Batches(
+                encodings=recorder, sources=sources,
+                chances=Chances(0.1, 1000), seed=seed, data_batch=global_batch, prior_batch=prior, process=process,
+                processes=processes, accumulation=accumulation, device=torch.device("cpu"), dtype=torch.float32,
+            )  # fmt: skip
+            list(part.of_step(step))
+        return recorder.noises
+
+    global_batch = split[0] * split[1] * split[2]
+    sources = {DATA: source("a", pictures, run=global_batch), PRIOR: source("b", SHAPES)}
+    cut = data.draw(st.integers(0, steps))
+    uncut = [sorted(seen(step, split[0], split[1])) for step in range(steps)]
+    then = [split[i] for i in other_split]
+    resumed = [sorted(seen(step, *(split if step < cut else then)[:2])) for step in range(steps)]
+    assert resumed == uncut
+    assert seen(cut, *split[:2]) == seen(cut, *split[:2])  # in the same order too, asked for out of turn
+    everything = [noise for step in uncut for noise in step]
+    assert len(set(everything)) == len(everything) == steps * (global_batch + prior)
+    passes = steps * global_batch // len(pictures)
+    order = [picture for step in range(steps) for picture in _pictures(pictures, global_batch, seed, step)]
+    for number in range(passes):
+        assert sorted(order[number * len(pictures) : (number + 1) * len(pictures)]) == list(range(len(pictures)))
+
+
+def _pictures(pictures: list, global_batch: int, seed: int, step: int) -> list[int]:
+    sources = {DATA: source("a", pictures, run=global_batch)}
+    run = Batches(Recorder(), sources, Chances(0, 1000), seed, global_batch, 0, 0, 1, 1, torch.device("cpu"), None)
+    return run.pictures_of(step)

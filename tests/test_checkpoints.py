@@ -11,7 +11,7 @@ from checkpoints import (
     save_checkpoint,
     step_of,
 )
-from errors import UserError
+from errors import UserError, WorkError
 from models import load_unet
 from tiny_model import tiny_unet
 
@@ -42,16 +42,19 @@ def test_a_checkpoint_is_read_back_as_it_was_written(run, unet):
 
 
 def test_the_latest_is_the_highest_step_not_the_last_name(run):
-    assert find_checkpoint("latest", run).name == "checkpoint-10"
-    assert find_checkpoint(None, run).name == "checkpoint-10"
+    assert find_checkpoint("latest", run)[0].name == "checkpoint-10"
+    assert find_checkpoint(None, run)[0].name == "checkpoint-10"
 
 
 def test_a_half_written_one_is_never_taken(run):
     weights = run / "checkpoint-10" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     (run / "checkpoint-4" / "manifest.json").unlink()
-    assert find_checkpoint("latest", run).name == "checkpoint-2"
-    with pytest.raises(UserError, match="not complete"):
+    found, notes = find_checkpoint("latest", run)
+    assert found.name == "checkpoint-2"
+    assert any("checkpoint-10 is not whole (unet/diffusion_pytorch_model.safetensors has" in note for note in notes)
+    assert any("checkpoint-4 is not whole (no readable manifest.json)" in note for note in notes)
+    with pytest.raises(UserError, match="checkpoint-10 is not whole: .* of .* bytes"):
         find_checkpoint("checkpoint-10", run)
 
 
@@ -62,15 +65,15 @@ def test_what_only_looks_like_a_checkpoint_is_left_alone(run):
 
 
 def test_one_is_named_by_name_or_by_path_and_a_missing_one_is_refused(run, tmp_path_factory):
-    assert find_checkpoint("checkpoint-4", run) == run / "checkpoint-4"
+    assert find_checkpoint("checkpoint-4", run) == (run / "checkpoint-4", [])
     elsewhere = tmp_path_factory.mktemp("other")
-    assert find_checkpoint(str(run / "checkpoint-2"), elsewhere) == run / "checkpoint-2"
+    assert find_checkpoint(str(run / "checkpoint-2"), elsewhere) == (run / "checkpoint-2", [])
     with pytest.raises(UserError, match="checkpoint-3.*checkpoint-2, checkpoint-4, checkpoint-10"):
         find_checkpoint("checkpoint-3", run)
 
 
 def test_without_any_a_run_begins_at_the_start(tmp_path):
-    assert find_checkpoint("latest", tmp_path) is None
+    assert find_checkpoint("latest", tmp_path) == (None, [])
 
 
 def test_the_oldest_go_once_the_new_one_is_whole(run, unet):
@@ -83,13 +86,42 @@ def test_the_best_one_stays_however_old_it_is(run, unet):
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-4", "checkpoint-12"]
 
 
-def test_a_failed_write_leaves_the_others_and_no_new_one(run, unet):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        PermissionError(13, "Permission denied"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_failed_write_leaves_the_others_and_no_new_one_and_says_what_is_needed(run, unet, error):
     def failing(part):
         saving(unet)(part)
-        raise OSError(28, "No space left on device")
+        raise error
 
-    with pytest.raises(OSError):
+    said = r"checkpoint-12 could not be written .*needs about .* GB, .* GB were free .* last good .*: checkpoint-10"
+    with pytest.raises(WorkError, match=said):
         save_checkpoint(run, 12, "UNet", failing, {}, limit=1, keep=set())
+    assert not list(run.glob(".partial-*"))
+    assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]
+
+
+def test_a_flipped_bit_is_found(run):
+    state = run / "checkpoint-10" / "training_state.pt"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 4
+    state.write_bytes(content)
+    found, [note] = find_checkpoint("latest", run)
+    assert found.name == "checkpoint-4" and "training_state.pt is damaged" in note
+
+
+def test_the_old_ones_stay_where_the_new_one_is_not_whole(run, unet, monkeypatch):
+    def crippled(source, target):
+        (source / "manifest.json").unlink()
+        source.rename(target)
+
+    monkeypatch.setattr("checkpoints.os.replace", crippled)
+    save_checkpoint(run, 12, "UNet", saving(unet), {}, limit=3, keep=set())
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]
 
 
@@ -110,5 +142,7 @@ def test_one_of_something_else_is_refused(run):
 
 
 def test_what_an_earlier_start_wrote_after_the_step_it_goes_on_from_is_removed(run):
+    (run / ".partial-12").mkdir()
     remove_later(run, 4)
+    assert not (run / ".partial-12").exists()
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4"]

@@ -3,8 +3,9 @@
 import errno
 
 import pytest
+import torch
 
-from errors import UserError, WorkError, exit_with, first_line
+from errors import Stopped, UserError, WorkError, exit_with, first_line
 
 
 def end(problem: BaseException | None = None, code: int | None = None):
@@ -28,12 +29,23 @@ def end(problem: BaseException | None = None, code: int | None = None):
         (OSError(errno.ENOSPC, "No space left on device", "run.json"), 1, "run.json"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "run.json"), 1, "quota exceeded"),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 1, "make room"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, "--dataloader_num_workers"),
+        (RuntimeError("[pair.cc:545] Connection closed by peer [127.0.0.1]:4"), 1, "another process of this run"),
+        (Stopped("SIGTERM: stopped after step 3"), 75, "SIGTERM: stopped after step 3"),
     ],
 )
 def test_what_is_no_bug_ends_with_its_code_and_one_line(capsys, problem, code, said):
     assert end(problem) == code
     [line] = capsys.readouterr().err.strip().splitlines()
     assert said in line
+
+
+def test_memory_that_is_not_there_is_one_line_with_the_flags_that_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        exit_with(lambda: torch.empty(1 << 60))
+    assert ended.value.code == 1
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "not enough memory" in line and "--gradient_checkpointing" in line
 
 
 def test_work_that_is_done_ends_with_its_own_code_or_0():

@@ -251,3 +251,38 @@ def test_a_checkpoint_of_another_folder_is_taken_only_from_the_same_run(train_ru
     assert [row["step"] for row in rows(out)] == [3]
     with pytest.raises(UserError, match="another run's:\n  learning_rate"):
         train_run("third", "--max_train_steps", 3, *usual, *there, "--learning_rate", 1e-4)
+
+
+# --- two at once ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_into_the_same_folder_is_refused_by_name(command, tmp_path):
+    out, long = tmp_path / "out", [*LORA, "--max_train_steps", 100_000]
+    first = Background(tmp_path / "log", *command("out", *long)).until(lambda: count_rows(out) >= 1)
+    second = Background(tmp_path / "log2", *command("out", *long))
+    assert second.ended() == 2
+    assert f"process {first.process.pid} on this host trains into it" in (tmp_path / "log2").read_text()
+    before = count_rows(out)
+    assert first.until(lambda: count_rows(out) > before).send(signal.SIGTERM).ended() == 75
+
+
+def test_two_runs_that_share_a_cache_do_not_spoil_it(command, tmp_path):
+    shared = ["--latents_cache_dir", tmp_path / "cache", "--lr_scheduler", "constant"]
+    both = [Background(tmp_path / f"log{name}", *command(name, *LORA, *shared)) for name in "ab"]
+    assert [run.ended() for run in both] == [0, 0]
+    assert Background(tmp_path / "log", *command("alone", *LORA, "--lr_scheduler", "constant")).ended() == 0
+    assert losses(tmp_path / "a") == losses(tmp_path / "b") == losses(tmp_path / "alone")
+    assert not list((tmp_path / "cache").rglob(".*"))
+
+
+def test_a_reading_process_that_dies_is_one_line_and_no_hang(train_run, monkeypatch, capsys):
+    import os
+
+    import caching
+    from errors import exit_with
+
+    monkeypatch.setattr(caching, "load_picture", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(SystemExit) as ended:
+        exit_with(lambda: train_run("out", "--max_train_steps", 1, "--dataloader_num_workers", 2))
+    assert ended.value.code == 1
+    assert "--dataloader_num_workers" in capsys.readouterr().err.splitlines()[-1]

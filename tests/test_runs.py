@@ -7,11 +7,12 @@ import pytest
 
 from errors import UserError, WorkError
 from runs import (
-    check_same_run,
+    differences,
     fingerprint_run,
     newest_finished_run,
     output_folder,
     read_run,
+    remove_run,
     seed_of,
     write_run,
 )
@@ -19,8 +20,15 @@ from runs import (
 ARGUMENTS = {"learning_rate": 1e-5, "epochs": 100, "output_dir": None, "train_batch_size": 4, "dataset": "a"}
 
 
-def fingerprint(data: str = "d", model: str = "m", batch: int = 4, seed: int | None = None, **changes) -> str:
-    return fingerprint_run({**ARGUMENTS, **changes}, data, model, batch, seed)
+def run(data: str = "d", model: str = "m", batch: int = 4, seed: int | None = None, **changes) -> dict:
+    return {
+        "arguments": {**ARGUMENTS, **changes}, "dataset_hash": data, "base_model_hash": model, "global_batch": batch,
+        "seed_asked": seed, "mixed_precision": "no", "prior_guidance_scale": 3.0,
+    }  # fmt: skip
+
+
+def fingerprint(**changes) -> str:
+    return fingerprint_run(run(**changes))
 
 
 def test_the_fingerprint_is_of_what_changes_the_weights():
@@ -57,12 +65,24 @@ def test_run_json_is_read_back(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.json"]
 
 
-def test_a_folder_that_holds_another_run_is_refused(tmp_path):
-    write_run(tmp_path, {"fingerprint": "one"})
-    assert check_same_run(tmp_path, "one") == {"fingerprint": "one"}
-    assert check_same_run(tmp_path / "empty", "one") is None
-    with pytest.raises(UserError, match="another run.*--output_dir"):
-        check_same_run(tmp_path, "two")
+def test_what_differs_between_two_runs_is_listed(tmp_path):
+    write_run(tmp_path, run(seed=1))
+    assert differences(read_run(tmp_path), run(seed=1, epochs=3, output_dir=Path("x"))) == []
+    assert differences(read_run(tmp_path), run(seed=2, learning_rate=1, data="other")) == [
+        "the data set: other pictures or captions",
+        "learning_rate: 1e-05 there, 1 here",
+        "seed_asked: 1 there, 2 here",
+    ]
+    assert differences({"steps": 3}, run()) == ["its run.json does not say what it was"]
+
+
+def test_of_a_run_that_is_removed_other_files_stay(tmp_path):
+    for name in ("run.json", "metrics.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    for name in ("checkpoint-2", "validation", "unet"):
+        (tmp_path / name).mkdir()
+    remove_run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "unet"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
@@ -180,6 +181,7 @@ class Lesson:
     where: torch.Tensor  # (B or 1, 1, h, w) weights of the loss
     by_snr: bool = False  # whether a timestep weighs as min-SNR says
     alike: int = 1  # how many parts of the batch share their noise and timesteps
+    views: torch.Tensor | None = None  # (B,) 1 where a caption says front, -1 back, 0 neither
 
 
 def draw_lesson(captions: Captions, pictures: Pictures, options: dict, rng: np.random.Generator) -> Lesson:
@@ -206,21 +208,26 @@ def view_lesson(captions: Captions, specs: list[Spec], latents: torch.Tensor, rn
     So much noise that the picture does not tell by itself which one it is: then the words are all there is to go by.
     """
     seeds = rng.integers(2**32, size=len(specs) // 2)
-    texts = [_naming_view(s, np.random.default_rng(seed)) for s, seed in zip(specs, [*seeds, *seeds], strict=True)]
+    texts, said = zip(
+        *(_naming_view(s, np.random.default_rng(seed)) for s, seed in zip(specs, [*seeds, *seeds], strict=True)),
+        strict=True,
+    )
     front, back = latents.chunk(2)
     differs = (front - back).abs().mean(1, keepdim=True)
     where = (differs / differs.mean((2, 3), keepdim=True)).clamp(max=10)
-    return Lesson(latents, captions.of(texts), (650, 1000), where.repeat(2, 1, 1, 1), alike=2)
+    views = torch.tensor([said_it * (1 if s.view == "front" else -1) for s, said_it in zip(specs, said, strict=True)])
+    return Lesson(latents, captions.of(texts), (650, 1000), where.repeat(2, 1, 1, 1), alike=2, views=views)
 
 
-def _naming_view(spec: Spec, rng: np.random.Generator) -> str:
-    """A caption that tells what is seen and from which side: what a side looks like depends on the garment."""
+def _naming_view(spec: Spec, rng: np.random.Generator) -> tuple[str, bool]:
+    """A caption that tells what is seen and from which side, as what a side looks like depends on the garment; and
+    whether it surely tells the side."""
     if rng.random() < 0.15:
-        return caption_of(spec, rng, 30)
+        return caption_of(spec, rng, 30), False
     view = (*VIEWS[spec.view], f"the {spec.view} view", f"the {spec.view} of the garment is shown")
     garment = rng.choice(NAMES[spec.kind]) if rng.random() < 0.2 else subject(spec, rng)
     place = f" {rng.choice(FOLDS[spec.fold])} {rng.choice(BACKGROUNDS)}" if rng.random() < 0.5 else ""
-    return f"{garment}{place}{rng.choice([' ', ', ', '. '])}{rng.choice(view)}"
+    return f"{garment}{place}{rng.choice([' ', ', ', '. '])}{rng.choice(view)}", True
 
 
 def _alone_or_last(spec: Spec, phrase: str, rng: np.random.Generator) -> str:
@@ -239,6 +246,21 @@ def corner_weight(h: int, w: int, rest: float = 1.0, corners: float = 6.0) -> to
         for columns in (slice(reach), slice(w - reach, w)):
             weight[..., rows, columns] = corners
     return weight
+
+
+def silence(hidden: torch.Tensor, views: torch.Tensor | None, margin: float = 2.0) -> torch.Tensor:
+    """How far the text's hidden states (B, L, width), over all positions, fail to tell front from back along a fixed
+    direction.
+
+    Left alone the encoder keeps a word like 'back' to its own position, where the UNet, which has learned to look for
+    colours and garments, never looks: no gradient ever reached it.
+    """
+    if views is None:
+        return hidden.new_zeros(())
+    direction = torch.randn(hidden.shape[-1], generator=torch.Generator().manual_seed(0)).to(hidden.device)
+    views = views.to(hidden.device)
+    told = hidden.mean(1) @ (direction / direction.norm()) * views
+    return (F.relu(margin - told) * views.abs()).mean()
 
 
 def v_loss(unet, lesson: Lesson, hidden, alphas_cumprod, generator, device, floor: float) -> torch.Tensor:
@@ -290,6 +312,7 @@ def train_diffusion(work: Path, stage: str, samples: int, device: str) -> None:
             hidden = encode_text(models["text"], lesson.input_ids.to(device)).float()
         noise = torch.Generator().manual_seed(step)
         loss = v_loss(models["unet"], lesson, hidden, alphas_cumprod, noise, device, options["floor"])
+        loss = loss + 0.1 * silence(hidden, lesson.views)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)

@@ -1,0 +1,113 @@
+"""One run in a folder at a time."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import locking
+from errors import UserError
+from locking import RunLock, this_process
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A lock whose content and age a test chooses."""
+
+    def write(age: float = 0, **changes):
+        path = tmp_path / ".lock"
+        path.write_text(json.dumps({**this_process(), **changes}))
+        os.utime(path, (time.time() - age,) * 2)
+
+    return write
+
+
+def take(folder) -> RunLock:
+    lock = RunLock(folder)
+    lock.take()
+    return lock
+
+
+def test_it_is_gone_when_it_is_released(tmp_path):
+    lock = take(tmp_path)
+    assert json.loads((tmp_path / ".lock").read_text()) == this_process()
+    lock.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_living_process_of_this_host_is_named(tmp_path, held):
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    held(pid=other.pid, started=locking._started(other.pid), job="77", age=10_000)
+    with pytest.raises(UserError, match=rf"process {other.pid} on this host trains into it \(Slurm job 77\)"):
+        take(tmp_path)
+    other.kill()
+    other.wait()
+    take(tmp_path).release()  # at once when it is gone
+
+
+def test_a_number_that_another_process_has_now_counts_as_gone(tmp_path, held):
+    held(pid=1, started="before the machine was started")
+    take(tmp_path).release()
+
+
+def test_another_host_is_believed_until_it_has_been_silent_for_long(tmp_path, held):
+    held(host="node7", age=60)
+    with pytest.raises(UserError, match="on node7 trains into it, and was alive 60 s ago"):
+        take(tmp_path)
+    held(host="node7", age=locking.STALE_AFTER + 1)
+    take(tmp_path).release()
+
+
+def test_a_requeued_job_takes_over_from_itself_at_once(tmp_path, held, monkeypatch):
+    held(host="node7", job="42", restart=0)
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    with pytest.raises(UserError, match="Slurm job 42"):  # a second run in the same job
+        take(tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    take(tmp_path).release()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 1}'])
+def test_a_lock_that_a_crash_cut_short_holds_nobody_back(tmp_path, content):
+    (tmp_path / ".lock").write_text(content)
+    take(tmp_path).release()
+
+
+def test_it_is_renewed_while_it_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(locking, "RENEWED_EVERY", 0.01)
+    lock = take(tmp_path)
+    os.utime(tmp_path / ".lock", (0, 0))
+    end = time.monotonic() + 20
+    while (tmp_path / ".lock").stat().st_mtime == 0:
+        assert time.monotonic() < end
+    lock.release()
+
+
+def _compete(folder, barrier, won):
+    barrier.wait()
+    try:
+        take(folder)
+    except UserError:
+        won.put(False)
+    else:
+        won.put(True)
+    barrier.wait()
+    os.kill(os.getpid(), signal.SIGKILL)  # leaves the lock behind
+
+
+def test_of_many_that_come_at_once_one_gets_it(tmp_path, held):
+    held(pid=1, started="gone")
+    fork = multiprocessing.get_context("fork")
+    for _ in range(5):
+        barrier, won = fork.Barrier(6), fork.SimpleQueue()
+        crowd = [fork.Process(target=_compete, args=(tmp_path, barrier, won)) for _ in range(6)]
+        for process in crowd:
+            process.start()
+        assert sum(won.get() for _ in crowd) == 1
+        for process in crowd:
+            process.join(60)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from accelerate import Accelerator
 
-from errors import WorkError
+from errors import WorkError, harmless
 
 
 class BadSteps:
@@ -33,5 +33,5 @@ class BadSteps:
                 "are those before them. A lower --learning_rate or --mixed_precision no may help; the last checkpoint "
                 "is good"
             )
-        self.accelerator.print(f"{said}: skipped; its pictures: {pictures}", flush=True)
+        self.accelerator.print(harmless(f"{said}: skipped; its pictures: {pictures}"), flush=True)
         return False

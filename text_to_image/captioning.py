@@ -14,7 +14,7 @@ from transformers.utils import logging
 from captions import append_captions
 from data import measure, open_picture
 from devices import choose_device
-from errors import UserError, WorkError, first_line
+from errors import UserError, WorkError, first_line, harmless
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def caption_pictures(
         append_captions(pictures[0].parent, [(name, text) for name, text in captions.items() if text])
         failures += [f"{name}: the model found no words for it" for name, text in captions.items() if not text]
         for name, text in captions.items():
-            print(f"{name}: {text}", flush=True)
+            print(harmless(f"{name}: {text}"), flush=True)
     if failures:
         raise WorkError("\n  ".join([f"{len(failures)} of {len(pictures)} pictures have no caption:", *failures]))
 

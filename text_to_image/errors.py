@@ -54,7 +54,7 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
     try:
         code = work() or EXIT_DONE
     except (UserError, WorkError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(harmless(f"error: {error}"), file=sys.stderr)
         code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
     except Stopped as stopped:
         print(f"\n{stopped}", file=sys.stderr)  # on a line of its own: a bar's is not ended
@@ -70,7 +70,7 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
     except Exception as error:
         if not (helps := what_helps(error)):
             raise
-        print(f"error: {helps} ({first_line(error)})", file=sys.stderr)
+        print(harmless(f"error: {helps} ({first_line(error)})"), file=sys.stderr)
         code = EXIT_FAILED
     sys.exit(code)
 
@@ -87,6 +87,11 @@ def what_helps(error: Exception) -> str | None:
     if is_disk_full(error):
         return FAILURES[0][1]
     return next((helps for words, helps in FAILURES if any(word in str(error) for word in words)), None)
+
+
+def harmless(text: str) -> str:
+    """The text without what a terminal would obey: other people's captions and file names may hold such codes."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
 def first_line(error: Exception) -> str:

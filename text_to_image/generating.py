@@ -14,7 +14,7 @@ from PIL import Image
 
 from contact_sheet import make_contact_sheet
 from devices import choose_device
-from errors import UserError, WorkError, first_line
+from errors import UserError, WorkError, first_line, harmless
 from files import replace_text, replacing
 from model_defaults import REAL_MODEL
 from models import (
@@ -158,7 +158,7 @@ def encode_prompts(
     room = chunks * (tokenizer.model_max_length - 2)
     for prompt in prompts:
         if (tokens := count_tokens(tokenizer, prompt)) > room:
-            print(f"only the first {room} of {tokens} tokens are read of: {prompt}")
+            print(harmless(f"only the first {room} of {tokens} tokens are read of: {prompt}"))
     return {prompt: encode_prompt(tokenizer, text_encoder, prompt, chunks) for prompt in prompts}
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import pickle
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from errors import UserError, first_line
@@ -32,6 +34,8 @@ from model_defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
 CARRIED_FORWARD = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
 PLAIN_ATTENTION_MAX_TOKENS = 2048
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+WEIGHTED_PARTS = ("unet", "vae", "text_encoder")
+KNOWN_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)  # the third: diffusers' safety checker
 
 
 def quiet_libraries() -> None:
@@ -64,28 +68,86 @@ class ModelShape:
         return self.latent_channels, height // self.vae_factor, width // self.vae_factor
 
 
-def find_model(name: str, flag: str, revision=None, variant=None, cache_dir=None) -> Path:
-    """The folder of a model: `name` itself when it is one, else downloaded from the hub (safetensors only).
+def find_model(
+    name: str, flag: str, revision=None, variant=None, cache_dir=None, pickles_to: Path | None = None
+) -> Path:
+    """The folder of a model: `name` itself when it is one, else downloaded from the hub.
 
-    Raises UserError that names `flag` when it is neither, or is not a Stable Diffusion pipeline.
+    Weights must be safetensors; pickles are refused, or converted into a folder below `pickles_to` where it is given.
+    Raises UserError that names `flag` when there is no such model, or it is not a Stable Diffusion pipeline.
     """
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise UserError(
+            f"{flag} {name}: a file; a folder in diffusers' format is needed, which diffusers makes of a one-file "
+            "checkpoint: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+        )
     if not folder.is_dir():
-        folder = _download(name, flag, revision, variant, cache_dir)
+        folder = _download(name, flag, revision, variant, cache_dir, use_safetensors=None if pickles_to else True)
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{flag} {name}: the folder has no model_index.json, so it is not a diffusers pipeline")
     if missing := [part for part in PARTS if not (folder / part).is_dir()]:
         raise UserError(
             f"{flag} {name}: the folder has no {', '.join(missing)}/; a Stable Diffusion pipeline is needed"
         )
+    _check_components(folder, f"{flag} {name}")
+    if pickles := [path for part in WEIGHTED_PARTS if not _weights(folder, part) for path in _pickles(folder, part)]:
+        if pickles_to is None:
+            raise UserError(
+                f"{flag} {name}: {shown_part(pickles[0])} is a pickle, which can run code when it is read; take a "
+                "model with safetensors, or, where you trust its maker, let training convert it with --allow_pickle"
+            )
+        return convert_pickles(folder, pickles, pickles_to)
     return folder
 
 
-def _download(name: str, flag: str, revision, variant, cache_dir) -> Path:
+def _check_components(folder: Path, what: str) -> None:
+    """UserError where the pipeline is made of code that comes with it: such code is never run."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        libraries = {part: value[0] for part, value in index.items() if isinstance(value, list)}
+    except (OSError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(f"{what}: model_index.json cannot be read ({first_line(error)})") from None
+    for part, library in libraries.items():
+        if library not in KNOWN_LIBRARIES:
+            raise UserError(f"{what}: its {part} is code of its own ({library!r}), which is never run here")
+
+
+def _pickles(folder: Path, part: str) -> list[Path]:
+    return sorted(path for path in (folder / part).iterdir() if path.suffix in (".bin", ".ckpt", ".pt", ".pth"))
+
+
+def shown_part(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def convert_pickles(folder: Path, pickles: Sequence[Path], to: Path) -> Path:
+    """A copy of the model with safetensors in place of `pickles`; once, under a name that follows from their bytes.
+
+    They are read as weights alone, so that what else is in them is an error and not run.
+    """
+    content = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in pickles)).hexdigest()
+    whole = to / f"{folder.name}-{content[:8]}"
+    if whole.is_dir():
+        return whole
+    part = to / f".{whole.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(folder, part, ignore=lambda _, names: [n for n in names if n in {p.name for p in pickles}])
+    for path in pickles:
+        stem = path.stem if path.stem.startswith("diffusion_") else path.stem.replace("pytorch_model", "model")
+        with loading(folder, path.parent.name):
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+            file = part / path.parent.name / f"{stem}.safetensors"
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file, {"format": "pt"})
+    part.rename(whole)
+    return whole
+
+
+def _download(name: str, flag: str, revision, variant, cache_dir, use_safetensors: bool | None) -> Path:
     try:
         return Path(
             DiffusionPipeline.download(
-                name, use_safetensors=True, revision=revision, variant=variant, cache_dir=cache_dir
+                name, use_safetensors=use_safetensors, revision=revision, variant=variant, cache_dir=cache_dir
             )
         )
     except Exception as error:  # the hub's errors have no common class (OSError, ValueError, requests' and httpx's)
@@ -226,7 +288,7 @@ def loading(folder: Path, part: str) -> Iterator[None]:
     """Whatever a library raises while it loads `part` becomes a UserError that names it, in one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"{folder}: its {part} cannot be loaded: {first_line(error)}") from None
 
 

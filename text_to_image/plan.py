@@ -23,7 +23,7 @@ from model_defaults import guidance_scale_of
 from models import ModelShape, find_model, fingerprint_model, read_shape
 from prior import prior_batch_size, repeat_prompts
 from prompts import count_chunks
-from runs import fingerprint_run, seed_of, without_secrets
+from runs import OUTPUTS, fingerprint_run, seed_of, without_secrets
 from schedule import total_steps, warmup_steps
 
 
@@ -121,10 +121,11 @@ def names_of(plan: Plan, pictures: Sequence[int]) -> list[str]:
 def find_bases(args: argparse.Namespace) -> tuple[Path, Path]:
     """The base model, and where its UNet is taken from."""
     where = (args.pretrained_model_name_or_path, "--pretrained_model_name_or_path")
-    base = find_model(*where, args.revision, args.variant, args.cache_dir)
+    pickles_to = OUTPUTS / "converted" if args.allow_pickle else None
+    base = find_model(*where, args.revision, args.variant, args.cache_dir, pickles_to)
     if args.non_ema_revision is None:
         return base, base
-    return base, find_model(*where, args.non_ema_revision, args.variant, args.cache_dir)
+    return base, find_model(*where, args.non_ema_revision, args.variant, args.cache_dir, pickles_to)
 
 
 def writing_in(picture: Picture) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from errors import harmless
 from files import replace_text
 from runs import without_secrets
 
@@ -24,7 +25,7 @@ MEASURED = ("val_loss", "fixed_loss", "_ema")  # how the names of losses on fixe
 def print_table(rows: Sequence[tuple[str, str]], quiet: bool) -> None:
     if not quiet:
         width = max(len(name) for name, _ in rows)
-        print("\n".join(f"{name:<{width}}  {text}" for name, text in rows), flush=True)
+        print(harmless("\n".join(f"{name:<{width}}  {text}" for name, text in rows)), flush=True)
 
 
 def origins_line(arguments: dict, origins: dict[str, str], source: str) -> str:

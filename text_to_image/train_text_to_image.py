@@ -42,7 +42,7 @@ NEEDS = (  # a flag, the one it makes no sense without, and what that is
 )
 # Not for a model to decide: where things are, and how long one wants to train.
 NOT_FROM_THE_MODEL = {
-    "cache_dir", "dataset", "dataset_config_name", "dry_run", "epochs", "hub_model_id", "hub_token",
+    "allow_pickle", "cache_dir", "dataset", "dataset_config_name", "dry_run", "epochs", "hub_model_id", "hub_token",
     "latents_cache_dir", "local_rank", "logging_dir", "max_train_steps", "non_ema_revision", "output_dir", "overwrite",
     "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint", "revision",
     "tracker_project_name", "validation_dir", "variant",
@@ -215,6 +215,8 @@ def add_hub_flags(group) -> None:
     flag("--non_ema_revision", metavar="NAME",
          help="the revision whose UNet is trained, where another has its average (default: --revision)")
     flag("--variant", metavar="NAME", help="variant of a hub model's files, such as fp16 (default: none)")
+    flag("--allow_pickle", action="store_true",
+         help="convert a model whose weights are pickles, which can hold code, into output/converted/")
     flag("--cache_dir", metavar="FOLDER", help="where downloads are kept (default: the hub's cache)")
     flag("--push_to_hub", action=YesNo, default=False, help="upload the result when it is finished (default: no)")
     flag("--hub_model_id", metavar="NAME", help="the repository to upload to (default: the output folder's name)")

@@ -1,0 +1,119 @@
+"""Models and data sets of people who mean harm, or never thought of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import write_captioned_folder
+from errors import UserError, exit_with
+from models import find_model
+from run_folder import losses
+
+
+class Harmful:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, made: Path):
+        self.made = made
+
+    def __reduce__(self):
+        return open, (str(self.made), "w")
+
+
+@pytest.fixture
+def own_model(tiny_model, tmp_path) -> Path:
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def pickled(model: Path) -> Path:
+    names = (
+        ("unet", "diffusion_pytorch_model", "diffusion_pytorch_model"),
+        ("text_encoder", "model", "pytorch_model"),
+    )
+    for part, name, pickle in names:
+        weights = model / part / f"{name}.safetensors"
+        torch.save(load_file(weights), model / part / f"{pickle}.bin")
+        weights.unlink()
+    return model
+
+
+def test_pickles_are_refused_with_the_way_out_and_converted_where_allowed(train_run, own_model, monkeypatch, tmp_path):
+    monkeypatch.setattr("plan.OUTPUTS", tmp_path / "output")
+    usual = ["--max_train_steps", 2, "--learning_rate", 1e-3, "--seed", 0]
+    plain = train_run("plain", *usual)
+    pickled(own_model)
+    with pytest.raises(UserError, match=r"unet/diffusion_pytorch_model.bin is a pickle.*--allow_pickle"):
+        train_run("refused", *usual, model=own_model)
+    assert losses(train_run("allowed", *usual, "--allow_pickle", model=own_model)) == losses(plain)
+    [converted] = (tmp_path / "output" / "converted").iterdir()
+    assert not list(converted.rglob("*.bin")) and (own_model / "unet" / "diffusion_pytorch_model.bin").is_file()
+
+
+def test_a_pickle_that_would_run_code_is_refused_even_where_pickles_are_allowed(own_model, tmp_path):
+    pickled(own_model)
+    torch.save(Harmful(tmp_path / "made"), own_model / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="unet cannot be loaded"):
+        find_model(str(own_model), "--model", pickles_to=tmp_path / "converted")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_one_file_checkpoint_is_refused_with_how_to_convert_it(tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"")
+    with pytest.raises(UserError, match="from_single_file"):
+        find_model(str(tmp_path / "model.ckpt"), "--model")
+
+
+def test_code_that_comes_with_a_model_is_never_run(train_run, own_model, tmp_path):
+    (own_model / "unet" / "evil.py").write_text(f"open({str(tmp_path / 'made')!r}, 'w')\nclass Evil: ...\n")
+    index = json.loads((own_model / "model_index.json").read_text())
+    index["unet"] = ["evil", "Evil"]
+    (own_model / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="its unet is code of its own .'evil'."):
+        train_run("out", "--max_train_steps", 1, model=own_model)
+    assert not (tmp_path / "made").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_config_that_names_remote_code_does_not_run_it(train_run, own_model, tmp_path):
+    config = own_model / "text_encoder" / "config.json"
+    auto = {"AutoModel": "evil.Evil", "AutoConfig": "evil.EvilConfig"}
+    config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": auto}))
+    (own_model / "text_encoder" / "evil.py").write_text(f"open({str(tmp_path / 'made')!r}, 'w')\n")
+    train_run("out", "--max_train_steps", 1, model=own_model)
+    assert not (tmp_path / "made").exists()
+
+
+def test_captions_and_names_cannot_speak_to_the_terminal(train_run, tmp_path, capsys):
+    clear = "\x1b[2J"
+    folder = write_captioned_folder(tmp_path / "data", {f"a{clear}.jpg": f"a red {clear}t-shirt", "b.jpg": "jeans"})
+    shutil.copy(folder / "b.jpg", folder / f"c{clear}.jpg")
+    train_run("out", "--max_train_steps", 1, dataset=folder)
+    (folder / f"a{clear}.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        exit_with(lambda: train_run("out2", "--max_train_steps", 1, dataset=folder))
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err.replace("\x1b[A", "") and r"\x1b[2J" in said.out
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["by a link", "by its name"])
+def test_a_data_set_cannot_reach_outside_its_folder(train_run, tmp_path, linked):
+    folder = write_captioned_folder(tmp_path / "data")
+    secret = shutil.move(folder / "11 (3).JPG", tmp_path / "secret.jpg")
+    if linked:
+        (folder / "11 (3).JPG").symlink_to(secret)
+    else:
+        (folder / "metadata.jsonl").write_text('{"file_name": "../secret.jpg", "text": "a"}\n')
+    with pytest.raises(UserError, match="folder"):
+        train_run("out", dataset=folder)
+
+
+def test_a_decompression_bomb_is_refused_by_name(train_run, tmp_path):
+    from PIL import Image
+
+    folder = write_captioned_folder(tmp_path / "data", {"bomb.png": "a small file"})
+    Image.new("1", (30_000, 30_000)).save(folder / "bomb.png")
+    with pytest.raises(UserError, match=r"bomb.png: .*limit"):
+        train_run("out", dataset=folder)

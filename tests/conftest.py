@@ -39,9 +39,9 @@ def train_run(tiny_model, captioned_folder, tmp_path):
     from train_text_to_image import parse_args
     from training import train
 
-    def run(name: str, *flags: object, model: Path = tiny_model, dataset: Path = captioned_folder) -> Path:
+    def run(name: str, *flags: object, model: Path = tiny_model, dataset: Path = captioned_folder, stop=None) -> Path:
         usual = ["--pretrained_model_name_or_path", model, "--dataset", dataset, "--output_dir", tmp_path / name]
-        train(parse_args([str(word) for word in [*usual, *flags]]))
+        train(parse_args([str(word) for word in [*usual, *flags]]), stop)
         return tmp_path / name
 
     return run

@@ -1,19 +1,19 @@
 """A run that is stopped anywhere and started again ends with the same bits as one that was not."""
 
 import json
+import os
 import random
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from background import TORCHRUN, Background, count_rows
 from conftest import write_captioned_folder
-from errors import UserError
-from run_folder import losses, rows
+from errors import Stopped, UserError
+from run_folder import assert_same_bits, losses, rows
+from stopping import StopSignals
 
 STEPS = 12
 USUAL = [
@@ -68,22 +68,6 @@ def command(tiny_model, two_shapes, tmp_path):
     return flags
 
 
-def same(one: Path, other: Path) -> bool:
-    """Weights, averages, optimizer and what metrics.jsonl tells, bit for bit."""
-    for path in sorted(one.rglob("*.safetensors")):
-        if "cache" in path.parts:
-            continue
-        left, right = load_file(path), load_file(other / path.relative_to(one))
-        assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left), path
-    states = [torch.load(f / f"checkpoint-{STEPS}" / "training_state.pt", weights_only=True) for f in (one, other)]
-    left, right = (state["optimizer"]["state"] for state in states)
-    assert all(torch.equal(left[i][name], right[i][name]) for i in left for name in left[i])
-    timings = ("images_per_second", "peak_memory_gb")
-    told = [[{k: v for k, v in row.items() if k not in timings} for row in rows(folder)] for folder in (one, other)]
-    assert told[0] == told[1] and len(told[0]) == STEPS
-    return True
-
-
 @pytest.mark.parametrize(
     ("kind", "kills", "launcher"),
     [(FULL, 3, None), (LORA, 2, None), (FULL, 2, TORCHRUN), ([*LORA, "--mixed_precision", "bf16"], 1, TORCHRUN)],
@@ -101,7 +85,7 @@ def test_a_run_that_was_killed_anywhere_ends_with_the_same_bits(command, tmp_pat
         killed += run.for_at_most(delay).kill().ended() != 0  # random: whatever it meets, the end is the same
     assert Background(log, *command("cut", *kind), launcher=launcher).ended() == 0, log.read_text()
     assert killed
-    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert_same_bits(tmp_path / "whole", tmp_path / "cut", STEPS)
     assert not [path for path in (tmp_path / "cut").rglob(".*") if path.name != ".lock"]
 
 
@@ -173,6 +157,26 @@ def test_a_signal_while_encoding_ends_at_once_and_leaves_nothing_half_written(ti
     assert kept and not list(encoded.glob(".*")) and count_rows(out) == 0
     assert Background(log, *flags).ended() == 0
     assert all((encoded / name).stat().st_mtime_ns == written for name, written in kept.items())
+
+
+def test_a_signal_while_prompts_are_drawn_waits_for_them_and_nothing_is_half_written(train_run, monkeypatch, tmp_path):
+    from PIL import Image
+
+    from validation import PromptDrawer
+
+    real = PromptDrawer.draw
+
+    def signalled(self, unet, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(self, unet, step)
+
+    monkeypatch.setattr(PromptDrawer, "draw", signalled)
+    with StopSignals() as stop, pytest.raises(Stopped, match="stopped after step 2 of 4"):
+        train_run("out", "--max_train_steps", 4, "--validation_steps", 2, "--validation_prompts", "jeans", stop=stop)
+    out = tmp_path / "out"
+    assert (out / "checkpoint-2" / "manifest.json").is_file() and rows(out)[-1]["train_fixed_loss"]
+    [picture] = (out / "validation").iterdir()
+    Image.open(picture).load()
 
 
 def test_a_run_of_two_processes_goes_on_with_one_and_the_other_way(command, tmp_path):
@@ -276,8 +280,6 @@ def test_two_runs_that_share_a_cache_do_not_spoil_it(command, tmp_path):
 
 
 def test_a_reading_process_that_dies_is_one_line_and_no_hang(train_run, monkeypatch, capsys):
-    import os
-
     import caching
     from errors import exit_with
 

@@ -92,7 +92,7 @@ def measure(path: Path) -> tuple[int, int]:
     Raises ValueError that says what is wrong with it.
     """
     try:
-        with _no_bomb_warning(), Image.open(path) as image:
+        with _quiet_pillow(), Image.open(path) as image:
             width, height = image.size
             if width * height > PIXEL_LIMIT:
                 raise ValueError(f"{width} x {height} pixels, more than the limit of {PIXEL_LIMIT:,}")
@@ -133,7 +133,7 @@ def load_picture(path: Path, height: int, width: int, interpolation: str = "lanc
 
 def open_picture(path: Path) -> Image.Image:
     """The picture in sRGB, upright by its EXIF orientation, transparency on white; for one that `measure` accepts."""
-    with _no_bomb_warning(), Image.open(path) as file:
+    with _quiet_pillow(), Image.open(path) as file:
         picture = _in_rgb(_upright(file))
     picture.info.clear()  # the orientation and the profile of the file are no longer those of the picture
     return picture
@@ -200,8 +200,9 @@ def _changes_colours(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
 
 
 @contextmanager
-def _no_bomb_warning() -> Iterator[None]:
-    """Pillow warns of large pictures; the limit here is another, and refuses."""
+def _quiet_pillow() -> Iterator[None]:
+    """Pillow warns of large pictures, where the limit here is another and refuses, and of faults in EXIF data."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
         yield

@@ -8,12 +8,17 @@
 #SBATCH --time=04:00:00
 #SBATCH --output=text_to_image/job_%j.txt
 #SBATCH --open-mode=append
+#SBATCH --requeue
+# Five minutes before the time limit the run saves a checkpoint and the job queues up again. One of Stable Diffusion
+# 1.5's size took 27 s to write (10 GB); a shared disk may take some times as long, and the step under way and a
+# validation that has begun are finished first.
+#SBATCH --signal=B:USR1@300
 #
 # From a folder of pictures to new pictures: set-up, captions, fine-tuning, generation.
 #
 #   bash job.sh          here and now
 #   bash job.sh setup    the set-up alone, for a login node whose compute nodes have no internet
-#   sbatch job.sh        under Slurm
+#   sbatch job.sh        under Slurm; what stands above is overridden on sbatch's line: sbatch --time=08:00:00 job.sh
 #
 # Choices come from the environment, for example
 #   DATASET=~/pictures MODEL=stable-diffusion-v1-5/stable-diffusion-v1-5 sbatch job.sh
@@ -26,6 +31,9 @@
 #   PROMPT          what to draw (unset: two short prompts and three captions of the data set)
 #   NUM_IMAGES      pictures for each prompt (3)
 #   VENV            a Python environment that exists, used as it is (unset: .venv, made here)
+#   MODULES         environment modules to load first, where a cluster has them: 'python/3.11 cuda/12.4'
+#   TORCH_INDEX_URL where set-up takes PyTorch from, for a cluster whose driver is older than PyPI's build wants:
+#                   https://download.pytorch.org/whl/cu126
 #   TRAIN_ARGS      further flags for train_text_to_image.py
 #   INFERENCE_ARGS  further flags for inference.py
 
@@ -38,6 +46,8 @@ main() {
         '' | setup) ;;
         *) fail 2 "job.sh takes no argument but 'setup', found '$1'; its choices come from the environment" ;;
     esac
+    [[ -z "${SLURM_HET_SIZE-}" ]] || fail 2 'a heterogeneous job cannot be used; ask for nodes that are all alike'
+    load_modules
     repo="$(find_repository)"
     scripts="$repo/text_to_image"
     venv="${VENV:-$repo/.venv}"
@@ -46,7 +56,11 @@ main() {
     elif [[ ! -x "$venv/bin/python" ]]; then
         fail 2 "VENV=$VENV is no Python environment: it has no bin/python"
     fi
-    [[ "${1-}" == setup ]] || run_job
+    if [[ "${1-}" == setup ]]; then
+        fetch
+    else
+        run_job
+    fi
 }
 
 say() { printf '%s\n' "$*"; }
@@ -107,6 +121,9 @@ install() {
     echo unfinished >"$venv/.setup"
     # An environment that somebody made there is kept and completed.
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
+    [[ -z "${TORCH_INDEX_URL-}" ]] || "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
+        --index-url "$TORCH_INDEX_URL" $(grep -E '^torch(vision)?==' "$repo/requirements.txt") ||
+        fail 1 "pip could not install PyTorch from TORCH_INDEX_URL=$TORCH_INDEX_URL (its reason stands above)"
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check --requirement "$repo/requirements.txt" ||
         fail 1 "pip could not install requirements.txt (its reason stands above); bash job.sh setup tries again"
     printf '%s\n' "$wanted" >"$venv/.setup"
@@ -134,6 +151,47 @@ apt-get install python$without_venv-venv), or name an environment that exists: V
 python3 python3-venv; on a cluster: module load python), or name an environment that exists: VENV=folder bash job.sh"
 }
 
+load_modules() {
+    [[ -n "${MODULES-}" ]] || return 0
+    type module >/dev/null 2>&1 || fail 2 "MODULES=$MODULES: this machine has no command 'module'"
+    # shellcheck disable=SC2086 # several modules are several words
+    module load $MODULES || fail 2 "MODULES=$MODULES could not be loaded"
+}
+
+# What hub ids name is downloaded now, so that a job without internet finds it; $venv/.fetched lists what is there.
+fetch() {
+    local name
+    for name in MODEL DATASET CAPTIONER; do
+        [[ -n "${!name-}" && ! -e "${!name}" ]] || continue
+        "$venv/bin/python" - "$scripts" "$name" "${!name}" <<'PYTHON' || exit
+import sys
+
+sys.path.insert(0, sys.argv[1])
+from errors import exit_with
+
+
+def main():
+    from hub import download
+
+    download(*sys.argv[2:])
+
+
+exit_with(main)
+PYTHON
+        printf '%s=%s\n' "$name" "${!name}" >>"$venv/.fetched"
+        say "$name: ${!name} is there"
+    done
+}
+
+# Without a question to the hub where all that is named was fetched: a compute node may have no internet.
+go_offline() {
+    local name
+    for name in MODEL DATASET CAPTIONER; do
+        [[ -z "${!name-}" || -e "${!name}" ]] || grep -qsxF "$name=${!name}" "$venv/.fetched" || return 0
+    done
+    export HF_HUB_OFFLINE=1
+}
+
 # --- the job --------------------------------------------------------------------------------------------------------
 
 run_job() {
@@ -148,29 +206,153 @@ run_job() {
     export PYTHONUNBUFFERED=1
     [[ -t 2 ]] || export TQDM_MININTERVAL=30
     log="$(mktemp)"
-    trap 'rm -f "$log"' EXIT
+    trap 'rm -f "$log" "$log.fifo"' EXIT
+    ! in_batch || prepare_batch
+    say_start
 
     if [[ -d "$dataset" ]]; then
         step img_captioning --image_dir "$dataset" ${CAPTIONER:+--model "$CAPTIONER"}
     fi
     choose_prompts
     precision="$(find_precision)"
+    launch=("${srun[@]}") # training alone runs on all nodes
     step train_text_to_image --dataset "$dataset" --epochs "${EPOCHS:-100}" \
-        ${MODEL:+--pretrained_model_name_or_path "$MODEL"} ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} \
-        ${precision:+--mixed_precision "$precision"} "${train_args[@]}" | tee "$log"
+        ${MODEL:+--pretrained_model_name_or_path "$MODEL"} ${output_dir:+--output_dir "$output_dir"} \
+        ${precision:+--mixed_precision "$precision"} ${seed:+--seed "$seed"} "${train_args[@]}"
+    launch=()
     # Also a run that was finished before says this.
     model="$(sed -n 's/^the model  *//p' "$log" | tail -n 1)"
+    check_processes
     step inference ${model:+--model "$model"} --num_images "${NUM_IMAGES:-3}" "${prompts[@]/#/--prompt=}" \
-        "${inference_args[@]}" | tee "$log"
+        ${pictures_dir:+--output_dir "$pictures_dir"} "${inference_args[@]}"
     say_where
 }
 
-# Runs one of the three scripts; its exit code ends the job.
+child='' heard='' called_off='' phases='' processes=1 seed='' pictures_dir='' output_dir="${OUTPUT_DIR-}"
+srun=() launch=()
+
+# Runs one of the three scripts; its exit code ends the job. What it prints is in $log as well.
 step() {
-    local script="$1"
+    local script="$1" code=0 began=$SECONDS
     shift
     printf '\n== %s.py\n' "$script"
-    "$venv/bin/python" "$scripts/$script.py" "$@"
+    if in_batch; then
+        [[ -z "$called_off" ]] || requeue
+        attend "${launch[@]}" "$venv/bin/python" "$scripts/$script.py" "$@" || code=$?
+    else
+        "$venv/bin/python" "$scripts/$script.py" "$@" | tee "$log" || code=${PIPESTATUS[0]}
+    fi
+    phases="$phases${phases:+, }$script $((SECONDS - began)) s"
+    [[ -z "$called_off" ]] || requeue
+    ((code == 0)) || exit "$code"
+}
+
+# A command in the background: a shell that waits hears signals, and one whose command runs in front of it does not.
+attend() {
+    local code tee
+    rm -f "$log.fifo"
+    mkfifo "$log.fifo"
+    tee "$log" <"$log.fifo" &
+    tee=$!
+    "$@" >"$log.fifo" 2>&1 &
+    child=$!
+    while :; do
+        heard=''
+        code=0
+        wait "$child" || code=$?
+        [[ -n "$heard" ]] || break # else it was the signal that ended the waiting
+    done
+    child=''
+    wait "$tee"
+    return "$code"
+}
+
+# --- under Slurm ----------------------------------------------------------------------------------------------------
+
+# As a batch script, not in an interactive allocation, where nothing is to be queued again.
+in_batch() { [[ -n "${SLURM_JOB_ID-}" && "${SLURM_TASK_PID-}" == "$$" ]]; }
+
+prepare_batch() {
+    local nodes="${SLURM_JOB_NUM_NODES:-1}" per_node="${SLURM_GPUS_ON_NODE:-0}" cpus="${SLURM_CPUS_PER_TASK:-1}"
+    local restart="${SLURM_RESTART_COUNT:-0}" on_cpu="${ACCELERATE_USE_CPU-}"
+    # Slurm gives it some minutes before the time limit, and before a preemption where the cluster is set up so.
+    trap 'heard=1 called_off=1; [[ -z "$child" ]] || kill -USR1 "$child" 2>/dev/null || true' USR1
+    ((restart == 0)) || say "== restart $restart of job $SLURM_JOB_ID on $(hostname), $(date '+%F %T')"
+    if [[ "${on_cpu,,}" =~ ^(1|true|yes|on|y|t)$ ]]; then
+        per_node=1
+    elif ((per_node > 0)); then
+        check_gpu
+    fi
+    ((per_node > 0)) || per_node=1
+    processes=$((nodes * per_node))
+    cpus=$((cpus / per_node > 0 ? cpus / per_node : 1)) # srun does not inherit it
+    srun=(srun "--nodes=$nodes" "--ntasks=$processes" "--ntasks-per-node=$per_node" "--cpus-per-task=$cpus"
+        --kill-on-bad-exit=1)
+    if ((processes > 1)); then
+        MASTER_ADDR="$(scontrol -o show node "$SLURMD_NODENAME" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')"
+        MASTER_PORT=$((20000 + (SLURM_JOB_ID * 13 + restart * 101) % 20000)) # of this start alone
+        export MASTER_ADDR MASTER_PORT
+        srun+=(bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+            exec "$0" "$@"')
+    fi
+    if [[ -n "${SLURM_ARRAY_TASK_ID-}" ]]; then # of an array every task has a seed and folders of its own
+        seed="$SLURM_ARRAY_TASK_ID"
+        output_dir="${OUTPUT_DIR:+$OUTPUT_DIR-$seed}"
+        pictures_dir="$repo/Generated_sample/task-$seed"
+    fi
+    go_offline
+}
+
+# A GPU that was asked for is used, or the job ends with the reason: on a CPU it would take weeks.
+check_gpu() {
+    "$venv/bin/python" - <<'PYTHON' || exit
+import sys, warnings
+
+import torch
+
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    try:
+        torch.zeros(1, device="cuda")
+    except Exception as error:
+        why = str(said[0].message if said else error).splitlines()[0]
+        print(f"error: the job asked for a GPU and PyTorch {torch.__version__} cannot use it: {why}", file=sys.stderr)
+        print("  With a driver that is too old, set up again with TORCH_INDEX_URL (see README).", file=sys.stderr)
+        print("  ACCELERATE_USE_CPU=true sbatch job.sh trains on the CPU.", file=sys.stderr)
+        sys.exit(1)
+PYTHON
+}
+
+# That the processes were one run: started wrongly, each would train by itself and say nothing.
+check_processes() {
+    ((processes == 1)) || grep -q "\"num_processes\": $processes," "$model/run.json" ||
+        fail 1 "$processes processes were started and $model/run.json tells of another number"
+}
+
+# The same job again, unless the last three starts got no further.
+requeue() {
+    local where times=1 state="$repo/output/.job_$SLURM_JOB_ID" restart="${SLURM_RESTART_COUNT:-0}"
+    where="$(sed -n 's/.*stopped after \(step [0-9]* of [0-9]*\).*/\1/p' "$log" | tail -n 1)"
+    where="${where:-$(printf '%s' "$phases" | sed 's/ [0-9]* s$//; s/.*, //')}"
+    mkdir -p "$repo/output"
+    if [[ -f "$state" && "$(head -n 1 "$state")" == "$where" ]]; then
+        times=$(($(tail -n 1 "$state") + 1))
+    fi
+    ((times <= 3)) || fail 1 "three restarts got no further than $where; a longer --time is needed"
+    printf '%s\n%s\n' "$where" "$times" >"$state"
+    say "== $(date '+%F %T') requeued as restart $((restart + 1)) of job $SLURM_JOB_ID, after $where"
+    scontrol requeue "$SLURM_JOB_ID" || fail 1 "job $SLURM_JOB_ID cannot be requeued; sbatch job.sh goes on from there"
+    sleep 600 # until Slurm ends this shell
+}
+
+# --- what it says ---------------------------------------------------------------------------------------------------
+
+say_start() {
+    local gpus commit
+    gpus="$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | paste -sd';' || true)"
+    commit="$(git -C "$repo" log -1 --format='%h of %cs' 2>/dev/null || true)"
+    say "== $(date '+%F %T') on $(hostname)${SLURM_JOB_ID:+, Slurm job $SLURM_JOB_ID}, $(nproc) CPU cores, GPUs:\
+ ${gpus:-none}; commit ${commit:-unknown}"
 }
 
 # The words of a variable one a line, as a shell reads them, quotes included; nothing is expanded or run.
@@ -228,7 +410,7 @@ PYTHON
 }
 
 say_where() {
-    printf '\n== done in %d min %d s\n' "$((SECONDS / 60))" "$((SECONDS % 60))"
+    printf '\n== done in %d min %d s: %s\n' "$((SECONDS / 60))" "$((SECONDS % 60))" "$phases"
     tail -n 1 "$log" # inference.py's last line says where the pictures are
     say "the model: $model"
     [[ -z "${MODEL-}" ]] || return 0

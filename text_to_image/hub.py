@@ -10,6 +10,7 @@ from pathlib import Path
 from caching import hash_key
 from captions import METADATA
 from errors import UserError, WorkError, first_line
+from models import find_model
 
 NOT_UPLOADED = ["checkpoint-*/**", ".partial-*/**", "cache/**", ".cache/**"]
 
@@ -23,6 +24,27 @@ def find_dataset(args: argparse.Namespace) -> Path:
     if folder.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", args.dataset):
         return _folder_of(args, folder)
     return write_folder(args, load_split(args))
+
+
+def download(variable: str, name: str) -> None:
+    """What job.sh's MODEL, DATASET or CAPTIONER names, into the caches, for a job without internet."""
+    if variable == "MODEL":
+        find_model(name, variable)
+    elif variable == "DATASET":
+        from train_text_to_image import parse_args
+
+        find_dataset(parse_args(["--dataset", name]))
+    else:
+        _snapshot(variable, name)
+
+
+def _snapshot(variable: str, name: str) -> None:
+    import huggingface_hub
+
+    try:
+        huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"])
+    except Exception as error:  # the hub's errors have no common class
+        raise UserError(f"{variable} {name}: not to be had from the hub: {first_line(error)}") from None
 
 
 def _folder_of(args: argparse.Namespace, folder: Path) -> Path:

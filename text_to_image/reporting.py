@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import resource
 import sys
 import time
@@ -36,8 +37,21 @@ def origins_line(arguments: dict, origins: dict[str, str], source: str) -> str:
 
 
 def progress(iterable=None, **settings) -> tqdm:
-    """A progress bar; in a log file, where each refresh is a line of its own, one every ten seconds."""
-    return tqdm(iterable, mininterval=0.1 if sys.stderr.isatty() else 10, **settings)
+    """A progress bar; in a log file a line of its own every ten seconds, or TQDM_MININTERVAL."""
+    if sys.stderr.isatty():
+        return tqdm(iterable, **settings)
+    return tqdm(iterable, file=_Lines(), **{"mininterval": float(os.environ.get("TQDM_MININTERVAL", 10)), **settings})
+
+
+class _Lines:
+    """Where a bar that is drawn again and again in one place becomes lines that follow each other."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def duration(seconds: float) -> str:

@@ -66,9 +66,8 @@ def main() -> None:
             kills.append((round(moment, 1), count_rows(work / "cut")))
         assert_same_bits(work / "whole", work / "cut", args.steps)
     print("killed after (s, rows written so far): " + ", ".join(f"{s}, {rows}" for s, rows in kills))
-    print(
-        f"{len(kills)} times {args.signal or 'KILL'}, {starts} starts: the same bits as the run that was left alone ({alone:.1f} s)"
-    )
+    how = f"{len(kills)} times {args.signal or 'KILL'}, {starts} starts"
+    print(f"{how}: the same bits as the run that was left alone ({alone:.1f} s)")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ STAGES = {
         "decay_from": 0.3,
         "ema": 0.999,
         "floor": 0.5,
-        "drills": (0.05, 0.6),
+        "drills": (0.06, 0.35),
     },
 }
 

@@ -1,0 +1,194 @@
+"""job.sh under a real Slurm: its controller, two nodes of this machine, its signals, requeues and dead nodes."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from background import count_rows
+from clone import make_clone
+from conftest import write_captioned_folder
+from run_folder import losses, weights
+from slurm_cluster import Cluster, cluster, what_is_missing
+from tiny_model import make_tiny_model
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    if missing := what_is_missing():
+        assert not os.environ.get("CI_SLURM"), missing  # .ci/run installs it: there it may not be missing
+        pytest.skip(missing)
+    with cluster() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    return make_clone(tmp_path_factory.mktemp("slurm") / "my repository")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory, repository) -> dict[str, str]:
+    """The environment of a job on a tiny model: one step is a fraction of a second."""
+    folder = tmp_path_factory.mktemp("slurm inputs")
+    train = f"--max_train_steps {STEPS} --checkpointing_steps 7 --learning_rate 1e-3 --seed 0 --train_batch_size 2"
+    return {
+        "VENV": sys.prefix, "MODEL": str(make_tiny_model(folder / "tiny")), "NUM_IMAGES": "1", "PROMPT": "denim jeans",
+        "DATASET": str(write_captioned_folder(folder / "data")), "TRAIN_ARGS": train, "INFERENCE_ARGS": "--steps 2",
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def submit(slurm: Cluster, repository, settings, tmp_path):
+    """Submits job.sh from the repository's folder with OUTPUT_DIR in tmp_path; returns the job's number."""
+
+    def send(*flags: object, cwd: Path = repository, script: object = "job.sh", **changes: str) -> str:
+        environment = {**settings, "OUTPUT_DIR": str(tmp_path / "out"), **changes}
+        return slurm.submit(*flags, script, cwd=cwd, **environment)
+
+    return send
+
+
+@pytest.fixture(scope="module")
+def uncut(slurm: Cluster, repository, settings, tmp_path_factory) -> Path:
+    """The output folder of a job that nothing happened to."""
+    out = tmp_path_factory.mktemp("uncut") / "out"
+    number = slurm.submit("job.sh", cwd=repository, **settings, OUTPUT_DIR=str(out))
+    assert slurm.ended(number)["JobState"] == "COMPLETED", log_of(repository, number)
+    return out
+
+
+def log_of(repository: Path, number: str) -> str:
+    return (repository / "text_to_image" / f"job_{number}.txt").read_text()
+
+
+def wait_for_rows(slurm: Cluster, number: str, out: Path, rows: int) -> None:
+    slurm.until(number, lambda job: count_rows(out) >= rows or job["JobState"] in ("FAILED", "COMPLETED"))
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    left, right = weights(one), weights(other)
+    return all((left[name] == right[name]).all() for name in left)
+
+
+def test_a_plain_job_trains_and_draws_and_its_log_can_be_read(submit, slurm, repository, tmp_path):
+    number = submit()
+    assert slurm.ended(number)["JobState"] == "COMPLETED", log_of(repository, number)
+    log = log_of(repository, number)
+    assert f"Slurm job {number}" in log and "== done in" in log and "train_text_to_image" in log.split("== done")[1]
+    assert "\r" not in log and "Traceback" not in log
+    assert len(losses(tmp_path / "out")) == STEPS
+    assert list((repository / "Generated_sample").glob("denim-jeans-*.png"))
+
+
+def test_from_another_directory_with_chdir(submit, slurm, repository, tmp_path):
+    number = submit(f"--chdir={repository}", cwd=tmp_path, script=repository / "job.sh")
+    assert slurm.ended(number)["JobState"] == "COMPLETED"
+    assert "== done in" in log_of(repository, number)
+
+
+def test_a_signal_leads_to_a_checkpoint_a_requeue_and_the_same_weights(submit, slurm, repository, tmp_path, uncut):
+    number = submit()
+    for restart in (1, 2):
+        before = count_rows(tmp_path / "out")
+        wait_for_rows(slurm, number, tmp_path / "out", before + 3)
+        slurm.run("scancel", "--batch", "--signal=USR1", number)
+        slurm.until(number, lambda job, restart=restart: job["Restarts"] == str(restart))
+    assert slurm.ended(number)["JobState"] == "COMPLETED", log_of(repository, number)
+    log = log_of(repository, number)
+    assert f"requeued as restart 1 of job {number}, after step" in log and f"restart 2 of job {number} on" in log
+    assert "going on after step" in log and "Traceback" not in log
+    assert losses(tmp_path / "out") == losses(uncut) and same_weights(tmp_path / "out", uncut)
+
+
+def test_a_real_time_limit_is_survived(submit, slurm, repository, tmp_path):
+    """Slurm looks at limits every half minute: the signal comes after 25 to 30 s."""
+    number = submit(
+        "--time=1", "--signal=B:USR1@5", TRAIN_ARGS="--max_train_steps 100000 --checkpointing_steps 100000"
+    )
+    slurm.until(number, lambda job: job["Restarts"] == "1" and job["JobState"] == "RUNNING")
+    assert f"requeued as restart 1 of job {number}, after step" in log_of(repository, number)
+    done = count_rows(tmp_path / "out")
+    wait_for_rows(slurm, number, tmp_path / "out", done + 1)
+    assert f"going on after step {done}" in log_of(repository, number)
+    slurm.run("scancel", number)
+    slurm.ended(number)
+
+
+def test_a_cancelled_job_is_not_requeued(submit, slurm, repository, tmp_path):
+    number = submit()
+    wait_for_rows(slurm, number, tmp_path / "out", 3)
+    slurm.run("scancel", number)
+    job = slurm.ended(number)
+    assert job["JobState"] == "CANCELLED" and job["Restarts"] == "0"
+    assert "requeued" not in log_of(repository, number)
+
+
+def test_a_node_that_dies_hands_the_job_to_the_other(submit, slurm, repository, tmp_path, uncut):
+    number = submit()
+    wait_for_rows(slurm, number, tmp_path / "out", 10)
+    first = slurm.job(number)["NodeList"]
+    slurm.run("scontrol", "update", f"nodename={first}", "state=down", "reason=test")
+    job = slurm.ended(number)
+    slurm.run("scontrol", "update", f"nodename={first}", "state=resume")
+    assert job["JobState"] == "COMPLETED" and job["NodeList"] != first and job["Restarts"] == "1"
+    assert "going on after step" in log_of(repository, number)
+    assert losses(tmp_path / "out") == losses(uncut) and same_weights(tmp_path / "out", uncut)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"DATASET": "/no/such/folder"}, "/no/such/folder"), ({"TRAIN_ARGS": "--no_such_flag"}, "--no_such_flag")],
+)
+def test_a_users_mistake_fails_at_once_and_is_not_requeued(submit, slurm, repository, changes, said):
+    number = submit(**changes)
+    job = slurm.ended(number)
+    assert job["JobState"] == "FAILED" and job["ExitCode"] == "2:0" and job["Restarts"] == "0"
+    log = log_of(repository, number)
+    assert said in log and "Traceback" not in log and "requeued" not in log
+
+
+def test_a_gpu_that_cannot_be_used_stops_the_job_with_the_reason(submit, slurm, repository):
+    number = submit("--gpus-per-node=1", ACCELERATE_USE_CPU="")
+    job = slurm.ended(number)
+    assert job["JobState"] == "FAILED" and job["ExitCode"] == "1:0"
+    assert "the job asked for a GPU and PyTorch" in log_of(repository, number)
+
+
+def test_two_nodes_train_one_model(submit, slurm, repository, tmp_path, uncut):
+    changed = "--max_train_steps 60 --checkpointing_steps 7 --learning_rate 1e-3 --seed 0 --train_batch_size 1"
+    number = submit("--nodes=2", TRAIN_ARGS=changed)
+    assert slurm.ended(number)["JobState"] == "COMPLETED", log_of(repository, number)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["num_processes"] == 2
+    assert losses(tmp_path / "out") == pytest.approx(losses(uncut), abs=1e-4)
+
+
+def test_a_signal_reaches_two_nodes(submit, slurm, repository, tmp_path):
+    number = submit("--nodes=2")
+    wait_for_rows(slurm, number, tmp_path / "out", 3)
+    slurm.run("scancel", "--batch", "--signal=USR1", number)
+    slurm.until(number, lambda job: job["Restarts"] == "1")
+    assert slurm.ended(number)["JobState"] == "COMPLETED", log_of(repository, number)
+    assert len(losses(tmp_path / "out")) == STEPS
+
+
+def test_an_array_is_as_many_runs_with_seeds_and_folders_of_their_own(submit, slurm, repository, tmp_path):
+    short = "--max_train_steps 3 --learning_rate 1e-3"
+    array = submit("--array=0-1", TRAIN_ARGS=short)
+    numbers = [slurm.job(f"{array}_{task}")["JobId"] for task in (0, 1)]
+    assert [slurm.ended(number)["JobState"] for number in numbers] == ["COMPLETED"] * 2, log_of(repository, numbers[0])
+    seeds = [json.loads((tmp_path / f"out-{task}" / "run.json").read_text())["seed"] for task in (0, 1)]
+    assert seeds == [0, 1] and losses(tmp_path / "out-0") != losses(tmp_path / "out-1")
+    for task in (0, 1):
+        assert len(list((repository / "Generated_sample" / f"task-{task}").glob("*.png"))) == 1
+
+
+def test_nothing_is_left_in_the_clone(slurm, repository, uncut):
+    from clone import changes
+
+    assert changes(repository) == ""

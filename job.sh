@@ -240,7 +240,7 @@ step() {
         [[ -z "$called_off" ]] || requeue
         attend "${launch[@]}" "$venv/bin/python" "$scripts/$script.py" "$@" || code=$?
     else
-        "$venv/bin/python" "$scripts/$script.py" "$@" | tee "$log" || code=${PIPESTATUS[0]}
+        "$venv/bin/python" "$scripts/$script.py" "$@" | tee -i "$log" || code=${PIPESTATUS[0]}
     fi
     phases="$phases${phases:+, }$script $((SECONDS - began)) s"
     [[ -z "$called_off" ]] || requeue
@@ -252,7 +252,7 @@ attend() {
     local code tee
     rm -f "$log.fifo"
     mkfifo "$log.fifo"
-    tee "$log" <"$log.fifo" &
+    tee -i "$log" <"$log.fifo" &
     tee=$!
     "$@" >"$log.fifo" 2>&1 &
     child=$!

@@ -3,28 +3,32 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 SCRIPT = Path(__file__).resolve().parents[1] / "text_to_image" / "train_text_to_image.py"
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 PATIENCE = 240  # seconds, then a test fails
 
 
 class Background:
     """A process group that runs the script with `flags`; standard output and error go to `log`, appended."""
 
-    def __init__(self, log: Path, *flags: object, launcher: list[str] | None = None, **environment: str):
+    started: ClassVar[list["Background"]] = []
+
+    def __init__(self, log: Path, *flags: object, **environment: str):
         self.log = log
         with open(log, "a") as file:
             self.process = subprocess.Popen(
-                [sys.executable, *(launcher or []), str(SCRIPT), *map(str, flags)],
+                [sys.executable, str(SCRIPT), *map(str, flags)],
                 stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
                 env={**os.environ, "ACCELERATE_USE_CPU": "true", **environment},
             )  # fmt: skip
+        self.started.append(self)
 
     def until(self, condition: Callable[[], object]) -> "Background":
         """Returns when it holds, or when the process has ended by itself."""
@@ -52,6 +56,31 @@ class Background:
     def ended(self) -> int:
         """Its exit code."""
         return self.process.wait(PATIENCE)
+
+
+def start(log: Path, processes: int, *flags: object) -> list[Background]:
+    """As many processes of one run, without a launcher between, so that each can be reached."""
+    if processes == 1:
+        return [Background(log, *flags)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    there = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    logs = [log, *(log.with_name(f"{log.name}-{rank}") for rank in range(1, processes))]
+    return [Background(logs[r], *flags, RANK=str(r), LOCAL_RANK=str(r), **there) for r in range(processes)]
+
+
+def kill(run: list[Background]) -> bool:
+    """All at once; whether it hit any."""
+    for one in run:
+        one.kill()
+    codes = [one.ended() for one in run]
+    return -signal.SIGKILL in codes
+
+
+def finish(run: list[Background]) -> None:
+    for one in run:
+        assert one.ended() == 0, one.log.read_text()
 
 
 def count_rows(folder: Path) -> int:

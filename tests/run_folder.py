@@ -21,13 +21,21 @@ def weights(folder: Path, part: str = "unet") -> dict[str, torch.Tensor]:
 
 def assert_same_bits(one: Path, other: Path, step: int) -> None:
     """Weights, averages, the optimizer after `step`, and what metrics.jsonl tells, but for the timings."""
-    for path in sorted(one.rglob("*.safetensors")):
-        if "cache" not in path.parts:
-            left, right = load_file(path), load_file(other / path.relative_to(one))
-            assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left), path
+    assert_same_tensors(one, other)
     states = (torch.load(f / f"checkpoint-{step}" / "training_state.pt", weights_only=True) for f in (one, other))
     left, right = (state["optimizer"]["state"] for state in states)
     assert all(torch.equal(left[i][name], right[i][name]) for i in left for name in left[i])
-    timings = ("images_per_second", "peak_memory_gb")
-    told = [[{k: v for k, v in row.items() if k not in timings} for row in rows(folder)] for folder in (one, other)]
+    told = [rows_but_timings(folder) for folder in (one, other)]
     assert told[0] == told[1] and len(told[0]) == step
+
+
+def assert_same_tensors(one: Path, other: Path, files: str = "**/*.safetensors") -> None:
+    for path in sorted(one.glob(files)):
+        if "cache" not in path.parts:
+            left, right = load_file(path), load_file(other / path.relative_to(one))
+            assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left), path
+
+
+def rows_but_timings(folder: Path) -> list[dict]:
+    timings = ("images_per_second", "peak_memory_gb")
+    return [{name: value for name, value in row.items() if name not in timings} for row in rows(folder)]

@@ -10,10 +10,13 @@ from checkpoints import (
     remove_later,
     save_checkpoint,
     step_of,
+    strangers,
 )
 from errors import UserError, WorkError
 from models import load_unet
 from tiny_model import tiny_unet
+
+RUN = {"trained": "UNet", "fingerprint": "f"}
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +31,7 @@ def saving(unet):
 @pytest.fixture
 def run(tmp_path, unet):
     for step in (2, 4, 10):
-        save_checkpoint(
-            tmp_path, step, "UNet", saving(unet), {"optimizer": {"rate": step}, "scaler": None}, None, set()
-        )
+        save_checkpoint(tmp_path, step, RUN, saving(unet), {"optimizer": {"rate": step}, "scaler": None}, None, set())
     return tmp_path
 
 
@@ -42,20 +43,20 @@ def test_a_checkpoint_is_read_back_as_it_was_written(run, unet):
 
 
 def test_the_latest_is_the_highest_step_not_the_last_name(run):
-    assert find_checkpoint("latest", run)[0].name == "checkpoint-10"
-    assert find_checkpoint(None, run)[0].name == "checkpoint-10"
+    assert find_checkpoint("latest", run, "f")[0].name == "checkpoint-10"
+    assert find_checkpoint(None, run, "f")[0].name == "checkpoint-10"
 
 
 def test_a_half_written_one_is_never_taken(run):
     weights = run / "checkpoint-10" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     (run / "checkpoint-4" / "manifest.json").unlink()
-    found, notes = find_checkpoint("latest", run)
+    found, notes = find_checkpoint("latest", run, "f")
     assert found.name == "checkpoint-2"
     assert any("checkpoint-10 is not whole (unet/diffusion_pytorch_model.safetensors has" in note for note in notes)
     assert any("checkpoint-4 is not whole (no readable manifest.json)" in note for note in notes)
     with pytest.raises(UserError, match="checkpoint-10 is not whole: .* of .* bytes"):
-        find_checkpoint("checkpoint-10", run)
+        find_checkpoint("checkpoint-10", run, "f")
 
 
 def test_what_only_looks_like_a_checkpoint_is_left_alone(run):
@@ -65,24 +66,24 @@ def test_what_only_looks_like_a_checkpoint_is_left_alone(run):
 
 
 def test_one_is_named_by_name_or_by_path_and_a_missing_one_is_refused(run, tmp_path_factory):
-    assert find_checkpoint("checkpoint-4", run) == (run / "checkpoint-4", [])
+    assert find_checkpoint("checkpoint-4", run, "f") == (run / "checkpoint-4", [])
     elsewhere = tmp_path_factory.mktemp("other")
-    assert find_checkpoint(str(run / "checkpoint-2"), elsewhere) == (run / "checkpoint-2", [])
+    assert find_checkpoint(str(run / "checkpoint-2"), elsewhere, "f") == (run / "checkpoint-2", [])
     with pytest.raises(UserError, match="checkpoint-3.*checkpoint-2, checkpoint-4, checkpoint-10"):
-        find_checkpoint("checkpoint-3", run)
+        find_checkpoint("checkpoint-3", run, "f")
 
 
 def test_without_any_a_run_begins_at_the_start(tmp_path):
-    assert find_checkpoint("latest", tmp_path) == (None, [])
+    assert find_checkpoint("latest", tmp_path, "f") == (None, [])
 
 
 def test_the_oldest_go_once_the_new_one_is_whole(run, unet):
-    save_checkpoint(run, 12, "UNet", saving(unet), {}, limit=2, keep=set())
+    save_checkpoint(run, 12, RUN, saving(unet), {}, limit=2, keep=set())
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-10", "checkpoint-12"]
 
 
 def test_the_best_one_stays_however_old_it_is(run, unet):
-    save_checkpoint(run, 12, "UNet", saving(unet), {}, limit=1, keep={4})
+    save_checkpoint(run, 12, RUN, saving(unet), {}, limit=1, keep={4})
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-4", "checkpoint-12"]
 
 
@@ -101,7 +102,7 @@ def test_a_failed_write_leaves_the_others_and_no_new_one_and_says_what_is_needed
 
     said = r"checkpoint-12 could not be written .*needs about .* GB, .* GB were free .* last good .*: checkpoint-10"
     with pytest.raises(WorkError, match=said):
-        save_checkpoint(run, 12, "UNet", failing, {}, limit=1, keep=set())
+        save_checkpoint(run, 12, RUN, failing, {}, limit=1, keep=set())
     assert not list(run.glob(".partial-*"))
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]
 
@@ -111,7 +112,7 @@ def test_a_flipped_bit_is_found(run):
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 4
     state.write_bytes(content)
-    found, [note] = find_checkpoint("latest", run)
+    found, [note] = find_checkpoint("latest", run, "f")
     assert found.name == "checkpoint-4" and "training_state.pt is damaged" in note
 
 
@@ -121,7 +122,8 @@ def test_the_old_ones_stay_where_the_new_one_is_not_whole(run, unet, monkeypatch
         source.rename(target)
 
     monkeypatch.setattr("checkpoints.os.replace", crippled)
-    save_checkpoint(run, 12, "UNet", saving(unet), {}, limit=3, keep=set())
+    with pytest.raises(WorkError, match="checkpoint-12 could not be written .no readable manifest|is not there"):
+        save_checkpoint(run, 12, RUN, saving(unet), {}, limit=1, keep=set())
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]
 
 
@@ -136,13 +138,23 @@ def test_state_that_would_run_code_is_not_loaded(run):
     assert not (run / "made").exists()
 
 
-def test_one_of_something_else_is_refused(run):
-    with pytest.raises(UserError, match="holds a UNet, this run trains a LoRA of rank 4"):
-        find_checkpoint("checkpoint-4", run, "LoRA of rank 4")
+def test_another_runs_are_told_apart_and_neither_taken_nor_removed(run):
+    (run / "checkpoint-7").mkdir()  # another program's
+    found, notes = find_checkpoint("latest", run, "g")
+    assert found is None and notes == [
+        "checkpoint-10 is of another run: not taken",
+        "checkpoint-7 is not whole (no readable manifest.json): not taken",
+        "checkpoint-4 is of another run: not taken",
+        "checkpoint-2 is of another run: not taken",
+    ]
+    assert [path.name for path in strangers(run, "f", own_folder=False)] == ["checkpoint-7"]
+    assert not strangers(run, "f", own_folder=True) and len(strangers(run, "g", own_folder=True)) == 3
+    remove_later(run, 0, "g")
+    assert len(list(run.glob("checkpoint-*"))) == 4
 
 
 def test_what_an_earlier_start_wrote_after_the_step_it_goes_on_from_is_removed(run):
     (run / ".partial-12").mkdir()
-    remove_later(run, 4)
+    remove_later(run, 4, "f")
     assert not (run / ".partial-12").exists()
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4"]

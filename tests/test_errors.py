@@ -30,7 +30,6 @@ def end(problem: BaseException | None = None, code: int | None = None):
         (OSError(errno.EDQUOT, "Disk quota exceeded", "run.json"), 1, "quota exceeded"),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 1, "make room"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, "--dataloader_num_workers"),
-        (RuntimeError("[pair.cc:545] Connection closed by peer [127.0.0.1]:4"), 1, "another process of this run"),
         (Stopped("SIGTERM: stopped after step 3"), 75, "SIGTERM: stopped after step 3"),
     ],
 )
@@ -38,6 +37,14 @@ def test_what_is_no_bug_ends_with_its_code_and_one_line(capsys, problem, code, s
     assert end(problem) == code
     [line] = capsys.readouterr().err.strip().splitlines()
     assert said in line
+
+
+def test_a_lost_connection_is_another_process_of_the_run_only_where_there_is_one(capsys, monkeypatch):
+    lost = RuntimeError("[pair.cc:545] Connection closed by peer [127.0.0.1]:4")
+    with pytest.raises(RuntimeError):
+        end(lost)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert end(lost) == 1 and "another process of this run" in capsys.readouterr().err
 
 
 def test_memory_that_is_not_there_is_one_line_with_the_flags_that_help(capsys):

@@ -106,7 +106,7 @@ def test_a_loss_that_is_no_number_is_null_in_its_row(tmp_path):
 def test_a_tracker_is_told_each_row_with_its_step(tmp_path):
     told = []
     log = StepLog(tmp_path, 0, 12, 6, 1, False, track=lambda row, step: told.append((step, row)))
-    log.step(1, 0.1, torch.tensor(1.0), 1e-5, lambda step: {"val_loss": 0.5})
+    log.step(1, 0.1, torch.tensor(1.0), 1e-5, measure=lambda step: {"val_loss": 0.5})
     log.close()
     [(step, row)] = told
     assert step == 1 and row["train_loss"] == 1.0 and row["val_loss"] == 0.5 and "step" not in row

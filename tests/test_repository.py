@@ -22,7 +22,10 @@ TOP = {"README.md", "LICENSE", "requirements.txt", "pyproject.toml", "job.sh", "
        "text_to_image", "tests"}  # fmt: skip
 MEGABYTE = 1 << 20
 # Flags of other programs that README may name: Slurm's, pip's, git's.
-OTHERS_FLAGS = {"--chdir", "--time", "--gpus-per-node", "--partition", "--account", "--nodes", "--mem", "--output"}
+OTHERS_FLAGS = {
+    "--account", "--array", "--chdir", "--cpus-per-task", "--gpus-per-node", "--mem", "--nodes", "--output",
+    "--partition", "--time",
+}  # fmt: skip
 # README's commands do their work here on the smallest scale.
 SMALLEST = {
     "img_captioning": [],

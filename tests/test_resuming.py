@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from background import TORCHRUN, Background, count_rows
+from background import Background, count_rows, finish, kill, start
 from conftest import write_captioned_folder
 from errors import Stopped, UserError
-from run_folder import assert_same_bits, losses, rows
+from run_folder import assert_same_bits, assert_same_tensors, losses, rows
 from stopping import StopSignals
 
 STEPS = 12
@@ -32,6 +32,13 @@ FULL = [
     "--checkpoints_total_limit", 3,
 ]  # fmt: skip
 LORA = ["--lora_rank", 2, "--train_batch_size", 2, "--random_flip"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on():
+    yield
+    for run in Background.started:
+        run.kill()
 
 
 @pytest.fixture(scope="session")
@@ -69,74 +76,62 @@ def command(tiny_model, two_shapes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "kills", "launcher"),
-    [(FULL, 3, None), (LORA, 2, None), (FULL, 2, TORCHRUN), ([*LORA, "--mixed_precision", "bf16"], 1, TORCHRUN)],
+    ("kind", "kills", "processes"),
+    [(FULL, 3, 1), (LORA, 2, 1), (FULL, 2, 2), ([*LORA, "--mixed_precision", "bf16"], 1, 2)],
     ids=["full", "LoRA", "full, two processes", "LoRA in bf16, two processes"],
 )
-def test_a_run_that_was_killed_anywhere_ends_with_the_same_bits(command, tmp_path, kind, kills, launcher):
+def test_a_run_that_was_killed_anywhere_ends_with_the_same_bits(command, tmp_path, kind, kills, processes):
     chance, log = random.Random(str(kind)), tmp_path / "log"
-    assert Background(log, *command("whole", *kind), launcher=launcher).ended() == 0, log.read_text()
-    killed = 0
+    finish(start(log, processes, *command("whole", *kind)))
     for _ in range(kills):
-        run = Background(log, *command("cut", *kind), launcher=launcher)
-        rows_first, delay = chance.randint(1, 3), chance.uniform(0, 0.2)
-        before = count_rows(tmp_path / "cut")
-        run.until(lambda before=before, more=rows_first: count_rows(tmp_path / "cut") >= min(before + more, STEPS - 1))
-        killed += run.for_at_most(delay).kill().ended() != 0  # random: whatever it meets, the end is the same
-    assert Background(log, *command("cut", *kind), launcher=launcher).ended() == 0, log.read_text()
-    assert killed
+        more, delay = chance.randint(1, 3), chance.uniform(0, 0.2)
+        enough = min(count_rows(tmp_path / "cut") + more, STEPS - 1)
+        run = start(log, processes, *command("cut", *kind))
+        run[0].until(lambda enough=enough: count_rows(tmp_path / "cut") >= enough)
+        run[0].for_at_most(delay)  # random: whatever the kill meets, the end is the same
+        assert kill(run)
+    finish(start(log, processes, *command("cut", *kind)))
     assert_same_bits(tmp_path / "whole", tmp_path / "cut", STEPS)
-    assert not [path for path in (tmp_path / "cut").rglob(".*") if path.name != ".lock"]
+    assert not list((tmp_path / "cut").rglob(".*"))
+
+
+@pytest.fixture(scope="module")
+def whole_lora(tiny_model, two_shapes, tmp_path_factory) -> Path:
+    """A run that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    where = ["--pretrained_model_name_or_path", tiny_model, "--dataset", two_shapes, "--output_dir", out]
+    finish(start(out.with_name("log"), 1, *where, *USUAL, *LORA))
+    return out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
-def test_a_signal_ends_the_run_after_its_step_and_the_same_command_goes_on(command, tmp_path, number):
+def test_a_signal_ends_the_run_after_its_step_and_the_same_command_goes_on(command, tmp_path, whole_lora, number):
     log, out = tmp_path / "log", tmp_path / "out"
-    flags = [*command("out", *LORA), "--checkpointing_steps", 100]
-    run = Background(log, *flags).until(lambda: count_rows(out) >= 2).send(number)
+    flags = [*LORA, "--checkpointing_steps", 5]
+    run = Background(log, *command("out", *flags)).until(lambda: count_rows(out) >= 2).send(number)
     assert run.ended() == 75
     done = count_rows(out)
     assert 2 <= done < STEPS and (out / f"checkpoint-{done}" / "manifest.json").is_file()
     assert f"{number.name}: stopped after step {done} of {STEPS}, saved in checkpoint-{done}" in log.read_text()
-    assert Background(log, *flags).ended() == 0
-    assert f"going on after step {done}" in log.read_text() and count_rows(out) == STEPS
+    finish(start(log, 1, *command("out", *flags)))
+    assert f"going on after step {done}" in log.read_text()
+    assert losses(out) == losses(whole_lora)
+    assert_same_tensors(whole_lora, out, "pytorch_lora_weights.safetensors")
 
 
-def test_one_signalled_process_stops_both_at_the_same_step(command, tmp_path, two_processes):
+def test_one_signalled_process_stops_both_at_the_same_step(command, tmp_path):
     log, out = tmp_path / "log", tmp_path / "out"
-    first, second = two_processes(log, *command("out", *LORA))
+    first, second = start(log, 2, *command("out", *LORA))
     first.until(lambda: count_rows(out) >= 2)
     second.send(signal.SIGUSR1)
     assert (first.ended(), second.ended()) == (75, 75), log.read_text()
     assert f"stopped after step {count_rows(out)} of" in log.read_text()
 
 
-@pytest.fixture
-def two_processes():
-    """Starts both without a launcher, each to be signalled by itself."""
-    import socket
-
-    started = []
-
-    def start(log: Path, *flags: object) -> list[Background]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        there = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"}
-        for rank in "01":
-            log_of = log.with_name(f"{log.name}{rank if rank == '1' else ''}")
-            started.append(Background(log_of, *flags, RANK=rank, LOCAL_RANK=rank, **there))
-        return started
-
-    yield start
-    for run in started:
-        run.kill()
-
-
 @pytest.mark.parametrize("survivor", [0, 1])
-def test_a_process_whose_peer_dies_ends_with_a_line_and_does_not_hang(command, tmp_path, two_processes, survivor):
+def test_a_process_whose_peer_dies_ends_with_a_line_and_does_not_hang(command, tmp_path, survivor):
     log, out = tmp_path / "log", tmp_path / "out"
-    both = two_processes(log, *command("out", *LORA))
+    both = start(log, 2, *command("out", *LORA))
     both[0].until(lambda: count_rows(out) >= 2)
     both[1 - survivor].kill()
     assert both[survivor].ended() == 1
@@ -150,7 +145,7 @@ def test_a_signal_while_encoding_ends_at_once_and_leaves_nothing_half_written(ti
     flags = ["--pretrained_model_name_or_path", tiny_model, "--dataset", folder, "--output_dir", out]
     flags += ["--max_train_steps", 1, "--validation_steps", 100]
     encoded = out / "cache" / "latents"
-    run = Background(log, *flags).until(lambda: encoded.is_dir() and any(encoded.iterdir())).send(signal.SIGTERM)
+    run = Background(log, *flags).until(lambda: any(encoded.glob("*.safetensors"))).send(signal.SIGTERM)
     assert run.ended() == 75
     assert "SIGTERM" in log.read_text() and "Traceback" not in log.read_text()
     kept = {path.name: path.stat().st_mtime_ns for path in encoded.glob("*.safetensors")}
@@ -183,11 +178,10 @@ def test_a_run_of_two_processes_goes_on_with_one_and_the_other_way(command, tmp_
     log = tmp_path / "log"
     half = ["--max_train_steps", STEPS // 2, "--lr_scheduler", "constant", "--train_batch_size"]
     whole = ["--max_train_steps", STEPS, "--lr_scheduler", "constant", "--train_batch_size"]
-    one, two = (4, None), (2, TORCHRUN)
+    one, two = (1, 4), (2, 2)
     for name, first, then in (("alone", one, one), ("fewer", two, one), ("more", one, two)):
-        for length, (batch, launcher) in ((half, first), (whole, then)):
-            ended = Background(log, *command(name, *length, batch), launcher=launcher).ended()
-            assert ended == 0, log.read_text()
+        for length, (processes, batch) in ((half, first), (whole, then)):
+            finish(start(log, processes, *command(name, *length, batch)))
     assert losses(tmp_path / "fewer") == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
     assert losses(tmp_path / "more") == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
 
@@ -203,6 +197,44 @@ def test_a_changed_run_is_refused_with_the_list_of_what_differs(train_run, tmp_p
     said = str(refused.value)
     assert "learning_rate: 1e-05 there, 0.0001 here" in said and "seed_asked: 1 there, 2 here" in said
     assert "other pictures or captions" in said and "--overwrite" in said and "base model" not in said
+
+
+def test_overwrite_that_was_killed_does_not_mix_two_runs(train_run, monkeypatch):
+    """Killed after the old run's run.json is gone: what is left of it is a stranger's."""
+    out = train_run("out", "--max_train_steps", 3, "--checkpointing_steps", 2)
+    (out / "run.json").unlink()
+    with pytest.raises(UserError, match="checkpoint-2 is not of this run"):
+        train_run("out", "--max_train_steps", 2, "--learning_rate", 1e-4)
+    assert (out / "checkpoint-2").is_dir()
+
+
+def test_a_lora_that_overwrites_a_whole_model_leaves_no_part_of_it(train_run):
+    train_run("out", "--max_train_steps", 1)
+    out = train_run("out", "--max_train_steps", 1, "--lora_rank", 2, "--overwrite")
+    assert not (out / "unet").exists() and not (out / "model_index.json").exists()
+
+
+def test_the_average_goes_on_exactly_after_a_skipped_step(train_run, monkeypatch):
+    import training
+
+    real = training.diffusion_loss
+
+    def spoil(first: int) -> None:
+        taken = [first]
+
+        def spoiled(unet, objective, batch):
+            taken[0] += 1
+            return real(unet, objective, batch) * (float("nan") if taken[0] == 2 else 1)
+
+        monkeypatch.setattr(training, "diffusion_loss", spoiled)
+
+    usual = ["--use_ema", "--checkpointing_steps", 2, "--lr_scheduler", "constant", "--seed", 1]
+    spoil(0)
+    whole = train_run("whole", "--max_train_steps", 6, *usual)
+    spoil(0)
+    train_run("out", "--max_train_steps", 3, *usual)
+    spoil(2)
+    assert_same_bits(whole, train_run("out", "--max_train_steps", 6, *usual), 6)
 
 
 def test_overwrite_begins_anew_where_another_run_was(train_run):

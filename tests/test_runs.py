@@ -79,10 +79,10 @@ def test_what_differs_between_two_runs_is_listed(tmp_path):
 def test_of_a_run_that_is_removed_other_files_stay(tmp_path):
     for name in ("run.json", "metrics.jsonl", "notes.txt"):
         (tmp_path / name).write_text("{}")
-    for name in ("checkpoint-2", "validation", "unet"):
+    for name in ("checkpoint-2", "validation", "unet", "my pictures"):
         (tmp_path / name).mkdir()
     remove_run(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "unet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my pictures", "notes.txt"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

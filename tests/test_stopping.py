@@ -28,8 +28,8 @@ def test_it_is_only_noted_while_a_step_is_under_way(number):
 def test_a_second_interrupt_does_not_wait():
     with StopSignals() as stop:
         stop.deferring = True
-        os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -39,3 +39,13 @@ def test_afterwards_everything_is_as_it_was():
     with StopSignals():
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_process_that_was_forked_off_just_ends():
+    with StopSignals() as stop:
+        stop.deferring = True
+        if not (child := os.fork()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+        assert stop.asked is None

@@ -1,6 +1,7 @@
 """The weights' moving average, or none: both are stepped, saved and copied in the same way."""
 
 import argparse
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def make_average(
     begun = load_unet(checkpoint, subfolder="unet_ema").parameters() if checkpoint else parameters
     kind = OffloadedAverage if args.offload_ema else Average
     average = kind(begun, model_cls=UNet2DConditionModel, model_config=unet.config, foreach=args.foreach_ema)
-    average.optimization_step = first_step
+    if checkpoint:  # fewer than the run's where steps were skipped
+        config = json.loads((checkpoint / "unet_ema" / "config.json").read_text())
+        average.optimization_step = config["optimization_step"]
     average.to("cpu" if args.offload_ema else unet.device)
     return average

@@ -119,7 +119,9 @@ def store_latents(
     """Encodes those of this process's `share` of the pictures that the folder lacks, and notes where all will lie."""
     files = {key: encodings.file("latents", latent_key(s, vae_hash, vae.dtype)) for key, s in subjects.items()}
     missing = [key for key in list(subjects)[share] if not is_whole(files[key])]
-    with progress(total=len(missing), desc="encoding pictures", unit="picture", disable=quiet, leave=False) as bar:
+    with progress(
+        total=len(missing), desc="encoding pictures", unit="picture", disable=quiet or not missing, leave=False
+    ) as bar:
         # One by one on a CPU: it is no slower, and what comes out does not depend on which others were missing.
         at_once = 1 if vae.device.type == "cpu" else PIXELS_AT_ONCE
         for keys, pixels in _load_ahead(subjects, missing, workers, at_once):
@@ -137,7 +139,9 @@ def store_texts(
     """A file for the captions of each group: all forms of a picture's captions, or one prompt."""
     files = {group: encodings.file("text", text.key(group)) for group in dict.fromkeys(map(tuple, groups))}
     missing = [group for group in list(files)[share] if not is_whole(files[group])]
-    for group in progress(missing, desc="encoding captions", unit="picture", disable=quiet, leave=False):
+    for group in progress(
+        missing, desc="encoding captions", unit="picture", disable=quiet or not missing, leave=False
+    ):
         write_whole(files[group], {str(i): text.encode(caption) for i, caption in enumerate(group)})
     for group, path in files.items():
         encodings.texts.update({caption: (path, str(i)) for i, caption in enumerate(group)})
@@ -204,7 +208,7 @@ def write_whole(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Written beside and renamed; a checksum in the file's head."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as beside:
+    with replacing(path, durable=False) as beside:  # its checksum tells
         save_file(tensors, beside, {"checksum": _checksum(tensors)})
 
 

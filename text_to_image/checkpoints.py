@@ -26,7 +26,7 @@ PARTIAL = ".partial-"
 def save_checkpoint(
     folder: Path,
     step: int,
-    trained: str,
+    run: dict,
     save: Callable[[Path], object],
     training_state: dict,
     limit: int | None,
@@ -34,25 +34,28 @@ def save_checkpoint(
 ) -> Path:
     """Writes checkpoint-`step` and then, where `limit` says how many to keep, removes the oldest beyond it.
 
-    `save` writes the weights, of what `trained` names, into the folder it is given; the checkpoints of the steps in
-    `keep` are never removed. The new one is read back from the disk and found whole before an old one goes. WorkError
-    where it cannot be written: then nothing of it stays, and the others do.
+    `save` writes the weights into the folder it is given; of `run`, run.json's content, the manifest keeps what was
+    trained and the fingerprint. The checkpoints of the steps in `keep` are never removed. The new one is read back
+    for its hashes before an old one goes. WorkError where it cannot be written: then nothing of it stays, and the
+    others do.
     """
     part, whole = folder / f"{PARTIAL}{step}", folder / f"checkpoint-{step}"
     shutil.rmtree(part, ignore_errors=True)
     try:
         save(part)
         torch.save(training_state, part / STATE)
-        for path in _files(part):
+        for path in sorted(part.rglob("*")):
             flush_to_disk(path)
         files = _facts({str(path.relative_to(part)): path for path in _files(part)})
-        manifest = {"step": step, "trained": trained, "files": files}
+        manifest = {"step": step, "trained": run["trained"], "fingerprint": run["fingerprint"], "files": files}
         (part / MANIFEST).write_text(json.dumps(manifest, indent=2))
         flush_to_disk(part / MANIFEST)
         flush_to_disk(part)
         shutil.rmtree(whole, ignore_errors=True)
         os.replace(part, whole)
         flush_to_disk(folder)
+        if missing := what_is_missing(whole):
+            raise OSError(f"what was written is not there: {missing}")
     except Exception as error:
         written = sum(path.stat().st_size for path in _files(part))
         free = shutil.disk_usage(folder).free
@@ -60,8 +63,15 @@ def save_checkpoint(
         raise _not_written(error, folder, step, written, free) from None
     for old in complete_checkpoints(folder)[: -limit if limit else 0]:
         if step_of(old) not in keep:
-            shutil.rmtree(old)
+            _remove(old)
     return whole
+
+
+def _remove(checkpoint: Path) -> None:
+    """Renamed first: what a kill leaves of it is no checkpoint any more, and goes with the next start."""
+    going = checkpoint.with_name(f"{PARTIAL}removed-{checkpoint.name}")
+    os.replace(checkpoint, going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def _not_written(error: Exception, folder: Path, step: int, written: int, free: int) -> Exception:
@@ -147,43 +157,58 @@ def _manifest(checkpoint: Path) -> dict:
     return json.loads((checkpoint / MANIFEST).read_text())
 
 
-def remove_later(folder: Path, step: int) -> None:
-    """A run that goes on from `step` writes the checkpoints after it anew; what is left of them would mix two runs.
+def remove_later(folder: Path, step: int, fingerprint: str) -> None:
+    """A run that goes on from `step` writes its checkpoints after it anew; what is left of them would mix two starts.
 
-    What a kill has left of one that was being written goes as well.
+    What a kill has left of one that was being written or removed goes as well; what is not this run's stays.
     """
     for checkpoint in _named(folder):
-        if int(NAME.fullmatch(checkpoint.name)[1]) > step:
-            shutil.rmtree(checkpoint)
+        if fingerprint_of(checkpoint) == fingerprint and step_of(checkpoint) > step:
+            _remove(checkpoint)
     for part in folder.glob(f"{PARTIAL}*"):
-        shutil.rmtree(part)
+        shutil.rmtree(part, ignore_errors=True)
 
 
-def find_checkpoint(asked: str | None, folder: Path, trained: str = "UNet") -> tuple[Path | None, list[str]]:
+def fingerprint_of(checkpoint: Path) -> str | None:
+    """Of the run that wrote it; None where it does not say."""
+    try:
+        return _manifest(checkpoint)["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def strangers(folder: Path, fingerprint: str, own_folder: bool) -> list[Path]:
+    """The checkpoints in `folder` that another run or program wrote; one without a readable manifest counts as damaged
+    in the run's `own_folder`."""
+    found = {path: fingerprint_of(path) for path in _named(folder)}
+    return [path for path, of in found.items() if of != fingerprint and not (own_folder and of is None)]
+
+
+def find_checkpoint(asked: str | None, folder: Path, fingerprint: str) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, None to begin at step 0; and a line for each one that was found and not taken.
 
-    `asked` is a path, the name of a checkpoint in `folder`, or 'latest' (also None): the last undamaged one there, if
-    there is one. UserError where one was named that is not there, not whole, or of something else than `trained`.
+    `asked` is a path, the name of a checkpoint in `folder`, or 'latest' (also None): the last undamaged one there of
+    the run with this fingerprint, if there is one. UserError where one was named that is not there or not whole.
     """
     if asked in (None, "latest"):
-        return _latest(folder)
+        return _latest(folder, fingerprint)
     for checkpoint in (folder / asked, Path(asked)):
         if checkpoint.is_dir():
             if damaged := what_is_damaged(checkpoint):
                 raise UserError(f"--resume_from_checkpoint {asked}: {checkpoint} is not whole: {damaged}")
-            if (found := _manifest(checkpoint)["trained"]) != trained:
-                raise UserError(f"--resume_from_checkpoint {asked}: holds a {found}, this run trains a {trained}")
             return checkpoint, []
     names = ", ".join(path.name for path in complete_checkpoints(folder)) or "none"
     raise UserError(f"--resume_from_checkpoint {asked}: no such folder; complete checkpoints in {folder}: {names}")
 
 
-def _latest(folder: Path) -> tuple[Path | None, list[str]]:
-    notes = [f"{path.name} was being written when the run ended: not taken" for path in folder.glob(f"{PARTIAL}*")]
+def _latest(folder: Path, fingerprint: str) -> tuple[Path | None, list[str]]:
+    cut = sorted(path for path in folder.glob(f"{PARTIAL}*") if path.name.removeprefix(PARTIAL).isdigit())
+    notes = [f"{path.name} was being written when the run ended: not taken" for path in cut]
     for checkpoint in reversed(_named(folder)):
-        if not (damaged := what_is_damaged(checkpoint)):
+        damaged = what_is_damaged(checkpoint)
+        if not damaged and fingerprint_of(checkpoint) == fingerprint:
             return checkpoint, notes
-        notes.append(f"{checkpoint.name} is not whole ({damaged}): not taken")
+        notes.append(f"{checkpoint.name} is {f'not whole ({damaged})' if damaged else 'of another run'}: not taken")
     return None, notes
 
 

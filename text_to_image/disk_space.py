@@ -7,8 +7,9 @@ from pathlib import Path
 
 from checkpoints import complete_checkpoints
 from errors import WorkError
-from models import PARTS, count_parameters
+from models import PARTS, count_lora_parameters, count_parameters
 from plan import Plan
+from trainable import LORA_TARGETS
 
 FLOAT = 4  # bytes
 
@@ -30,9 +31,12 @@ class Space:
 
 def measure_space(args: argparse.Namespace, plan: Plan, folder: Path) -> Space:
     """A checkpoint holds the weights, Adam's two averages of them and perhaps EMA; the result a whole pipeline."""
-    weights = FLOAT * count_parameters(plan.base)
-    checkpoint = weights // 50 if args.lora_rank else weights * (3 + args.use_ema)
-    result = weights // 50 if args.lora_rank else FLOAT * sum(count_parameters(plan.base, part) for part in PARTS)
+    if args.lora_rank:
+        weights = result = FLOAT * count_lora_parameters(plan.base, args.lora_rank, LORA_TARGETS)
+    else:
+        weights = FLOAT * count_parameters(plan.base)
+        result = FLOAT * sum(count_parameters(plan.base, part) for part in PARTS)
+    checkpoint = round(weights * (1 + (0.5 if args.use_8bit_adam else 2) + args.use_ema))
     written = plan.steps // args.checkpointing_steps
     kept = min(written, args.checkpoints_total_limit or written)
     at_once = min(written, kept + 1)  # a new one is written before the oldest goes

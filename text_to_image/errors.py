@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -22,13 +23,7 @@ FAILURES = (
         "a process that reads pictures has died, often for lack of memory; a lower --dataloader_num_workers helps",
     ),
     (
-        (
-            "Connection closed by peer",
-            "Connection reset by peer",
-            "Socket Timeout",
-            "Timed out waiting",
-            "collective operation",
-        ),
+        ("Connection closed by peer", "Connection reset by peer", "Socket Timeout", "Timed out waiting"),
         "another process of this run has ended or does not answer; run the same command again",
     ),
 )
@@ -65,7 +60,8 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
     except PermissionError as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: no permission; see `ls -ld` of it and of the folders above", file=sys.stderr)
+        name = harmless(str(error.filename))
+        print(f"error: {name}: no permission; see `ls -ld` of it and of the folders above", file=sys.stderr)
         code = EXIT_USER
     except Exception as error:
         if not (helps := what_helps(error)):
@@ -86,7 +82,8 @@ def what_helps(error: Exception) -> str | None:
     """For a failure that is no bug: what has happened and what to do. None for anything else."""
     if is_disk_full(error):
         return FAILURES[0][1]
-    return next((helps for words, helps in FAILURES if any(word in str(error) for word in words)), None)
+    possible = FAILURES if int(os.environ.get("WORLD_SIZE", 1)) > 1 else FAILURES[:-1]
+    return next((helps for words, helps in possible if any(word in str(error) for word in words)), None)
 
 
 def harmless(text: str) -> str:

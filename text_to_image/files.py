@@ -9,14 +9,18 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write under, whose file becomes `path` at the end of the block, or leaves no trace when it fails."""
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A name to write under, whose file becomes `path` at the end of the block, or leaves no trace when it fails.
+
+    Not `durable`: a crash of the whole machine may leave it empty, for what can be made again.
+    """
     beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
         yield beside
         if path.exists():
             shutil.copymode(path, beside)
-        flush_to_disk(beside)
+        if durable:
+            flush_to_disk(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -32,5 +36,14 @@ def flush_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some network file systems cannot do it for folders
+            raise
     finally:
         os.close(handle)
+
+
+def remove_litter(folder: Path) -> None:
+    """What processes that were killed have left half-written in `folder`."""
+    for path in [*folder.glob(".*.part"), *folder.glob("*/.*.part")]:
+        path.unlink(missing_ok=True)

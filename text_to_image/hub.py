@@ -12,7 +12,7 @@ from captions import METADATA
 from errors import UserError, WorkError, first_line
 from models import find_model
 
-NOT_UPLOADED = ["checkpoint-*/**", ".partial-*/**", "cache/**", ".cache/**"]
+NOT_UPLOADED = ["checkpoint-*/**", ".partial-*/**", "cache/**", ".cache/**", ".lock*", ".*.part"]
 
 
 def find_dataset(args: argparse.Namespace) -> Path:

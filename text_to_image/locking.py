@@ -8,14 +8,15 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
 
-from errors import UserError
+from errors import EXIT_FAILED, UserError, WorkError
 
 LOCK = ".lock"
-RENEWED_EVERY, STALE_AFTER = 20, 300  # seconds
+RENEWED_EVERY, STALE_AFTER, TAKING_LASTS = 20, 300, 10  # seconds
 
 
 class RunLock:
@@ -23,37 +24,60 @@ class RunLock:
 
     def __init__(self, folder: Path):
         self.path = folder / LOCK
-        self.ended = threading.Event()
+        self.held, self.ended = False, threading.Event()
 
     def take(self) -> None:
-        """UserError that names the holder where another run of this folder is alive."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """UserError that names the holder where another run of this folder is alive; WorkError where no lock can be
+        made."""
+        if self.held:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._take()
+        except OSError as error:
+            raise WorkError(f"{self.path}: cannot be made ({error.strerror})") from None
+        self.held = True
+        atexit.register(self.release)
+        threading.Thread(target=self._renew, daemon=True).start()
+
+    def _take(self) -> None:
         beside = self.path.with_name(f"{LOCK}.{socket.gethostname()}.{os.getpid()}.part")
         beside.write_text(json.dumps(this_process()))
         try:
             while not _link(beside, self.path):
-                with contextlib.suppress(FileNotFoundError):  # released in between
-                    self._take_over()
+                if why := held_by(self.path, beside):
+                    raise UserError(f"{self.path.parent}: {why}; wait for it, or name another --output_dir")
+                self._remove_dead(beside)
         finally:
             beside.unlink()
-        atexit.register(self.release)
-        threading.Thread(target=self._renew, daemon=True).start()
 
-    def _take_over(self) -> None:
-        """Removes a lock that nobody holds any more, and no other: a second process may be doing the same."""
-        judged = self.path.read_text()
-        if why := held_by(self.path):
-            raise UserError(f"{self.path.parent}: {why}; wait for it, or name another --output_dir")
-        aside = self.path.with_name(f"{LOCK}.{socket.gethostname()}.{os.getpid()}.stale")
-        os.rename(self.path, aside)
-        if aside.read_text() != judged:
-            _link(aside, self.path)
-        aside.unlink()
+    def _remove_dead(self, beside: Path) -> None:
+        """Removes a lock that nobody holds any more. One process at a time, or it might be another's new one."""
+        taking = self.path.with_name(f"{LOCK}.taking")
+        if not _link(beside, taking):
+            with contextlib.suppress(FileNotFoundError):
+                if _age(taking, beside) > TAKING_LASTS:  # killed on the way
+                    taking.unlink()
+            time.sleep(0.02)
+            return
+        try:
+            if not held_by(self.path, beside):
+                self.path.unlink(missing_ok=True)
+        finally:
+            taking.unlink(missing_ok=True)
 
     def _renew(self) -> None:
         while not self.ended.wait(RENEWED_EVERY):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
+                if json.loads(self.path.read_text()) != this_process():
+                    self._lost()
                 os.utime(self.path)
+
+    def _lost(self) -> None:
+        """This process stood still for long, and another run has the folder now: nothing more may be written."""
+        if not self.ended.is_set():
+            print(f"error: {self.path}: taken over by another run while this one stood still", file=sys.stderr)
+            os._exit(EXIT_FAILED)
 
     def release(self) -> None:
         self.ended.set()
@@ -64,11 +88,24 @@ class RunLock:
 
 
 def _link(existing: Path, new: Path) -> bool:
+    """Whether `new` now is the file `existing`; False where there is a `new` already."""
     try:
         os.link(existing, new)
     except FileExistsError:
         return False
+    except OSError:  # a file system without hard links
+        try:
+            with open(new, "x") as file:
+                file.write(existing.read_text())
+        except FileExistsError:
+            return False
     return True
+
+
+def _age(path: Path, beside: Path) -> float:
+    """Seconds since `path` was renewed, by the clock that gave `beside` its time just now: the file system's."""
+    os.utime(beside)
+    return beside.stat().st_mtime - path.stat().st_mtime
 
 
 def this_process() -> dict:
@@ -76,6 +113,7 @@ def this_process() -> dict:
     job = os.environ.get("SLURM_JOB_ID")
     return {
         "host": socket.gethostname(),
+        "space": _process_space(),
         "pid": os.getpid(),
         "started": _started(os.getpid()),
         "job": job,
@@ -83,15 +121,27 @@ def this_process() -> dict:
     }
 
 
-def held_by(path: Path) -> str | None:
-    """Who holds the lock, in words; None where nobody does any more and it may be taken over."""
+def _process_space() -> str | None:
+    """Containers may share a host's name and still number their processes each by itself."""
     try:
-        holder, age = json.loads(path.read_text()), time.time() - path.stat().st_mtime
-        host, pid, started, job, restart = (holder[key] for key in ("host", "pid", "started", "job", "restart"))
-    except (OSError, ValueError, KeyError, TypeError):
+        return os.readlink("/proc/self/ns/pid") + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def held_by(path: Path, beside: Path) -> str | None:
+    """Who holds the lock, in words; None where nobody does any more and it may be taken over.
+
+    `beside` is a file of ours on the same file system, whose clock is asked.
+    """
+    try:
+        holder, age = json.loads(path.read_text()), _age(path, beside)
+        facts = ("host", "space", "pid", "started", "job", "restart")
+        host, space, pid, started, job, restart = (holder[key] for key in facts)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # just released, or cut short by a crash of the machine
     me = this_process()
-    if host == me["host"]:
+    if (host, space) == (me["host"], me["space"]):
         alive = _started(pid) == started and pid != me["pid"]
         return f"process {pid} on this host trains into it{_of_job(job)}" if alive else None
     if job and job == me["job"] and restart < me["restart"]:

@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,13 +29,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from errors import UserError, first_line
+from errors import UserError, first_line, what_helps
 from model_defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
 
 CARRIED_FORWARD = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
 PLAIN_ATTENTION_MAX_TOKENS = 2048
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-WEIGHTED_PARTS = ("unet", "vae", "text_encoder")
 KNOWN_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)  # the third: diffusers' safety checker
 
 
@@ -91,7 +91,7 @@ def find_model(
             f"{flag} {name}: the folder has no {', '.join(missing)}/; a Stable Diffusion pipeline is needed"
         )
     _check_components(folder, f"{flag} {name}")
-    if pickles := [path for part in WEIGHTED_PARTS if not _weights(folder, part) for path in _pickles(folder, part)]:
+    if pickles := [path for part in _parts(folder) if not _weights(folder, part) for path in _pickles(folder, part)]:
         if pickles_to is None:
             raise UserError(
                 f"{flag} {name}: {shown_part(pickles[0])} is a pickle, which can run code when it is read; take a "
@@ -113,6 +113,10 @@ def _check_components(folder: Path, what: str) -> None:
             raise UserError(f"{what}: its {part} is code of its own ({library!r}), which is never run here")
 
 
+def _parts(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
 def _pickles(folder: Path, part: str) -> list[Path]:
     return sorted(path for path in (folder / part).iterdir() if path.suffix in (".bin", ".ckpt", ".pt", ".pth"))
 
@@ -130,16 +134,19 @@ def convert_pickles(folder: Path, pickles: Sequence[Path], to: Path) -> Path:
     whole = to / f"{folder.name}-{content[:8]}"
     if whole.is_dir():
         return whole
-    part = to / f".{whole.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(folder, part, ignore=lambda _, names: [n for n in names if n in {p.name for p in pickles}])
+    to.mkdir(parents=True, exist_ok=True)
+    part, names = Path(tempfile.mkdtemp(dir=to, prefix=".")), {path.name for path in pickles}
+    shutil.copytree(folder, part, dirs_exist_ok=True, ignore=lambda _, found: [n for n in found if n in names])
     for path in pickles:
         stem = path.stem if path.stem.startswith("diffusion_") else path.stem.replace("pytorch_model", "model")
         with loading(folder, path.parent.name):
             weights = torch.load(path, map_location="cpu", weights_only=True)
-            file = part / path.parent.name / f"{stem}.safetensors"
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file, {"format": "pt"})
-    part.rename(whole)
+            weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+        save_file(weights, part / path.parent.name / f"{stem}.safetensors", {"format": "pt"})
+    try:
+        part.rename(whole)  # at last, so that a folder of this name is whole
+    except OSError:  # another process was faster
+        shutil.rmtree(part)
     return whole
 
 
@@ -203,6 +210,14 @@ def count_parameters(folder: Path, part: str = "unet") -> int:
     """How many numbers a part's weights are, from the heads of its safetensors files."""
     heads = map(_safetensors_head, _own_weights(folder, part))
     return sum(math.prod(tensor["shape"]) for head in heads for name, tensor in head.items() if name != "__metadata__")
+
+
+def count_lora_parameters(folder: Path, rank: int, targets: Sequence[str]) -> int:
+    """How many numbers a LoRA of this rank beside the UNet's `targets` is."""
+    endings = tuple(f"{target}.weight" for target in targets)
+    heads = map(_safetensors_head, _own_weights(folder, "unet"))
+    shapes = [tensor["shape"] for head in heads for name, tensor in head.items() if name.endswith(endings)]
+    return sum(rank * (shape[0] + shape[1]) for shape in shapes)
 
 
 def _safetensors_head(path: Path) -> dict:
@@ -289,6 +304,8 @@ def loading(folder: Path, part: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        if what_helps(error):  # a full disk or memory is no fault of the model
+            raise
         raise UserError(f"{folder}: its {part} cannot be loaded: {first_line(error)}") from None
 
 

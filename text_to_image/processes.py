@@ -15,14 +15,17 @@ Result = TypeVar("Result")
 def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     """What `work` returns on the main process, on all of them; and so with the mistake or failure that it raises."""
     told: list = [None, None]
+    failure: Exception | None = None
     if accelerator.is_main_process:
         try:
             told[0] = work()
         except (UserError, WorkError) as error:
-            told[1] = error
+            told[1] = failure = error
+        except Exception as error:
+            failure, told[1] = error, WorkError("the main process has failed; its message stands above")
     broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
+    if error := failure or told[1]:
+        raise error
     return told[0]
 
 

@@ -103,15 +103,17 @@ class StepLog:
             keep_rows(self.path, first_step)
 
     def step(
-        self, step: int, epoch: float, train_loss: torch.Tensor, lr: float,
+        self, step: int, epoch: float, train_loss: torch.Tensor, lr: float, skipped: bool = False,
         measure: Callable[[int], dict] = lambda step: {},
     ) -> None:  # fmt: skip
         """Notes optimisation step `step` (from 1), done; `train_loss` is a scalar that may still be on its way.
 
-        What `measure` finds after the step goes into its row; the time it takes is not the steps'.
+        What `measure` finds after the step goes into its row, and whether it was `skipped`; the time that measuring
+        takes is not the steps'.
         """
         begun = time.perf_counter()
-        self.waiting.append((step, epoch, train_loss.detach(), lr, measure(step)))
+        found = {**({"skipped": True} if skipped else {}), **measure(step)}
+        self.waiting.append((step, epoch, train_loss.detach(), lr, found))
         took = time.perf_counter() - begun
         self.started, self.read_at = self.started + took, self.read_at + took
         self.bar.update()

@@ -4,8 +4,9 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checkpoints import complete_checkpoints, find_checkpoint, remove_later, step_of
+from checkpoints import find_checkpoint, fingerprint_of, remove_later, step_of, strangers
 from errors import UserError
+from files import remove_litter
 from plan import Plan
 from runs import differences, read_run, remove_run, write_run
 from schedule import learning_rate_schedule, warmup_steps
@@ -36,28 +37,35 @@ def find_start(args: argparse.Namespace, plan: Plan, folder: Path, run: dict) ->
     UserError where the folder holds another run, or the checkpoint that was asked for is not to be used.
     """
     earlier = read_run(folder)
-    if earlier and (changes := differences(earlier, run)):
-        in_nobodys_way = not (earlier.get("finished") or complete_checkpoints(folder))
+    changes = differences(earlier, run) if earlier else []
+    others = strangers(folder, run["fingerprint"], own_folder=bool(earlier) and not changes)
+    if changes or others:
+        in_nobodys_way = not (others or earlier.get("finished"))
         if in_nobodys_way or args.overwrite:
             return Start(overwrites=True, notes=[] if in_nobodys_way else [f"removes the run that {folder} holds"])
+        changes += [f"{path.name} is not of this run" for path in others]
         raise UserError("\n  ".join([f"{folder} holds another run:", *changes, ANOTHER_WAY]))
-    checkpoint, notes = find_checkpoint(args.resume_from_checkpoint, folder, run["trained"])
+    checkpoint, notes = find_checkpoint(args.resume_from_checkpoint, folder, run["fingerprint"])
     if checkpoint and checkpoint.parent.resolve() != folder.resolve():
         _check_origin(checkpoint, run)
     start = Start(checkpoint, step_of(checkpoint) if checkpoint else 0, earlier, False, notes)
     if earlier and not start.finished(plan.steps):
         if earlier["finished"] and not checkpoint:
-            raise UserError(f"{folder} is finished and has no checkpoint to go on from; name another --output_dir")
+            raise UserError(
+                f"{folder} is finished after {earlier['steps']} steps and has no checkpoint to go on from (a run that "
+                "is to go on needs --checkpointing_steps); name another --output_dir"
+            )
         notes += _changed_schedule(args, plan, earlier["steps"], start.first_step)
     return start
 
 
 def _check_origin(checkpoint: Path, run: dict) -> None:
     """A checkpoint of elsewhere must come from a run that differs in nothing that changes the weights."""
-    origin = read_run(checkpoint.parent)
-    if origin and (changes := differences(origin, run)):
+    if fingerprint_of(checkpoint) != run["fingerprint"]:
+        origin = read_run(checkpoint.parent)
+        changes = differences(origin, run) if origin else ["its run.json is not there to tell what it was"]
         what = f"--resume_from_checkpoint {checkpoint} is another run's:"
-        raise UserError("\n  ".join([what, *changes, ANOTHER_WAY]))
+        raise UserError("\n  ".join([what, *changes, "Give the arguments it had, or leave the flag out"]))
 
 
 def _changed_schedule(args: argparse.Namespace, plan: Plan, before: int, first_step: int) -> list[str]:
@@ -75,7 +83,8 @@ def _changed_schedule(args: argparse.Namespace, plan: Plan, before: int, first_s
 
 def begin(folder: Path, start: Start, run: dict) -> None:
     """Makes the folder ready: another run is removed, and of this one what lies after the step it goes on from."""
+    remove_litter(folder)
     if start.overwrites:
         remove_run(folder)
     write_run(folder, run)
-    remove_later(folder, start.first_step)
+    remove_later(folder, start.first_step, run["fingerprint"])

@@ -26,6 +26,10 @@ NAMED = {  # of what is no argument, in words
     "dataset_hash": "the data set: other pictures or captions",
     "base_model_hash": "the base model: other weights or configs",
 }
+RESULT_FOLDERS = (
+    "validation", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor",
+)  # fmt: skip
+RESULT_FILES = ("metrics.jsonl", "model_index.json", "pytorch_lora_weights.safetensors", RUN_FILE)
 SECRETS = {"hub_token"}  # in no file, tracker or line that is printed
 
 
@@ -97,11 +101,11 @@ def read_run(folder: Path) -> dict | None:
 
 
 def remove_run(folder: Path) -> None:
-    """What a run leaves beside the model itself, which the next one replaces; other files stay."""
-    for name in (RUN_FILE, "metrics.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-    for path in [*folder.glob("checkpoint-*"), folder / "validation"]:
+    """A run's checkpoints and result; other files stay. What tells that they are a run's goes last."""
+    for path in [*folder.glob("checkpoint-*"), *(folder / name for name in RESULT_FOLDERS)]:
         shutil.rmtree(path, ignore_errors=True)
+    for name in RESULT_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def shown(path: Path | str) -> str:

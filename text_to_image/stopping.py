@@ -1,10 +1,11 @@
 """Signals that ask a run to stop: the step under way is finished and saved, then the run ends with exit code 75."""
 
+import os
 import signal
 from contextlib import AbstractContextManager
 from types import FrameType
 
-from errors import Stopped
+from errors import EXIT_STOPPED, Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -19,7 +20,10 @@ class StopSignals(AbstractContextManager):
     def __init__(self) -> None:
         self.asked: str | None = None  # the signal's name
         self.deferring = False
+        self.saved = "before the first step; what is encoded is kept"  # told where it ends at once
+        self.interrupts = 0
         self._before: dict = {}
+        self._owner = os.getpid()
 
     def __enter__(self) -> "StopSignals":
         self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
@@ -36,8 +40,11 @@ class StopSignals(AbstractContextManager):
         )
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        again, self.asked = self.asked, signal.Signals(number).name
-        if again == self.asked == "SIGINT":
+        if os.getpid() != self._owner:  # a process that reads pictures for this one
+            os._exit(EXIT_STOPPED)
+        self.asked = signal.Signals(number).name
+        self.interrupts += number == signal.SIGINT
+        if self.interrupts > 1:
             raise KeyboardInterrupt
         if not self.deferring:
-            raise Stopped(f"{self.asked}: stopped before the first step; what is encoded is kept")
+            raise Stopped(f"{self.asked}: stopped {self.saved}")

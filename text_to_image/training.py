@@ -26,11 +26,12 @@ from building import (
 from checkpoints import complete_checkpoints, load_training_state, save_checkpoint, step_of
 from disk_space import Space, check_space, measure_space
 from errors import Stopped, UserError
+from files import flush_to_disk
 from hub import prepare_upload, upload
 from locking import RunLock
 from models import load_noise_scheduler, load_tokenizer, quiet_libraries
 from objective import diffusion_loss, make_objective
-from plan import describe_run, make_plan, names_of
+from plan import Plan, describe_run, make_plan, names_of
 from processes import any_process, on_main
 from reporting import METRICS_FILE, StepLog, duration, peak_memory_gb, print_table, read_rows, start_trackers
 from resuming import Start, begin, find_start
@@ -67,16 +68,17 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     folder = output_folder(args.output_dir, args.dataset, plan.base, run["fingerprint"])
 
     # Go on with an earlier start of this run, or see that nothing is left to do:
-    start = on_main(accelerator, lambda: find_start(args, plan, folder, run))
+    space, lock = measure_space(args, plan, folder), RunLock(folder)
+    start = on_main(accelerator, lambda: look_into(args, plan, folder, run, lock))
     if start.finished(plan.steps):
+        on_main(accelerator, lock.release)
         finish(args, folder, start.earlier, accelerator)
         return
     checkpoint, first_step = start.checkpoint, start.first_step
     run["steps"] = max(plan.steps, first_step)
-    space = measure_space(args, plan, folder)
     print_table(start_table(args, plan, run, accelerator, tokenizer, folder, start, space), quiet)
     if not args.dry_run:
-        on_main(accelerator, lambda: take_folder(args, folder, start, run, space))
+        on_main(accelerator, lambda: take_folder(args, folder, start, run, space, lock))
 
     # Encode what does not change, once; the VAE and the text encoder leave the memory with this:
     encodings = make_encodings(args, plan, tokenizer, accelerator, folder, quiet)
@@ -97,7 +99,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     bad_steps = BadSteps(accelerator, args.max_bad_steps, lambda step: names_of(plan, batches.pictures_of(step)))
 
     def take_step(step: int) -> torch.Tensor:
-        """One optimisation step (from 0); returns its loss, the mean over this process's samples' share of it."""
+        """One optimisation step (from 0); returns its loss, the mean over all its samples, on whatever process."""
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step)
         step_loss = torch.zeros((), device=accelerator.device)
@@ -115,6 +117,8 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
             optimizer.step()
             weights.publish()
             average.step(weights.parameters)
+        else:
+            bad_steps.skip(optimizer)
         optimizer.zero_grad()
         return step_loss
 
@@ -130,15 +134,16 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     read_every = 1 if accelerator.device.type == "cpu" else 10
     log = StepLog(folder, first_step, plan.steps, plan.samples_per_step, read_every, quiet, accelerator.log)
     stop.deferring = True
+    accelerator.wait_for_everyone()  # from here on all defer, or some would end while others wait for them
     for step in range(first_step, plan.steps):
         loss = take_step(step)
         done = step + 1
         epoch = done * plan.global_batch / (len(plan.pictures) * args.repeats)
-        log.step(done, epoch, loss, rate_at(step), watch.after)
+        log.step(done, epoch, loss, rate_at(step), bad_steps.skipped, measure=watch.after)
         stopping = any_process(accelerator, bool(stop.asked))
         if stopping or done % args.checkpointing_steps == 0:
             log.flush()
-            checkpoint_run(args, folder, done, accelerator, trainable, unwrapped, weights, average, optimizer)
+            checkpoint_run(args, folder, done, run, accelerator, trainable, unwrapped, weights, average, optimizer)
         if stopping:
             log.close()
             raise Stopped(stop.words(done, plan.steps))
@@ -150,14 +155,25 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         with weights.full_precision():
             trainable.save_result(unwrapped, plan.base, folder, noise_scheduler)
         write_run(folder, {**run, **outcome(folder)})
-    stop.deferring = False
+        lock.release()
+    accelerator.wait_for_everyone()
+    stop.deferring, stop.saved = False, "after the result was saved"
     finish(args, folder, run, accelerator)
 
 
-def take_folder(args: argparse.Namespace, folder: Path, start: Start, run: dict, space: Space) -> None:
+def look_into(args: argparse.Namespace, plan: Plan, folder: Path, run: dict, lock: RunLock) -> Start:
+    """What is there, with no other run about that could change it meanwhile."""
+    if folder.is_dir() and not args.dry_run:
+        lock.take()
+    return find_start(args, plan, folder, run)
+
+
+def take_folder(
+    args: argparse.Namespace, folder: Path, start: Start, run: dict, space: Space, lock: RunLock
+) -> None:  # fmt: skip
     """From here on the folder is this run's, and no other may write into it."""
     check_space(space, folder)
-    RunLock(folder).take()
+    lock.take()
     begin(folder, start, run)
     prepare_upload(args, folder)
 
@@ -204,7 +220,9 @@ def estimate(take_step, first_step: int, steps: int) -> str:
     )
 
 
-def checkpoint_run(args, folder: Path, step: int, accelerator, trainable, unet, weights, average, optimizer) -> None:
+def checkpoint_run(
+    args, folder: Path, step: int, run: dict, accelerator, trainable, unet, weights, average, optimizer
+) -> None:
     """Written by the main process; the others wait, or they would run ahead into a collective call without it."""
 
     def save(part: Path) -> None:
@@ -213,11 +231,12 @@ def checkpoint_run(args, folder: Path, step: int, accelerator, trainable, unet, 
         average.save_pretrained(part / "unet_ema")
 
     def write() -> None:
+        flush_to_disk(folder / METRICS_FILE)  # a checkpoint never outlives the rows before it
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler_state(accelerator)}
         kept = {step, *map(step_of, complete_checkpoints(folder))}
         best = best_step(read_rows(folder / METRICS_FILE), among=kept)
         best_one = {best[0]} if best else set()
-        save_checkpoint(folder, step, trainable.kind, save, state, args.checkpoints_total_limit, best_one)
+        save_checkpoint(folder, step, run, save, state, args.checkpoints_total_limit, best_one)
 
     on_main(accelerator, write)
 
@@ -237,7 +256,7 @@ def outcome(folder: Path) -> dict:
     rows = read_rows(folder / METRICS_FILE)
     best = best_step(rows)
     told = {"best_step": best[0], best[1]: best[2]} if best else {}
-    told["skipped_steps"] = sum(row["train_loss"] is None for row in rows)
+    told["skipped_steps"] = sum("skipped" in row for row in rows)
     finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     return {**told, "finished": True, "finished_at": finished_at, "peak_memory_gb": peak_memory_gb()}
 

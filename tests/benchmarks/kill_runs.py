@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tiny model is slower on man
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "text_to_image"), str(ROOT / "tests")]
 
-from background import TORCHRUN, Background, count_rows  # noqa: E402
+from background import Background, count_rows, finish, kill, start  # noqa: E402
 from conftest import write_captioned_folder  # noqa: E402
 from run_folder import assert_same_bits  # noqa: E402
 from tiny_model import make_tiny_model  # noqa: E402
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--signal", choices=("TERM", "INT", "USR1"), help="instead of SIGKILL")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
-    chance, launcher = random.Random(args.seed), TORCHRUN if args.processes == 2 else None
+    chance = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         flags = [
@@ -45,24 +45,25 @@ def main() -> None:
             "--random_flip", "--prior_images", 2, "--validation_split", 0.3, "--validation_prompts", "jeans",
         ]  # fmt: skip
 
-        def start(out: str) -> Background:
-            return Background(work / "log", *flags, "--output_dir", work / out, launcher=launcher)
+        def begin(out: str) -> list[Background]:
+            return start(work / "log", args.processes, *flags, "--output_dir", work / out)
 
         begun = time.perf_counter()
-        assert start("whole").ended() == 0, (work / "log").read_text()
+        finish(begin("whole"))
         alone, kills, starts = time.perf_counter() - begun, [], 0
         while True:
-            run, moment = start("cut"), chance.uniform(0.3 * alone, alone)
+            run, moment = begin("cut"), chance.uniform(0.3 * alone, alone)
             starts += 1
             if len(kills) < args.kills:
-                run.for_at_most(moment)
-            if len(kills) == args.kills or run.process.poll() is not None:
-                assert run.ended() == 0, (work / "log").read_text()
+                run[0].for_at_most(moment)
+            if len(kills) == args.kills or run[0].process.poll() is not None:
+                finish(run)
                 break
             if args.signal:
-                assert run.send(signal.Signals[f"SIG{args.signal}"]).ended() in (75, 0), (work / "log").read_text()
+                run[0].send(signal.Signals[f"SIG{args.signal}"])
+                assert run[0].ended() in (75, 0), (work / "log").read_text()
             else:
-                run.kill().ended()
+                assert kill(run)
             kills.append((round(moment, 1), count_rows(work / "cut")))
         assert_same_bits(work / "whole", work / "cut", args.steps)
     print("killed after (s, rows written so far): " + ", ".join(f"{s}, {rows}" for s, rows in kills))

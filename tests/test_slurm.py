@@ -20,7 +20,7 @@ STEPS = 60
 @pytest.fixture(scope="module")
 def slurm():
     if missing := what_is_missing():
-        assert not os.environ.get("CI_SLURM"), missing  # .ci/run installs it: there it may not be missing
+        assert not os.environ.get("SLURM_TESTS"), missing  # .ci/run installs it: there it may not be missing
         pytest.skip(missing)
     with cluster() as running:
         yield running

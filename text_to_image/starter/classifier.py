@@ -5,6 +5,7 @@ python classifier.py --work /scratch/starter      trains it on the pictures that
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from pictures import HELD_OUT, SHARES, SIZES, pictures_of, seeds_of
+from pictures import HELD_OUT, SHARES, SIZES, pictures_of, seeds_of, twin_specs, twins_of
 from render_garments import COLOURS, CORNERS, KINDS, PATTERNS, Spec, mirrored_spec, render, sample_spec
 
 WEIGHTS = Path(__file__).resolve().parent / "classifier.safetensors"
@@ -100,11 +101,10 @@ def disturbed(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def train(model: GarmentClassifier, work: Path, steps: int, batch: int = 48) -> GarmentClassifier:
     """Cross entropy over all attributes at once; the view of a garment folded in half is left out."""
     model.train()
-    images = torch.stack(
-        [prepared(p) for size in range(3) for p in tqdm(pictures_of(work, size), mininterval=10)]
-    ).half()
+    images = torch.stack([prepared(p) for size in range(3) for p in tqdm(_all_pictures(work, size), mininterval=10)])
+    images = images.half()
     count = round(len(pictures_of(work, 0)) / SHARES[0])
-    specs = [sample_spec(int(s)) for size in range(len(SIZES)) for s in seeds_of(size, count)]
+    specs = [spec for size in range(len(SIZES)) for spec in _all_specs(size, count)]
     answers = torch.tensor([[answer_of(s), answer_of(mirrored_spec(s))] for s in specs])  # (N, 2, attributes)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02)
@@ -127,6 +127,17 @@ def train(model: GarmentClassifier, work: Path, steps: int, batch: int = 48) -> 
         loss.backward()
         optimizer.step()
     return model.eval()
+
+
+def _all_pictures(work: Path, size: int) -> list[np.ndarray]:
+    """The rendered pictures, then the twins, which teach to look at what tells front from back."""
+    return [*pictures_of(work, size), *(picture for pair in twins_of(work, size) for picture in pair)]
+
+
+def _all_specs(size: int, count: int) -> list[Spec]:
+    """What _all_pictures show."""
+    twins = [replace(spec, view=view) for spec in twin_specs(size, count) for view in ("front", "back")]
+    return [*(sample_spec(int(seed)) for seed in seeds_of(size, count)), *twins]
 
 
 def accuracy(model: GarmentClassifier, count: int) -> dict[str, float]:

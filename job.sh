@@ -50,6 +50,7 @@ main() {
     load_modules
     repo="$(find_repository)"
     scripts="$repo/text_to_image"
+    use_active_environment
     venv="${VENV:-$repo/.venv}"
     if [[ -z "${VENV-}" ]]; then
         set_up
@@ -121,10 +122,15 @@ install() {
     echo unfinished >"$venv/.setup"
     # An environment that somebody made there is kept and completed.
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
-    [[ -z "${TORCH_INDEX_URL-}" ]] || "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
-        --index-url "$TORCH_INDEX_URL" $(grep -E '^torch(vision)?==' "$repo/requirements.txt") ||
-        fail 1 "pip could not install PyTorch from TORCH_INDEX_URL=$TORCH_INDEX_URL (its reason stands above)"
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --requirement "$repo/requirements.txt" ||
+    if [[ -n "${TORCH_INDEX_URL-}" ]]; then # the newest build that is there, and everything else as it is pinned
+        "$venv/bin/python" -m pip install -qq --disable-pip-version-check --index-url "$TORCH_INDEX_URL" \
+            torch torchvision ||
+            fail 1 "pip could not install PyTorch from TORCH_INDEX_URL=$TORCH_INDEX_URL (its reason stands above)"
+        grep -v '^torch' "$repo/requirements.txt" >"$venv/.requirements"
+    else
+        cp "$repo/requirements.txt" "$venv/.requirements"
+    fi
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --requirement "$venv/.requirements" ||
         fail 1 "pip could not install requirements.txt (its reason stands above); bash job.sh setup tries again"
     printf '%s\n' "$wanted" >"$venv/.setup"
     say "set up in $((SECONDS - started)) s"
@@ -149,6 +155,16 @@ find_python() {
 apt-get install python$without_venv-venv), or name an environment that exists: VENV=folder bash job.sh"
     fail 2 "Python 3.11, 3.12 or 3.13 is needed, found:${found:- none}; install one (Debian, Ubuntu: apt-get install \
 python3 python3-venv; on a cluster: module load python), or name an environment that exists: VENV=folder bash job.sh"
+}
+
+# An environment that is active and has what is needed is used; any other is left alone.
+use_active_environment() {
+    local active="${VIRTUAL_ENV:-${CONDA_PREFIX-}}"
+    [[ -z "${VENV-}" && -n "$active" && "$active" != "$repo/.venv" && ! -e "$repo/.venv" ]] || return 0
+    "$active/bin/python" -c 'import sys; sys.path.insert(0, sys.argv[1]); import errors; errors.require_packages()' \
+        "$scripts" 2>/dev/null || return 0
+    VENV="$active"
+    say "the active environment is used: $active"
 }
 
 load_modules() {

@@ -5,7 +5,7 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash job.sh setup
+env -u VIRTUAL_ENV -u CONDA_PREFIX bash job.sh setup
 venv="${VENV:-$PWD/.venv}"
 if [[ -z "${VENV-}" ]]; then
     wanted="$(cksum <tests/requirements.txt)"

@@ -17,7 +17,8 @@ from tiny_model import make_tiny_model
 
 TOOLS = ["bash", "cat", "cksum", "cp", "dirname", "env", "find", "flock", "mkdir", "rm", "sleep", "touch"]
 STEERING = ("MODEL", "CAPTIONER", "DATASET", "EPOCHS", "OUTPUT_DIR", "PROMPT", "NUM_IMAGES", "VENV", "TRAIN_ARGS",
-            "INFERENCE_ARGS", "ACCELERATE_USE_CPU")  # fmt: skip
+            "INFERENCE_ARGS", "ACCELERATE_USE_CPU", "VIRTUAL_ENV", "CONDA_PREFIX", "MODULES",
+            "TORCH_INDEX_URL")  # fmt: skip
 
 FAKE_PYTHON = """#!/usr/bin/env bash
 echo "${0##*/} $*" >>"$PYTHON_LOG"
@@ -57,7 +58,7 @@ def repository(tmp_path):
     (folder / "text_to_image").mkdir(parents=True)
     for name in ("job.sh", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
-    for name in ("captions.py", "caption_forms.py", "devices.py", "errors.py"):
+    for name in ("captions.py", "caption_forms.py", "devices.py", "errors.py", "files.py"):
         shutil.copy(ROOT / "text_to_image" / name, folder / "text_to_image")
     for name in ("img_captioning", "train_text_to_image", "inference"):
         (folder / "text_to_image" / f"{name}.py").write_text(RECORDING_SCRIPT)
@@ -382,3 +383,42 @@ def test_a_job_leaves_pictures_and_a_clean_clone(tmp_path):
     )
     assert (tmp_path / model.removeprefix("the model: ") / "model_index.json").exists()
     assert changes(clone) == ""
+
+
+# --- under Slurm, as far as it can be told without one; test_slurm.py has the real thing ------------------------
+
+
+def test_a_heterogeneous_job_is_refused(job):
+    done, calls = job(SLURM_JOB_ID=7, SLURM_HET_SIZE=2)
+    assert done.returncode == 2 and "heterogeneous" in done.stderr and not calls
+
+
+def test_modules_need_a_machine_that_has_them(job):
+    done, calls = job(MODULES="python/3.11")
+    assert done.returncode == 2 and "MODULES=python/3.11" in done.stderr and not calls
+    done, calls = job(MODULES="python/3.11", **{"BASH_FUNC_module%%": '() { echo "loaded $*"; }'})
+    assert done.returncode == 0 and "loaded load python/3.11" in done.stdout
+
+
+def test_three_restarts_without_progress_end_the_job(job, repository, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, lines in {
+        "srun": 'trap "" USR1; kill -USR1 "$PPID"; echo "SIGUSR1: stopped after step 5 of 9, saved"; exit 75',
+        "scontrol": 'echo "$*" >>"$JOB_LOG.requeues"',
+        "sleep": "exit 0",
+    }.items():
+        (tools / name).write_text(f"#!/usr/bin/env bash\n{lines}\n")
+        (tools / name).chmod(0o755)
+    (tmp_path / "batch.sh").write_text('export SLURM_TASK_PID=$$; exec bash "$@"\n')
+    slurm = {"SLURM_JOB_ID": 7, "ACCELERATE_USE_CPU": "true", "PATH": f"{tools}:{os.environ['PATH']}"}
+    for restart in range(4):
+        environment = outside(
+            **slurm, SLURM_RESTART_COUNT=restart, VENV=tmp_path / "venv", PYTHONPATH=tmp_path / "fakes",
+            JOB_LOG=tmp_path / "job.log",
+        )  # fmt: skip
+        done = bash(tmp_path / "batch.sh", repository / "job.sh", env=environment, cwd=tmp_path)
+        requeued = f"requeued as restart {restart + 1} of job 7, after step 5 of 9" in done.stdout
+        assert requeued is (restart < 3), done.stdout + done.stderr
+    assert done.returncode == 1 and "three restarts got no further than step 5 of 9" in done.stderr
+    assert (tmp_path / "job.log.requeues").read_text().count("requeue 7\n") == 3

@@ -1,6 +1,7 @@
 """The user's mistakes and the work's failures, and the exit codes the three scripts end with."""
 
 import errno
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -8,7 +9,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
+# What the scripts cannot do without, and the oldest versions whose interfaces they use; requirements.txt has what is
+# tested.
+PACKAGES = {"torch": (2, 6), "diffusers": (0, 42), "transformers": (5, 0), "accelerate": (1, 0)}
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 # Failures that libraries tell by their words alone: the words, what has happened and what helps.
 FAILURES = (
@@ -98,8 +101,20 @@ def first_line(error: Exception) -> str:
 
 def require_packages() -> None:
     """Raises UserError with the line that helps where a script runs outside its environment; imports nothing."""
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+    faults = [fault for name, oldest in PACKAGES.items() if (fault := _fault_of(name, oldest))]
+    if faults:
         raise UserError(
-            f"{', '.join(missing)}: not installed for {sys.executable}; "
+            f"{sys.executable}: {', '.join(faults)}; "
             "run `bash job.sh setup` once and start the scripts with `.venv/bin/python`"
         )
+
+
+def _fault_of(package: str, oldest: tuple[int, int]) -> str | None:
+    if importlib.util.find_spec(package) is None:
+        return f"{package} is not installed"
+    try:
+        version = importlib.metadata.version(package)
+        numbers = tuple(int(number) for number in version.split(".")[:2])
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None  # built by hand: it will know
+    return f"{package} {version} is older than {'.'.join(map(str, oldest))}" if numbers < oldest else None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ def tiny_model(tmp_path_factory) -> Path:
     from tiny_model import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", dtype=torch.float16)
+
+
+@pytest.fixture
+def own_model(tiny_model, tmp_path) -> Path:
+    """A copy of the tiny model that a test may spoil."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from conftest import write_captioned_folder
 from errors import UserError, exit_with
-from models import find_model
+from model_folders import find_model
 from run_folder import losses
 
 
@@ -22,11 +22,6 @@ class Harmful:
 
     def __reduce__(self):
         return open, (str(self.made), "w")
-
-
-@pytest.fixture
-def own_model(tiny_model, tmp_path) -> Path:
-    return shutil.copytree(tiny_model, tmp_path / "model")
 
 
 def pickled(model: Path) -> Path:

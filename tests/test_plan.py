@@ -9,7 +9,7 @@ from batches import DATA, HELD_OUT
 from buckets import Size
 from data import Picture
 from errors import UserError
-from models import ModelShape
+from model_folders import ModelShape
 from plan import Plan, base_name, hold_out, writing_in
 
 

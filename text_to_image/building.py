@@ -23,7 +23,8 @@ from caching import (
 from draws import Chances, Source
 from errors import UserError
 from model_defaults import guidance_scale_of
-from models import choose_attention, fingerprint_model, load_text_encoder, load_unet, load_vae
+from model_folders import fingerprint_model
+from models import choose_attention, load_text_encoder, load_unet, load_vae
 from objective import Objective
 from plan import Plan
 from prior import draw_prior, read_prior, write_prior

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from checkpoints import complete_checkpoints
 from errors import WorkError
-from models import PARTS, count_lora_parameters, count_parameters
+from model_folders import PARTS, count_lora_parameters, count_parameters
 from plan import Plan
 from trainable import LORA_TARGETS
 

@@ -17,18 +17,8 @@ from devices import choose_device
 from errors import UserError, WorkError, first_line, harmless
 from files import replace_text, replacing
 from model_defaults import REAL_MODEL
-from models import (
-    ModelShape,
-    choose_attention,
-    find_model,
-    fingerprint_file,
-    fingerprint_model,
-    load_text_encoder,
-    load_tokenizer,
-    load_vae,
-    quiet_libraries,
-    read_shape,
-)
+from model_folders import ModelShape, find_model, fingerprint_file, fingerprint_model, read_shape
+from models import choose_attention, load_text_encoder, load_tokenizer, load_vae, quiet_libraries
 from prompts import count_tokens, encode_prompt
 from reporting import progress
 from runs import RUN_FILE, read_run, shown

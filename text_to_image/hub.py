@@ -10,7 +10,7 @@ from pathlib import Path
 from caching import hash_key
 from captions import METADATA
 from errors import UserError, WorkError, first_line
-from models import find_model
+from model_folders import find_model
 
 NOT_UPLOADED = ["checkpoint-*/**", ".partial-*/**", "cache/**", ".cache/**", ".lock*", ".*.part"]
 

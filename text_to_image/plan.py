@@ -20,7 +20,7 @@ from errors import PACKAGES, UserError
 from hub import find_dataset
 from mirroring import mentions_writing
 from model_defaults import guidance_scale_of
-from models import ModelShape, find_model, fingerprint_model, read_shape
+from model_folders import ModelShape, find_model, fingerprint_model, read_shape
 from prior import prior_batch_size, repeat_prompts
 from prompts import count_chunks
 from runs import OUTPUTS, fingerprint_run, seed_of, without_secrets

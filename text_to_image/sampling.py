@@ -7,7 +7,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
-from models import loading
+from model_folders import loading
 from prompts import join_embeddings
 
 SAMPLER = "DPM++ 2M Karras"

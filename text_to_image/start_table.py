@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from disk_space import Space
 from model_defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
-from models import count_parameters
+from model_folders import count_parameters
 from plan import Plan, writing_in
 from prompts import count_tokens
 from reporting import origins_line

@@ -24,7 +24,7 @@
 #   DATASET=~/pictures MODEL=stable-diffusion-v1-5/stable-diffusion-v1-5 sbatch job.sh
 #
 #   MODEL           what is fine-tuned: a folder or a hub id (unset: the small starter model of this repository)
-#   CAPTIONER       captions the pictures that have no caption: a BLIP folder or hub id (unset: the starter's)
+#   CAPTIONER       captions the pictures that have no caption: a BLIP folder or hub id (unset: none)
 #   DATASET         the folder of pictures, or a hub id (unset: dataset/)
 #   EPOCHS          passes over the data set (100)
 #   OUTPUT_DIR      where the fine-tuned model goes (unset: a folder in output/ named after data and settings)
@@ -46,6 +46,7 @@ main() {
         '' | setup) ;;
         *) fail 2 "job.sh takes no argument but 'setup', found '$1'; its choices come from the environment" ;;
     esac
+    in_batch && trap hear USR1
     [[ -z "${SLURM_HET_SIZE-}" ]] || fail 2 'a heterogeneous job cannot be used; ask for nodes that are all alike'
     load_modules
     repo="$(find_repository)"
@@ -56,6 +57,8 @@ main() {
         set_up
     elif [[ ! -x "$venv/bin/python" ]]; then
         fail 2 "VENV=$VENV is no Python environment: it has no bin/python"
+    else
+        check_environment
     fi
     if [[ "${1-}" == setup ]]; then
         fetch
@@ -90,7 +93,7 @@ find_repository() {
 
 # .venv/.setup says how far the set-up came: 'unfinished', or the checksum of the requirements that are installed.
 set_up() {
-    wanted="$(cksum <"$repo/requirements.txt")"
+    wanted="$(cksum <"$repo/requirements.txt")${TORCH_INDEX_URL:+ $TORCH_INDEX_URL}"
     ! is_complete || return 0
     mkdir -p "$venv"
     # Two jobs may share the folder. Where the file system has no locks the set-up goes on without one.
@@ -104,7 +107,9 @@ set_up() {
 }
 
 is_complete() {
-    [[ "$(setup_state)" == "$wanted" ]] && "$venv/bin/python" -c '' 2>/dev/null
+    # Without TORCH_INDEX_URL any build of PyTorch will do that was installed with one.
+    [[ "$(setup_state)" == "$wanted" || (-z "${TORCH_INDEX_URL-}" && "$(setup_state)" == "$wanted "*) ]] &&
+        "$venv/bin/python" -c '' 2>/dev/null
 }
 
 setup_state() { cat "$venv/.setup" 2>/dev/null || true; }
@@ -170,42 +175,80 @@ use_active_environment() {
 load_modules() {
     [[ -n "${MODULES-}" ]] || return 0
     type module >/dev/null 2>&1 || fail 2 "MODULES=$MODULES: this machine has no command 'module'"
+    set +u # the function is the cluster's
     # shellcheck disable=SC2086 # several modules are several words
     module load $MODULES || fail 2 "MODULES=$MODULES could not be loaded"
+    set -u
 }
 
-# What hub ids name is downloaded now, so that a job without internet finds it; $venv/.fetched lists what is there.
-fetch() {
-    local name
-    for name in MODEL DATASET CAPTIONER; do
-        [[ -n "${!name-}" && ! -e "${!name}" ]] || continue
-        "$venv/bin/python" - "$scripts" "$name" "${!name}" <<'PYTHON' || exit
+# An environment that was not made here: is what it needs in it, and does its PyTorch work.
+check_environment() {
+    "$venv/bin/python" - "$scripts" <<'PYTHON' || exit
 import sys
 
 sys.path.insert(0, sys.argv[1])
-from errors import exit_with
+from errors import UserError, exit_with, require_packages
 
 
 def main():
-    from hub import download
+    require_packages()
+    try:
+        import torch
 
-    download(*sys.argv[2:])
+        torch.zeros(1)
+    except Exception as error:
+        raise UserError(f"{sys.executable}: its PyTorch does not work: {error}") from None
 
 
 exit_with(main)
 PYTHON
-        printf '%s=%s\n' "$name" "${!name}" >>"$venv/.fetched"
-        say "$name: ${!name} is there"
-    done
 }
 
-# Without a question to the hub where all that is named was fetched: a compute node may have no internet.
+# What hub ids name is downloaded now, so that a job without internet finds it; output/.fetched remembers for what.
+fetch() {
+    local words
+    local -a train_args=()
+    words="$(words_of TRAIN_ARGS)"
+    [[ -z "$words" ]] || mapfile -t train_args <<<"$words"
+    "$venv/bin/python" - "$scripts" "${CAPTIONER-}" --dataset "${DATASET:-$repo/dataset}" \
+        ${MODEL:+--pretrained_model_name_or_path "$MODEL"} "${train_args[@]}" <<'PYTHON' || exit
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from errors import exit_with, require_packages
+
+
+def main():
+    require_packages()
+    from hub import download_captioner, find_dataset
+    from plan import find_bases
+    from train_text_to_image import parse_args
+
+    args = parse_args(sys.argv[3:])
+    print(f"the model: {find_bases(args)[0]}")
+    print(f"the data set: {find_dataset(args)}")
+    if sys.argv[2] and not Path(sys.argv[2]).is_dir():
+        print(f"the captioner: {download_captioner(sys.argv[2])}")
+
+
+exit_with(main)
+PYTHON
+    mkdir -p "$repo/output"
+    named >>"$repo/output/.fetched"
+}
+
+# All by which a job may name something of the hub, on one line.
+named() { printf '%s|%s|%s|%s\n' "${MODEL-}" "${DATASET-}" "${CAPTIONER-}" "${TRAIN_ARGS-}" | tr '\n' ' '; echo; }
+
+# Without a question to the hub where set-up has fetched what this very job names: a compute node may have no internet.
 go_offline() {
-    local name
-    for name in MODEL DATASET CAPTIONER; do
-        [[ -z "${!name-}" || -e "${!name}" ]] || grep -qsxF "$name=${!name}" "$venv/.fetched" || return 0
-    done
-    export HF_HUB_OFFLINE=1
+    if grep -qsxF "$(named)" "$repo/output/.fetched"; then
+        export HF_HUB_OFFLINE=1
+    elif [[ -n "${MODEL-}" && ! -e "$MODEL" ]]; then
+        say "$MODEL was not fetched by 'bash job.sh setup' with the same MODEL, DATASET, CAPTIONER and TRAIN_ARGS: where"
+        say 'compute nodes have no internet, run that on the login node first'
+    fi
 }
 
 # --- the job --------------------------------------------------------------------------------------------------------
@@ -223,8 +266,8 @@ run_job() {
     [[ -t 2 ]] || export TQDM_MININTERVAL=30
     log="$(mktemp)"
     trap 'rm -f "$log" "$log.fifo"' EXIT
-    ! in_batch || prepare_batch
     say_start
+    ! in_batch || prepare_batch
 
     if [[ -d "$dataset" ]]; then
         step img_captioning --image_dir "$dataset" ${CAPTIONER:+--model "$CAPTIONER"}
@@ -238,7 +281,7 @@ run_job() {
     launch=()
     # Also a run that was finished before says this.
     model="$(sed -n 's/^the model  *//p' "$log" | tail -n 1)"
-    check_processes
+    ! in_batch || check_processes
     step inference ${model:+--model "$model"} --num_images "${NUM_IMAGES:-3}" "${prompts[@]/#/--prompt=}" \
         ${pictures_dir:+--output_dir "$pictures_dir"} "${inference_args[@]}"
     say_where
@@ -259,7 +302,11 @@ step() {
         "$venv/bin/python" "$scripts/$script.py" "$@" | tee -i "$log" || code=${PIPESTATUS[0]}
     fi
     phases="$phases${phases:+, }$script $((SECONDS - began)) s"
-    [[ -z "$called_off" ]] || requeue
+    [[ "$script" == inference && "$code" == 0 ]] || [[ -z "$called_off" ]] || requeue
+    if ((code == 75)) && in_batch; then # preempted: Slurm queues the job up again at the end of the time it gives
+        say '== stopped by a signal to the run itself: waiting for Slurm to end this job'
+        sleep 300
+    fi
     ((code == 0)) || exit "$code"
 }
 
@@ -268,10 +315,13 @@ attend() {
     local code tee
     rm -f "$log.fifo"
     mkfifo "$log.fifo"
-    tee -i "$log" <"$log.fifo" &
+    exec 7<>"$log.fifo" # so that neither end waits for the other
+    tee -i "$log" <"$log.fifo" 7>&- &
     tee=$!
-    "$@" >"$log.fifo" 2>&1 &
+    "$@" >&7 2>&1 7>&- &
     child=$!
+    exec 7>&-
+    [[ -z "$called_off" ]] || kill -USR1 "$child" 2>/dev/null || true
     while :; do
         heard=''
         code=0
@@ -285,25 +335,31 @@ attend() {
 
 # --- under Slurm ----------------------------------------------------------------------------------------------------
 
-# As a batch script, not in an interactive allocation, where nothing is to be queued again.
-in_batch() { [[ -n "${SLURM_JOB_ID-}" && "${SLURM_TASK_PID-}" == "$$" ]]; }
+# As a batch script, not in an interactive allocation or a step of one, where nothing is to be queued again.
+in_batch() { [[ -n "${SLURM_JOB_ID-}" ]] && grep -aqsF ".batch]" "/proc/$PPID/cmdline"; }
+
+# Slurm sends it some minutes before the time limit.
+hear() {
+    heard=1
+    called_off=1
+    [[ -z "$child" ]] || kill -USR1 "$child" 2>/dev/null || true
+}
 
 prepare_batch() {
     local nodes="${SLURM_JOB_NUM_NODES:-1}" per_node="${SLURM_GPUS_ON_NODE:-0}" cpus="${SLURM_CPUS_PER_TASK:-1}"
     local restart="${SLURM_RESTART_COUNT:-0}" on_cpu="${ACCELERATE_USE_CPU-}"
-    # Slurm gives it some minutes before the time limit, and before a preemption where the cluster is set up so.
-    trap 'heard=1 called_off=1; [[ -z "$child" ]] || kill -USR1 "$child" 2>/dev/null || true' USR1
-    ((restart == 0)) || say "== restart $restart of job $SLURM_JOB_ID on $(hostname), $(date '+%F %T')"
+    ((restart == 0)) || say "== restart $restart of job $SLURM_JOB_ID; before: $(head -qn 1 "$(state_file)" 2>/dev/null ||
+        echo 'ended without a word, as when a node dies')"
     if [[ "${on_cpu,,}" =~ ^(1|true|yes|on|y|t)$ ]]; then
         per_node=1
     elif ((per_node > 0)); then
-        check_gpu
+        srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --export=ALL "$venv/bin/python" -c "$CHECK_GPU" "$per_node"
     fi
     ((per_node > 0)) || per_node=1
     processes=$((nodes * per_node))
     cpus=$((cpus / per_node > 0 ? cpus / per_node : 1)) # srun does not inherit it
     srun=(srun "--nodes=$nodes" "--ntasks=$processes" "--ntasks-per-node=$per_node" "--cpus-per-task=$cpus"
-        --kill-on-bad-exit=1)
+        --export=ALL --kill-on-bad-exit=1)
     if ((processes > 1)); then
         MASTER_ADDR="$(scontrol -o show node "$SLURMD_NODENAME" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')"
         MASTER_PORT=$((20000 + (SLURM_JOB_ID * 13 + restart * 101) % 20000)) # of this start alone
@@ -319,45 +375,53 @@ prepare_batch() {
     go_offline
 }
 
-# A GPU that was asked for is used, or the job ends with the reason: on a CPU it would take weeks.
-check_gpu() {
-    "$venv/bin/python" - <<'PYTHON' || exit
+# Every GPU that was asked for can be used, or the job ends with the reason: on a CPU it would take weeks.
+CHECK_GPU='
 import sys, warnings
-
-import torch
 
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     try:
-        torch.zeros(1, device="cuda")
+        import torch
+
+        for number in range(int(sys.argv[1])):
+            torch.zeros(1, device=f"cuda:{number}")
     except Exception as error:
-        why = str(said[0].message if said else error).splitlines()[0]
-        print(f"error: the job asked for a GPU and PyTorch {torch.__version__} cannot use it: {why}", file=sys.stderr)
+        driver = [str(one.message) for one in said if "driver" in str(one.message)]
+        why = (driver or [str(error)])[0].splitlines()[0]
+        print(f"error: the job asked for a GPU and PyTorch cannot use it: {why}", file=sys.stderr)
         print("  With a driver that is too old, set up again with TORCH_INDEX_URL (see README).", file=sys.stderr)
         print("  ACCELERATE_USE_CPU=true sbatch job.sh trains on the CPU.", file=sys.stderr)
         sys.exit(1)
-PYTHON
-}
+'
 
 # That the processes were one run: started wrongly, each would train by itself and say nothing.
 check_processes() {
-    ((processes == 1)) || grep -q "\"num_processes\": $processes," "$model/run.json" ||
+    ! grep -q '^batch ' "$log" || grep -q "\"num_processes\": $processes," "$model/run.json" ||
         fail 1 "$processes processes were started and $model/run.json tells of another number"
 }
 
+# Where the job writes down how far it came when it was queued up again.
+state_file() { echo "$repo/output/.job_$SLURM_JOB_ID"; }
+
 # The same job again, unless the last three starts got no further.
 requeue() {
-    local where times=1 state="$repo/output/.job_$SLURM_JOB_ID" restart="${SLURM_RESTART_COUNT:-0}"
-    where="$(sed -n 's/.*stopped after \(step [0-9]* of [0-9]*\).*/\1/p' "$log" | tail -n 1)"
-    where="${where:-$(printf '%s' "$phases" | sed 's/ [0-9]* s$//; s/.*, //')}"
+    local where progress times=1 state restart="${SLURM_RESTART_COUNT:-0}"
+    # By the array's number all of its tasks would be queued up again, and the last task's own number is the array's.
+    local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
+    where="$(sed -n 's/.*stopped after \(step [0-9]* of [0-9]*\).*/after \1/p' "$log" | tail -n 1)"
+    where="${where:-in ${phases##*, }}"
+    # What captioning and encoding have done is in files.
+    progress="$where, $(find "$repo/output" ${output_dir:+"$output_dir"} "$dataset" -type f 2>/dev/null | wc -l) files"
+    state="$(state_file)"
     mkdir -p "$repo/output"
-    if [[ -f "$state" && "$(head -n 1 "$state")" == "$where" ]]; then
+    if [[ -f "$state" && "$(sed -n 2p "$state")" == "$progress" ]]; then
         times=$(($(tail -n 1 "$state") + 1))
     fi
     ((times <= 3)) || fail 1 "three restarts got no further than $where; a longer --time is needed"
-    printf '%s\n%s\n' "$where" "$times" >"$state"
-    say "== $(date '+%F %T') requeued as restart $((restart + 1)) of job $SLURM_JOB_ID, after $where"
-    scontrol requeue "$SLURM_JOB_ID" || fail 1 "job $SLURM_JOB_ID cannot be requeued; sbatch job.sh goes on from there"
+    printf '%s\n%s\n%s\n' "$where" "$progress" "$times" >"$state"
+    say "== $(date '+%F %T') requeued as restart $((restart + 1)) of job $job, $where"
+    scontrol requeue "$job" || fail 1 "job $job cannot be requeued; sbatch job.sh goes on from there"
     sleep 600 # until Slurm ends this shell
 }
 
@@ -368,7 +432,12 @@ say_start() {
     gpus="$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | paste -sd';' || true)"
     commit="$(git -C "$repo" log -1 --format='%h of %cs' 2>/dev/null || true)"
     say "== $(date '+%F %T') on $(hostname)${SLURM_JOB_ID:+, Slurm job $SLURM_JOB_ID}, $(nproc) CPU cores, GPUs:\
- ${gpus:-none}; commit ${commit:-unknown}"
+ ${gpus:-none}"
+    say "   $("$venv/bin/python" -c '
+import importlib.metadata, platform
+names = ("torch", "diffusers", "transformers", "accelerate")
+print("Python", platform.python_version(), *(f"{name} {importlib.metadata.version(name)}" for name in names), sep=", ")
+' 2>/dev/null || true); commit ${commit:-unknown}"
 }
 
 # The words of a variable one a line, as a shell reads them, quotes included; nothing is expanded or run.
@@ -426,6 +495,7 @@ PYTHON
 }
 
 say_where() {
+    ! in_batch || rm -f "$(state_file)"
     printf '\n== done in %d min %d s: %s\n' "$((SECONDS / 60))" "$((SECONDS % 60))" "$phases"
     tail -n 1 "$log" # inference.py's last line says where the pictures are
     say "the model: $model"

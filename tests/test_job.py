@@ -356,7 +356,8 @@ def test_slurm_finds_its_settings():
     settings = [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")]
     # Slurm stops reading at the first line that is neither comment nor blank.
     assert all(line.startswith("#") for line in lines[: 1 + len(settings)])
-    assert {"gpus-per-node=1", "output=text_to_image/job_%j.txt", "open-mode=append"} <= set(settings)
+    wanted = {"gpus-per-node=1", "output=text_to_image/job_%j.txt", "open-mode=append", "requeue", "signal=B:USR1@300"}
+    assert wanted <= set(settings)
 
 
 # --- once for real --------------------------------------------------------------------------------------------------
@@ -410,7 +411,8 @@ def test_three_restarts_without_progress_end_the_job(job, repository, tmp_path):
     }.items():
         (tools / name).write_text(f"#!/usr/bin/env bash\n{lines}\n")
         (tools / name).chmod(0o755)
-    (tmp_path / "batch.sh").write_text('export SLURM_TASK_PID=$$; exec bash "$@"\n')
+    # As Slurm's own process, a batch script's parent, is named.
+    (tmp_path / "batch.sh").write_text("""exec -a 'slurmstepd: [7.batch]' bash -c 'bash "$0"; exit $?' "$@"\n""")
     slurm = {"SLURM_JOB_ID": 7, "ACCELERATE_USE_CPU": "true", "PATH": f"{tools}:{os.environ['PATH']}"}
     for restart in range(4):
         environment = outside(

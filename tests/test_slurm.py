@@ -3,9 +3,11 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from background import count_rows
 from clone import make_clone
@@ -23,6 +25,10 @@ def slurm():
         assert not os.environ.get("SLURM_TESTS"), missing  # .ci/run installs it: there it may not be missing
         pytest.skip(missing)
     with cluster() as running:
+        if running.proctrack != "proctrack/cgroup":
+            warnings.warn(
+                "proctrack/linuxproc: signals reach processes that they would not on most clusters", stacklevel=2
+            )
         yield running
 
 
@@ -101,7 +107,8 @@ def test_a_signal_leads_to_a_checkpoint_a_requeue_and_the_same_weights(submit, s
         slurm.until(number, lambda job, restart=restart: job["Restarts"] == str(restart))
     assert slurm.ended(number)["JobState"] == "COMPLETED", log_of(repository, number)
     log = log_of(repository, number)
-    assert f"requeued as restart 1 of job {number}, after step" in log and f"restart 2 of job {number} on" in log
+    assert f"requeued as restart 1 of job {number}, after step" in log
+    assert f"restart 2 of job {number}; before: after step" in log
     assert "going on after step" in log and "Traceback" not in log
     assert losses(tmp_path / "out") == losses(uncut) and same_weights(tmp_path / "out", uncut)
 
@@ -134,8 +141,10 @@ def test_a_node_that_dies_hands_the_job_to_the_other(submit, slurm, repository, 
     wait_for_rows(slurm, number, tmp_path / "out", 10)
     first = slurm.job(number)["NodeList"]
     slurm.run("scontrol", "update", f"nodename={first}", "state=down", "reason=test")
-    job = slurm.ended(number)
-    slurm.run("scontrol", "update", f"nodename={first}", "state=resume")
+    try:
+        job = slurm.ended(number)
+    finally:
+        slurm.run("scontrol", "update", f"nodename={first}", "state=resume")
     assert job["JobState"] == "COMPLETED" and job["NodeList"] != first and job["Restarts"] == "1"
     assert "going on after step" in log_of(repository, number)
     assert losses(tmp_path / "out") == losses(uncut) and same_weights(tmp_path / "out", uncut)
@@ -153,6 +162,7 @@ def test_a_users_mistake_fails_at_once_and_is_not_requeued(submit, slurm, reposi
     assert said in log and "Traceback" not in log and "requeued" not in log
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here it can be used")
 def test_a_gpu_that_cannot_be_used_stops_the_job_with_the_reason(submit, slurm, repository):
     number = submit("--gpus-per-node=1", ACCELERATE_USE_CPU="")
     job = slurm.ended(number)
@@ -178,10 +188,15 @@ def test_a_signal_reaches_two_nodes(submit, slurm, repository, tmp_path):
 
 
 def test_an_array_is_as_many_runs_with_seeds_and_folders_of_their_own(submit, slurm, repository, tmp_path):
-    short = "--max_train_steps 3 --learning_rate 1e-3"
+    short = "--max_train_steps 60 --learning_rate 1e-3"
     array = submit("--array=0-1", TRAIN_ARGS=short)
-    numbers = [slurm.job(f"{array}_{task}")["JobId"] for task in (0, 1)]
-    assert [slurm.ended(number)["JobState"] for number in numbers] == ["COMPLETED"] * 2, log_of(repository, numbers[0])
+    first, second = (f"{array}_{task}" for task in (0, 1))
+    slurm.until(second, lambda job: job["JobState"] != "PENDING" and count_rows(tmp_path / "out-1") >= 1)
+    slurm.run("scancel", "--batch", "--signal=USR1", second)  # the task whose own number is the array's
+    slurm.until(second, lambda job: job["Restarts"] == "1")
+    jobs = [slurm.ended(task) for task in (first, second)]
+    assert [job["JobState"] for job in jobs] == ["COMPLETED"] * 2, log_of(repository, jobs[1]["JobId"])
+    assert [job["Restarts"] for job in jobs] == ["0", "1"]
     seeds = [json.loads((tmp_path / f"out-{task}" / "run.json").read_text())["seed"] for task in (0, 1)]
     assert seeds == [0, 1] and losses(tmp_path / "out-0") != losses(tmp_path / "out-1")
     for task in (0, 1):

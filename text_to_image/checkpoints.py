@@ -70,6 +70,7 @@ def save_checkpoint(
 def _remove(checkpoint: Path) -> None:
     """Renamed first: what a kill leaves of it is no checkpoint any more, and goes with the next start."""
     going = checkpoint.with_name(f"{PARTIAL}removed-{checkpoint.name}")
+    shutil.rmtree(going, ignore_errors=True)
     os.replace(checkpoint, going)
     shutil.rmtree(going, ignore_errors=True)
 

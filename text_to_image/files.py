@@ -46,4 +46,5 @@ def flush_to_disk(path: Path) -> None:
 def remove_litter(folder: Path) -> None:
     """What processes that were killed have left half-written in `folder`."""
     for path in [*folder.glob(".*.part"), *folder.glob("*/.*.part")]:
-        path.unlink(missing_ok=True)
+        if not path.name.startswith(".lock"):  # of another process that waits for this one
+            path.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from caching import hash_key
 from captions import METADATA
 from errors import UserError, WorkError, first_line
-from model_folders import find_model
 
 NOT_UPLOADED = ["checkpoint-*/**", ".partial-*/**", "cache/**", ".cache/**", ".lock*", ".*.part"]
 
@@ -26,25 +25,15 @@ def find_dataset(args: argparse.Namespace) -> Path:
     return write_folder(args, load_split(args))
 
 
-def download(variable: str, name: str) -> None:
-    """What job.sh's MODEL, DATASET or CAPTIONER names, into the caches, for a job without internet."""
-    if variable == "MODEL":
-        find_model(name, variable)
-    elif variable == "DATASET":
-        from train_text_to_image import parse_args
-
-        find_dataset(parse_args(["--dataset", name]))
-    else:
-        _snapshot(variable, name)
-
-
-def _snapshot(variable: str, name: str) -> None:
+def download_captioner(name: str) -> Path:
+    """Into the hub's cache, for a job without internet; UserError where it is not to be had."""
     import huggingface_hub
 
     try:
-        huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"])
+        patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's errors have no common class
-        raise UserError(f"{variable} {name}: not to be had from the hub: {first_line(error)}") from None
+        raise UserError(f"CAPTIONER {name}: not to be had from the hub: {first_line(error)}") from None
 
 
 def _folder_of(args: argparse.Namespace, folder: Path) -> Path:

@@ -40,7 +40,8 @@ def progress(iterable=None, **settings) -> tqdm:
     """A progress bar; in a log file a line of its own every ten seconds, or TQDM_MININTERVAL."""
     if sys.stderr.isatty():
         return tqdm(iterable, **settings)
-    return tqdm(iterable, file=_Lines(), **{"mininterval": float(os.environ.get("TQDM_MININTERVAL", 10)), **settings})
+    seconds = float(os.environ.get("TQDM_MININTERVAL", 10))
+    return tqdm(iterable, file=_Lines(), mininterval=seconds, maxinterval=seconds, **settings)
 
 
 class _Lines:

@@ -41,8 +41,10 @@ def find_start(args: argparse.Namespace, plan: Plan, folder: Path, run: dict) ->
     others = strangers(folder, run["fingerprint"], own_folder=bool(earlier) and not changes)
     if changes or others:
         in_nobodys_way = not (others or earlier.get("finished"))
-        if in_nobodys_way or args.overwrite:
-            return Start(overwrites=True, notes=[] if in_nobodys_way else [f"removes the run that {folder} holds"])
+        if in_nobodys_way:
+            return Start()
+        if args.overwrite:
+            return Start(overwrites=True, notes=[f"removes the run that {folder} holds"])
         changes += [f"{path.name} is not of this run" for path in others]
         raise UserError("\n  ".join([f"{folder} holds another run:", *changes, ANOTHER_WAY]))
     checkpoint, notes = find_checkpoint(args.resume_from_checkpoint, folder, run["fingerprint"])
@@ -63,7 +65,8 @@ def _check_origin(checkpoint: Path, run: dict) -> None:
     """A checkpoint of elsewhere must come from a run that differs in nothing that changes the weights."""
     if fingerprint_of(checkpoint) != run["fingerprint"]:
         origin = read_run(checkpoint.parent)
-        changes = differences(origin, run) if origin else ["its run.json is not there to tell what it was"]
+        changes = differences(origin, run) if origin else []
+        changes = changes or ["it does not say of which run it is"]
         what = f"--resume_from_checkpoint {checkpoint} is another run's:"
         raise UserError("\n  ".join([what, *changes, "Give the arguments it had, or leave the flag out"]))
 

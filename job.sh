@@ -193,9 +193,7 @@ from errors import UserError, exit_with, require_packages
 def main():
     require_packages()
     try:
-        import torch
-
-        torch.zeros(1)
+        import torch  # noqa: F401
     except Exception as error:
         raise UserError(f"{sys.executable}: its PyTorch does not work: {error}") from None
 
@@ -208,6 +206,7 @@ PYTHON
 fetch() {
     local words
     local -a train_args=()
+    [[ -n "${MODEL-}${DATASET-}${CAPTIONER-}${TRAIN_ARGS-}" ]] || return 0
     words="$(words_of TRAIN_ARGS)"
     [[ -z "$words" ]] || mapfile -t train_args <<<"$words"
     "$venv/bin/python" - "$scripts" "${CAPTIONER-}" --dataset "${DATASET:-$repo/dataset}" \
@@ -412,7 +411,8 @@ requeue() {
     where="$(sed -n 's/.*stopped after \(step [0-9]* of [0-9]*\).*/after \1/p' "$log" | tail -n 1)"
     where="${where:-in ${phases##*, }}"
     # What captioning and encoding have done is in files.
-    progress="$where, $(find "$repo/output" ${output_dir:+"$output_dir"} "$dataset" -type f 2>/dev/null | wc -l) files"
+    progress="$where, $({ find "$repo/output" ${output_dir:+"$output_dir"} "$dataset" -type f ! -name '.job_*' 2>/dev/null || true; } |
+        wc -l) files"
     state="$(state_file)"
     mkdir -p "$repo/output"
     if [[ -f "$state" && "$(sed -n 2p "$state")" == "$progress" ]]; then
@@ -436,7 +436,7 @@ say_start() {
     say "   $("$venv/bin/python" -c '
 import importlib.metadata, platform
 names = ("torch", "diffusers", "transformers", "accelerate")
-print("Python", platform.python_version(), *(f"{name} {importlib.metadata.version(name)}" for name in names), sep=", ")
+print("Python " + platform.python_version(), *(f"{name} {importlib.metadata.version(name)}" for name in names), sep=", ")
 ' 2>/dev/null || true); commit ${commit:-unknown}"
 }
 

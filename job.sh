@@ -245,8 +245,8 @@ go_offline() {
     if grep -qsxF "$(named)" "$repo/output/.fetched"; then
         export HF_HUB_OFFLINE=1
     elif [[ -n "${MODEL-}" && ! -e "$MODEL" ]]; then
-        say "$MODEL was not fetched by 'bash job.sh setup' with the same MODEL, DATASET, CAPTIONER and TRAIN_ARGS: where"
-        say 'compute nodes have no internet, run that on the login node first'
+        say "$MODEL was not fetched by 'bash job.sh setup' with the same MODEL, DATASET, CAPTIONER and TRAIN_ARGS:"
+        say 'where compute nodes have no internet, run that on the login node first'
     fi
 }
 
@@ -347,12 +347,13 @@ hear() {
 prepare_batch() {
     local nodes="${SLURM_JOB_NUM_NODES:-1}" per_node="${SLURM_GPUS_ON_NODE:-0}" cpus="${SLURM_CPUS_PER_TASK:-1}"
     local restart="${SLURM_RESTART_COUNT:-0}" on_cpu="${ACCELERATE_USE_CPU-}"
-    ((restart == 0)) || say "== restart $restart of job $SLURM_JOB_ID; before: $(head -qn 1 "$(state_file)" 2>/dev/null ||
-        echo 'ended without a word, as when a node dies')"
+    ((restart == 0)) || say "== restart $restart of job $SLURM_JOB_ID; before: $(head -qn 1 "$(state_file)" \
+        2>/dev/null || echo 'ended without a word, as when a node dies')"
     if [[ "${on_cpu,,}" =~ ^(1|true|yes|on|y|t)$ ]]; then
         per_node=1
     elif ((per_node > 0)); then
-        srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --export=ALL "$venv/bin/python" -c "$CHECK_GPU" "$per_node"
+        srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --export=ALL \
+            "$venv/bin/python" -c "$CHECK_GPU" "$per_node"
     fi
     ((per_node > 0)) || per_node=1
     processes=$((nodes * per_node))
@@ -411,14 +412,14 @@ requeue() {
     where="$(sed -n 's/.*stopped after \(step [0-9]* of [0-9]*\).*/after \1/p' "$log" | tail -n 1)"
     where="${where:-in ${phases##*, }}"
     # What captioning and encoding have done is in files.
-    progress="$where, $({ find "$repo/output" ${output_dir:+"$output_dir"} "$dataset" -type f ! -name '.job_*' 2>/dev/null || true; } |
-        wc -l) files"
+    progress="$where, $(find "$repo/output" ${output_dir:+"$output_dir"} "$dataset" -type f ! -name '.job_*' \
+        2>/dev/null | wc -l || true) files"
     state="$(state_file)"
     mkdir -p "$repo/output"
     if [[ -f "$state" && "$(sed -n 2p "$state")" == "$progress" ]]; then
         times=$(($(tail -n 1 "$state") + 1))
     fi
-    ((times <= 3)) || fail 1 "three restarts got no further than $where; a longer --time is needed"
+    ((times <= 3)) || fail 1 "three restarts in a row ended $where: a longer --time is needed"
     printf '%s\n%s\n%s\n' "$where" "$progress" "$times" >"$state"
     say "== $(date '+%F %T') requeued as restart $((restart + 1)) of job $job, $where"
     scontrol requeue "$job" || fail 1 "job $job cannot be requeued; sbatch job.sh goes on from there"
@@ -436,7 +437,8 @@ say_start() {
     say "   $("$venv/bin/python" -c '
 import importlib.metadata, platform
 names = ("torch", "diffusers", "transformers", "accelerate")
-print("Python " + platform.python_version(), *(f"{name} {importlib.metadata.version(name)}" for name in names), sep=", ")
+versions = (f"{name} {importlib.metadata.version(name)}" for name in names)
+print("Python " + platform.python_version(), *versions, sep=", ")
 ' 2>/dev/null || true); commit ${commit:-unknown}"
 }
 

@@ -71,7 +71,7 @@ def test_words_it_never_read_are_heard_so_that_they_can_be_taught():
 
 def test_the_judge_is_right_about_renders_it_never_saw(judge):
     shares = accuracy(judge, 60)
-    assert shares.pop("view") >= 0.85  # front and back of a plain garment are the hardest to tell
+    assert shares.pop("view") >= 0.93  # front and back are the hardest to tell
     assert all(share >= 0.95 for share in shares.values()), shares
 
 

@@ -48,6 +48,12 @@ def test_pickles_are_refused_with_the_way_out_and_converted_where_allowed(train_
     assert not list(converted.rglob("*.bin")) and (own_model / "unet" / "diffusion_pytorch_model.bin").is_file()
 
 
+def test_a_run_with_checkpoints_in_its_folder_is_no_model_of_pickles(train_run):
+    out = train_run("out", "--max_train_steps", 1, "--checkpointing_steps", 1)
+    assert (out / "checkpoint-1" / "training_state.pt").is_file()
+    assert find_model(str(out), "--model") == out
+
+
 def test_a_pickle_that_would_run_code_is_refused_even_where_pickles_are_allowed(own_model, tmp_path):
     pickled(own_model)
     torch.save(Harmful(tmp_path / "made"), own_model / "unet" / "diffusion_pytorch_model.bin")

@@ -127,6 +127,19 @@ def test_a_real_time_limit_is_survived(submit, slurm, repository, tmp_path):
     slurm.ended(number)
 
 
+def test_a_preempted_job_saves_and_goes_on_when_there_is_room_again(submit, slurm, repository, tmp_path, uncut):
+    """Slurm sends SIGTERM to the run, not to the batch shell, and requeues the job itself when the grace is over."""
+    number = submit()
+    wait_for_rows(slurm, number, tmp_path / "out", 10)
+    urgent = slurm.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap", "true", cwd=tmp_path)
+    slurm.until(number, lambda job: job["Restarts"] == "1")
+    assert slurm.ended(urgent)["JobState"] == "COMPLETED"
+    assert slurm.ended(number)["JobState"] == "COMPLETED", log_of(repository, number)
+    log = log_of(repository, number)
+    assert "SIGTERM: stopped after step" in log and "waiting for Slurm to end this job" in log
+    assert losses(tmp_path / "out") == losses(uncut) and same_weights(tmp_path / "out", uncut)
+
+
 def test_a_cancelled_job_is_not_requeued(submit, slurm, repository, tmp_path):
     number = submit()
     wait_for_rows(slurm, number, tmp_path / "out", 3)

@@ -66,8 +66,8 @@ def find_model(
         raise UserError(
             f"{flag} {name}: the folder has no {', '.join(missing)}/; a Stable Diffusion pipeline is needed"
         )
-    _check_components(folder, f"{flag} {name}")
-    if pickles := [path for part in _parts(folder) if not _weights(folder, part) for path in _pickles(folder, part)]:
+    parts = _checked_parts(folder, f"{flag} {name}")
+    if pickles := [path for part in parts if not _weights(folder, part) for path in _pickles(folder, part)]:
         if pickles_to is None:
             raise UserError(
                 f"{flag} {name}: {shown_part(pickles[0])} is a pickle, which can run code when it is read; take a "
@@ -77,8 +77,8 @@ def find_model(
     return folder
 
 
-def _check_components(folder: Path, what: str) -> None:
-    """UserError where the pipeline is made of code that comes with it: such code is never run."""
+def _checked_parts(folder: Path, what: str) -> list[str]:
+    """The folders of the pipeline's parts; UserError where one is code that comes with it: such code is never run."""
     try:
         index = json.loads((folder / "model_index.json").read_text())
         libraries = {part: value[0] for part, value in index.items() if isinstance(value, list)}
@@ -87,10 +87,7 @@ def _check_components(folder: Path, what: str) -> None:
     for part, library in libraries.items():
         if library not in KNOWN_LIBRARIES:
             raise UserError(f"{what}: its {part} is code of its own ({library!r}), which is never run here")
-
-
-def _parts(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return [part for part in sorted(libraries) if (folder / part).is_dir()]
 
 
 def _pickles(folder: Path, part: str) -> list[Path]:

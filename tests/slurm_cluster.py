@@ -124,6 +124,12 @@ class Cluster:
             time.sleep(0.1)
         return job
 
+    def revive(self, node: str) -> None:
+        """A node that was set down may have come back by itself, when its slurmd answered."""
+        command = ["scontrol", "update", f"nodename={node}", "state=resume"]
+        subprocess.run(command, env=self.environment, capture_output=True)
+        _wait(lambda: _states(self) <= {"idle", "mixed", "allocated"}, self.folder)
+
     def ended(self, number: str) -> dict[str, str]:
         return self.until(number, lambda job: job["JobState"] in FINAL)
 

@@ -157,7 +157,7 @@ def test_a_node_that_dies_hands_the_job_to_the_other(submit, slurm, repository, 
     try:
         job = slurm.ended(number)
     finally:
-        slurm.run("scontrol", "update", f"nodename={first}", "state=resume")
+        slurm.revive(first)
     assert job["JobState"] == "COMPLETED" and job["NodeList"] != first and job["Restarts"] == "1"
     assert "going on after step" in log_of(repository, number)
     assert losses(tmp_path / "out") == losses(uncut) and same_weights(tmp_path / "out", uncut)

@@ -1,6 +1,6 @@
 """Kills a run again and again at random moments and compares its end with that of one that was left alone.
 
-    python tests/benchmarks/kill_runs.py                  12 kills of a run of 40 steps, tiny model
+    python tests/benchmarks/kill_runs.py                  12 kills of a run of 120 steps, tiny model
     python tests/benchmarks/kill_runs.py --processes 2
 
 SIGKILL goes to the whole process group, as when a node dies. Weights, EMA, optimizer and the rows of metrics.jsonl
@@ -29,7 +29,7 @@ from tiny_model import make_tiny_model  # noqa: E402
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2))
     parser.add_argument("--signal", choices=("TERM", "INT", "USR1"), help="instead of SIGKILL")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -49,10 +49,14 @@ def main() -> None:
             return start(work / "log", args.processes, *flags, "--output_dir", work / out)
 
         begun = time.perf_counter()
-        finish(begin("whole"))
+        run = begin("whole")
+        run[0].until(lambda: count_rows(work / "whole"))
+        first_step = time.perf_counter() - begun
+        finish(run)
         alone, kills, starts = time.perf_counter() - begun, [], 0
-        while True:
-            run, moment = begin("cut"), chance.uniform(0.3 * alone, alone)
+        while True:  # now while it loads and encodes, now while it trains, so that about all are used up by its end
+            latest = first_step + 2 * (alone - first_step) / args.kills
+            run, moment = begin("cut"), chance.uniform(0.4 * first_step, latest)
             starts += 1
             if len(kills) < args.kills:
                 run[0].for_at_most(moment)

@@ -154,6 +154,7 @@ def test_a_node_that_dies_hands_the_job_to_the_other(submit, slurm, repository, 
     wait_for_rows(slurm, number, tmp_path / "out", 10)
     first = slurm.job(number)["NodeList"]
     slurm.run("scontrol", "update", f"nodename={first}", "state=down", "reason=test")
+    slurm.run("scontrol", "update", f"nodename={first}", "state=drain", "reason=test")  # its slurmd lives
     try:
         job = slurm.ended(number)
     finally:

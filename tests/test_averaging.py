@@ -9,9 +9,9 @@ from averaging import NoAverage, make_average
 from tiny_model import tiny_unet
 
 
-def average_of(unet, parameters, checkpoint=None, first_step=0, **flags):
+def average_of(unet, parameters, checkpoint=None, **flags):
     args = Namespace(**{"use_ema": True, "offload_ema": False, "foreach_ema": False, **flags})
-    return make_average(args, unet, parameters, checkpoint, first_step)
+    return make_average(args, unet, parameters, checkpoint)
 
 
 @pytest.mark.parametrize("kept", [{}, {"foreach_ema": True}, {"offload_ema": True}])
@@ -40,7 +40,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path):
             parameters[0] += 1
         average.step(parameters)
     average.save_pretrained(tmp_path / "unet_ema")
-    again = average_of(unet, parameters, tmp_path, first_step=3)
+    again = average_of(unet, parameters, tmp_path)
     for one in (average, again):
         one.step(parameters)
     assert all(torch.equal(a, b) for a, b in zip(average.shadow_params, again.shadow_params, strict=True))

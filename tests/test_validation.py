@@ -58,7 +58,7 @@ def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
     unet = tiny_unet()
     weights = OwnWeights(unet)
     average = make_average(
-        SimpleNamespace(use_ema=True, offload_ema=False, foreach_ema=True), unet, weights.parameters, None, 0
+        SimpleNamespace(use_ema=True, offload_ema=False, foreach_ema=True), unet, weights.parameters, None
     )
     with torch.no_grad():
         for p in weights.parameters:

@@ -43,9 +43,9 @@ class OffloadedAverage(Average):
 
 def make_average(
     args: argparse.Namespace, unet: UNet2DConditionModel, parameters: Sequence[torch.nn.Parameter],
-    checkpoint: Path | None, first_step: int,
+    checkpoint: Path | None,
 ) -> Average | NoAverage:  # fmt: skip
-    """The average of the trained `parameters` as they begin, or as `checkpoint` has it after `first_step` steps.
+    """The average of the trained `parameters` as they begin, or as `checkpoint` has it.
 
     Its decay at step n is at most (1 + n) / (10 + n): a run of 300 steps ends with the average of about its last 30,
     where a fixed 0.9999 would still hold mostly the base.

@@ -90,7 +90,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     unet = trainable.load(plan.unet_base, checkpoint).to(accelerator.device).train()
     speed_up(args, unet, plan, accelerator)
     weights = hold_weights(unet, precision, accelerator.num_processes)
-    average = make_average(args, unet, weights.parameters, checkpoint, first_step)
+    average = make_average(args, unet, weights.parameters, checkpoint)
     unwrapped, optimizer = unet, optimizer_of(weights.parameters, **optimizer_settings(args))
     unet, optimizer = accelerator.prepare(unet, optimizer)
     if checkpoint:

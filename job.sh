@@ -220,13 +220,15 @@ from errors import exit_with, require_packages
 
 def main():
     require_packages()
+    from captions import image_files
     from hub import download_captioner, find_dataset
     from plan import find_bases
     from train_text_to_image import parse_args
 
     args = parse_args(sys.argv[3:])
     print(f"the model: {find_bases(args)[0]}")
-    print(f"the data set: {find_dataset(args)}")
+    folder = find_dataset(args)
+    print(f"the data set: {len(image_files(folder))} pictures in {folder}")
     if sys.argv[2] and not Path(sys.argv[2]).is_dir():
         print(f"the captioner: {download_captioner(sys.argv[2])}")
 

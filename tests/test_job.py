@@ -386,6 +386,23 @@ def test_a_job_leaves_pictures_and_a_clean_clone(tmp_path):
     assert changes(clone) == ""
 
 
+def test_set_up_fetches_what_a_job_names_and_such_a_job_asks_no_hub(tmp_path):
+    clone = make_clone(tmp_path / "a clone")
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (32, 48)).save(tmp_path / "data" / "1.jpg")
+    named = {"VENV": sys.prefix, "MODEL": make_tiny_model(tmp_path / "tiny"), "DATASET": tmp_path / "data"}
+    done = bash(clone / "job.sh", "setup", env=outside(**named))
+    assert done.returncode == 0 and "1 pictures in" in done.stdout, done.stderr
+    script = 'source <(sed "/^main /d" "$0"); repo="$1"; go_offline; echo "offline ${HF_HUB_OFFLINE-no}"'
+    for changed, offline in (({}, "1"), ({"MODEL": "some/other"}, "no"), ({"TRAIN_ARGS": "--epochs 3"}, "no")):
+        said = bash("-c", script, clone / "job.sh", clone, env=outside(**{**named, **changed})).stdout
+        assert said.splitlines()[-1] == f"offline {offline}"
+        assert ("was not fetched" in said) is ("MODEL" in changed)
+    for wrong in ({"DATASET": "/no/such"}, {"MODEL": "some/other"}, {"TRAIN_ARGS": "--no_such_flag"}):
+        done = bash(clone / "job.sh", "setup", env=outside(HF_HUB_OFFLINE=1, **{**named, **wrong}))
+        assert done.returncode == 2 and str(*wrong.values()) in done.stderr, done.stderr
+
+
 # --- under Slurm, as far as it can be told without one; test_slurm.py has the real thing ------------------------
 
 

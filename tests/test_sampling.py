@@ -23,7 +23,7 @@ def draw(model):
         embeddings = [encode_prompt(tokenizer, text_encoder, prompt, 3) for prompt in prompts]
         noise = torch.stack([initial_noise(seed, (4, 36, 28)) for seed in seeds])
         away = encode_prompt(tokenizer, text_encoder, negative, 3)
-        return draw_latents(unet, load_sampler(model), noise, embeddings, away, guidance_scale, steps)
+        return draw_latents(unet, load_sampler(model), noise, embeddings, [away] * len(prompts), guidance_scale, steps)
 
     return draw
 

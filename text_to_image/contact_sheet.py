@@ -9,13 +9,16 @@ from PIL import Image, ImageDraw, ImageFont
 MARGIN, LINE, PROMPT_LINES = 16, 18, 3
 FONT_SIZE, TITLE_SIZE = 13, 18
 MIN_CELL = 200  # px; narrower pictures leave room for their words
+MAX_PIXELS = 50_000_000  # of all pictures together; they are kept in memory
 MAX_SIDE = 16_000  # px; a JPEG's side is at most 65,535, and viewers give up before that
 
 
 def make_contact_sheet(paths: Sequence[Path], captions: Sequence[tuple[str, int]], title: str) -> Image.Image:
-    """The pictures at their size in about as many columns as rows, (prompt, seed) beneath each, `title` on top."""
-    with Image.open(paths[0]) as first:
-        width, height = first.size
+    """The pictures in about as many columns as rows, (prompt, seed) beneath each, `title` on top.
+
+    At their size where the sheet has room for it: hundreds are made smaller, and so is one larger than the first.
+    """
+    width, height = _cell_of(paths)
     cell_width, cell_height = max(width, MIN_CELL) + MARGIN, height + MARGIN + (PROMPT_LINES + 1) * LINE
     columns = best_columns(len(paths), cell_width, cell_height)
     rows, top = math.ceil(len(paths) / columns), 2 * MARGIN + TITLE_SIZE
@@ -26,11 +29,20 @@ def make_contact_sheet(paths: Sequence[Path], captions: Sequence[tuple[str, int]
         left = MARGIN + index % columns * cell_width
         upper = top + index // columns * cell_height
         with Image.open(path) as image:
+            image.thumbnail((width, height))  # leaves a smaller one as it is
             sheet.paste(image, (left, upper))
         below = upper + height + 4
         _write(draw, (left, below), f"seed {seed}", FONT_SIZE, "black", cell_width - MARGIN, lines=1)
         _write(draw, (left, below + LINE), prompt, FONT_SIZE, "dimgray", cell_width - MARGIN, PROMPT_LINES)
     return _at_most(sheet, MAX_SIDE)
+
+
+def _cell_of(paths: Sequence[Path]) -> tuple[int, int]:
+    """(width, height) that each picture gets: the first one's size, as far as MAX_PIXELS allow for all of them."""
+    with Image.open(paths[0]) as first:
+        width, height = first.size
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (len(paths) * width * height)))
+    return max(1, int(width * scale)), max(1, int(height * scale))
 
 
 def best_columns(pictures: int, cell_width: int, cell_height: int) -> int:

@@ -13,11 +13,12 @@ EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75,
 # tested.
 PACKAGES = {"torch": (2, 6), "diffusers": (0, 42), "transformers": (5, 0), "accelerate": (1, 0)}
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 # Failures that libraries tell by their words alone: the words, what has happened and what helps.
 FAILURES = (
     (DISK_FULL, "the disk is full, or a quota is used up; make room and run the same command again"),
     (
-        ("out of memory", "can't allocate memory"),
+        OUT_OF_MEMORY,
         "not enough memory; in training --train_batch_size 1 with --gradient_accumulation_steps, "
         "--gradient_checkpointing, --mixed_precision bf16, --lora_rank 16 or a lower --resolution help",
     ),
@@ -79,6 +80,11 @@ def is_disk_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(words in str(error) for words in DISK_FULL)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it was the GPU's memory or the machine's that did not suffice."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def what_helps(error: Exception) -> str | None:

@@ -48,3 +48,11 @@ def remove_litter(folder: Path) -> None:
     for path in [*folder.glob(".*.part"), *folder.glob("*/.*.part")]:
         if not path.name.startswith(".lock"):  # of another process that waits for this one
             path.unlink(missing_ok=True)
+
+
+def remove_dead_litter(folder: Path) -> None:
+    """Of what is half-written in `folder` that whose process, of this host, is gone: others may be at work there."""
+    for path in folder.glob(f".*.{socket.gethostname()}.*.part"):
+        pid = path.name.split(".")[-2]
+        if pid.isdecimal() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
+            path.unlink(missing_ok=True)

@@ -1,129 +1,127 @@
 """Prompts and seeds → picture files, images.jsonl and a contact sheet: `generate(args)` is the whole of it."""
 
 import argparse
-import hashlib
-import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import contextlib
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from PIL import Image
 
 from contact_sheet import make_contact_sheet
 from devices import choose_device
-from errors import UserError, WorkError, first_line, harmless
-from files import replace_text, replacing
+from errors import WorkError, harmless, is_out_of_memory
 from model_defaults import REAL_MODEL
-from model_folders import ModelShape, find_model, fingerprint_file, fingerprint_model, read_shape
-from models import choose_attention, load_text_encoder, load_tokenizer, load_vae, quiet_libraries
+from model_folders import ModelShape, read_shape
+from models import choose_attention, load_tokenizer, load_vae, quiet_libraries
+from picture_files import (
+    SHEET_FILE,
+    Drawing,
+    is_whole,
+    prepare_folder,
+    save_drawing,
+    save_image,
+    write_metadata,
+    write_rows,
+)
+from prompt_list import Wish
 from prompts import count_tokens, encode_prompt
 from reporting import progress
-from runs import RUN_FILE, read_run, shown
-from sampling import SAMPLER, decode_latents, draw_latents, initial_noise, load_sampler
-from trainable import LORA_FILE, load_with_lora
+from runs import shown
+from safety import NoChecker, SafetyChecker, has_checker
+from sampling import decode_latents, draw_latents, initial_noise, seeded
+from sources import Source, find_source, load_source_text_encoder, load_source_unet, missing_trigger, sampler_of
+from stopping import StopSignals
 
-IMAGES_FILE, SHEET_FILE = "images.jsonl", "contact_sheet.jpg"
 MAX_TOKEN_CHUNKS = 3
+AUTO_BATCH = {"cuda": 16, "cpu": 4}  # on a CPU larger ones are no faster
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A picture to draw; `settings` are the fields of its row in images.jsonl that come after the seed."""
-
-    prompt: str
-    seed: int
-    settings: dict
-
-    def file_name(self, model_hash: str) -> str:
-        """The same picture has the same name, another never has it."""
-        words = "-".join(re.findall(r"\w+", self.prompt.lower())[:6])[:48] or "picture"
-        identity = json.dumps([self.prompt, model_hash, {**self.settings, "model": None}])
-        return f"{words}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}-{self.seed:06d}.png"
-
-
-def generate(args: argparse.Namespace) -> None:
-    """Draws `args.num_images` pictures of every prompt. UserError where model or size is not usable."""
+def generate(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
+    """Draws what `args` ask for. UserError where model, size or prompts are not usable."""
     quiet_libraries()
-    folder, lora = find_base(args.model)
-    run = read_run(lora or folder) or {}
-    drawings = plan_drawings(args, read_shape(folder), run)
-    print(f"{len(drawings)} pictures with {shown(args.model)} (another: --model {REAL_MODEL})", flush=True)
+    state = PartialState(cpu=choose_device().type == "cpu")
+    with contextlib.redirect_stdout(sys.stdout if state.is_main_process else None):
+        _generate(args, stop or StopSignals(), state)
+
+
+def _generate(args: argparse.Namespace, stop: StopSignals, state: PartialState) -> None:
+    source = find_source(args.model, args.checkpoint, args.lora, args.lora_scale)
+    plan = plan_drawings(args, source, read_shape(source.base))
+
+    # What there is, and what is still to be drawn: several processes share it, before the first of them draws.
     prepare_folder(args.output_dir)
+    missing = [d for d in plan if not (args.resume and is_whole(args.output_dir / d.file_name))]
+    say_start(args, source, plan, len(plan) - len(missing))
+    state.wait_for_everyone()
 
-    paths: list[Path] = []
-    model_hash = fingerprint_model(folder) + (fingerprint_file(lora / LORA_FILE) if lora else "")
-    for batch, images in draw(args, folder, lora, run, drawings):
-        for drawing, image in zip(batch, images, strict=True):
-            paths.append(save_image(image, args.output_dir / drawing.file_name(model_hash)))
-        write_rows(args.output_dir / IMAGES_FILE, zip(paths, drawings, strict=False))
-    captions = [(drawing.prompt, drawing.seed) for drawing in drawings]
-    sheet = save_image(make_contact_sheet(paths, captions, model_name(args.model)), args.output_dir / SHEET_FILE)
-    print(f"{len(paths)} pictures in {shown(args.output_dir)}, all of them in {shown(sheet)}")
+    # Draw:
+    folder = Folder(args.output_dir, plan, args.write_metadata, state.is_main_process)
+    if own := missing[state.process_index :: state.num_processes]:
+        painter = Painter(args, source, state.device, own)
+        with folder, progress(total=len(own), desc="drawing", unit="picture", disable=not folder.is_main) as bar:
+            for batch, images, withheld in painter.draw(own):
+                folder.add(batch, images, withheld)
+                bar.update(len(batch))
+                stop.saved = f"after {bar.n} of {len(own)} pictures; --resume draws the rest into {args.output_dir}"
 
-
-def plan_drawings(args: argparse.Namespace, shape: ModelShape, run: dict) -> list[Drawing]:
-    """Every prompt with every seed; `run` is what the model's run.json says, if it has one."""
-    height, width = picture_size(args.height, args.width, run, shape)
-    settings = {
-        "steps": args.steps,
-        "scheduler": SAMPLER,
-        "guidance": args.guidance_scale,
-        "negative_prompt": args.negative_prompt,
-        "height": height,
-        "width": width,
-        "token_chunks": run.get("max_token_chunks", MAX_TOKEN_CHUNKS),
-        "model": model_name(args.model),
-    }
-    prompts = dict.fromkeys(args.prompt)
-    return [Drawing(prompt, args.seed + i, settings) for prompt in prompts for i in range(args.num_images)]
+    # What all of them have drawn:
+    withheld = gather_object(folder.withheld) if state.num_processes > 1 else folder.withheld
+    if folder.is_main:
+        finish(args, source, folder, withheld)
 
 
-def model_name(name: str) -> str:
+def plan_drawings(args: argparse.Namespace, source: Source, shape: ModelShape) -> list[Drawing]:
+    """Every prompt with every seed, each picture once."""
+    model_hash, name = source.fingerprint(), recorded_name(args, source)
+    chunks, wishes = source.run.get("max_token_chunks", MAX_TOKEN_CHUNKS), wishes_of(args)
+    sizes = {(w.height, w.width): picture_size(w.height, w.width, source.run, shape) for w in wishes}
+    drawings = []
+    for wish in wishes:
+        height, width = sizes[wish.height, wish.width]
+        settings = {
+            "steps": wish.steps,
+            "scheduler": args.scheduler,
+            "guidance": wish.guidance_scale,
+            "guidance_rescale": args.guidance_rescale,
+            "negative_prompt": wish.negative_prompt,
+            "height": height,
+            "width": width,
+            "token_chunks": chunks,
+            "dtype": args.dtype or ("fp32" if choose_device().type == "cpu" else "fp16"),
+            "safety_checker": args.safety_checker and has_checker(source.base),
+            "model": name,
+        }
+        seeds = range(wish.seed, wish.seed + wish.num_images)
+        drawings += [Drawing(wish.prompt, seed, settings, model_hash, args.format) for seed in seeds]
+    return list({drawing.file_name: drawing for drawing in drawings}.values())
+
+
+def wishes_of(args: argparse.Namespace) -> list[Wish]:
+    """The prompts with all that their rows leave open filled in from the flags."""
+    names = ("negative_prompt", "seed", "steps", "guidance_scale", "num_images", "height", "width")
+    flags = {name: getattr(args, name) for name in names}
+    return [
+        Wish(w.prompt, **{name: value if (own := getattr(w, name)) is None else own for name, value in flags.items()})
+        for w in args.wishes
+    ]
+
+
+def recorded_name(args: argparse.Namespace, source: Source) -> str:
     """How a model is recorded: a folder of this repository without the place where the repository happens to be."""
-    path, root = Path(name).expanduser().resolve(), Path(__file__).resolve().parents[1]
-    return path.relative_to(root).as_posix() if path.is_dir() and path.is_relative_to(root) else name
-
-
-def find_base(name: str) -> tuple[Path, Path | None]:
-    """The pipeline's folder, and that of a LoRA on it where `name` is the output of a run that trained one."""
-    folder = Path(name).expanduser()
-    if not (folder / LORA_FILE).is_file() or (folder / "model_index.json").is_file():
-        return find_model(name, "--model"), None
-    if not (run := read_run(folder)):
-        raise UserError(f"--model {name}: a LoRA without {RUN_FILE}, so its base is not known; name the run's folder")
-    told = run["arguments"]
-    where = (told.get("revision"), told.get("variant"), told.get("cache_dir"))
-    return find_model(run["base_model"], f"the base of --model {name},", *where), folder
-
-
-def sampler_of(folder: Path, lora: Path | None, run: dict) -> DPMSolverMultistepScheduler:
-    """A pipeline says itself how it is sampled; a LoRA's base does not know what the LoRA was trained for."""
-    told = run["arguments"] if lora else {}
-    return load_sampler(folder, told.get("prediction_type"), told.get("rescale_betas_zero_snr", False))
-
-
-def draw(
-    args: argparse.Namespace, folder: Path, lora: Path | None, run: dict, drawings: Sequence[Drawing]
-) -> Iterator[tuple[Sequence[Drawing], list[Image.Image]]]:
-    """Draws them batch by batch, on the GPU in fp16 where there is one."""
-    device = choose_device()
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    shape, settings = read_shape(folder), drawings[0].settings
-    height, width = settings["height"], settings["width"]
-    text = encode_prompts(folder, [args.negative_prompt, *args.prompt], settings["token_chunks"], device, dtype)
-    unet, sampler = load_with_lora(folder, lora, dtype).to(device).eval(), sampler_of(folder, lora, run)
-    choose_attention(unet, shape, height, width, device.type)
-    vae = load_vae(folder).to(device)  # fp32 also on a GPU: half precision shows in the pictures and saves little
-    with progress(total=len(drawings), desc="drawing", unit="picture") as bar:
-        for batch in batched(drawings, args.batch_size):
-            noise = torch.stack([initial_noise(drawing.seed, shape.latent_shape(height, width)) for drawing in batch])
-            prompts, negative = [text[drawing.prompt] for drawing in batch], text[args.negative_prompt]
-            latents = draw_latents(unet, sampler, noise, prompts, negative, args.guidance_scale, args.steps)
-            yield batch, decode_latents(vae, latents)
-            bar.update(len(batch))
+    path, root = Path(args.model).expanduser().resolve(), Path(__file__).resolve().parents[1]
+    name = path.relative_to(root).as_posix() if path.is_dir() and path.is_relative_to(root) else args.model
+    if source.unet != source.base:
+        name += f"/{source.unet.name}/{source.subfolder}"
+    return name + "".join(f" + {path.parent.name}/{path.name} at {scale:g}" for path, scale in source.loras)
 
 
 def picture_size(height: int | None, width: int | None, run: dict, shape: ModelShape) -> tuple[int, int]:
@@ -140,11 +138,80 @@ def picture_size(height: int | None, width: int | None, run: dict, shape: ModelS
     return rounded
 
 
+def say_start(args: argparse.Namespace, source: Source, plan: Sequence[Drawing], there: int) -> None:
+    already = f", {there} of them there already" if there else ""
+    print(f"{len(plan)} pictures{already}, drawn by {source.told()} (another: --model {REAL_MODEL})", flush=True)
+    if line := missing_trigger(source, [wish.prompt for wish in args.wishes]):
+        print(harmless(line), flush=True)
+
+
+class Painter:
+    """The loaded model, and everything that is the same for all pictures."""
+
+    def __init__(self, args: argparse.Namespace, source: Source, device: torch.device, drawings: Sequence[Drawing]):
+        self.args, self.device = args, device
+        self.batch_size = AUTO_BATCH[device.type] if args.batch_size == "auto" else args.batch_size
+        settings, self.shape = drawings[0].settings, read_shape(source.base)
+        dtype = DTYPES[settings["dtype"]]
+        texts = dict.fromkeys(text for d in drawings for text in (d.settings["negative_prompt"], d.prompt))
+        self.text = encode_prompts(source, list(texts), settings["token_chunks"], device, dtype)
+        self.unet, self.sampler = load_source_unet(source, dtype).to(device), sampler_of(source, args.scheduler)
+        height, width = max(((d.settings["height"], d.settings["width"]) for d in drawings), key=math.prod)
+        choose_attention(self.unet, self.shape, height, width, device.type)
+        self.predict = torch.compile(self.unet) if args.compile else self.unet
+        self.vae = load_vae(source.base).to(device)  # fp32 also on a GPU: half precision shows and saves little
+        self.checker = SafetyChecker(source.base, device) if settings["safety_checker"] else NoChecker()
+
+    def draw(
+        self, drawings: Sequence[Drawing]
+    ) -> Iterator[tuple[Sequence[Drawing], Sequence[Image.Image], list[bool]]]:
+        """Batch by batch: the drawings, their pictures, and which of those the safety checker has blackened.
+
+        A batch that does not fit into the memory is halved, and so are all that follow it.
+        """
+        for _, group in groupby(drawings, key=lambda d: {**d.settings, "negative_prompt": None}):
+            waiting = list(group)
+            while waiting:
+                batch = waiting[: self.batch_size]
+                try:
+                    images = self.paint(batch)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self.take_less(batch)
+                    continue
+                yield batch, *self.checker.check(images)
+                waiting = waiting[len(batch) :]
+
+    def paint(self, batch: Sequence[Drawing]) -> list[Image.Image]:
+        settings = batch[0].settings
+        latent_shape = self.shape.latent_shape(settings["height"], settings["width"])
+        generators = [seeded(drawing.seed) for drawing in batch]
+        latents = draw_latents(
+            self.predict, self.sampler,
+            torch.stack([initial_noise(generator, latent_shape) for generator in generators]),
+            [self.text[drawing.prompt] for drawing in batch],
+            [self.text[drawing.settings["negative_prompt"]] for drawing in batch],
+            settings["guidance"], settings["steps"], settings["guidance_rescale"], generators,
+        )  # fmt: skip
+        return decode_latents(self.vae, latents)
+
+    def take_less(self, batch: Sequence[Drawing]) -> None:
+        """Half of the batch size that was too much; WorkError where that was one picture."""
+        if len(batch) == 1:
+            width, height = batch[0].settings["width"], batch[0].settings["height"]
+            raise WorkError(f"not enough memory for one picture of {width} x {height} px; a smaller --width, --height")
+        self.batch_size = len(batch) // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        print(f"not enough memory for {len(batch)} pictures at once: going on with {self.batch_size}", flush=True)
+
+
 def encode_prompts(
-    folder: Path, prompts: Sequence[str], chunks: int, device: torch.device, dtype: torch.dtype
+    source: Source, prompts: Sequence[str], chunks: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """The embedding of each prompt, as training read its captions; the text encoder is gone when this returns."""
-    tokenizer, text_encoder = load_tokenizer(folder), load_text_encoder(folder, dtype).to(device)
+    tokenizer, text_encoder = load_tokenizer(source.base), load_source_text_encoder(source, dtype).to(device)
     room = chunks * (tokenizer.model_max_length - 2)
     for prompt in prompts:
         if (tokens := count_tokens(tokenizer, prompt)) > room:
@@ -152,44 +219,64 @@ def encode_prompts(
     return {prompt: encode_prompt(tokenizer, text_encoder, prompt, chunks) for prompt in prompts}
 
 
-def batched(drawings: Sequence[Drawing], size: int) -> Iterator[Sequence[Drawing]]:
-    for start in range(0, len(drawings), size):
-        yield drawings[start : start + size]
+@dataclass
+class Folder:
+    """The pictures' folder: files are written by a thread of their own while the next batch is drawn.
+
+    images.jsonl lists those of the plan that are there, whoever drew them, so the main process alone writes it. Left
+    early, for whatever reason, the folder has all that was drawn.
+    """
+
+    path: Path
+    plan: Sequence[Drawing]
+    metadata: bool
+    is_main: bool
+    withheld: list[str] = field(default_factory=list)
+    pending: list[Future] = field(default_factory=list)
+
+    def __enter__(self) -> "Folder":
+        self.thread = ThreadPoolExecutor(1)
+        return self
+
+    def add(self, batch: Sequence[Drawing], images: Sequence[Image.Image], withheld: Sequence[bool]) -> None:
+        self._settle()
+        self.withheld += [drawing.file_name for drawing, bad in zip(batch, withheld, strict=True) if bad]
+        self.pending = [
+            self.thread.submit(save_drawing, image, self.path, drawing)
+            for drawing, image in zip(batch, images, strict=True)
+        ]
+
+    def _settle(self) -> None:
+        """Waits for the batch before: no more than two are in memory, and a full disk is told before the next."""
+        for saved in self.pending:
+            saved.result()
+        if self.pending and self.is_main:
+            self.list_pictures()
+        self.pending = []
+
+    def list_pictures(self) -> list[Drawing]:
+        """Brings images.jsonl, and metadata.jsonl where it is asked for, up to date; the pictures that are there."""
+        there = [drawing for drawing in self.plan if (self.path / drawing.file_name).is_file()]
+        withheld = write_rows(self.path, there, self.withheld)
+        if self.metadata:
+            write_metadata(self.path, [drawing for drawing in there if drawing.file_name not in withheld])
+        return there
+
+    def __exit__(self, kind, *rest: object) -> None:
+        try:
+            self._settle()
+        finally:
+            self.thread.shutdown()
 
 
-def prepare_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from None
-    read_rows(folder / IMAGES_FILE)  # to be refused now, not after the first pictures
-
-
-def save_image(image: Image.Image, path: Path) -> Path:
-    """Written beside and renamed: whoever watches the folder never opens half a picture."""
-    try:
-        with replacing(path) as beside:
-            image.save(beside, **({"format": "JPEG", "quality": 92} if path.suffix == ".jpg" else {"format": "PNG"}))
-    except OSError as error:
-        raise WorkError(f"{path}: cannot be written ({error.strerror or error})") from None
-    return path
-
-
-def write_rows(path: Path, drawn: Iterable[tuple[Path, Drawing]]) -> None:
-    """One row for each picture of the folder; a picture that is drawn again keeps one row."""
-    rows = read_rows(path)
-    for image, drawing in drawn:
-        rows[image.name] = {
-            "file_name": image.name, "prompt": drawing.prompt, "seed": drawing.seed, **drawing.settings
-        }  # fmt: skip
-    replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()))
-
-
-def read_rows(path: Path) -> dict[str, dict]:
-    """The rows of images.jsonl by the name of their picture."""
-    try:
-        # Only \n ends a row: str.splitlines() would also cut a prompt at U+2028.
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        return {row["file_name"]: row for row in map(json.loads, filter(None, lines))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not readable ({first_line(error)}); move it away") from None
+def finish(args: argparse.Namespace, source: Source, folder: Folder, withheld: Sequence[str]) -> None:
+    """The lists and the contact sheet of all that was asked for, and the last lines."""
+    folder.withheld = list(withheld)
+    drawn = folder.list_pictures()
+    captions = [(drawing.prompt, drawing.seed) for drawing in drawn]
+    sheet = make_contact_sheet([args.output_dir / d.file_name for d in drawn], captions, recorded_name(args, source))
+    path = save_image(sheet, args.output_dir / SHEET_FILE)
+    if withheld:
+        print(f"{len(withheld)} withheld by the model's safety checker, black here (--no_safety_checker):")
+        print("  " + "\n  ".join(withheld))
+    print(f"{len(drawn)} pictures in {shown(args.output_dir)}, all of them in {shown(path)}")

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError, exit_with, require_packages
-from flags import FlagParser, given_flags, non_negative_float, positive_int, seed
+from flags import FlagParser, YesNo, fraction, given_flags, non_negative_float, positive_int, seed
 from model_defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, STARTER, merge_defaults
-from runs import newest_finished_run, read_run
+from prompt_list import Wish, read_wishes
+from runs import newest_finished_run, newest_run, read_run
+from samplers import DEFAULT_SAMPLER, SAMPLERS
+from stopping import StopSignals
 
 EXAMPLES = """\
   python text_to_image/inference.py --prompt "denim jeans"
@@ -18,78 +21,141 @@ EXAMPLES = """\
     --prompt "A single pair of denim jeans laid flat on a white background" \\
     --prompt "denim jeans" --negative_prompt "blurred"
 
+  python text_to_image/inference.py --prompts_file dataset/metadata.jsonl \\
+    --num_images 80 --resume --write_metadata --output_dir synthetic
+
   python text_to_image/inference.py --prompt "denim jeans" \\
     --model stable-diffusion-v1-5/stable-diffusion-v1-5 --height 768 --width 512
+
+  python text_to_image/inference.py --prompt "denim jeans" --checkpoint latest
 """
 SAMPLES = Path(__file__).resolve().parents[1] / "Generated_sample"
-NOT_FROM_THE_MODEL = {"batch_size", "height", "model", "num_images", "output_dir", "prompt", "seed", "width"}
+FROM_THE_MODEL = {"guidance_rescale", "guidance_scale", "negative_prompt", "scheduler", "steps"}
 
 
 def build_parser() -> FlagParser:
     parser = FlagParser("inference.py [--prompt TEXT] [flags]", __doc__, EXAMPLES)
     add_everyday_flags(parser.add_argument_group("everyday"))
+    add_model_flags(parser.add_argument_group("what draws"))
     add_drawing_flags(parser.add_argument_group("how they are drawn"))
+    add_speed_flags(parser.add_argument_group("speed and memory"))
+    add_file_flags(parser.add_argument_group("files"))
     return parser
 
 
+# fmt: off
+
+
 def add_everyday_flags(group) -> None:
-    group.add_argument(
-        "--prompt", action="append", metavar="TEXT",
-        help="what to draw, repeatable (default: the captions' first sentences, where the model was trained here)",
-    )  # fmt: skip
-    group.add_argument(
-        "--model", metavar="MODEL",
-        help="a diffusers folder or a hub id (default: the newest finished run in output/, else the starter)",
-    )  # fmt: skip
-    group.add_argument(
-        "--num_images", type=positive_int, default=4, metavar="N", help="pictures of each prompt (default: 4)"
-    )
-    group.add_argument(
-        "--seed", type=seed, default=0, metavar="N",
-        help="picture i of a prompt (from 0) is drawn with seed N + i (default: 0)",
-    )  # fmt: skip
-    group.add_argument(
-        "--output_dir", type=Path, default=SAMPLES, metavar="FOLDER",
-        help="where pictures, images.jsonl and contact_sheet.jpg go (default: Generated_sample/ of this repository)",
-    )  # fmt: skip
+    flag = group.add_argument
+    flag("--prompt", action="append", metavar="TEXT",
+         help="what to draw, repeatable (default: the captions' first sentences, where the model was trained here)")
+    flag("--prompts_file", type=Path, metavar="FILE",
+         help="more prompts: a text file with one a line; or *.jsonl with a prompt (or text) in each row and, as it "
+              "likes, negative_prompt, seed, steps, guidance_scale, num_images, height, width; a data set's "
+              "metadata.jsonl is one")
+    flag("--model", metavar="MODEL",
+         help="a run's folder, any diffusers folder or a hub id (default: the newest finished run in output/, else "
+              "the starter)")
+    flag("--num_images", type=positive_int, default=4, metavar="N", help="pictures of each prompt (default: 4)")
+    flag("--seed", type=seed, default=0, metavar="N",
+         help="picture i of a prompt (from 0) is drawn with seed N + i (default: 0)")
+    flag("--output_dir", type=Path, default=SAMPLES, metavar="FOLDER",
+         help="where pictures, images.jsonl and contact_sheet.jpg go (default: Generated_sample/ of this repository)")
+    flag("--resume", action=YesNo, default=False,
+         help="draw only the pictures that are not there yet (default: draw all)")
+
+
+def add_model_flags(group) -> None:
+    flag = group.add_argument
+    flag("--checkpoint", metavar="NAME",
+         help="a checkpoint of the run in --model: checkpoint-100, or latest; its averaged weights where it has some, "
+              "else or as checkpoint-100/unet the weights themselves (default: the run's result)")
+    flag("--lora", metavar="FOLDER",
+         help="a LoRA on the model: a folder, a .safetensors file or a hub id (default: none)")
+    flag("--lora_scale", type=non_negative_float, default=1.0, metavar="X",
+         help="how strongly the LoRA counts; 0: not at all (default: 1)")
 
 
 def add_drawing_flags(group) -> None:
-    group.add_argument("--steps", type=positive_int, default=25, metavar="N", help="denoising steps (default: 25)")
-    group.add_argument(
-        "--guidance_scale", type=non_negative_float, default=GUIDANCE_SCALE, metavar="X",
-        help=f"how closely to follow the prompt; 1 or less: no guidance, half the time (default: {GUIDANCE_SCALE})",
-    )  # fmt: skip
-    group.add_argument(
-        "--negative_prompt", default="", metavar="TEXT", help="what to steer away from (default: nothing)"
-    )
-    group.add_argument("--height", type=positive_int, metavar="PX", help="(default: the size most trained on)")
-    group.add_argument("--width", type=positive_int, metavar="PX", help="(default: the size most trained on)")
-    group.add_argument(
-        "--batch_size", type=positive_int, default=4, metavar="N",
-        help="pictures at once: memory and speed, not the result (default: 4)",
-    )  # fmt: skip
+    flag = group.add_argument
+    flag("--steps", type=positive_int, default=25, metavar="N", help="denoising steps (default: 25)")
+    flag("--scheduler", choices=SAMPLERS, default=DEFAULT_SAMPLER, metavar="NAME",
+         help=f"{', '.join(SAMPLERS)} (default: {DEFAULT_SAMPLER})")
+    flag("--guidance_scale", type=non_negative_float, default=GUIDANCE_SCALE, metavar="X",
+         help=f"how closely to follow the prompt; 1 or less: no guidance, half the time (default: {GUIDANCE_SCALE})")
+    flag("--guidance_rescale", type=fraction, default=0.0, metavar="X",
+         help="against the glare of strong guidance, for models with zero terminal SNR: 0.7; 0: off (default: 0)")
+    flag("--negative_prompt", default="", metavar="TEXT", help="what to steer away from (default: nothing)")
+    flag("--height", type=positive_int, metavar="PX", help="(default: the size most trained on)")
+    flag("--width", type=positive_int, metavar="PX", help="(default: the size most trained on)")
+    flag("--safety_checker", action=YesNo, default=True,
+         help="where the model brings one, a picture it objects to is black and named (default: yes)")
+
+
+def add_speed_flags(group) -> None:
+    flag = group.add_argument
+    flag("--batch_size", type=auto_or_positive_int, default="auto", metavar="N",
+         help="pictures at once: memory and speed, not the result; halved where memory does not suffice (default: "
+              "auto: 16 on a GPU, 4 on a CPU)")
+    flag("--dtype", choices=("fp16", "bf16", "fp32"), metavar="NAME",
+         help="fp16, bf16 or fp32, of the UNet and the text encoder (default: fp16 on a GPU, fp32 on a CPU)")
+    flag("--compile", action=YesNo, default=False,
+         help="torch.compile the UNet: minutes at first, then faster; for hundreds of pictures (default: no)")
+
+
+def add_file_flags(group) -> None:
+    flag = group.add_argument
+    flag("--format", choices=("png", "jpg"), default="png", metavar="NAME",
+         help="png, or jpg: a tenth of the size, not the exact pixels (default: png)")
+    flag("--write_metadata", action=YesNo, default=False,
+         help="also write metadata.jsonl, so that the folder is a data set to train on (default: no)")
+
+
+# fmt: on
+
+
+def auto_or_positive_int(text: str) -> str | int:
+    return text if text == "auto" else positive_int(text)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments, checked, with the model and the prompts filled in; `origins` says where each comes from."""
+    """The arguments, checked, with the model filled in, and `wishes`: what is to be drawn.
+
+    `origins` says where each value comes from. UserError.
+    """
     parser = build_parser()
     given = given_flags(parser, argv)
-    model = given.get("model") or str(newest_finished_run() or STARTER)
+    model, lora = choose_model(given)
     run = read_run(Path(model).expanduser()) or {}
-    prompts = given.get("prompt") or run.get("example_prompts")
-    if not prompts:
+    wishes = [Wish(prompt) for prompt in given.get("prompt", ())]
+    wishes += read_wishes(given["prompts_file"]) if "prompts_file" in given else ()
+    wishes = wishes or [Wish(prompt) for prompt in run.get("example_prompts", ())]
+    if not wishes:
         raise UserError(f"--prompt is needed: {model} was not trained here, so there is no caption to draw")
-    known = {**given, "model": model, "prompt": prompts}
-    return merge_defaults(parser, known, Path(model).expanduser() / GENERATION_DEFAULTS, NOT_FROM_THE_MODEL)
+    known = {**given, "model": model, "lora": lora, "wishes": wishes}
+    names = vars(parser.parse_args([]))
+    return merge_defaults(parser, known, Path(model).expanduser() / GENERATION_DEFAULTS, set(names) - FROM_THE_MODEL)
+
+
+def choose_model(given: dict) -> tuple[str, str | None]:
+    """(--model, --lora): without a model the newest run that is finished, or, for a checkpoint, the newest; a LoRA
+    that was trained here brings its own."""
+    model, lora = given.get("model"), given.get("lora")
+    if model is None and lora is not None and read_run(Path(lora).expanduser()):
+        return lora, None
+    newest = newest_run if "checkpoint" in given else newest_finished_run
+    return model or str(newest() or STARTER), lora
 
 
 def main() -> None:
     args = parse_args()
     require_packages()
-    from generating import generate
+    with StopSignals() as stop:
+        stop.saved = "before the first picture"
+        from generating import generate
 
-    generate(args)
+        generate(args, stop)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def draw_prior(
                 [torch.randn(latent_shape, generator=generator(seed, "prior picture", i)) for i in part]
             )
             embeddings = [text[prompts[i]] for i in part]
-            latents = draw_latents(unet, sampler, noise, embeddings, text[""], guidance_scale, PRIOR_STEPS)
+            away = [text[""]] * len(part)
+            latents = draw_latents(unet, sampler, noise, embeddings, away, guidance_scale, PRIOR_STEPS)
             drawn.update(zip(part, latents.float().cpu(), strict=True))
             bar.update(len(part))
     return drawn

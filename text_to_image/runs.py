@@ -132,6 +132,12 @@ def newest_finished_run(outputs: Path = OUTPUTS) -> Path | None:
     return max(finished, key=finished.get, default=None)
 
 
+def newest_run(outputs: Path = OUTPUTS) -> Path | None:
+    """The folder under `outputs` whose run.json was written last, finished or not; None where there is none."""
+    runs = [path for path in outputs.glob(f"*/{RUN_FILE}") if path.is_file()]
+    return max(runs, key=lambda path: path.stat().st_mtime).parent if runs else None
+
+
 def _run_or_nothing(folder: Path) -> dict:
     try:
         return read_run(folder) or {}

@@ -1,13 +1,11 @@
 """What is trained: the whole UNet or a LoRA on it, in its own precision or as a bf16 copy of fp32 weights."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from errors import UserError
@@ -91,18 +89,6 @@ def read_lora(unet: UNet2DConditionModel, folder: Path) -> None:
     state = {name.removeprefix("unet."): tensor for name, tensor in load_file(folder / LORA_FILE).items()}
     result = set_peft_model_state_dict(unet, convert_unet_state_dict_to_peft(state), adapter_name="default")
     assert not result.unexpected_keys
-
-
-def load_with_lora(base: Path, lora: Path | None, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The UNet of `base`, changed by the LoRA in the folder `lora`."""
-    unet = load_unet(base)
-    if lora:
-        with safe_open(lora / LORA_FILE, "pt") as file:
-            adapter = json.loads(file.metadata()["lora_adapter_metadata"])
-        unet.add_adapter(_lora_config(adapter["unet.r"], adapter["unet.lora_alpha"]))
-        read_lora(unet, lora)
-        unet.fuse_lora()
-    return unet.to(dtype, memory_format=torch.channels_last)
 
 
 # --- Precision ------------------------------------------------------------------------------------------------------

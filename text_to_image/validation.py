@@ -9,8 +9,8 @@ import torch
 
 from batches import make_batch
 from draws import Draw, generator
-from generating import save_image
 from objective import Objective, diffusion_loss
+from picture_files import save_image
 from sampling import decode_latents, draw_latents, initial_noise
 
 TIMESTEPS_PER_PICTURE = 4  # the middle of each quarter of the schedule
@@ -76,7 +76,7 @@ class PromptDrawer:
             prompt, seed = divmod(index, self.number)
             latents = draw_latents(
                 unet, self.sampler, initial_noise(seed, self.latent_shape)[None],
-                [self.encodings.text(self.prompts[prompt])], negative, self.guidance_scale, DRAWING_STEPS,
+                [self.encodings.text(self.prompts[prompt])], [negative], self.guidance_scale, DRAWING_STEPS,
             )  # fmt: skip
             save_image(decode_latents(self.vae, latents)[0], self.folder / f"step-{step:06d}-{index}.png")
 

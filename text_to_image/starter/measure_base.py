@@ -29,6 +29,7 @@ from model_defaults import guidance_scale_of  # noqa: E402
 from model_folders import read_shape  # noqa: E402
 from models import choose_attention, load_unet, load_vae, quiet_libraries  # noqa: E402
 from sampling import decode_latents, draw_latents, initial_noise, load_sampler  # noqa: E402
+from sources import find_source  # noqa: E402
 
 GOALS = {"kind": 0.97, "colour": 0.97, "marker": 0.95, "pattern": 0.90, "view": 0.90}
 
@@ -64,7 +65,8 @@ def draw(
 ) -> list[Image.Image]:
     """One picture for each prompt at inference.py's settings; picture i has noise of seed + i."""
     device = choose_device()
-    shape, text = read_shape(folder), encode_prompts(folder, ["", *prompts], MAX_TOKEN_CHUNKS, device, torch.float32)
+    shape, source = read_shape(folder), find_source(str(folder))
+    text = encode_prompts(source, ["", *prompts], MAX_TOKEN_CHUNKS, device, torch.float32)
     unet, vae = load_unet(folder).to(device).eval(), load_vae(folder).to(device)
     choose_attention(unet, shape, 256, 256, device.type)
     sampler, images = load_sampler(folder), {}
@@ -73,7 +75,8 @@ def draw(
         for start in range(0, len(indices), 8):
             part = indices[start : start + 8]
             noise = torch.stack([initial_noise(seed + i, shape.latent_shape(size[1], size[0])) for i in part])
-            latents = draw_latents(unet, sampler, noise, [text[prompts[i]] for i in part], text[""], guidance, steps)
+            wanted, away = [text[prompts[i]] for i in part], [text[""]] * len(part)
+            latents = draw_latents(unet, sampler, noise, wanted, away, guidance, steps)
             images.update(zip(part, decode_latents(vae, latents), strict=True))
             print(f"drawn {len(images)} of {len(prompts)}", file=sys.stderr, flush=True)
     return [images[i] for i in range(len(prompts))]

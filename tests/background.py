@@ -1,4 +1,4 @@
-"""The training script as a process of its own, to be stopped and killed."""
+"""The scripts as processes of their own, to be stopped and killed."""
 
 import contextlib
 import os
@@ -11,20 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-SCRIPT = Path(__file__).resolve().parents[1] / "text_to_image" / "train_text_to_image.py"
+SCRIPTS = Path(__file__).resolve().parents[1] / "text_to_image"
+TRAIN, DRAW = SCRIPTS / "train_text_to_image.py", SCRIPTS / "inference.py"
 PATIENCE = 240  # seconds, then a test fails
 
 
 class Background:
-    """A process group that runs the script with `flags`; standard output and error go to `log`, appended."""
+    """A process group that runs `script` with `flags`; standard output and error go to `log`, appended."""
 
     started: ClassVar[list["Background"]] = []
 
-    def __init__(self, log: Path, *flags: object, **environment: str):
+    def __init__(self, log: Path, *flags: object, script: Path = TRAIN, **environment: str):
         self.log = log
         with open(log, "a") as file:
             self.process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), *map(str, flags)],
+                [sys.executable, str(script), *map(str, flags)],
                 stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
                 env={**os.environ, "ACCELERATE_USE_CPU": "true", **environment},
             )  # fmt: skip
@@ -58,16 +59,18 @@ class Background:
         return self.process.wait(PATIENCE)
 
 
-def start(log: Path, processes: int, *flags: object) -> list[Background]:
+def start(log: Path, processes: int, *flags: object, script: Path = TRAIN) -> list[Background]:
     """As many processes of one run, without a launcher between, so that each can be reached."""
     if processes == 1:
-        return [Background(log, *flags)]
+        return [Background(log, *flags, script=script)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     there = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     logs = [log, *(log.with_name(f"{log.name}-{rank}") for rank in range(1, processes))]
-    return [Background(logs[r], *flags, RANK=str(r), LOCAL_RANK=str(r), **there) for r in range(processes)]
+    return [
+        Background(logs[r], *flags, script=script, RANK=str(r), LOCAL_RANK=str(r), **there) for r in range(processes)
+    ]
 
 
 def kill(run: list[Background]) -> bool:

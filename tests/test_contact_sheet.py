@@ -20,6 +20,13 @@ def test_every_picture_is_on_it_at_its_size(pictures):
     assert all(colours[10 + i, 0, 0] == 224 * 288 for i in range(5))
 
 
+def test_hundreds_of_pictures_are_made_smaller(pictures, monkeypatch):
+    monkeypatch.setattr("contact_sheet.MAX_PIXELS", 5 * 112 * 144)
+    sheet = make_contact_sheet(pictures, [("denim jeans", i) for i in range(5)], "a model")
+    colours = {colour: number for number, colour in sheet.getcolors(1 << 24)}
+    assert all(colours[10 + i, 0, 0] == 112 * 144 for i in range(5))
+
+
 def test_words_stand_under_each_picture_and_nowhere_on_it(pictures):
     sheet = make_contact_sheet(pictures[:1], [("denim jeans " * 40, 7)], "a model")
     below = sheet.crop((0, sheet.height - 70, sheet.width, sheet.height))

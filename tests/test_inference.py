@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
 import inference
-from errors import UserError
-from generating import generate
+from background import DRAW, Background, finish, start
+from captions import read_captions
+from errors import UserError, WorkError
+from generating import Painter, generate
 from inference import parse_args
 from models import load_noise_scheduler, load_unet, save_pipeline
 
@@ -184,3 +187,142 @@ def test_a_folder_that_cannot_be_made_is_named(draw, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--output_dir"):
         draw("--num_images", 1, folder="file/pictures")
+
+
+# --- resuming, stopping, sharing -------------------------------------------------------------------------------------
+
+
+def test_resume_fills_the_gaps_alone(draw, trained, tmp_path):
+    usual = ["--prompt", "jeans", "--num_images", 4]
+    paths = draw(*usual)
+    before = [(pixels(path), path.stat().st_mtime_ns) for path in paths]
+    paths[1].unlink()
+    paths[2].write_bytes(paths[2].read_bytes()[:-100])  # cut short by something else
+    (tmp_path / "pictures" / "images.jsonl").unlink()
+    assert draw(*usual, "--resume") == paths
+    for index, (path, (old, written)) in enumerate(zip(paths, before, strict=True)):
+        assert np.abs(pixels(path) - old).max() <= 1
+        assert (path.stat().st_mtime_ns == written) == (index in (0, 3))
+
+
+def test_after_kill_9_no_half_picture_is_left_and_resume_draws_the_rest(draw, trained, tmp_path):
+    flags = ["--prompt", "jeans", "--num_images", 12, "--batch_size", 1, *QUICK]
+    whole = draw(*flags)
+    there, log = tmp_path / "killed", tmp_path / "log"
+    words = ["--model", trained, "--output_dir", there, *flags]
+    run = Background(log, *words, script=DRAW).until(lambda: len(list(there.glob("*.png"))) >= 2)
+    assert run.kill().ended() == -signal.SIGKILL
+    left = list(there.glob("*.png"))
+    assert 2 <= len(left) < 12 and all(Image.open(path).load() for path in left)
+    finish([Background(log, *words, "--resume", script=DRAW)])
+    assert f"{len(left)} of them there already" in log.read_text()
+    assert not list(there.glob(".*.part")) and len(rows(there)) == 12
+    for path in whole:
+        assert np.abs(pixels(path) - pixels(there / path.name)).max() <= 1
+
+
+def test_a_signal_keeps_what_is_drawn_and_says_how_to_go_on(trained, tmp_path):
+    there, log = tmp_path / "stopped", tmp_path / "log"
+    words = ["--model", trained, "--output_dir", there, "--prompt", "jeans", "--num_images", 400, "--batch_size", 1]
+    run = Background(log, *words, *QUICK, script=DRAW).until(lambda: len(list(there.glob("*.png"))) >= 3)
+    assert run.send(signal.SIGINT).ended() == 75
+    said = log.read_text().splitlines()[-1]
+    drawn = list(there.glob("*.png"))
+    assert said.startswith("SIGINT: stopped after") and "--resume" in said and "Traceback" not in log.read_text()
+    assert 3 <= len(drawn) < 400 and {row["file_name"] for row in rows(there)} == {path.name for path in drawn}
+
+
+def test_two_processes_share_the_list(draw, trained, tmp_path):
+    flags = ["--prompt", "jeans", "--prompt", "the white", "--num_images", 3, "--batch_size", 2, *QUICK]
+    alone = draw(*flags)
+    there, log = tmp_path / "shared", tmp_path / "log"
+    run = start(log, 2, "--model", trained, "--output_dir", there, *flags, script=DRAW)
+    finish(run)
+    assert sorted(path.name for path in there.glob("*.png")) == sorted(path.name for path in alone)
+    assert [row["file_name"] for row in rows(there)] == [path.name for path in alone]
+    for path in alone:
+        assert np.abs(pixels(path) - pixels(there / path.name)).max() <= 1
+    assert "6 pictures in" in log.read_text() and "pictures in" not in run[1].log.read_text()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried"), MemoryError()])
+def test_a_batch_that_does_not_fit_is_halved_and_the_pictures_are_the_same(draw, monkeypatch, capsys, error):
+    usual, paint = ["--prompt", "jeans", "--num_images", 5], Painter.paint
+    expected = draw(*usual)
+
+    def small(self, batch):
+        if len(batch) > 1:
+            raise error
+        return paint(self, batch)
+
+    monkeypatch.setattr(Painter, "paint", small)
+    drawn = draw(*usual, folder="less")
+    said = capsys.readouterr().out
+    assert "4 pictures at once: going on with 2" in said and "2 pictures at once: going on with 1" in said
+    for one, other in zip(drawn, expected, strict=True):
+        assert one.name == other.name and np.abs(pixels(one) - pixels(other)).max() <= 1
+
+
+def test_one_picture_that_does_not_fit_is_a_line(draw, monkeypatch):
+    def never(self, batch):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(Painter, "paint", never)
+    with pytest.raises(WorkError, match="56 x 72 px; a smaller --width"):
+        draw("--prompt", "jeans", "--num_images", 2)
+
+
+def test_a_full_disk_is_told_and_not_taken_for_done(draw, monkeypatch, tmp_path):
+    monkeypatch.setattr(Image.Image, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(WorkError, match="No space left"):
+        draw("--prompt", "jeans", "--num_images", 1)
+    assert not list((tmp_path / "pictures").glob("*.png"))
+
+
+# --- prompts, models, files ------------------------------------------------------------------------------------------
+
+
+def test_a_prompts_file_says_what_is_different_for_each(draw, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    wishes = [{"prompt": "denim jeans", "seed": 7, "num_images": 2, "steps": 2, "negative_prompt": "red"},
+              {"text": "a red t-shirt", "guidance_scale": 1.0, "height": 48, "width": 48}]  # fmt: skip
+    file.write_text("\n".join(map(json.dumps, wishes)))
+    paths = draw("--prompts_file", file, "--prompt", "the white", "--num_images", 1)
+    told = [(r["prompt"], r["seed"], r["steps"], r["guidance"], r["negative_prompt"]) for r in rows(paths[0].parent)]
+    assert told == [
+        ("the white", 0, 3, 4.0, ""),
+        ("denim jeans", 7, 2, 4.0, "red"),
+        ("denim jeans", 8, 2, 4.0, "red"),
+        ("a red t-shirt", 0, 3, 1.0, ""),
+    ]
+    assert [Image.open(path).size for path in paths] == [(56, 72)] * 3 + [(48, 48)]
+    [alone] = draw("--prompt", "denim jeans", "--seed", 8, "--num_images", 1, "--steps", 2, "--negative_prompt", "red",
+                   folder="alone")  # fmt: skip
+    assert alone.name == paths[2].name and np.abs(pixels(alone) - pixels(paths[2])).max() <= 1
+
+
+def test_pictures_are_a_data_set_where_that_is_asked_for(draw, tmp_path):
+    paths = draw("--prompt", "denim jeans", "--num_images", 2, "--write_metadata", "--format", "jpg")
+    captions = {row.file_name: row.captions for row in read_captions(tmp_path / "pictures")}
+    assert captions == {path.name: ("denim jeans",) for path in paths} and paths[0].suffix == ".jpg"
+
+
+def test_the_trigger_phrase_is_mentioned_where_a_prompt_lacks_it(draw, trained, tmp_path, capsys):
+    model = shutil.copytree(trained, tmp_path / "triggered")
+    run = json.loads((model / "run.json").read_text())
+    (model / "run.json").write_text(json.dumps({**run, "trigger": "sks"}))
+    draw("--prompt", "denim jeans", "--prompt", "sks, a skirt", "--num_images", 1, model=model)
+    assert "1 of 2 prompts lack the trigger phrase that the model was trained with: sks" in capsys.readouterr().out
+
+
+def test_a_lora_brings_its_base_and_a_checkpoint_is_the_newest_runs(monkeypatch, trained, tmp_path):
+    args = parse_args(["--lora", str(trained), "--lora_scale", "0.5", "--prompt", "x"])
+    assert (args.model, args.lora, args.lora_scale) == (str(trained), None, 0.5)
+    monkeypatch.setattr(inference, "newest_run", lambda: trained)
+    monkeypatch.setattr(inference, "newest_finished_run", lambda: tmp_path)
+    assert parse_args(["--checkpoint", "latest"]).model == str(trained)
+
+
+def test_bf16_draws_nearly_the_same_under_another_name(draw):
+    [exact], [rough] = (draw("--prompt", "jeans", "--num_images", 1, "--dtype", d, folder=d) for d in ("fp32", "bf16"))
+    assert exact.name != rough.name and 0 < np.abs(pixels(exact) - pixels(rough)).mean() < 12

@@ -1,12 +1,14 @@
 """Drawing: as plain diffusers draws, whatever the batch."""
 
+import diffusers
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from models import load_text_encoder, load_tokenizer, load_unet, load_vae
 from prompts import encode_prompt
-from sampling import decode_latents, draw_latents, initial_noise, load_sampler
+from samplers import SAMPLERS
+from sampling import decode_latents, draw_latents, initial_noise, load_sampler, seeded
 from tiny_model import make_tiny_model
 
 
@@ -19,11 +21,13 @@ def model(request, tmp_path_factory):
 def draw(model):
     tokenizer, text_encoder, unet = load_tokenizer(model), load_text_encoder(model), load_unet(model).eval()
 
-    def draw(prompts, seeds, guidance_scale=5.0, negative="", steps=5):
+    def draw(prompts, seeds, guidance_scale=5.0, negative="", steps=5, rescale=0.0, name="dpmpp_2m_karras"):
         embeddings = [encode_prompt(tokenizer, text_encoder, prompt, 3) for prompt in prompts]
-        noise = torch.stack([initial_noise(seed, (4, 36, 28)) for seed in seeds])
-        away = encode_prompt(tokenizer, text_encoder, negative, 3)
-        return draw_latents(unet, load_sampler(model), noise, embeddings, [away] * len(prompts), guidance_scale, steps)
+        generators = [seeded(seed) for seed in seeds]
+        noise = torch.stack([initial_noise(generator, (4, 36, 28)) for generator in generators])
+        away = [encode_prompt(tokenizer, text_encoder, negative, 3)] * len(prompts)
+        sampler = load_sampler(model, name=name)
+        return draw_latents(unet, sampler, noise, embeddings, away, guidance_scale, steps, rescale, generators)
 
     return draw
 
@@ -40,6 +44,27 @@ def test_latents_and_pictures_are_those_of_plain_diffusers(model, draw, guidance
     assert torch.allclose(latents, expected, atol=1e-3 * expected.abs().max())
     decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0].detach()
     assert decode_latents(load_vae(model), latents)[0] == pipeline.image_processor.postprocess(decoded)[0]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_draws_as_its_scheduler_in_plain_diffusers(model, draw, name):
+    pipeline = StableDiffusionPipeline.from_pretrained(model)
+    scheduler = getattr(diffusers, SAMPLERS[name].scheduler)
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **SAMPLERS[name].settings)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"height": 72, "width": 56, "num_inference_steps": 6, "guidance_scale": 5.0, "guidance_rescale": 0.7}
+    settings |= {"generator": torch.Generator().manual_seed(3), "output_type": "latent"}
+    expected = pipeline("denim jeans", **settings).images
+    latents = draw(["denim jeans"], [3], steps=6, rescale=0.7, name=name)
+    assert torch.isfinite(latents).all()
+    assert torch.allclose(latents, expected, atol=1e-3 * expected.abs().max())
+
+
+def test_noise_on_the_way_is_the_pictures_own_too(draw):
+    together = draw(["denim jeans", "the white"], [4, 5], name="euler_a")
+    alone = draw(["the white"], [5], name="euler_a")
+    assert torch.allclose(together[1], alone[0], atol=1e-3 * alone.abs().max())
+    assert not torch.allclose(draw(["the white"], [6], name="euler_a"), alone, atol=0.1)
 
 
 def test_a_picture_does_not_depend_on_the_batch_it_is_drawn_in(draw):

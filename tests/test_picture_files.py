@@ -24,7 +24,8 @@ from picture_files import (
 
 SETTINGS = {
     "steps": 25, "scheduler": "dpmpp_2m_karras", "guidance": 7.0, "guidance_rescale": 0.0,
-    "negative_prompt": "blurred", "height": 48, "width": 32, "token_chunks": 3, "dtype": "fp32", "safety_checker": False, "model": "out/jeans, blue",
+    "negative_prompt": "blurred", "height": 48, "width": 32, "token_chunks": 3, "dtype": "fp32",
+    "safety_checker": False, "model": "out/jeans, blue",
 }  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def test_a_picture_has_one_row_and_stays_withheld(tmp_path):
     assert write_rows(tmp_path, [drawing(), drawing(seed=2)], [drawing().file_name]) == {drawing().file_name}
     assert write_rows(tmp_path, [drawing(), drawing(seed=3)]) == {drawing().file_name}
     rows = read_rows(tmp_path / "images.jsonl")
-    assert [row["seed"] for row in rows.values()] == [965400086, 2, 3]
+    assert [row["seed"] for row in rows.values()] == [2, 965400086, 3]
     assert rows[drawing().file_name]["withheld"] and rows[drawing().file_name]["model_hash"] == "0123"
 
 

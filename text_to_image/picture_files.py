@@ -117,9 +117,9 @@ def write_rows(folder: Path, drawn: Iterable[Drawing], withheld: Collection[str]
     """
     rows = read_rows(folder / IMAGES_FILE)
     for drawing in drawn:
-        name = drawing.file_name
-        flagged = name in withheld or rows.pop(name, {}).get("withheld")
-        rows[name] = {**drawing.row, "withheld": True} if flagged else drawing.row  # last: in the order of the plan
+        before = rows.pop(drawing.file_name, {})  # and at the end again: in the order of the plan
+        flagged = drawing.file_name in withheld or before.get("withheld")
+        rows[drawing.file_name] = {**drawing.row, "withheld": True} if flagged else drawing.row
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
     replace_text(folder / IMAGES_FILE, text)
     return {name for name, row in rows.items() if row.get("withheld")}

@@ -24,7 +24,8 @@
 #   DATASET=~/pictures MODEL=stable-diffusion-v1-5/stable-diffusion-v1-5 sbatch job.sh
 #
 #   MODEL           what is fine-tuned: a folder or a hub id (unset: the small starter model of this repository)
-#   CAPTIONER       captions the pictures that have no caption: a BLIP folder or hub id (unset: none)
+#   CAPTIONER       captions the pictures that have no caption: a folder or a hub id (unset: the small starter
+#                   captioner of this repository, which knows rendered garments only)
 #   DATASET         the folder of pictures, or a hub id (unset: dataset/)
 #   EPOCHS          passes over the data set (100)
 #   OUTPUT_DIR      where the fine-tuned model goes (unset: a folder in output/ named after data and settings)
@@ -283,7 +284,7 @@ run_job() {
     # Also a run that was finished before says this.
     model="$(sed -n 's/^the model  *//p' "$log" | tail -n 1)"
     ! in_batch || check_processes
-    step inference ${model:+--model "$model"} --num_images "${NUM_IMAGES:-3}" "${prompts[@]/#/--prompt=}" \
+    step inference ${model:+--model "$model"} --num_images "${NUM_IMAGES:-3}" --resume "${prompts[@]/#/--prompt=}" \
         ${pictures_dir:+--output_dir "$pictures_dir"} "${inference_args[@]}"
     say_where
 }

@@ -253,7 +253,7 @@ def test_without_choices_the_data_set_of_the_repository_is_used(job, repository)
     assert calls["img_captioning"] == ["--image_dir", dataset]
     assert calls["train_text_to_image"] == ["--dataset", dataset, "--epochs", "100"]
     assert calls["inference"] == [
-        "--model", "/runs/my model", "--num_images", "3",
+        "--model", "/runs/my model", "--num_images", "3", "--resume",
         "--prompt=denim jeans",
         "--prompt=A single pair of denim jeans laid flat on a white background",
         "--prompt=A pair of jeans. It is blue.",
@@ -289,13 +289,14 @@ def test_choices_come_from_the_environment(job, tmp_path):
         "--output_dir", "the run", "--seed", "1", "--validation_prompts", "a b", "$HOME",
     ]  # fmt: skip
     assert calls["inference"] == [
-        "--model", "/runs/my model", "--num_images", "2", "--prompt=a dress with $HOME and 'quotes'", "--steps", "5",
+        "--model", "/runs/my model", "--num_images", "2", "--resume", "--prompt=a dress with $HOME and 'quotes'",
+        "--steps", "5",
     ]  # fmt: skip
 
 
 def test_an_own_data_set_is_drawn_by_its_own_words(job, tmp_path):
     make_dataset(tmp_path / "own", "A red dress laid flat on a table. Its hem is torn.")
-    prompts = job(DATASET=tmp_path / "own")[1]["inference"][4:]
+    prompts = job(DATASET=tmp_path / "own")[1]["inference"][5:]
     assert prompts == [
         "--prompt=red dress",
         "--prompt=A red dress laid flat on a table.",

@@ -76,6 +76,22 @@ def test_a_lora_counts_as_strongly_as_is_said(runs, tiny_model):
     assert checkpoint.loras == ((runs["lora"] / "checkpoint-2" / LORA_FILE, 1.0),)
 
 
+def test_a_lora_draws_on_the_unet_that_it_was_trained_on(runs, tiny_model, tmp_path, monkeypatch):
+    """--non_ema_revision takes the UNet from another revision than the rest."""
+    other = shutil.copytree(tiny_model, tmp_path / "other revision")
+    monkeypatch.setattr("sources.find_bases", lambda args: (tiny_model, other))
+    source = find_source(str(runs["lora"]))
+    assert (source.base, source.unet) == (tiny_model, other) and "other revision" in source.told()
+
+
+def test_a_base_that_is_gone_is_named(runs, tmp_path):
+    folder = shutil.copytree(runs["lora"], tmp_path / "run")
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**run, "base_model": str(tmp_path / "gone")}))
+    with pytest.raises(UserError, match=f"what it was trained on: .*{tmp_path / 'gone'}"):
+        find_source(str(folder))
+
+
 def test_two_loras_add_up_and_the_scale_is_the_last_ones(runs, tiny_model):
     base, one = weights(load_unet(tiny_model)), unet_of(runs["lora"])
     both = unet_of(runs["lora"], lora=str(runs["lora"]), lora_scale=0.5)

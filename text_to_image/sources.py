@@ -1,5 +1,6 @@
 """Which weights draw: a pipeline, a run's checkpoint on its base, LoRAs on either; found, described, loaded."""
 
+import argparse
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from errors import UserError, first_line
 from model_defaults import REAL_MODEL
 from model_folders import PARTS, find_model, fingerprint_file, fingerprint_model, loading
 from models import load_text_encoder, load_unet
+from plan import find_bases
 from runs import RUN_FILE, read_run, shown
 from sampling import load_sampler
 from trainable import LORA_FILE
@@ -70,14 +72,17 @@ def find_source(model: str, checkpoint: str | None = None, lora: str | None = No
             unet = place
     elif (folder / LORA_FILE).is_file() and not _is_pipeline(folder):
         loras.append(folder / LORA_FILE)
-    base = _base_of_run(model, run) if (loras or unet) and not _is_pipeline(folder) else _pipeline(model, folder, run)
+    if (loras or unet) and not _is_pipeline(folder):
+        base, own_unet = _bases_of_run(model, run)
+    else:
+        base = own_unet = _pipeline(model, folder, run)
     if lora is not None:
         loras.append(_lora_file(lora))
     if lora_scale != 1 and not loras:
         raise UserError(f"--lora_scale {lora_scale:g}: there is no LoRA; name one with --lora FOLDER")
     scales = [1.0] * (len(loras) - 1) + [lora_scale]  # it is meant for the last one
-    where = unet or base
-    return Source(model, base, where, subfolder if unet else "unet", tuple(zip(loras, scales, strict=False)), run)
+    subfolder = subfolder if unet else "unet"
+    return Source(model, base, unet or own_unet, subfolder, tuple(zip(loras, scales, strict=False)), run)
 
 
 def _is_pipeline(folder: Path) -> bool:
@@ -90,16 +95,18 @@ def _pipeline(model: str, folder: Path, run: dict) -> Path:
     return find_model(model, "--model")
 
 
-def _base_of_run(model: str, run: dict) -> Path:
-    """What a run trained on, where its own folder holds a LoRA or checkpoints alone."""
+def _bases_of_run(model: str, run: dict) -> tuple[Path, Path]:
+    """What a run trained on, and where its UNet is from, where its own folder holds a LoRA or checkpoints alone."""
     if not run:
         raise UserError(
             f"--model {model}: a LoRA without {RUN_FILE}, so its base is not known; name both: "
             f"--model {REAL_MODEL} --lora {model}"
         )
-    told = run["arguments"]
-    where = (told.get("revision"), told.get("variant"), told.get("cache_dir"))
-    return find_model(run["base_model"], f"the base of --model {model},", *where)
+    asked = {**run["arguments"], "pretrained_model_name_or_path": run["base_model"]}
+    try:
+        return find_bases(argparse.Namespace(**asked))
+    except UserError as error:
+        raise UserError(f"--model {model}: what it was trained on: {error}") from None
 
 
 def _checkpoint(folder: Path, run: dict, asked: str) -> tuple[Path, str]:

@@ -16,7 +16,6 @@ from data import measure, open_picture
 from errors import UserError, WorkError, first_line, harmless
 from files import replacing
 from likeness import FeatureLikeness, StructuralLikeness, ground_of, resized_on_ground
-from models import quiet_libraries
 from runs import shown
 
 IMAGES_FILE = "images.jsonl"
@@ -98,8 +97,12 @@ def sheet_path(args: argparse.Namespace) -> Path:
 
 
 def _likeness(embedder: str | None) -> StructuralLikeness | FeatureLikeness:
+    if not embedder:
+        return StructuralLikeness()
+    from models import quiet_libraries  # loads diffusers, which takes seconds
+
     quiet_libraries()
-    return FeatureLikeness(embedder) if embedder else StructuralLikeness()
+    return FeatureLikeness(embedder)
 
 
 # --- the pictures ---------------------------------------------------------------------------------------------------
@@ -163,7 +166,9 @@ def known_copies(picture: Image.Image, shape: tuple[int, int]) -> list[Image.Ima
     soft = ImageOps.mirror(cut).filter(ImageFilter.GaussianBlur(max(shape) / 150))
     moved = Image.new("RGB", shape, ground_of(cut))
     moved.paste(_recoloured(cut), (round(0.035 * shape[0]), -round(0.02 * shape[1])))
-    return [soft, moved, ImageEnhance.Brightness(resized_on_ground(cut, 0.95)).enhance(1.1)]
+    lighter = ImageEnhance.Brightness(resized_on_ground(cut, 0.95)).enhance(1.1)
+    turned = cut.rotate(1, Image.Resampling.BICUBIC, fillcolor=ground_of(cut))
+    return [soft, moved, lighter, turned]
 
 
 def _recoloured(picture: Image.Image) -> Image.Image:
@@ -197,15 +202,13 @@ def mean_of_pairs(among: np.ndarray) -> float | None:
 def _print_scale(scale: Scale) -> None:
     found = int((scale.known <= scale.limit).sum())
     print(
-        f"known copies (softened, mirrored, moved, recoloured, resized) of a training picture: up to "
-        f"{np.median(scale.known):.3f} away; of {found} of {len(scale.known)} training pictures all would be found"
+        "known copies of a training picture (mirrored, softened, moved, recoloured, resized, turned by 1°) lie up to"
     )
+    print(f"  {np.median(scale.known):.3f} away; all those of {found} of {len(scale.known)} pictures would be found")
     if len(scale.own):
         taken = int((scale.own <= scale.limit).sum())
-        print(
-            f"a training picture's nearest other one: {np.median(scale.own):.3f} away; "
-            f"{taken} of {len(scale.own)} would be taken for copies of each other"
-        )
+        print(f"the nearest other training picture lies {np.median(scale.own):.3f} away;")
+        print(f"  {taken} of {len(scale.own)} would be taken for copies of each other")
     print(f"a copy here is what lies within {scale.limit:.3f} of a training picture")
     if scale.is_blind:
         print("the training pictures resemble each other as copies do: look at the sheet, the count tells little")

@@ -1,5 +1,6 @@
 """How far a picture is from others: by structural similarity, or by the features of a vision model."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +18,11 @@ try:
 except ImportError:
     raise UserError("structural similarity needs scikit-image: `pip install scikit-image`") from None
 
-LONG_SIDE, SHORTEST = 64, 24  # px; at 96 px copies that are shifted or resized lie farther, other pictures no farther
+LONG_SIDE, SHORTEST = 64, 24  # px; more takes longer and tells copies from others no better
 MAX_SHIFT = 5  # px of those, to each side
 ZOOMS = (0.91, 0.94, 0.97, 1, 1.03, 1.06, 1.09)
 SAME_SHAPE = 0.02  # sides whose ratios differ by less are cut alike
+TRIED = 3  # of the poses, whose correlations are much the same for neighbouring sizes
 WINDOW = 7  # px, of structural similarity
 SHARP = 20  # of 255 grey levels: the deviation from which on a place counts in full
 BATCH = 16
@@ -44,7 +46,7 @@ class StructuralLikeness:
             if size not in posed:
                 posed[size] = [_Poses.of(other, size) for other in others]
             grey = _grey(picture.resize(size, Image.Resampling.LANCZOS))
-            rows.append([1 - _similarity(*poses.fitted(grey)) for poses in posed[size]])
+            rows.append([1 - max(_similarity(*both) for both in poses.fitted(grey)) for poses in posed[size]])
         return np.array(rows)
 
 
@@ -75,22 +77,27 @@ class _Poses:
     """A picture in all the ways in which it may lie in another: K grey pictures, and what their fit follows from."""
 
     greys: np.ndarray  # (K, h, w)
-    spectra: np.ndarray  # of the pictures less their mean, with room for the shifts
+    spectra: np.ndarray  # of what stands out from the ground, with room for the shifts
     norms: np.ndarray  # (K,)
 
     @classmethod
     def of(cls, picture: Image.Image, size: tuple[int, int]) -> "_Poses":
         greys = np.stack([_grey(pose) for pose in _poses(picture, size)])
-        centred = greys - greys.mean((-2, -1), keepdims=True)
-        return cls(greys, np.conj(_spectrum(centred)), np.sqrt((centred**2).sum((-2, -1))))
+        shown = greys - _ground(greys)
+        return cls(greys, np.conj(_spectrum(shown)), np.sqrt((shown**2).sum((-2, -1))))
 
-    def fitted(self, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the two lie on each other at the pose and shift whose correlation is highest, from each one."""
-        correlation = fft.irfft2(_spectrum(grey - grey.mean()) * self.spectra, _roomy(grey))
+    def fitted(self, grey: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Where the two lie on each other, from each one: the best poses by correlation, each at its best shift."""
+        correlation = fft.irfft2(_spectrum(grey - _ground(grey)) * self.spectra, _roomy(grey))
         shifts = np.r_[0 : MAX_SHIFT + 1, -MAX_SHIFT:0]
-        correlation = correlation[:, shifts][:, :, shifts] / np.maximum(self.norms, 1e-6)[:, None, None]
-        pose, row, column = np.unravel_index(correlation.argmax(), correlation.shape)
-        return _overlap(grey, self.greys[pose], shifts[row], shifts[column])
+        near = (
+            correlation[:, shifts][:, :, shifts].reshape(len(self.greys), -1) / np.maximum(self.norms, 1e-6)[:, None]
+        )
+        for pose in np.argsort(-near.max(1))[:TRIED]:
+            down, right = (int(shift) for shift in shifts[list(np.divmod(near[pose].argmax(), len(shifts)))])
+            down, right = _peak(correlation[pose], down, right)
+            moved = ndimage.shift(self.greys[pose], (down, right), mode="nearest")
+            yield _inside(grey, down, right), _inside(moved, down, right)
 
 
 def _poses(picture: Image.Image, size: tuple[int, int]) -> Iterator[Image.Image]:
@@ -117,14 +124,29 @@ def _spectrum(greys: np.ndarray) -> np.ndarray:
     return fft.rfft2(greys, _roomy(greys))
 
 
-def _overlap(one: np.ndarray, other: np.ndarray, down: int, right: int) -> tuple[np.ndarray, np.ndarray]:
-    """What both show when `other` is moved by so many pixels."""
+def _ground(greys: np.ndarray) -> float:
+    """The level that most of the border has."""
+    return float(np.median(np.concatenate([greys[..., (0, -1), :].ravel(), greys[..., :, (0, -1)].ravel()])))
 
-    def part(grey: np.ndarray, down: int, right: int) -> np.ndarray:
-        height, width = grey.shape
-        return grey[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
 
-    return part(one, down, right), part(other, -down, -right)
+def _peak(correlation: np.ndarray, down: int, right: int) -> tuple[float, float]:
+    """The shift to a fraction of a pixel, by the parabola through the highest value and its neighbours: half a pixel
+    beside it a copy would seem twice as far away."""
+
+    def vertex(before: float, at: float, after: float) -> float:
+        bend = before - 2 * at + after
+        return float(np.clip((before - after) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0
+
+    rows = [(down + i) % correlation.shape[0] for i in (-1, 0, 1)]
+    columns = [(right + i) % correlation.shape[1] for i in (-1, 0, 1)]
+    return down + vertex(*correlation[rows, columns[1]]), right + vertex(*correlation[rows[1], columns])
+
+
+def _inside(grey: np.ndarray, down: float, right: float) -> np.ndarray:
+    """Without the margin that a shift by so many pixels lays bare."""
+    height, width = grey.shape
+    top, left = math.ceil(max(down, 0)), math.ceil(max(right, 0))
+    return grey[top : math.floor(height + min(down, 0)), left : math.floor(width + min(right, 0))]
 
 
 def _similarity(one: np.ndarray, other: np.ndarray) -> float:

@@ -16,7 +16,8 @@ EXAMPLES = """\
     --dataset ~/pictures --embedder facebook/dinov2-base
 
 A copy is what lies about as near to a training picture as copies of known
-making do (softened, mirrored, moved by 3 %, recoloured, resized by 5 %).
+making do (softened, mirrored, moved by 3 %, recoloured, resized by 5 %, turned
+by a degree).
 
 What the structural measure tells: whether the same outlines and creases are in
 the same places. A recoloured copy is a copy to it. What it does not tell: a

@@ -162,7 +162,7 @@ def read_back(file: Path, folder: Path) -> StableDiffusionPipeline:
         shutil.copytree(folder, configs, ignore=_all_but_settings)
         try:
             return StableDiffusionPipeline.from_single_file(
-                str(named), config=str(configs), torch_dtype=torch.float32, local_files_only=True
+                str(named), config=str(configs), dtype=torch.float32, local_files_only=True
             ).to(choose_device())
         except Exception as error:  # whatever the libraries raise for a file that they cannot read
             if what_helps(error):

@@ -116,7 +116,7 @@ class _Places:
         return f"{blocks}.{self._start(block) + layer}.{int(kind == 'attentions')}.{rest}"
 
     def _start(self, block: str) -> int:
-        """The place of the block's first layer: downsamplers have places of their own, place 0 going down is conv_in."""
+        """The place of the block's first layer. Downsamplers have places of their own, and conv_in has the first."""
         side, _, number = block.rpartition(".")
         before = [f"{side}.{i}" for i in range(int(number))]
         return (side == "down_blocks") + sum(self.layers[b] + (b in self.with_downsampler) for b in before)

@@ -84,6 +84,9 @@ def test_changed_copies_are_counted_and_others_are_not(folder, last_line, traini
     others = {f"jeans-{seed}.png": picture(50 + seed) for seed in range(8)}
     others |= {f"garment-{seed}.png": picture(80 + seed, None) for seed in range(8)}
     assert last_line(folder("generated", {**copies, **others}), training) == "5 of 21 are copies"
+    assert "0 of 4 would be taken for copies of each other" in last_line.output
+    assert "all those of 4 of 4 pictures would be found" in last_line.output
+    assert "the count tells little" not in last_line.output
     rows = [line.split() for line in last_line.output.split("\n\n")[1].splitlines()[1:]]
     assert {row[-1] for row in rows if row[1] == "copy"} == set(copies) == {row[-1] for row in rows[:5]}
     assert all(row[2] == "2.png" for row in rows[:5])

@@ -30,7 +30,7 @@ takes its name. It loads in Python with
 def build_parser() -> FlagParser:
     parser = FlagParser("export_checkpoint.py --to FILE.safetensors [--model MODEL] [flags]", __doc__, EXAMPLES)
     parser.add_argument(
-        "--to", type=Path, required=True, metavar="FILE", help="what to write; its name ends in .safetensors"
+        "--to", type=Path, metavar="FILE", help="what to write; its name ends in .safetensors (needed)"
     )
     parser.add_argument(
         "--model", metavar="MODEL",
@@ -55,6 +55,8 @@ def build_parser() -> FlagParser:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments, checked, with the model filled in."""
     args = build_parser().parse_args(argv)
+    if not args.to:
+        raise UserError("--to is needed: the file to write, such as jeans.safetensors")
     model = args.model or newest_finished_run()
     if not model:
         raise UserError("--model is needed: there is no finished run in output/")

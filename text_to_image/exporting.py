@@ -154,27 +154,20 @@ def verify(file: Path, folder: Path, lora: Path | None, dtype: torch.dtype, shap
 
 
 def read_back(file: Path, folder: Path) -> StableDiffusionPipeline:
-    """The file as `from_single_file` loads it, in fp32, with the configs of `folder` but none of its weights: what the
-    file lacks cannot come from there."""
+    """The file as `from_single_file` loads it, in fp32, with the configs of `folder`; no weight comes from there."""
     with tempfile.TemporaryDirectory() as temporary:
-        named, configs = Path(temporary, f"model{SUFFIX}"), Path(temporary, "configs")
-        named.symlink_to(file.resolve())  # what is not written out yet has not its suffix
-        shutil.copytree(folder, configs, ignore=_all_but_settings)
+        named = Path(temporary, f"model{SUFFIX}")
+        named.symlink_to(file.resolve())  # what has not taken its name yet has not its suffix
         try:
             return StableDiffusionPipeline.from_single_file(
-                str(named), config=str(configs), dtype=torch.float32, local_files_only=True
-            ).to(choose_device())
+                str(named), config=str(folder), dtype=torch.float32, local_files_only=True
+            )
         except Exception as error:  # whatever the libraries raise for a file that they cannot read
             if what_helps(error):
                 raise
             raise WorkError(
                 f"from_single_file cannot read it back ({first_line(error)}), so it is not kept; --no_verify keeps it"
             ) from error
-
-
-def _all_but_settings(folder: str, names: list[str]) -> list[str]:
-    paths = [Path(folder, name) for name in names]
-    return [path.name for path in paths if not path.is_dir() and path.suffix not in (".json", ".txt")]
 
 
 def compare(part: str, own: Weights, read: Weights) -> int:

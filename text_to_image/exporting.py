@@ -34,12 +34,12 @@ SAME = 1.5 / 255  # a rounding apart
 
 def export(args: argparse.Namespace) -> None:
     """Writes `args.to`, whole and verified, or leaves no trace. UserError where model or target is not usable."""
+    check_target(args.to, args.overwrite)
     quiet_libraries()
     folder, lora = find_base(args.model)
     run = read_run(lora or folder) or {}
     kind, dtype = kind_of(folder, run["arguments"] if lora else {}), DTYPES[args.dtype]
     config = ldm_config(kind)
-    check_target(args.to, args.overwrite)
     check_room(args.to, folder, dtype)
     fused = f", its LoRA fused into {shown(folder)}" if lora else ""
     print(f"exporting {shown(args.model)}{fused}, in {args.dtype}", flush=True)
@@ -144,8 +144,9 @@ def verify(file: Path, folder: Path, lora: Path | None, dtype: torch.dtype, shap
     pipeline = read_back(file, folder)
     prompt = (run.get("example_prompts") or [""])[0]
     drawn, compared = draw(pipeline, prompt, shape), 0
+    pipeline.to(dtype)  # which rounds nothing away, and makes room for the weights to compare with
     for part, load in parts_of(folder, lora).items():
-        own = load(dtype).float()
+        own = load(dtype)
         compared += compare(part, own.state_dict(), getattr(pipeline, part).state_dict())
         setattr(pipeline, part, own)  # lets go of the one that was read
     if (apart := np.abs(draw(pipeline, prompt, shape) - drawn).max()) > SAME:
@@ -184,7 +185,7 @@ def compare(part: str, own: Weights, read: Weights) -> int:
 @torch.no_grad()
 def draw(pipeline: StableDiffusionPipeline, prompt: str, shape: ModelShape) -> np.ndarray:
     """A small picture (height, width, 3) in [0, 1], from always the same noise."""
-    pipeline.to(choose_device())
+    pipeline.to(choose_device(), torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     side = max(shape.size_multiple, min(shape.native_size, DRAWN_SIDE) // shape.size_multiple * shape.size_multiple)
     settings = {"height": side, "width": side, "num_inference_steps": DRAWN_STEPS, "guidance_scale": 1.0}

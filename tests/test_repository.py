@@ -18,6 +18,7 @@ from clone import ROOT, changes, make_clone, repository_files
 
 README = ROOT / "README.md"
 SCRIPTS = ("img_captioning", "train_text_to_image", "inference")
+TOOLS = ("export_checkpoint", "check_copies")  # README's commands of these are not run: they need a result
 TOP = {"README.md", "LICENSE", "requirements.txt", "pyproject.toml", "job.sh", "dataset", "Generated_sample",
        "text_to_image", "tests"}  # fmt: skip
 MEGABYTE = 1 << 20
@@ -83,14 +84,14 @@ def help_of(script: str) -> str:
     return python(ROOT / "text_to_image" / f"{script}.py", "--help", env={**os.environ, "COLUMNS": "80"}).stdout
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, *TOOLS])
 def test_help_fits_80_columns_and_says_how_to_begin(script):
     text = help_of(script)
     assert max(map(len, text.splitlines())) <= 80
     assert f"python text_to_image/{script}.py" in text
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, *TOOLS])
 def test_help_answers_at_once(script):
     def seconds() -> float:
         started = time.perf_counter()
@@ -100,14 +101,14 @@ def test_help_answers_at_once(script):
     assert statistics.median(seconds() for _ in range(5)) < 0.5
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, *TOOLS])
 def test_a_misspelt_flag_is_refused_in_one_line(script):
     done = python(ROOT / "text_to_image" / f"{script}.py", "--no_such_flag")
     assert done.returncode == 2
     assert "--no_such_flag" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, *TOOLS])
 def test_outside_the_environment_the_line_that_helps_is_printed(script, tmp_path):
     shutil.copytree(ROOT / "text_to_image", tmp_path / "rooms", ignore=shutil.ignore_patterns("starter", "*.txt"))
     (tmp_path / "rooms" / "starter" / "base").mkdir(parents=True)
@@ -118,6 +119,8 @@ def test_outside_the_environment_the_line_that_helps_is_printed(script, tmp_path
         "img_captioning": ["--image_dir", tmp_path / "data"],
         "train_text_to_image": ["--dataset", tmp_path / "data"],
         "inference": ["--prompt", "x"],
+        "export_checkpoint": ["--model", tmp_path, "--to", tmp_path / "model.safetensors"],
+        "check_copies": [],
     }
     # -S leaves out the environment's site-packages.
     done = python("-S", tmp_path / "rooms" / f"{script}.py", *needed[script])
@@ -137,9 +140,9 @@ class Command:
 
     @property
     def script(self) -> str | None:
-        """Which of the three scripts it starts."""
+        """Which of the scripts it starts."""
         names = [Path(word).stem for word in self.words if word.startswith("text_to_image/") and word.endswith(".py")]
-        return names[0] if names and names[0] in SCRIPTS else None
+        return names[0] if names and names[0] in (*SCRIPTS, *TOOLS) else None
 
     @property
     def script_words(self) -> list[str]:
@@ -173,7 +176,7 @@ def flags_in(text: str) -> set[str]:
 
 def unknown_flags(text: str) -> list[str]:
     """'script: flag' of each flag in a Markdown text that nothing in the repository has."""
-    known = {script: flags_in(help_of(script)) for script in SCRIPTS}
+    known = {script: flags_in(help_of(script)) for script in (*SCRIPTS, *TOOLS)}
     unknown = []
     for command in commands_of(text):
         expected = {
@@ -198,7 +201,7 @@ def flags_of_other_scripts() -> set[str]:
 
 def can_run_here(command: Command) -> bool:
     """Starts one of the three scripts, and needs no model hub and no file that the repository does not have."""
-    if not command.script or command.words[0] != "python" or "--push_to_hub" in command.words:
+    if command.script not in SCRIPTS or command.words[0] != "python" or "--push_to_hub" in command.words:
         return False
     paths = [word for word in command.script_words if "/" in word or word in {"dataset", "Generated_sample"}]
     return all((ROOT / path).exists() for path in paths) and not any("~" in word for word in command.words)

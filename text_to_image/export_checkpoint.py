@@ -37,6 +37,11 @@ def build_parser() -> FlagParser:
         help="a diffusers folder, a run's folder or a hub id (default: the newest finished run in output/)",
     )  # fmt: skip
     parser.add_argument(
+        "--checkpoint",
+        metavar="NAME",
+        help="a checkpoint of the run: checkpoint-100, latest (default: its result)",
+    )
+    parser.add_argument(
         "--dtype", choices=("fp16", "bf16", "fp32"), default="fp16",
         help="the precision of the weights in the file; fp32 doubles its size (default: %(default)s)",
     )  # fmt: skip

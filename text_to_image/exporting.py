@@ -15,13 +15,12 @@ from safetensors.torch import save_file
 from devices import choose_device
 from errors import UserError, WorkError, first_line, what_helps
 from files import replace_text, replacing
-from generating import find_base
 from model_folders import ModelShape, count_parameters
-from models import load_text_encoder, load_vae, quiet_libraries
+from models import load_vae, quiet_libraries
 from one_file_keys import Weights, text_weights, unet_weights, vae_weights
 from one_file_labels import Kind, kind_of, ldm_config, modelspec
-from runs import read_run, shown
-from trainable import load_with_lora
+from runs import shown
+from sources import Source, find_source, load_source_text_encoder, load_source_unet
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SUFFIX = ".safetensors"
@@ -36,21 +35,19 @@ def export(args: argparse.Namespace) -> None:
     """Writes `args.to`, whole and verified, or leaves no trace. UserError where model or target is not usable."""
     check_target(args.to, args.overwrite)
     quiet_libraries()
-    folder, lora = find_base(args.model)
-    run = read_run(lora or folder) or {}
-    kind, dtype = kind_of(folder, run["arguments"] if lora else {}), DTYPES[args.dtype]
+    source = find_source(args.model, args.checkpoint)
+    kind, dtype = kind_of(source.base, source.told_of_sampling), DTYPES[args.dtype]
     config = ldm_config(kind)
-    check_room(args.to, folder, dtype)
-    fused = f", its LoRA fused into {shown(folder)}" if lora else ""
-    print(f"exporting {shown(args.model)}{fused}, in {args.dtype}", flush=True)
+    check_room(args.to, source.base, dtype)
+    print(f"exporting {source.told()}, in {args.dtype}", flush=True)
 
     with replacing(args.to) as beside:
-        metadata = {"format": "pt", **modelspec(kind, run, args.title or args.to.stem)}
-        write_file(beside, gather(folder, lora, kind.version, dtype), metadata)
-        verdict = verify(beside, folder, lora, dtype, kind.shape, run) if args.verify else "not verified"
+        metadata = {"format": "pt", **modelspec(kind, source.run, args.title or args.to.stem)}
+        write_file(beside, gather(source, kind.version, dtype), metadata)
+        verdict = verify(beside, source, dtype, kind.shape) if args.verify else "not verified"
         _place_config(args.to.with_suffix(".yaml"), config)
     print(f"{shown(args.to)}: {args.to.stat().st_size / 1e9:.3g} GB, {metadata['modelspec.architecture']}; {verdict}")
-    _say_more(args, kind, config, metadata, folder)
+    _say_more(args, kind, config, metadata, source.base)
 
 
 def check_target(path: Path, overwrite: bool) -> None:
@@ -79,23 +76,16 @@ def check_room(path: Path, folder: Path, dtype: torch.dtype) -> None:
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-def parts_of(folder: Path, lora: Path | None) -> dict[str, Callable[[torch.dtype], torch.nn.Module]]:
+def parts_of(source: Source) -> dict[str, Callable[[torch.dtype], torch.nn.Module]]:
     """What loads each part that has weights, in the precision asked for."""
     return {
-        "unet": lambda dtype: _plain(load_with_lora(folder, lora, dtype)),
-        "vae": lambda dtype: load_vae(folder, dtype),
-        "text_encoder": lambda dtype: load_text_encoder(folder, dtype),
+        "unet": lambda dtype: load_source_unet(source, dtype),
+        "vae": lambda dtype: load_vae(source.base, dtype),
+        "text_encoder": lambda dtype: load_source_text_encoder(source, dtype),
     }
 
 
-def _plain(unet: torch.nn.Module) -> torch.nn.Module:
-    """Without the wrappers of a LoRA that is fused into the weights."""
-    if getattr(unet, "peft_config", None):
-        unet.unload_lora()
-    return unet
-
-
-def gather(folder: Path, lora: Path | None, version: int, dtype: torch.dtype) -> Weights:
+def gather(source: Source, version: int, dtype: torch.dtype) -> Weights:
     """All weights under their original names, one part loaded after the other."""
     rename = {
         "unet": unet_weights,
@@ -103,7 +93,7 @@ def gather(folder: Path, lora: Path | None, version: int, dtype: torch.dtype) ->
         "text_encoder": lambda weights: text_weights(weights, open_clip=version == 2),
     }
     gathered: Weights = {}
-    for part, load in parts_of(folder, lora).items():
+    for part, load in parts_of(source).items():
         gathered |= {name: weight.contiguous() for name, weight in rename[part](load(dtype).state_dict()).items()}
     if unfit := next((name for name, weight in gathered.items() if not weight.isfinite().all()), None):
         raise UserError(f"{unfit} is infinite or no number in this precision; --dtype bf16 or fp32 may hold it")
@@ -136,16 +126,16 @@ def _place_config(path: Path, config: str | None) -> None:
 # --- verification ---------------------------------------------------------------------------------------------------
 
 
-def verify(file: Path, folder: Path, lora: Path | None, dtype: torch.dtype, shape: ModelShape, run: dict) -> str:
-    """Reads the file back with diffusers, compares every weight and draws a picture with it and with the folder.
+def verify(file: Path, source: Source, dtype: torch.dtype, shape: ModelShape) -> str:
+    """Reads the file back with diffusers, compares every weight and draws a picture with it and with the source.
 
     Returns what to say of it; WorkError where anything differs.
     """
-    pipeline = read_back(file, folder)
-    prompt = (run.get("example_prompts") or [""])[0]
+    pipeline = read_back(file, source.base)
+    prompt = (source.run.get("example_prompts") or [""])[0]
     drawn, compared = draw(pipeline, prompt, shape), 0
     pipeline.to(dtype)  # which rounds nothing away, and makes room for the weights to compare with
-    for part, load in parts_of(folder, lora).items():
+    for part, load in parts_of(source).items():
         own = load(dtype)
         compared += compare(part, own.state_dict(), getattr(pipeline, part).state_dict())
         setattr(pipeline, part, own)  # lets go of the one that was read

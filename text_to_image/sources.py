@@ -34,9 +34,11 @@ class Source:
     run: dict  # run.json of what was trained here, else empty
 
     @property
-    def base_is_result(self) -> bool:
-        """Whether the pipeline itself is what was trained, and so knows how it is sampled."""
-        return self.unet == self.base and not self.loras
+    def told_of_sampling(self) -> dict:
+        """The arguments of the run, where they say how it is sampled: a pipeline does so itself, and a base does not
+        know what was trained on it."""
+        is_pipeline = self.unet == self.base and not self.loras
+        return {} if is_pipeline else self.run.get("arguments", {})
 
     def told(self) -> str:
         """In one line what it is made of."""
@@ -178,8 +180,8 @@ def _lora_state(path: Path, unet: UNet2DConditionModel | None) -> tuple[dict, di
 
 
 def sampler_of(source: Source, name: str):
-    """A pipeline says itself how it is sampled; a base does not know what was trained on it."""
-    told = {} if source.base_is_result else source.run.get("arguments", {})
+    """The sampler SAMPLERS[`name`] on the schedule that was trained."""
+    told = source.told_of_sampling
     return load_sampler(source.base, told.get("prediction_type"), told.get("rescale_betas_zero_snr", False), name)
 
 

@@ -8,10 +8,14 @@ from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BartConfig,
+    BertTokenizer,
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2Processor,
+    BlipConfig,
+    BlipForConditionalGeneration,
     BlipImageProcessor,
+    BlipProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
     Florence2Config,
@@ -38,15 +42,18 @@ from transformers import (
 from captioners import Chat
 
 QUESTION = "Question: what is it? Answer:"
-SPOKEN = f"{QUESTION} {Chat.usual_prompt} Describe with a paragraph what is shown in the image. USER ASSISTANT : a blue"
+SPOKEN = (
+    f"{QUESTION} {Chat.usual_prompt} Describe with a paragraph what is shown in the image. USER ASSISTANT : a blue"
+)
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>",
            "<|vision_end|>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>",
            *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2))]  # fmt: skip
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}USER: {% for part in message['content'] %}{% if part['type'] == 'image' "
-    "%}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:"
-    "{% endif %}"
+    "{{ bos_token }}{% for message in messages %}USER: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )
+BLIP_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "blue", "jeans", "a", "photograph", "of", "red"]
 SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SPREAD = {"initializer_range": 0.6}  # wide, so that what a model says depends on what it sees
 
@@ -73,6 +80,31 @@ def save(folder: Path, model, processor) -> Path:
 def text_size(tokenizer, **more) -> dict:
     ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     return {"vocab_size": len(tokenizer), "max_position_embeddings": 256, **ids, **SPREAD, **more}
+
+
+def make_blip(folder: Path, favourite: str | None = None) -> Path:
+    """One that says nothing but `favourite` (a word of BLIP_WORDS), whatever the picture; None: what comes."""
+    folder.mkdir(parents=True)
+    (folder / "words.txt").write_text("\n".join(BLIP_WORDS))
+    tokenizer = BertTokenizer(str(folder / "words.txt"), bos_token="[DEC]")
+    tokens = {
+        "vocab_size": len(BLIP_WORDS),
+        "bos_token_id": 5,
+        "sep_token_id": 3,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
+    text = {**SMALL, **SPREAD, **tokens, "encoder_hidden_size": 32, "max_position_embeddings": 64}
+    vision = {**SMALL, **SPREAD, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    config = BlipConfig(text_config=text, vision_config=vision, projection_dim=16, **SPREAD)
+    model = BlipForConditionalGeneration(config)
+    if favourite:
+        with torch.no_grad():
+            model.text_decoder.cls.predictions.bias[BLIP_WORDS.index(favourite)] += 1000
+    model.save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
+    return folder
 
 
 def make_blip2(folder: Path, encoder_decoder: bool = False) -> Path:

@@ -11,6 +11,7 @@ from errors import UserError, first_line
 from prompts import count_chunks, count_tokens
 
 SENTENCE_ENDS = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
+EMPTY = 16  # tokens at most in a tokenizer that transformers makes where there are no files
 LOOSE_ENDS = " ,;:-–—(&/"
 
 
@@ -34,13 +35,16 @@ def load_tokenizer(name: str) -> CLIPTokenizer:
 
     Raises UserError where there is none.
     """
-    error = None
+    why = "its files are not there"
     for subfolder in ("tokenizer", ""):
         try:
-            return CLIPTokenizer.from_pretrained(name, subfolder=subfolder)
-        except Exception as fault:  # the hub's errors have no common class
-            error = error or fault
-    raise UserError(f"--tokenizer {name}: no tokenizer to be had from it: {first_line(error)}")
+            tokenizer = CLIPTokenizer.from_pretrained(name, subfolder=subfolder)
+        except Exception as error:  # the hub's errors have no common class
+            why = first_line(error)
+            continue
+        if len(tokenizer) > EMPTY:
+            return tokenizer
+    raise UserError(f"--tokenizer {name}: no CLIP tokenizer to be had from it: {why}")
 
 
 def describe_lengths(tokenizer: CLIPTokenizer, captions: Sequence[str], max_chunks: int) -> str:

@@ -1,4 +1,4 @@
-"""Captions the pictures of a folder that have no caption yet, and looks at what they are like."""
+"""Captions the pictures of a folder that have none yet, and looks at them all."""
 
 import argparse
 from collections.abc import Sequence

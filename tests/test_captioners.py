@@ -17,7 +17,7 @@ from transformers import (
 
 import tiny_captioners
 from captioners import Chat, load_captioner
-from errors import UserError
+from errors import UserError, WorkError
 
 CHATS = {
     "llava": (tiny_captioners.make_llava, LlavaForConditionalGeneration),
@@ -117,6 +117,24 @@ def test_what_a_chat_model_thought_or_left_unfinished_is_not_in_the_caption(fold
     monkeypatch.setattr(type(captioner), "decode", lambda *_, **__: list(said.values()))
     unended, ended = [7, 7], [7, 2]
     assert captioner.read({}, torch.tensor([ended, unended, ended])) == ["A blue shirt.", "A blue shirt.", "A shirt"]
+
+
+def test_a_batch_that_a_gpu_has_no_memory_for_is_described_in_parts(folder, monkeypatch):
+    captioner = load_captioner(str(folder("blip")), max_new_tokens=8)
+    pictures, generate, sizes = tiny_captioners.pictures(), captioner.model.generate, []
+    alone = [captioner.describe([picture])[0] for picture in pictures]
+
+    def small(pixel_values, most=1, **settings):
+        sizes.append(len(pixel_values))
+        if len(pixel_values) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(pixel_values=pixel_values, **settings)
+
+    monkeypatch.setattr(captioner.model, "generate", small)
+    assert captioner.describe(pictures) == alone and sizes == [4, 2, 1, 1, 2, 1, 1]
+    monkeypatch.setattr(captioner.model, "generate", lambda **inputs: small(**inputs, most=0))
+    with pytest.raises(WorkError, match="not enough GPU memory for a single picture"):
+        captioner.describe(pictures)
 
 
 def test_pickles_are_read_only_when_asked_for(folder, tmp_path):

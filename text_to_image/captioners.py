@@ -64,18 +64,26 @@ class Captioner:
 
     @torch.inference_mode()
     def describe(self, images: Sequence[Image.Image]) -> list[str]:
-        """One caption for each image (RGB, of any size); an empty one where the model finds no words."""
-        inputs = self.ask(list(images)).to(self.model.device, self.model.dtype)
+        """One caption for each image (RGB, of any size); an empty one where the model finds no words.
+
+        In parts where they are too many at once for a GPU; WorkError where one is too many.
+        """
+        tokens = self._answer_to(inputs := self.ask(list(images)).to(self.model.device, self.model.dtype))
+        if tokens is not None:
+            return [" ".join(text.split()) for text in self.read(inputs, tokens)]
+        if len(images) == 1:
+            raise WorkError("not enough GPU memory for a single picture; a smaller --model needs less")
+        del inputs
+        torch.cuda.empty_cache()
+        half = len(images) // 2
+        return self.describe(images[:half]) + self.describe(images[half:])
+
+    def _answer_to(self, inputs: BatchFeature) -> torch.Tensor | None:
+        """(B, L) token ids; None where the GPU's memory does not suffice for so many at once."""
         try:
-            tokens = self.model.generate(
-                **inputs, max_new_tokens=self.max_new_tokens, num_beams=1, do_sample=False
-            )  # fmt: skip
-        except torch.OutOfMemoryError as error:
-            raise WorkError(
-                f"not enough GPU memory for {len(images)} pictures at once; a lower --batch_size needs less "
-                f"({first_line(error)})"
-            ) from None
-        return [" ".join(text.split()) for text in self.read(inputs, tokens)]
+            return self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, num_beams=1, do_sample=False)
+        except torch.OutOfMemoryError:
+            return None
 
     def ask(self, images: list[Image.Image]) -> BatchFeature:
         """What the model is given for these images."""
@@ -132,9 +140,9 @@ class Florence2(Captioner):
 
     def read(self, inputs: BatchFeature, tokens: torch.Tensor) -> list[str]:
         texts = self.decode(tokens, skip_special_tokens=False)  # what it places in the picture is in special tokens
-        return [self._answer(text.replace(self.processor.tokenizer.pad_token, "")) for text in texts]
+        return [self._parse(text.replace(self.processor.tokenizer.pad_token, "")) for text in texts]
 
-    def _answer(self, text: str) -> str:
+    def _parse(self, text: str) -> str:
         return self.processor.post_process_generation(text, task=self.prompt)[self.prompt]
 
 

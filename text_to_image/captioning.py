@@ -16,6 +16,7 @@ from caption_file import CaptionFile, KeptRows, ReplacedRows, remove_litter
 from caption_lengths import cut_words, describe_lengths, load_tokenizer
 from captioners import Captioner, load_captioner
 from data import measure, open_picture, with_trigger
+from devices import keep_large_blocks
 from errors import WorkError, harmless
 from inspecting import lacking, look_at, report
 from locking import RunLock
@@ -38,6 +39,7 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str) -> N
         file.path.parent, f".{file.path.name}.lock", f"writes captions into {file.path.name}", "name another --output"
     )
     lock.take()
+    keep_large_blocks()
     try:
         remove_litter(file)
         tokenizer = load_tokenizer(args.tokenizer)
@@ -45,7 +47,7 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str) -> N
             model, args.prompt, args.max_new_tokens,
             allow_pickle=args.allow_pickle, trust_remote_code=args.trust_remote_code,
         )  # fmt: skip
-        failures = _write_all(args, file, captioner, model)
+        failures = caption_pending(args, file, captioner, model)
     finally:
         lock.release()
     rows = file.rows()
@@ -60,8 +62,8 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str) -> N
         raise WorkError("\n  ".join([f"{_pictures(len(failures))} without a caption:", *failures]))
 
 
-def _write_all(args: argparse.Namespace, file: CaptionFile, captioner: Captioner, model: str) -> list[str]:
-    """What is wrong with the pictures that got no caption."""
+def caption_pending(args: argparse.Namespace, file: CaptionFile, captioner: Captioner, model: str) -> list[str]:
+    """Captions what is to be done, batch by batch; returns what is wrong with the pictures that got no caption."""
     writer = _writer(args, file, model)
     pending = writer.pending()
     chosen, failures = pending[: args.limit], []

@@ -21,8 +21,8 @@ EXAMPLES = """\
   python text_to_image/img_captioning.py --image_dir ~/pictures --check
 
 The captions go into metadata.jsonl in the folder, as they are made. Rows that
-are there stay as they are, byte for byte: correct captions by hand, and run this
-again when there are new pictures, or to go on after it was stopped.
+are there stay as they are, byte for byte: correct captions by hand, and run
+this again when there are new pictures, or to go on after it was stopped.
 
 exit codes: 0 done; 1 some pictures could not be captioned (the others are), or
 --check found something wrong; 2 a mistake in a flag or a file, named in a line.
@@ -118,8 +118,8 @@ def add_model_flags(group) -> None:
               "asked, never in the caption (default: for a caption to train on)")
     flag("--max_new_tokens", type=positive_int, metavar="N",
          help="the longest caption, in the model's tokens (default: BLIP and BLIP-2 60, chat 200, Florence-2 256)")
-    flag("--batch_size", type=positive_int, default=4, metavar="N",
-         help="pictures captioned at once; more need more memory (default: 4)")
+    flag("--batch_size", type=positive_int, default=8, metavar="N",
+         help="pictures captioned at once; fewer where a GPU's memory is too small for so many (default: 8)")
     flag("--allow_pickle", action="store_true",
          help="read weights that are no safetensors; only where you trust their maker (default: no)")
     flag("--trust_remote_code", action="store_true",

@@ -82,7 +82,8 @@ def caption_pending(args: argparse.Namespace, file: CaptionFile, captioner: Capt
             bar.update(len(batch))
     if len(chosen) == len(pending) and not failures:
         writer.finish()
-    print(f"written to {file.path}: read the captions, and correct what is wrong")
+    if len(failures) < len(chosen):
+        print(f"written to {file.path}: read the captions, and correct what is wrong")
     return failures
 
 

@@ -19,11 +19,11 @@ from reporting import progress
 TINY = 256  # pixels: a shorter side below is enlarged twofold and more for Stable Diffusion 1.5
 SEEN_AT = 512  # pixels, the longer side: how sharp a picture is depends on its size
 # Of skimage's blur_effect, from 0 (sharp) to 1: photographs and flat-lay pictures on white come out at 0.2 to 0.5, and
-# blurred with a radius of 2 of 512 pixels at 0.58 to 0.75.
+# blurred with a radius of 3 of 512 pixels at 0.62 to 0.83, textures lowest.
 BLURRED = 0.65
 BLANK = 8  # levels of 255 between the darkest and the brightest pixel
 # Of the 256 bits of a perceptual hash: different pictures of one kind of garment differ in 36 and more, one picture
-# saved again, made smaller or a little brighter in 8 to 16.
+# saved again, made smaller or a little brighter mostly in 0 to 16.
 HASH_SIDE, ALIKE = 16, 24
 SAME_COLOUR = 16  # levels of 255, on average over the picture: a hash knows no colours
 PAIRS_AT_ONCE = 256

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from captions import append_captions, existing_captions, image_files, read_captions, uncaptioned
+from captions import append_captions, existing_captions, found_rows, image_files, read_captions, uncaptioned
 from errors import UserError, WorkError
 
 
@@ -119,6 +119,41 @@ def test_pictures_without_a_row_are_found(folder):
     assert existing_captions(folder) == []
     write(folder, {"file_name": "./a.jpg", "text": "t"}, {"file_name": "9.webp", "text": "t"})
     assert [path.name for path in uncaptioned(folder, read_captions(folder))] == ["10.webp", "b.PNG"]
+
+
+def test_pictures_in_sub_folders_are_found_but_not_in_hidden_ones_or_ones_with_captions_of_their_own(folder):
+    for name in ("sub/é [1].JPG", "sub/10/a.png", "sub/2/a.png", ".hidden/a.jpg", "own/a.jpg", "own/deeper/a.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "own" / "metadata.jsonl").touch()
+    write(folder, {"file_name": "a.jpg", "text": "t"})
+    found = [path.relative_to(folder).as_posix() for path in image_files(folder, recursive=True)]
+    assert found[:4] == ["9.webp", "10.webp", "a.jpg", "b.PNG"]
+    assert found[4:] == ["sub/2/a.png", "sub/10/a.png", "sub/é [1].JPG"]
+
+
+def test_rows_of_gone_pictures_and_without_captions_are_found_as_they_stand(folder):
+    write(
+        folder, {"file_name": "a.jpg", "text": ["one", " "]}, {"file_name": "gone.jpg", "text": "t"}, "",
+        {"file_name": "../a.jpg", "text": None}, {"file_name": "./a.jpg", "text": "again"},
+    )  # fmt: skip
+    rows = found_rows(folder / "metadata.jsonl", folder)
+    assert [(row.file_name, row.captions, row.line) for row in rows] == [
+        ("a.jpg", ("one",), 1), ("gone.jpg", ("t",), 2), ("../a.jpg", (), 4), ("./a.jpg", ("again",), 5),
+    ]  # fmt: skip
+    assert [row.caption_fault for row in rows][1::2] == [None, None]
+    assert "a caption in `text` is empty" in rows[0].caption_fault and "`text` must be" in rows[2].caption_fault
+    assert [fault and fault.split()[-1] for fault in (row.picture_fault for row in rows)] == [
+        None, "missing", '"../a.jpg"', "list",
+    ]  # fmt: skip
+    assert "has a row already, line 1" in rows[3].picture_fault
+
+
+def test_rows_without_a_readable_name_are_refused_all_at_once(folder):
+    write(folder, {"file_name": "a.jpg", "text": ""}, "{", {"text": "no name"})
+    with pytest.raises(UserError, match="^2 bad rows in .*\n.*line 2: not JSON.*\n.*line 3: `file_name` must be"):
+        found_rows(folder / "metadata.jsonl", folder)
+    assert found_rows(folder / "none.jsonl", folder) == []
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])

@@ -1,67 +1,58 @@
-"""img_captioning.py end to end with a BLIP of a few thousand random weights: what it writes, keeps and refuses."""
+"""img_captioning.py as a process: its exit codes, what it loads and refuses, and what a kill leaves behind."""
 
+import fcntl
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-from captioning import describe, load_captioner
 from captions import append_captions, read_captions
 from errors import UserError
+from img_captioning import main, parse_args
+from tiny_captioners import make_blip
 
 SCRIPT = Path(__file__).resolve().parents[1] / "text_to_image" / "img_captioning.py"
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "blue", "jeans", "a", "photograph", "of"]
-
-
-def make_captioner(folder: Path, favourite: str) -> Path:
-    """A BLIP folder whose model says nothing but `favourite`, whatever the picture."""
-    folder.mkdir()
-    (folder / "words.txt").write_text("\n".join(WORDS))
-    tokenizer = BertTokenizer(str(folder / "words.txt"), bos_token="[DEC]")
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    tokens = {"vocab_size": len(WORDS), "bos_token_id": 5, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}
-    text = {**size, **tokens, "encoder_hidden_size": 16, "max_position_embeddings": 64}
-    vision = {**size, "image_size": 32, "patch_size": 16}
-    torch.manual_seed(0)
-    model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, projection_dim=16))
-    with torch.no_grad():
-        model.text_decoder.cls.predictions.bias[WORDS.index(favourite)] += 100
-    model.save_pretrained(folder)
-    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
-    return folder
+MANY = 60
 
 
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory):
-    return make_captioner(tmp_path_factory.mktemp("models") / "says blue", "blue")
+    return make_blip(tmp_path_factory.mktemp("models") / "says blue", "blue")
 
 
 @pytest.fixture
 def pictures(tmp_path):
-    for number in range(1, 4):
-        Image.new("RGB", (40, 60), (10, 20, 60 * number)).save(tmp_path / f"11 ({number}).JPG")
-    return tmp_path
+    return draw(tmp_path, 3)
 
 
-def run(*flags: object, **environment: str) -> subprocess.CompletedProcess:
+def draw(folder: Path, number: int) -> Path:
+    for one in range(1, number + 1):
+        Image.new("RGB", (40, 60), (10, 20, 3 * one)).save(folder / f"11 ({one}).JPG")
+    return folder
+
+
+def environment(**more: str) -> dict:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+
+
+def run(*flags: object, **more: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, flags)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        [sys.executable, SCRIPT, *map(str, flags)], capture_output=True, text=True, env=environment(**more)
     )
 
 
-def test_pictures_without_a_row_get_one_and_rows_stay_byte_for_byte(pictures, captioner):
+def test_pictures_get_a_row_and_those_that_cannot_be_read_are_named_when_the_rest_is_done(pictures, captioner):
     before = b'{ "file_name":"11 (2).JPG","text":"mine" }'
     (pictures / "metadata.jsonl").write_bytes(before)
+    (pictures / "note.png").write_text("no picture")
     done = run("--image_dir", pictures, "--model", captioner, "--batch_size", 1, "--max_new_tokens", 2)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "Warning" not in done.stderr
+    assert "error: 1 picture without a caption:\n  note.png" in done.stderr
     assert (pictures / "metadata.jsonl").read_bytes().startswith(before)
     assert [(row.file_name, row.captions) for row in read_captions(pictures)] == [
         ("11 (2).JPG", ("mine",)),
@@ -70,30 +61,10 @@ def test_pictures_without_a_row_get_one_and_rows_stay_byte_for_byte(pictures, ca
     ]
 
 
-def test_unreadable_pictures_are_named_after_the_rest_is_done(pictures, captioner):
-    whole = (pictures / "11 (1).JPG").read_bytes()
-    (pictures / "11 (1).JPG").write_bytes(whole[: len(whole) // 2])
-    (pictures / "note.png").write_text("no picture")
-    done = run("--image_dir", pictures, "--model", captioner)
-    assert done.returncode == 1
-    assert "2 of 4 pictures have no caption" in done.stderr and "Traceback" not in done.stderr
-    assert "11 (1).JPG" in done.stderr and "note.png" in done.stderr
-    assert [row.file_name for row in read_captions(pictures)] == ["11 (2).JPG", "11 (3).JPG"]
-
-
-def test_a_model_that_finds_no_words_writes_no_empty_caption(pictures, tmp_path_factory):
-    silent = make_captioner(tmp_path_factory.mktemp("models") / "silent", "[SEP]")
-    done = run("--image_dir", pictures, "--model", silent)
-    assert done.returncode == 1 and "no words" in done.stderr
-    assert not (pictures / "metadata.jsonl").exists()
-
-
-def test_a_prompt_is_how_the_caption_begins(captioner):
-    image = Image.new("RGB", (40, 60))
-    assert describe(load_captioner(str(captioner)), [image] * 2, max_new_tokens=1, prompt="a photograph of") == [
-        "a photograph of blue",
-        "a photograph of blue",
-    ]
+def test_a_look_at_the_data_loads_no_model_and_ends_in_exit_code_1_where_something_is_wrong(pictures):
+    done = run("--image_dir", pictures, "--check", "--model", "no/such-captioner")
+    assert done.returncode == 1 and "pictures without a row: 3" in done.stdout and "tiny" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "wrong with the data" in done.stderr
 
 
 def test_nothing_is_loaded_when_every_picture_has_a_caption(pictures, tmp_path):
@@ -106,10 +77,12 @@ def test_nothing_is_loaded_when_every_picture_has_a_caption(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--model", "no/such-captioner"], "--model no/such-captioner"),
         (["--batch_size", "0"], "--batch_size"),
         (["--max_new_tokens", "some"], "--max_new_tokens"),
+        (["--limit", "0"], "--limit"),
+        (["--existing", "burn"], "--existing"),
         (["--image_dir", "/no such folder"], "no data set folder /no such folder"),
+        (["--output", "/tmp"], "--output /tmp"),
         (["--imagedir", "x"], "--imagedir"),
     ],
 )
@@ -119,12 +92,11 @@ def test_wrong_flags_are_refused_in_a_line(pictures, flags, complaint):
     assert complaint in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_model_that_is_no_captioner_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--model /no such folder"):
-        load_captioner("/no such folder")
-    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(UserError, match="'clip'"):
-        load_captioner(str(tmp_path))
+def test_a_model_that_cannot_be_had_is_one_line_that_says_what_to_do(pictures):
+    done = run("--image_dir", pictures, "--model", "no/such-captioner")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "--model no/such-captioner" in done.stderr and "hf download no/such-captioner" in done.stderr
+    assert sorted(path.suffix for path in pictures.iterdir()) == [".JPG"] * 3
 
 
 def test_a_bad_row_or_an_empty_folder_is_refused(pictures, tmp_path_factory):
@@ -132,4 +104,69 @@ def test_a_bad_row_or_an_empty_folder_is_refused(pictures, tmp_path_factory):
     assert "metadata.jsonl, line 2" in run("--image_dir", pictures).stderr
     empty = tmp_path_factory.mktemp("empty")
     done = run("--image_dir", empty)
-    assert (done.returncode, done.stderr) == (2, f"error: no pictures in {empty}\n")
+    assert (done.returncode, done.stderr.partition(";")[0]) == (2, f"error: no pictures in {empty}")
+
+
+# --- kills ----------------------------------------------------------------------------------------------------------
+
+
+def start(flags: list[object]) -> subprocess.Popen:
+    """Its output is a pipe of one page, so that it stands still in mid-run when nobody reads."""
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *map(str, flags)], stdout=write, stderr=subprocess.DEVNULL, env=environment()
+    )
+    os.close(write)
+    process.stdout = os.fdopen(read)
+    return process
+
+
+def captioned(lines: list[str]) -> list[str]:
+    return [line.partition(": ")[0] for line in lines if line.startswith("11 (")]
+
+
+def test_the_same_command_goes_on_after_kill_9_and_captions_no_picture_twice(tmp_path, captioner):
+    with ThreadPoolExecutor() as pool:  # both at a time: starting the script takes seconds
+        list(pool.map(lambda existing: kill_and_go_on(tmp_path / existing, captioner, existing), ("keep", "replace")))
+
+
+def kill_and_go_on(folder: Path, captioner: Path, existing: str) -> None:
+    folder.mkdir()
+    draw(folder, MANY)
+    names = [f"11 ({number}).JPG" for number in range(1, MANY + 1)]
+    mine = names if existing == "replace" else names[:2]
+    append_captions(folder, [(name, "mine") for name in mine])
+    before = (folder / "metadata.jsonl").read_bytes()
+    flags = ["--image_dir", folder, "--model", captioner, "--batch_size", 1, "--existing", existing]
+
+    process, lines = start(flags), []
+    while len(captioned(lines)) < 5:
+        lines.append(process.stdout.readline())
+        assert lines[-1], "it ended early"
+    with pytest.raises(UserError, match=f"process {process.pid} on this host writes captions"):
+        main(parse_args([str(word) for word in flags]))
+    process.send_signal(signal.SIGKILL)
+    lines += process.stdout.readlines()
+    assert process.wait() == -signal.SIGKILL
+
+    rows = {row.file_name: row.captions[0] for row in read_captions(folder)}  # raises where the file is not valid
+    assert all(rows[name] != "mine" for name in captioned(lines))  # what was told is in the file
+    first = [name for name, text in rows.items() if text != "mine"]
+    to_do = set(names) if existing == "replace" else set(names[2:])
+    assert 5 <= len(first) < len(to_do) and set(captioned(lines)) <= set(first)
+    assert (folder / ".metadata.jsonl.lock").exists()
+
+    again = run(*flags)
+    assert again.returncode == 0, again.stderr
+    second = captioned(again.stdout.splitlines())
+    assert len(second) == len(set(second)) and {*first, *second} == to_do
+    assert len(set(first) & set(second)) <= (existing == "replace")  # one that is written and not yet noted
+    after = (folder / "metadata.jsonl").read_bytes()
+    assert [row.file_name for row in read_captions(folder)] == names
+    if existing == "keep":
+        assert after.startswith(before)
+    else:
+        assert b"mine" not in after and (folder / "metadata.jsonl.backup-1").read_bytes() == before
+    kept = {"metadata.jsonl"} | ({"metadata.jsonl.backup-1"} if existing == "replace" else set())
+    assert {path.name for path in folder.iterdir()} == {*names, *kept}

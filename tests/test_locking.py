@@ -51,6 +51,20 @@ def test_a_living_process_of_this_host_is_named(tmp_path, held):
     take(tmp_path).release()  # at once when it is gone
 
 
+def test_a_lock_of_another_name_and_for_other_work_says_so_and_leaves_the_folders_own_alone(tmp_path, held):
+    words = (".captions.lock", "writes captions", "name another --output")
+    other = RunLock(tmp_path, *words)
+    other.take()
+    assert [path.name for path in tmp_path.iterdir()] == [".captions.lock"]
+    take(tmp_path).release()
+    (tmp_path / ".captions.lock").write_text(json.dumps({**this_process(), "host": "node7"}))
+    with pytest.raises(UserError, match="on node7 writes captions, and was .*; wait for it, or name another --output"):
+        RunLock(tmp_path, *words).take()
+    (tmp_path / ".captions.lock").write_text(json.dumps({**this_process(), "pid": 1, "started": "gone"}))
+    RunLock(tmp_path, *words).take()
+    other.release()
+
+
 def test_a_number_that_another_process_has_now_counts_as_gone(tmp_path, held):
     held(pid=1, started="before the machine was started")
     take(tmp_path).release()

@@ -1,12 +1,13 @@
-"""metadata.jsonl, the captions of a folder of pictures: read, checked and appended to here and nowhere else.
+"""metadata.jsonl, the captions of a folder of pictures: read, checked and written here and nowhere else.
 
 One JSON object a line, `{"file_name": "11 (1).JPG", "text": "..."}`; `text` may be a list of captions for the picture.
 Only the standard library is needed, so that a bad data set is refused before anything heavy is imported.
 """
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +15,7 @@ from errors import UserError, WorkError
 from files import replacing
 
 METADATA = "metadata.jsonl"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
@@ -27,6 +29,17 @@ class CaptionRow:
 
     def path(self, folder: Path) -> Path:
         return Path(folder) / self.file_name
+
+
+@dataclass(frozen=True)
+class FoundRow:
+    """One row as it stands, with what training would refuse it for: None where there is nothing."""
+
+    file_name: str
+    captions: tuple[str, ...]  # those with words in them
+    line: int
+    picture_fault: str | None
+    caption_fault: str | None
 
 
 def read_captions(
@@ -60,24 +73,51 @@ def existing_captions(
             row = _checked_row(Path(folder), number, raw, column)
             first = first_lines.setdefault(PurePosixPath(row.file_name), number)
             if first != number:
-                raise ValueError(f"{_shown(row.file_name)} has a row already, line {first}; `text` may be a list")
+                raise ValueError(_has_a_row(row.file_name, first))
             check(row)
             rows.append(row)
         except ValueError as fault:
             faults.append(f"{METADATA}, line {number}: {fault}")
-    if faults:
-        count = "1 bad row" if len(faults) == 1 else f"{len(faults)} bad rows"
-        raise UserError("\n  ".join([f"{count} in {path}:", *faults]))
+    _refuse(path, faults)
     return rows
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The pictures right in `folder`, '2.jpg' before '10.jpg'; hidden files are none. UserError without a folder."""
+def found_rows(path: Path, folder: Path, column: str = "text") -> list[FoundRow]:
+    """The rows of the metadata file `path` in file order, none where there is no such file; names are from `folder`.
+
+    A row may be of a picture that is gone or have no caption, but UserError lists those that no picture's name can be
+    read from.
+    """
+    rows: list[FoundRow] = []
+    faults: list[str] = []
+    first_lines: dict[PurePosixPath, int] = {}
+    for number, raw in _lines(path) if path.exists() else ():
+        try:
+            row = _json_object(raw)
+            name = _file_name(row)
+        except ValueError as fault:
+            faults.append(f"{path.name}, line {number}: {fault}")
+            continue
+        texts = row.get(column) if isinstance(row.get(column), list) else [row.get(column)]
+        captions = tuple(text for text in texts if isinstance(text, str) and text.strip())
+        first = first_lines.setdefault(PurePosixPath(name), number)
+        picture_fault = _fault_of(_check_picture, folder, name) if first == number else _has_a_row(name, first)
+        rows.append(FoundRow(name, captions, number, picture_fault, _fault_of(_checked_captions, row, column)))
+    _refuse(path, faults)
+    return rows
+
+
+def image_files(folder: Path, recursive: bool = False) -> list[Path]:
+    """The pictures right in `folder`, '2.jpg' before '10.jpg'; hidden files are none. UserError without a folder.
+
+    `recursive`: those in its sub-folders as well, but not in hidden ones or those with a metadata.jsonl of their own.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(_what_is_missing(folder))
-    found = [path for path in folder.iterdir() if _is_picture(path)]
-    return sorted(found, key=lambda path: (_natural(path.name), path.name))
+    folders = _folders_below(folder) if recursive else [folder]
+    found = [path for folder in folders for path in folder.iterdir() if _is_picture(path)]
+    return sorted(found, key=lambda path: ([_natural(part) for part in path.relative_to(folder).parts], str(path)))
 
 
 def uncaptioned(folder: Path, rows: Iterable[CaptionRow]) -> list[Path]:
@@ -87,29 +127,77 @@ def uncaptioned(folder: Path, rows: Iterable[CaptionRow]) -> list[Path]:
 
 
 def append_captions(folder: Path, captions: Sequence[tuple[str, str]]) -> None:
-    """Adds a row for each (file_name, caption); what is in the file stays byte for byte, also when this is killed.
+    """Adds a row for each (file_name, caption) to `folder`/metadata.jsonl, as `write_captions` does."""
+    write_captions(Path(folder) / METADATA, dict(captions))
 
+
+def write_captions(path: Path, captions: Mapping[str, str], replace: bool = False, column: str = "text") -> None:
+    """Adds a row for each file_name: caption; what is in the file stays byte for byte, also when this is killed.
+
+    `replace`: rows that there are get the new caption in their place, and only its bytes change.
     The new file is written beside the old one and takes its name when it is on the disk: there is never half a row.
     Raises WorkError when it cannot be written.
     """
     if not captions:
         return
-    path = (Path(folder) / METADATA).resolve()  # through a link, so that the link stays one
-    before = path.read_bytes() if path.exists() else b""
-    if before and not before.endswith(b"\n"):
-        before += b"\n"
-    rows = [json.dumps({"file_name": name, "text": text}, ensure_ascii=False) + "\n" for name, text in captions]
+    path = Path(path).resolve()  # through a link, so that the link stays one
     try:
+        content = path.read_bytes() if path.exists() else b""
+        if replace:
+            content, captions = _replaced(content, captions, column)
         with replacing(path) as beside:
-            beside.write_bytes(before + "".join(rows).encode("utf-8"))
+            beside.write_bytes(_appended(content, captions, column))
     except OSError as error:
         raise WorkError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _appended(content: bytes, captions: Mapping[str, str], column: str) -> bytes:
+    end = b"\r\n" if re.search(rb"\r\n[^\n]*\Z", content) else b"\n"  # as the last line that is ended
+    if captions and content.removeprefix(BYTE_ORDER_MARK) and not content.endswith(b"\n"):
+        content += end
+    rows = (json.dumps({"file_name": name, column: text}, ensure_ascii=False) for name, text in captions.items())
+    return content + b"".join(row.encode("utf-8") + end for row in rows)
+
+
+def _replaced(content: bytes, captions: Mapping[str, str], column: str) -> tuple[bytes, dict[str, str]]:
+    """The file's content with the new captions in the rows that there are, and the captions without a row."""
+    by_name = {PurePosixPath(name): text for name, text in captions.items()}
+    lines, there = content.split(b"\n"), set()
+    for number, line in enumerate(lines):
+        try:
+            name = PurePosixPath(_file_name(_json_object(line.removeprefix(BYTE_ORDER_MARK))))
+        except ValueError:
+            continue  # a blank line
+        if name in by_name:
+            lines[number] = _with_caption(line.decode("utf-8"), column, by_name[name]).encode("utf-8")
+            there.add(name)
+    without = {name: text for name, text in captions.items() if PurePosixPath(name) not in there}
+    return b"\n".join(lines), without
+
+
+def _with_caption(row: str, column: str, caption: str) -> str:
+    """The row, a JSON object, with the caption as the value of its key `column`, and otherwise as it stands."""
+    value, decoder, here = json.dumps(caption, ensure_ascii=False), json.JSONDecoder(), row.index("{") + 1
+    span = None
+    while row[here := _after_space(row, here)] != "}":
+        key, here = decoder.raw_decode(row, _after_space(row, here + (row[here] == ",")))
+        begin = _after_space(row, _after_space(row, here) + 1)  # behind the colon
+        _, here = decoder.raw_decode(row, begin)
+        span = (begin, here) if key == column else span  # of several the last counts, as in json.loads
+    if span:
+        return row[: span[0]] + value + row[span[1] :]
+    comma = "" if row[:here].rstrip().endswith("{") else ", "
+    return f"{row[:here]}{comma}{json.dumps(column)}: {value}{row[here:]}"
+
+
+def _after_space(text: str, start: int) -> int:
+    return start + len(text[start:]) - len(text[start:].lstrip())
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(number from 1, bytes) of each line that is not blank, without a byte order mark at the file's start."""
     try:
-        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        content = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     # Only \n ends a line: str.splitlines() would also cut a caption at U+2028.
@@ -121,11 +209,28 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _checked_row(folder: Path, number: int, raw: bytes, column: str) -> CaptionRow:
     """The row in one line of the file; raises ValueError that says what is wrong with it."""
     row = _json_object(raw)
-    file_name = row.get("file_name")
-    if not isinstance(file_name, str) or not file_name:
-        raise ValueError(f"`file_name` must be the name of a picture, found {_found(row, 'file_name')}")
+    file_name = _file_name(row)
     _check_picture(folder, file_name)
     return CaptionRow(file_name, _checked_captions(row, column), number)
+
+
+def _refuse(path: Path, faults: Sequence[str]) -> None:
+    if faults:
+        count = "1 bad row" if len(faults) == 1 else f"{len(faults)} bad rows"
+        raise UserError("\n  ".join([f"{count} in {path}:", *faults]))
+
+
+def _has_a_row(file_name: str, line: int) -> str:
+    return f"{_shown(file_name)} has a row already, line {line}; `text` may be a list"
+
+
+def _fault_of(check: Callable, *arguments: object) -> str | None:
+    """What the ValueError says that `check` raises, None where it raises none."""
+    try:
+        check(*arguments)
+    except ValueError as fault:
+        return str(fault)
+    return None
 
 
 def _json_object(raw: bytes) -> dict:
@@ -140,6 +245,13 @@ def _json_object(raw: bytes) -> dict:
     if not isinstance(row, dict):
         raise ValueError(f'expected {{"file_name": ..., "text": ...}}, found {_shown(row)}')
     return row
+
+
+def _file_name(row: dict) -> str:
+    name = row.get("file_name")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"`file_name` must be the name of a picture, found {_found(row, 'file_name')}")
+    return name
 
 
 def _check_picture(folder: Path, file_name: str) -> None:
@@ -192,6 +304,20 @@ def _what_is_missing(folder: Path) -> str:
 def _how_to_caption(folder: Path) -> str:
     script = Path(__file__).with_name("img_captioning.py")
     return f'let the pictures be captioned with: python "{script}" --image_dir "{folder}"'
+
+
+def _folders_below(folder: Path) -> list[Path]:
+    """`folder` and all below it but hidden ones, links, and those that have captions of their own."""
+    folders = []
+    for name, below, files in os.walk(folder, onerror=_raise):
+        own = Path(name) == folder or METADATA not in files
+        folders += [Path(name)] if own else []
+        below[:] = [one for one in below if own and not one.startswith(".")]
+    return folders
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_picture(path: Path) -> bool:

@@ -131,9 +131,15 @@ def load_picture(path: Path, height: int, width: int, interpolation: str = "lanc
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def open_picture(path: Path) -> Image.Image:
-    """The picture in sRGB, upright by its EXIF orientation, transparency on white; for one that `measure` accepts."""
+def open_picture(path: Path, side: int | None = None) -> Image.Image:
+    """The picture in sRGB, upright by its EXIF orientation, transparency on white; for one that `measure` accepts.
+
+    Where `side` is given a large JPEG may be decoded at a fraction of its size, its sides no shorter than that:
+    faster, and never whole in memory.
+    """
     with _quiet_pillow(), Image.open(path) as file:
+        if side:
+            file.draft(None, (side, side))
         picture = _in_rgb(_upright(file))
     picture.info.clear()  # the orientation and the profile of the file are no longer those of the picture
     return picture

@@ -1,8 +1,12 @@
 """Which device drawing and captioning use, as accelerate chooses it in training, and the precision that suits it."""
 
+import contextlib
+import ctypes
 import os
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 def choose_device() -> torch.device:
@@ -16,3 +20,12 @@ def mixed_precision() -> str | None:
     if choose_device().type == "cpu":
         return None
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def keep_large_blocks() -> None:
+    """Lets memory that is freed be used again: glibc gives blocks above 32 MB back to the system at once, which then
+    clears them for every layer of a large batch (a quarter of its time on a CPU). Elsewhere than on glibc nothing."""
+    with contextlib.suppress(OSError, AttributeError):
+        glibc = ctypes.CDLL(None)
+        glibc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        glibc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

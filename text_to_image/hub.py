@@ -30,7 +30,7 @@ def download_captioner(name: str) -> Path:
     import huggingface_hub
 
     try:
-        patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
+        patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's errors have no common class
         raise UserError(f"CAPTIONER {name}: not to be had from the hub: {first_line(error)}") from None

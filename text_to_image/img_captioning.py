@@ -1,10 +1,12 @@
-"""Captions the pictures of a folder that have no caption yet, with a BLIP model."""
+"""Captions the pictures of a folder that have none yet, and looks at them all."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from captions import METADATA, existing_captions, image_files, uncaptioned
-from errors import UserError, exit_with, require_packages
+from caption_file import CaptionFile, caption_file
+from captions import METADATA, FoundRow
+from errors import UserError, exit_with, harmless, require_packages
 from flags import FlagParser, positive_int
 
 EXAMPLES = """\
@@ -13,36 +15,53 @@ EXAMPLES = """\
   python text_to_image/img_captioning.py --image_dir ~/pictures \\
     --model Salesforce/blip-image-captioning-large
 
-The captions go into metadata.jsonl in the folder. Rows that are there stay as
-they are, byte for byte: correct captions by hand, and run this again when there
-are new pictures.
+  python text_to_image/img_captioning.py --image_dir ~/pictures \\
+    --model Qwen/Qwen3-VL-4B-Instruct --trigger "sks jeans" --max_words 60
+
+  python text_to_image/img_captioning.py --image_dir ~/pictures --check
+
+The captions go into metadata.jsonl in the folder, as they are made. Rows that
+are there stay as they are, byte for byte: correct captions by hand, and run
+this again when there are new pictures, or to go on after it was stopped.
+
+exit codes: 0 done; 1 some pictures could not be captioned (the others are), or
+--check found something wrong; 2 a mistake in a flag or a file, named in a line.
 """
 HERE = Path(__file__).resolve().parent
 DATASET = HERE.parent / "dataset"
 STARTER = HERE / "starter" / "captioner"
+TOKENIZER = HERE / "starter" / "base"
 REAL_MODEL = "Salesforce/blip-image-captioning-large"
 
 
 def main(args: argparse.Namespace) -> None:
-    pictures = image_files(args.image_dir)
-    if not pictures:
-        raise UserError(f"no pictures in {args.image_dir}")
-    pending = uncaptioned(args.image_dir, existing_captions(args.image_dir))
-    if not pending:
-        print(f"all {len(pictures)} pictures in {args.image_dir} have a caption")
+    file = caption_file(args.image_dir, args.output, args.recursive)
+    if not (pictures := file.pictures()):
+        deeper = "" if args.recursive else "; --recursive looks into its sub-folders as well"
+        raise UserError(f"no pictures in {args.image_dir}{deeper}")
+    rows = file.rows()
+    if not args.check and args.existing == "keep" and not file.without_row(rows):
+        print(f"all {len(pictures)} pictures in {args.image_dir} have a caption; --check looks at them")
+        _tell_faults(file, rows)
         return
-    model = args.model or _starter()
+    model = None if args.check else args.model or _starter()
 
     # Heavy, so after everything that can be refused without it.
     require_packages()
-    from captioning import caption_pictures, load_captioner
+    if args.check:
+        from inspecting import check
 
-    captioner = load_captioner(model)
-    print(f"captioning {len(pending)} of {len(pictures)} pictures in {args.image_dir} with {model}", flush=True)
-    caption_pictures(
-        pending, captioner, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens, prompt=args.prompt
-    )
-    print(f"added to {args.image_dir / METADATA}: read the captions, and correct what is wrong")
+        check(file)
+    else:
+        from captioning import caption_folder
+
+        caption_folder(args, file, model)
+
+
+def _tell_faults(file: CaptionFile, rows: Sequence[FoundRow]) -> None:
+    for row in rows:
+        for fault in filter(None, (row.picture_fault, row.caption_fault)):
+            print(harmless(f"{file.path.name}, line {row.line}: {fault}"))
 
 
 def _starter() -> str:
@@ -51,44 +70,75 @@ def _starter() -> str:
             f"no captioner in {STARTER}; name one, for example --model {REAL_MODEL} "
             f"(for job.sh: CAPTIONER={REAL_MODEL})"
         )
-    print(f"captioner: the starter, {STARTER}; a real one is named by --model {REAL_MODEL}")
+    print(
+        f"captioner: the starter, {STARTER}; it knows rendered garments only, and a real one is named by --model "
+        f"{REAL_MODEL}"
+    )
     return str(STARTER)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = FlagParser("img_captioning.py [--image_dir FOLDER] [--model NAME] [flags]", __doc__, EXAMPLES)
-    parser.add_argument(
-        "--image_dir",
-        type=Path,
-        default=DATASET,
-        metavar="FOLDER",
-        help=f"the pictures; {METADATA} is written beside them (default: the repository's dataset/)",
-    )
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help=f"a BLIP captioner, folder or hub id, such as {REAL_MODEL} (default: the starter)",
-    )
-    parser.add_argument(
-        "--prompt",
-        metavar="TEXT",
-        help="how every caption begins, such as 'a photograph of' (default: the model begins by itself)",
-    )
-    parser.add_argument(
-        "--max_new_tokens",
-        type=positive_int,
-        default=60,
-        metavar="N",
-        help="the longest caption, in tokens (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=positive_int,
-        default=4,
-        metavar="N",
-        help="pictures captioned at once; more need more memory (default: %(default)s)",
-    )
-    return parser.parse_args()
+    add_folder_flags(parser.add_argument_group("pictures and captions"))
+    add_model_flags(parser.add_argument_group("the captioner"))
+    add_training_flags(parser.add_argument_group("captions fit for training"))
+    return parser.parse_args(argv)
+
+
+# A flag's name and type stand on one line, its help on the next.
+# fmt: off
+def add_folder_flags(group) -> None:
+    flag = group.add_argument
+    flag("--image_dir", type=Path, default=DATASET, metavar="FOLDER",
+         help="the pictures (default: the repository's dataset/)")
+    flag("--recursive", action="store_true",
+         help="those in sub-folders too, but not in hidden ones or ones that have a metadata.jsonl (default: no)")
+    flag("--output", type=Path, metavar="FILE",
+         help=f"where the captions go (default: {METADATA} in FOLDER). Names in it are relative to FOLDER; in a "
+              f"{METADATA} further up, to where that is, as `datasets` reads it")
+    flag("--existing", choices=("keep", "replace"), default="keep",
+         help="rows that are there: 'keep' leaves them alone; 'replace' captions all pictures anew, in place; the "
+              f"rows' other keys stay, and the old file as {METADATA}.backup-N (default: keep)")
+    flag("--limit", type=positive_int, metavar="N",
+         help="caption N pictures in this run; the same command goes on with the next (default: all)")
+    flag("--check", action="store_true",
+         help="only look, caption nothing: for pictures that are there twice or nearly, broken, tiny (below 256 "
+              "pixels), blurred; for equal or empty captions, rows without a picture, pictures without a row. Exit "
+              "code 1 where one is found. Pictures turned by EXIF are listed, but right. A run that captions ends "
+              "with the same list, whatever its exit code")
+
+
+def add_model_flags(group) -> None:
+    flag = group.add_argument
+    flag("--model", metavar="NAME",
+         help="a folder or hub id: BLIP, BLIP-2, Florence-2 (florence-community/...) or any chat model with vision, "
+              "such as Qwen3-VL, SmolVLM, LLaVA, Gemma (default: the starter, which knows rendered garments only)")
+    flag("--prompt", metavar="TEXT",
+         help="BLIP: how every caption begins, such as 'a photograph of' (default: by itself). Others: what they are "
+              "asked, never in the caption (default: for a caption to train on)")
+    flag("--max_new_tokens", type=positive_int, metavar="N",
+         help="the longest caption, in the model's tokens (default: BLIP and BLIP-2 60, chat 200, Florence-2 256)")
+    flag("--batch_size", type=positive_int, default=8, metavar="N",
+         help="pictures captioned at once; fewer where a GPU's memory is too small for so many (default: 8)")
+    flag("--allow_pickle", action="store_true",
+         help="read weights that are no safetensors; only where you trust their maker (default: no)")
+    flag("--trust_remote_code", action="store_true",
+         help="run the code that a model brings with it; only where you trust its maker (default: no)")
+
+
+def add_training_flags(group) -> None:
+    flag = group.add_argument
+    flag("--trigger", metavar="PHRASE",
+         help="put before every new caption: 'PHRASE, caption'; not twice, and not again by training (default: none)")
+    flag("--max_words", type=positive_int, metavar="N",
+         help="cut new captions within N words, at a sentence's end where there is one; the trigger does not count "
+              "(default: whole captions)")
+    flag("--tokenizer", default=str(TOKENIZER), metavar="MODEL",
+         help="the Stable Diffusion model, folder or hub id, whose tokenizer counts the captions at the end (default: "
+              "the starter)")
+
+
+# fmt: on
 
 
 if __name__ == "__main__":

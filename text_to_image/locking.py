@@ -1,4 +1,4 @@
-"""One run in a folder at a time: a lock file that says who holds it, renewed while its process lives.
+"""One run in a folder at a time, or on a file: a lock file that says who holds it, renewed while its process lives.
 
 It is made by `os.link`, which is atomic on NFS too, where flock may not reach other machines. Standard library only.
 """
@@ -20,10 +20,15 @@ RENEWED_EVERY, STALE_AFTER, TAKING_LASTS = 20, 300, 10  # seconds
 
 
 class RunLock:
-    """Held until `release`, at the latest until the process ends; one that is killed leaves it to be taken over."""
+    """Held until `release`, at the latest until the process ends; one that is killed leaves it to be taken over.
 
-    def __init__(self, folder: Path):
-        self.path = folder / LOCK
+    A refusal says what the holder does (`work`) and what may be done `instead` of waiting for it.
+    """
+
+    def __init__(
+        self, folder: Path, name: str = LOCK, work: str = "trains into it", instead: str = "name another --output_dir"
+    ):
+        self.path, self.work, self.instead = folder / name, work, instead
         self.held, self.ended = False, threading.Event()
 
     def take(self) -> None:
@@ -41,19 +46,19 @@ class RunLock:
         threading.Thread(target=self._renew, daemon=True).start()
 
     def _take(self) -> None:
-        beside = self.path.with_name(f"{LOCK}.{socket.gethostname()}.{os.getpid()}.part")
+        beside = self.path.with_name(f"{self.path.name}.{socket.gethostname()}.{os.getpid()}.part")
         beside.write_text(json.dumps(this_process()))
         try:
             while not _link(beside, self.path):
-                if why := held_by(self.path, beside):
-                    raise UserError(f"{self.path.parent}: {why}; wait for it, or name another --output_dir")
+                if why := held_by(self.path, beside, self.work):
+                    raise UserError(f"{self.path.parent}: {why}; wait for it, or {self.instead}")
                 self._remove_dead(beside)
         finally:
             beside.unlink()
 
     def _remove_dead(self, beside: Path) -> None:
         """Removes a lock that nobody holds any more. One process at a time, or it might be another's new one."""
-        taking = self.path.with_name(f"{LOCK}.taking")
+        taking = self.path.with_name(f"{self.path.name}.taking")
         if not _link(beside, taking):
             with contextlib.suppress(FileNotFoundError):
                 if _age(taking, beside) > TAKING_LASTS:  # killed on the way
@@ -61,7 +66,7 @@ class RunLock:
             time.sleep(0.02)
             return
         try:
-            if not held_by(self.path, beside):
+            if not held_by(self.path, beside, self.work):
                 self.path.unlink(missing_ok=True)
         finally:
             taking.unlink(missing_ok=True)
@@ -129,8 +134,8 @@ def _process_space() -> str | None:
         return None
 
 
-def held_by(path: Path, beside: Path) -> str | None:
-    """Who holds the lock, in words; None where nobody does any more and it may be taken over.
+def held_by(path: Path, beside: Path, work: str) -> str | None:
+    """Who holds the lock and does the `work`, in words; None where nobody does any more and it may be taken over.
 
     `beside` is a file of ours on the same file system, whose clock is asked.
     """
@@ -143,12 +148,12 @@ def held_by(path: Path, beside: Path) -> str | None:
     me = this_process()
     if (host, space) == (me["host"], me["space"]):
         alive = _started(pid) == started and pid != me["pid"]
-        return f"process {pid} on this host trains into it{_of_job(job)}" if alive else None
+        return f"process {pid} on this host {work}{_of_job(job)}" if alive else None
     if job and job == me["job"] and restart < me["restart"]:
         return None  # this job itself, before it was requeued
     if age > STALE_AFTER:
         return None
-    return f"process {pid} on {host} trains into it{_of_job(job)}, and was alive {age:.0f} s ago"
+    return f"process {pid} on {host} {work}{_of_job(job)}, and was alive {age:.0f} s ago"
 
 
 def _of_job(job: str | None) -> str:

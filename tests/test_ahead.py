@@ -1,0 +1,40 @@
+"""ahead.py: results come in order, few of them wait, and a failure comes when its turn has come."""
+
+import threading
+
+import pytest
+
+from ahead import work_ahead
+
+
+def test_results_are_in_order_and_no_more_are_made_than_may_wait():
+    made = []
+
+    def work(number: int) -> int:
+        made.append(number)
+        return number * number
+
+    results = work_ahead(work, iter(range(100)), ahead=4)
+    for number in range(100):
+        assert next(results) == (number, number * number)
+        assert len(made) <= number + 5
+    assert next(results, None) is None
+
+
+def test_the_next_are_worked_on_while_one_is_used():
+    begun = [threading.Event() for _ in range(4)]
+
+    def work(number: int) -> None:
+        begun[number].set()
+
+    results = work_ahead(work, range(4), ahead=4)
+    next(results)
+    assert all(event.wait(20) for event in begun)
+
+
+def test_a_failure_comes_in_its_turn_and_whoever_stops_waits_for_nothing():
+    results = work_ahead(lambda number: 1 // number, [2, 1, 0, 1])
+    assert [next(results)[1], next(results)[1]] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    work_ahead(abs, range(10**9)).close()

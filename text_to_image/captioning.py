@@ -18,7 +18,7 @@ from captioners import Captioner, load_captioner
 from data import measure, open_picture, with_trigger
 from devices import keep_large_blocks
 from errors import WorkError, harmless
-from inspecting import lacking, look_at, report
+from inspecting import tell
 from locking import RunLock
 from reporting import progress
 
@@ -54,10 +54,7 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str) -> N
     if captions := [caption for row in rows for caption in row.captions]:
         lengths = describe_lengths(tokenizer, captions, TRAINING_READS)
         print(f"{lengths} (by the tokenizer of {args.tokenizer})")
-    if packages := lacking():
-        print(f"no look at the data: {packages}")
-    else:
-        report(look_at(file, rows), most=10)
+    tell(file)
     if failures:
         raise WorkError("\n  ".join([f"{_pictures(len(failures))} without a caption:", *failures]))
 

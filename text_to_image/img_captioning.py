@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from caption_file import CaptionFile, caption_file
-from captions import METADATA, FoundRow
-from errors import UserError, exit_with, harmless, require_packages
+from caption_file import caption_file
+from captions import METADATA
+from errors import UserError, exit_with, require_packages
 from flags import FlagParser, positive_int
 
 EXAMPLES = """\
@@ -39,29 +39,21 @@ def main(args: argparse.Namespace) -> None:
     if not (pictures := file.pictures()):
         deeper = "" if args.recursive else "; --recursive looks into its sub-folders as well"
         raise UserError(f"no pictures in {args.image_dir}{deeper}")
-    rows = file.rows()
-    if not args.check and args.existing == "keep" and not file.without_row(rows):
-        print(f"all {len(pictures)} pictures in {args.image_dir} have a caption; --check looks at them")
-        _tell_faults(file, rows)
-        return
-    model = None if args.check else args.model or _starter()
+    finished = args.existing == "keep" and not file.without_row(file.rows())
+    model = None if args.check or finished else args.model or _starter()
+    if finished and not args.check:
+        print(f"all {len(pictures)} pictures in {args.image_dir} have a caption", flush=True)
 
     # Heavy, so after everything that can be refused without it.
     require_packages()
-    if args.check:
-        from inspecting import check
-
-        check(file)
-    else:
+    if model:
         from captioning import caption_folder
 
         caption_folder(args, file, model)
+    else:
+        from inspecting import check, tell
 
-
-def _tell_faults(file: CaptionFile, rows: Sequence[FoundRow]) -> None:
-    for row in rows:
-        for fault in filter(None, (row.picture_fault, row.caption_fault)):
-            print(harmless(f"{file.path.name}, line {row.line}: {fault}"))
+        (check if args.check else tell)(file)
 
 
 def _starter() -> str:

@@ -72,6 +72,14 @@ def check(file: CaptionFile) -> None:
         raise WorkError(f"{things} wrong with the data in {file.image_dir}; the list stands above")
 
 
+def tell(file: CaptionFile) -> None:
+    """Prints what is found, the first of each kind; nothing follows from it."""
+    if packages := lacking():
+        print(f"no look at the data: {packages}")
+    else:
+        report(look_at(file, file.rows()), most=10)
+
+
 def report(findings: Sequence[Finding], most: int | None = None) -> None:
     """Prints the findings by their kind, at most `most` of each."""
     kinds = list(dict.fromkeys(finding.kind for finding in findings))

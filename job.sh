@@ -409,14 +409,15 @@ state_file() { echo "$repo/output/.job_$SLURM_JOB_ID"; }
 
 # The same job again, unless the last three starts got no further.
 requeue() {
-    local where progress times=1 state restart="${SLURM_RESTART_COUNT:-0}"
+    local where phase progress times=1 state restart="${SLURM_RESTART_COUNT:-0}"
     # By the array's number all of its tasks would be queued up again, and the last task's own number is the array's.
     local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
     where="$(sed -n 's/.*stopped after \(step [0-9]* of [0-9]*\).*/after \1/p' "$log" | tail -n 1)"
-    where="${where:-in ${phases##*, }}"
-    # What captioning and encoding have done is in files.
-    progress="$where, $(find "$repo/output" ${output_dir:+"$output_dir"} "$dataset" -type f ! -name '.job_*' \
-        2>/dev/null | wc -l || true) files"
+    phase="${phases##*, }"
+    where="${where:-in ${phase%% *}.py}"
+    # What captioning, encoding and drawing have done is in files.
+    progress="$where, $(find "$repo/output" ${output_dir:+"$output_dir"} "$dataset" \
+        "${pictures_dir:-$repo/Generated_sample}" -type f ! -name '.job_*' 2>/dev/null | wc -l || true) files"
     state="$(state_file)"
     mkdir -p "$repo/output"
     if [[ -f "$state" && "$(sed -n 2p "$state")" == "$progress" ]]; then

@@ -17,9 +17,10 @@ import inference
 from background import DRAW, Background, finish, start
 from captions import read_captions
 from errors import UserError, WorkError
-from generating import Painter, generate
+from generating import generate
 from inference import parse_args
 from models import load_noise_scheduler, load_unet, save_pipeline
+from painting import Painter
 
 SCRIPT = Path(inference.__file__)
 QUICK = ["--steps", "3", "--guidance_scale", "4"]
@@ -143,6 +144,15 @@ def test_a_model_brings_its_own_defaults_and_flags_win_over_them(tiny_model, tmp
     assert (args.guidance_scale, args.steps) == (3.5, 12)
 
 
+def test_a_run_that_is_not_finished_draws_with_its_bases_defaults(tiny_model, tmp_path):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    (base / "generation_defaults.json").write_text('{"guidance_scale": 3.5}')
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"base_model": str(base), "finished": False}))
+    args = parse_args(["--model", str(tmp_path / "run"), "--checkpoint", "latest", "--prompt", "x"])
+    assert args.guidance_scale == 3.5
+
+
 def test_a_long_prompt_is_read_as_training_read_its_captions_and_the_cut_is_said(draw, trained, tmp_path, capsys):
     model = shutil.copytree(trained, tmp_path / "short")
     run = json.loads((model / "run.json").read_text())
@@ -160,6 +170,11 @@ def test_a_long_prompt_is_read_as_training_read_its_captions_and_the_cut_is_said
         (["--num_images", "0"], "--num_images"),
         (["--guidance_scale", "-1"], "--guidance_scale"),
         (["--height", "0"], "--height"),
+        (["--prompt", "caf\udce9"], "--prompt"),
+        (["--negative_prompt", "caf\udce9"], "--negative_prompt"),
+        (["--scheduler", "none"], "--scheduler"),
+        (["--scheduler", "lcm", "--steps", "60"], "--steps 60 with --scheduler lcm"),
+        (["--lora", "no/such-lora"], "--lora no/such-lora"),
     ],
 )
 def test_wrong_input_is_refused_by_name(monkeypatch, tmp_path, flags, named):
@@ -243,22 +258,24 @@ def test_two_processes_share_the_list(draw, trained, tmp_path):
     for path in alone:
         assert np.abs(pixels(path) - pixels(there / path.name)).max() <= 1
     assert "6 pictures in" in log.read_text() and "pictures in" not in run[1].log.read_text()
+    assert "3/3" in log.read_text()  # its half of them
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried"), MemoryError()])
 def test_a_batch_that_does_not_fit_is_halved_and_the_pictures_are_the_same(draw, monkeypatch, capsys, error):
-    usual, paint = ["--prompt", "jeans", "--num_images", 5], Painter.paint
+    """It fails in the second of three steps, when the sampler has begun to remember."""
+    usual, step = ["--prompt", "jeans", "--num_images", 5], DPMSolverMultistepScheduler.step
     expected = draw(*usual)
 
-    def small(self, batch):
-        if len(batch) > 1:
+    def small(self, model_output, t, sample, **more):
+        if len(sample) > 1 and self.step_index == 1:
             raise error
-        return paint(self, batch)
+        return step(self, model_output, t, sample, **more)
 
-    monkeypatch.setattr(Painter, "paint", small)
+    monkeypatch.setattr(DPMSolverMultistepScheduler, "step", small)
     drawn = draw(*usual, folder="less")
     said = capsys.readouterr().out
-    assert "4 pictures at once: going on with 2" in said and "2 pictures at once: going on with 1" in said
+    assert "4 pictures at once: going on with 2" in said and said.count("2 pictures at once: going on with 1") == 1
     for one, other in zip(drawn, expected, strict=True):
         assert one.name == other.name and np.abs(pixels(one) - pixels(other)).max() <= 1
 
@@ -301,6 +318,29 @@ def test_a_prompts_file_says_what_is_different_for_each(draw, tmp_path):
     assert alone.name == paths[2].name and np.abs(pixels(alone) - pixels(paths[2])).max() <= 1
 
 
+def test_what_was_drawn_is_drawn_again_from_its_list(draw, tmp_path):
+    paths = draw("--prompt", "jeans", "--num_images", 3, "--seed", 4, "--scheduler", "euler_a")
+    again = draw("--prompts_file", tmp_path / "pictures" / "images.jsonl", folder="again")
+    assert [path.name for path in again] == [path.name for path in paths]
+    for one, other in zip(paths, again, strict=True):
+        assert np.abs(pixels(one) - pixels(other)).max() <= 1
+
+
+def test_a_picture_that_was_thrown_away_stops_no_later_run(draw, tmp_path):
+    usual = ["--prompt", "jeans", "--num_images", 2, "--write_metadata"]
+    draw(*usual)[0].unlink()
+    draw("--prompt", "the white", "--num_images", 1, "--write_metadata", "--resume")
+    assert draw(*usual, "--resume")[0].exists()
+    assert len(read_captions(tmp_path / "pictures")) == 3
+
+
+def test_numbers_that_overflow_are_told_and_no_black_picture_is_written(draw, monkeypatch, tmp_path):
+    monkeypatch.setattr("painting.draw_latents", lambda *_: torch.full((1, 4, 36, 28), float("nan")))
+    with pytest.raises(WorkError, match="--dtype bf16"):
+        draw("--prompt", "jeans", "--num_images", 1)
+    assert not list((tmp_path / "pictures").glob("*.png"))
+
+
 def test_pictures_are_a_data_set_where_that_is_asked_for(draw, tmp_path):
     paths = draw("--prompt", "denim jeans", "--num_images", 2, "--write_metadata", "--format", "jpg")
     captions = {row.file_name: row.captions for row in read_captions(tmp_path / "pictures")}
@@ -318,6 +358,8 @@ def test_the_trigger_phrase_is_mentioned_where_a_prompt_lacks_it(draw, trained, 
 def test_a_lora_brings_its_base_and_a_checkpoint_is_the_newest_runs(monkeypatch, trained, tmp_path):
     args = parse_args(["--lora", str(trained), "--lora_scale", "0.5", "--prompt", "x"])
     assert (args.model, args.lora, args.lora_scale) == (str(trained), None, 0.5)
+    checkpoint = parse_args(["--lora", str(trained / "checkpoint-2"), "--prompt", "x"])
+    assert (checkpoint.model, checkpoint.lora, checkpoint.checkpoint) == (str(trained), None, "checkpoint-2")
     monkeypatch.setattr(inference, "newest_run", lambda: trained)
     monkeypatch.setattr(inference, "newest_finished_run", lambda: tmp_path)
     assert parse_args(["--checkpoint", "latest"]).model == str(trained)

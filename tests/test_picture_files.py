@@ -2,35 +2,36 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from captions import read_captions
+from captions import image_files, read_captions
 from errors import UserError, WorkError
 from picture_files import (
     Drawing,
+    PictureFolder,
+    found,
     is_whole,
     prepare_folder,
     read_rows,
     save_drawing,
     save_image,
     webui_parameters,
-    write_metadata,
-    write_rows,
 )
 
 SETTINGS = {
     "steps": 25, "scheduler": "dpmpp_2m_karras", "guidance": 7.0, "guidance_rescale": 0.0,
     "negative_prompt": "blurred", "height": 48, "width": 32, "token_chunks": 3, "dtype": "fp32",
-    "safety_checker": False, "model": "out/jeans, blue",
+    "safety_checker": False, "model": "out/jeans with a LoRA",
 }  # fmt: skip
 
 
 def drawing(prompt: str = "denim jeans", seed: int = 965400086, suffix: str = "png", **changes) -> Drawing:
-    return Drawing(prompt, seed, {**SETTINGS, **changes}, "0123", suffix)
+    return Drawing(prompt, seed, {**SETTINGS, **changes}, "0123", "jeans, blue", suffix)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_a_png_tells_how_it_was_drawn(tmp_path, picture, prompt):
     with Image.open(path) as image:
         assert np.array_equal(np.asarray(image), np.asarray(picture))
         assert image.text["parameters"] == webui_parameters(drawing(prompt))
-        assert json.loads(image.text["text_to_image"]) == drawing(prompt).row
+        assert json.loads(image.text["text_to_image"]) == drawing(prompt).row(path.name)
 
 
 def test_a_jpeg_tells_it_in_its_exif_comment(tmp_path, picture):
@@ -71,37 +72,56 @@ def test_a_jpeg_tells_it_in_its_exif_comment(tmp_path, picture):
         comment = image.getexif().get_ifd(0x8769)[0x9286]
         assert comment[:8] == b"UNICODE\0"
         assert comment[8:].decode("utf-16-be") == webui_parameters(drawing("jeans – größe"))
-        assert json.loads(image.info["comment"]) == drawing("jeans – größe", suffix="jpg").row
+        assert json.loads(image.info["comment"]) == drawing("jeans – größe", suffix="jpg").row(path.name)
 
 
 def test_another_picture_has_another_name_and_the_same_the_same():
     changes = [{"steps": 24}, {"scheduler": "ddim"}, {"negative_prompt": ""}, {"dtype": "bf16"}, {"height": 56}]
     others = [drawing("jeans"), drawing(seed=1), drawing(suffix="jpg"), *(drawing(**change) for change in changes)]
-    others.append(Drawing("denim jeans", 965400086, SETTINGS, "4567"))
+    others.append(Drawing("denim jeans", 965400086, SETTINGS, "4567", "jeans, blue"))
     assert len({one.file_name for one in [drawing(), *others]}) == len(others) + 1
     assert drawing(model="elsewhere").file_name == drawing().file_name
     assert drawing("../ä/é?*").file_name.startswith("ä-é-")
 
 
-def test_a_picture_has_one_row_and_stays_withheld(tmp_path):
-    assert write_rows(tmp_path, [drawing(), drawing(seed=2)], [drawing().file_name]) == {drawing().file_name}
-    assert write_rows(tmp_path, [drawing(), drawing(seed=3)]) == {drawing().file_name}
+def folder_of(path: Path, plan: list[Drawing], metadata: bool = True) -> PictureFolder:
+    return PictureFolder(path, plan, metadata, is_main=True)
+
+
+def test_a_picture_has_one_row_in_the_order_of_the_plan(tmp_path, picture):
+    plan = [drawing(), drawing(seed=2), drawing(seed=3)]
+    for part in (plan[:2], [plan[2], plan[0]]):
+        with folder_of(tmp_path, part) as folder:
+            folder.add(part, [picture] * 2, [False] * 2)
     rows = read_rows(tmp_path / "images.jsonl")
-    assert [row["seed"] for row in rows.values()] == [2, 965400086, 3]
-    assert rows[drawing().file_name]["withheld"] and rows[drawing().file_name]["model_hash"] == "0123"
+    assert [row["seed"] for row in rows.values()] == [2, 3, 965400086]
+    assert rows[drawing().file_name]["model_hash"] == "0123"
+
+
+def test_a_withheld_picture_says_so_by_its_name_and_is_in_no_data_set(tmp_path, picture):
+    """So it is known after a kill, and whichever process has drawn it."""
+    plan = [drawing(), drawing(seed=2)]
+    with folder_of(tmp_path, plan) as folder:
+        folder.add(plan, [picture] * 2, [True, False])
+    assert found(tmp_path, plan[0]).endswith("-withheld.png") and found(tmp_path, plan[1]) == plan[1].file_name
+    there = folder_of(tmp_path, plan).list_pictures()
+    assert list(there.values()) == [plan[0].withheld_name, plan[1].file_name]
+    assert [row.get("withheld") for row in read_rows(tmp_path / "images.jsonl").values()] == [True, None]
+    assert [row.file_name for row in read_captions(tmp_path)] == [plan[1].file_name]
+    assert [path.name for path in image_files(tmp_path)] == [plan[1].file_name]
 
 
 def test_the_folder_is_a_data_set_at_once(tmp_path, picture):
     drawn = [drawing("denim jeans, blue"), drawing("a \u2028 skirt", seed=2), drawing("", seed=3)]
-    for one in drawn:
-        save_drawing(picture, tmp_path, one)
     for _ in range(2):
-        write_metadata(tmp_path, drawn)
+        with folder_of(tmp_path, drawn) as folder:
+            folder.add(drawn, [picture] * 3, [False] * 3)
+    save_image(picture, tmp_path / "contact_sheet.jpg")
     wanted = {one.file_name: one.prompt for one in drawn[:2]}
     assert {row.file_name: row.captions[0] for row in read_captions(tmp_path)} == wanted
-    (tmp_path / drawn[2].file_name).unlink()
+    assert {path.name for path in image_files(tmp_path)} == {one.file_name for one in drawn}
     loaded = load_dataset("imagefolder", data_dir=tmp_path, split="train", cache_dir=tmp_path / "cache")
-    assert sorted(loaded["text"]) == sorted(wanted.values())
+    assert {text for text in loaded["text"] if text} == set(wanted.values())
 
 
 def test_a_picture_that_is_cut_short_is_not_whole(tmp_path, picture):

@@ -30,11 +30,11 @@ def test_a_text_file_has_a_prompt_a_line(file):
 
 
 def test_a_row_says_what_is_different_for_its_prompt(file):
-    row = {"prompt": "jeans", "negative_prompt": "blurred", "seed": 7, "steps": 30, "guidance_scale": 2.5,
-           "num_images": 3, "height": 96, "width": 64}  # fmt: skip
+    row = {"prompt": "jeans", "negative_prompt": "blurred", "seed": 7, "steps": 30, "scheduler": "ddim",
+           "guidance_scale": 2.5, "guidance_rescale": 0.7, "num_images": 3, "height": 96, "width": 64}  # fmt: skip
     rows = [row, {"text": "a skirt", "seed": None}, {"prompt": ""}]
     assert read_wishes(file("\n".join(map(json.dumps, rows)), "p.jsonl")) == [
-        Wish("jeans", "blurred", 7, 30, 2.5, 3, 96, 64),
+        Wish("jeans", "blurred", 7, 30, "ddim", 2.5, 0.7, 3, 96, 64),
         Wish("a skirt"),
         Wish(""),
     ]
@@ -44,13 +44,14 @@ def test_a_data_sets_metadata_is_a_prompts_file(file):
     wishes = read_wishes(DATASET / "metadata.jsonl")
     rows = [json.loads(line) for line in (DATASET / "metadata.jsonl").read_text().splitlines()]
     assert wishes == [Wish(row["text"]) for row in rows]
-    several = {"file_name": "1.jpg", "text": ["jeans", "blue jeans"], "licence": "mine"}
+    several = {"file_name": "1.jpg", "text": ["jeans", "blue jeans"], "licence": "mine", "width": 4032, "seed": "x"}
     assert read_wishes(file(json.dumps(several), "metadata.jsonl")) == [Wish("jeans"), Wish("blue jeans")]
 
 
 def test_what_was_drawn_is_a_prompts_file_with_its_seeds(file):
     row = {"file_name": "x.png", "prompt": "jeans", "seed": 3, "steps": 20, "scheduler": "ddim", "guidance": 4.0}
-    assert read_wishes(file(json.dumps(row), "images.jsonl")) == [Wish("jeans", seed=3, steps=20, guidance_scale=4.0)]
+    wish = Wish("jeans", seed=3, steps=20, scheduler="ddim", guidance_scale=4.0, num_images=1)
+    assert read_wishes(file(json.dumps({**row, "model": "x"}), "images.jsonl")) == [wish]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,9 @@ def test_what_was_drawn_is_a_prompts_file_with_its_seeds(file):
         ('{"prompt": "x", "steps": true}', "line 2: `steps`"),
         ('{"prompt": "x", "guidance_scale": NaN}', "line 2: `guidance_scale`"),
         ('{"prompt": "x", "negative_prompt": 1}', "line 2: `negative_prompt`"),
-        ('{"prompt": "\\ud800"}', "line 2: the prompt holds half a character"),
+        ('{"prompt": "\\ud800"}', "line 2: `prompt`"),
+        ('{"prompt": "x", "negative_prompt": "\\ud800"}', "line 2: `negative_prompt`"),
+        ('{"prompt": "x", "scheduler": "eulr"}', "line 2: `scheduler`"),
     ],
 )
 def test_every_bad_line_is_named(file, row, complaint):

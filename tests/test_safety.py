@@ -44,6 +44,14 @@ def test_a_picture_it_objects_to_is_black_counted_and_named(model, tmp_path, cap
     assert not (tmp_path / "out" / "metadata.jsonl").exists()
 
 
+def test_those_of_an_earlier_start_are_named_again(model, tmp_path, capsys):
+    rows = draw(model, tmp_path / "out")
+    capsys.readouterr()
+    assert draw(model, tmp_path / "out", "--resume") == rows
+    said = capsys.readouterr().out
+    assert "2 withheld" in said and rows[0]["file_name"] in said and "2 of them there already" in said
+
+
 def test_without_it_the_picture_is_drawn_under_another_name(model, tmp_path):
     rows = draw(model, tmp_path / "out")
     both = draw(model, tmp_path / "out", "--no_safety_checker", "--resume")

@@ -1,5 +1,9 @@
 """Drawing: as plain diffusers draws, whatever the batch."""
 
+import inspect
+import json
+import shutil
+
 import diffusers
 import pytest
 import torch
@@ -58,6 +62,18 @@ def test_every_sampler_draws_as_its_scheduler_in_plain_diffusers(model, draw, na
     latents = draw(["denim jeans"], [3], steps=6, rescale=0.7, name=name)
     assert torch.isfinite(latents).all()
     assert torch.allclose(latents, expected, atol=1e-3 * expected.abs().max())
+
+
+def test_a_models_own_settings_do_not_change_what_a_sampler_is(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    path = folder / "scheduler" / "scheduler_config.json"
+    own = {**json.loads(path.read_text()), "use_karras_sigmas": True, "skip_prk_steps": False, "clip_sample": True}
+    path.write_text(json.dumps(own))
+    for name in SAMPLERS:
+        sampler = load_sampler(folder, name=name)
+        known = {key: sampler.config[key] for key in inspect.signature(type(sampler)).parameters}
+        assert bool(known.get("use_karras_sigmas")) == name.endswith("karras"), name
+        assert known.get("skip_prk_steps", True) and not known.get("clip_sample", False), name
 
 
 def test_noise_on_the_way_is_the_pictures_own_too(draw):

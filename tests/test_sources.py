@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from checkpoints import MANIFEST
 from errors import UserError
@@ -185,5 +185,13 @@ def test_a_checkpoint_needs_a_run_and_a_lora_its_base(runs, tiny_model, tmp_path
         load_source_unet(find_source(str(tiny_model), lora=str(tmp_path / "other.safetensors")), torch.float32)
 
 
-def test_the_loras_file_is_what_training_has_written(runs):
-    assert load_file(runs["lora"] / LORA_FILE).keys() == load_file(runs["lora"] / "checkpoint-2" / LORA_FILE).keys()
+def test_a_lora_of_another_kind_of_model_is_refused(tiny_model, tmp_path):
+    save_file({"transformer.blocks.0.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "flux.safetensors")
+    with pytest.raises(UserError, match="no LoRA for Stable Diffusion 1.x or 2.x"):
+        load_source_unet(find_source(str(tiny_model), lora=str(tmp_path / "flux.safetensors")), torch.float32)
+
+
+def test_a_lora_tells_what_it_was_trained_for_whatever_base_is_named(runs, tiny_model):
+    source = find_source(str(tiny_model), lora=str(runs["lora"] / "checkpoint-2"))
+    assert source.run["trigger"] == "sks" and missing_trigger(source, ["jeans"])
+    assert source.told_of_sampling == source.run["arguments"]

@@ -16,6 +16,9 @@ from files import replacing
 
 METADATA = "metadata.jsonl"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What our scripts write among pictures and is none of the data set's: sheets, and what a safety checker has blackened.
+SHEETS = frozenset({"contact_sheet.jpg", "copies_sheet.jpg"})
+WITHHELD = "-withheld"
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
@@ -321,6 +324,8 @@ def _raise(error: OSError) -> None:
 
 
 def _is_picture(path: Path) -> bool:
+    if path.name in SHEETS or path.stem.endswith(WITHHELD):
+        return False
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 

@@ -24,7 +24,7 @@ def make_contact_sheet(paths: Sequence[Path], captions: Sequence[tuple[str, int]
     rows, top = math.ceil(len(paths) / columns), 2 * MARGIN + TITLE_SIZE
     sheet = Image.new("RGB", (MARGIN + columns * cell_width, top + rows * cell_height), "white")
     draw = ImageDraw.Draw(sheet)
-    _write(draw, (MARGIN, MARGIN), title, TITLE_SIZE, "black", sheet.width - 2 * MARGIN, lines=1)
+    write_text(draw, (MARGIN, MARGIN), title, TITLE_SIZE, "black", sheet.width - 2 * MARGIN, lines=1)
     for index, (path, (prompt, seed)) in enumerate(zip(paths, captions, strict=True)):
         left = MARGIN + index % columns * cell_width
         upper = top + index // columns * cell_height
@@ -32,8 +32,8 @@ def make_contact_sheet(paths: Sequence[Path], captions: Sequence[tuple[str, int]
             image.thumbnail((width, height))  # leaves a smaller one as it is
             sheet.paste(image, (left, upper))
         below = upper + height + 4
-        _write(draw, (left, below), f"seed {seed}", FONT_SIZE, "black", cell_width - MARGIN, lines=1)
-        _write(draw, (left, below + LINE), prompt, FONT_SIZE, "dimgray", cell_width - MARGIN, PROMPT_LINES)
+        write_text(draw, (left, below), f"seed {seed}", FONT_SIZE, "black", cell_width - MARGIN, lines=1)
+        write_text(draw, (left, below + LINE), prompt, FONT_SIZE, "dimgray", cell_width - MARGIN, PROMPT_LINES)
     return _at_most(sheet, MAX_SIDE)
 
 
@@ -70,7 +70,8 @@ def _cut(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return line
 
 
-def _write(draw: ImageDraw.ImageDraw, place, text: str, size: int, colour: str, width: int, lines: int) -> None:
+def write_text(draw: ImageDraw.ImageDraw, place, text: str, size: int, colour, width: int, lines: int) -> None:
+    """At most `lines` lines of `width` px below each other, from `place` on."""
     font = ImageFont.load_default(size)
     for number, line in enumerate(wrap(text, font, width, lines)):
         draw.text((place[0], place[1] + number * LINE), line, fill=colour, font=font)

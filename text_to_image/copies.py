@@ -1,7 +1,6 @@
 """Are generated pictures copies of the training pictures? `check(args)` measures, judges and shows it."""
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +12,13 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from captions import existing_captions, image_files
 from copies_sheet import make_copies_sheet
 from data import measure, open_picture
-from errors import UserError, WorkError, first_line, harmless
-from files import replacing
+from errors import UserError, WorkError, harmless
 from likeness import FeatureLikeness, StructuralLikeness, ground_of, resized_on_ground
+from picture_files import IMAGES_FILE, read_rows, save_image
 from runs import shown
 
-IMAGES_FILE = "images.jsonl"
 SHEET_FILE = "copies_sheet.jpg"
-SHEETS = {SHEET_FILE, "contact_sheet.jpg", "example.jpg", "before_after.jpg"}
+SHEETS = {"example.jpg", "before_after.jpg"}  # of this repository, beside those that are never pictures
 KEPT_SIDE = 384  # px: more than any measure or sheet here needs, and hundreds fit into memory
 # How much farther than a known copy a copy may lie. On rendered jeans known copies are 0.04 away, other copies up to
 # 0.035, and the nearest of 160 other garments 0.12 (0.10 among thirty pairs of jeans).
@@ -76,7 +74,7 @@ def check(args: argparse.Namespace) -> None:
     _print_scale(scale)
     _print_table(findings)
     _print_diversity(likeness, samples, among)
-    _save_sheet(make_copies_sheet([_pair(f, generated, training) for f in findings], scale.limit), sheet)
+    save_image(make_copies_sheet([_pair(f, generated, training) for f in findings], scale.limit), sheet)
     print(f"generated | nearest: {shown(sheet)}")
     print(f"{sum(f.is_copy for f in findings)} of {len(findings)} are copies", flush=True)
     if faults := [*faults, *more_faults]:
@@ -111,19 +109,10 @@ def _likeness(embedder: str | None) -> StructuralLikeness | FeatureLikeness:
 def generated_pictures(folder: Path) -> list[Path]:
     """Those that images.jsonl lists, else all in the folder that are no sheets. UserError where there are none."""
     found = [path for path in image_files(folder) if path.name not in SHEETS]
-    listed = _listed(folder / IMAGES_FILE)
+    listed = read_rows(folder / IMAGES_FILE)
     if not (pictures := [path for path in found if path.name in listed] or found):
         raise UserError(f"--generated {folder}: no pictures in it; inference.py draws some")
     return pictures
-
-
-def _listed(path: Path) -> set[str]:
-    try:
-        # Only \n ends a row: str.splitlines() would also cut a prompt at U+2028.
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        return {row["file_name"] for row in map(json.loads, filter(None, lines))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not readable ({first_line(error)}); move it away") from None
 
 
 def training_pictures(folder: Path) -> list[Path]:
@@ -234,11 +223,3 @@ def _print_diversity(likeness, samples: Sequence[Image.Image], among: np.ndarray
 def _pair(finding: Finding, generated: dict, training: dict) -> tuple[Image.Image, Image.Image, str, bool]:
     words = f"{finding.distance:.3f}{' copy of' if finding.is_copy else ' from'} {finding.nearest.name}"
     return generated[finding.picture], training[finding.nearest], words, finding.is_copy
-
-
-def _save_sheet(sheet: Image.Image, path: Path) -> None:
-    try:
-        with replacing(path) as beside:
-            sheet.save(beside, format="JPEG", quality=90)
-    except OSError as error:
-        raise WorkError(f"{path}: cannot be written ({error.strerror or error})") from None

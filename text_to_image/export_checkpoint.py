@@ -8,7 +8,7 @@ from pathlib import Path
 
 from errors import UserError, exit_with, require_packages
 from flags import FlagParser, YesNo
-from runs import newest_finished_run
+from runs import newest_finished_run, newest_run
 
 EXAMPLES = """\
   python text_to_image/export_checkpoint.py --to jeans.safetensors
@@ -62,7 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = build_parser().parse_args(argv)
     if not args.to:
         raise UserError("--to is needed: the file to write, such as jeans.safetensors")
-    model = args.model or newest_finished_run()
+    model = args.model or (newest_run() if args.checkpoint else newest_finished_run())
     if not model:
         raise UserError("--model is needed: there is no finished run in output/")
     return argparse.Namespace(**{**vars(args), "model": str(model), "to": args.to.expanduser()})

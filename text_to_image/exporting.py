@@ -12,9 +12,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
-from devices import choose_device
+from devices import DTYPES, choose_device
 from errors import UserError, WorkError, first_line, what_helps
-from files import replace_text, replacing
+from files import remove_dead_litter, replace_text, replacing
 from model_folders import ModelShape, count_parameters
 from models import load_vae, quiet_libraries
 from one_file_keys import Weights, text_weights, unet_weights, vae_weights
@@ -22,7 +22,6 @@ from one_file_labels import Kind, kind_of, ldm_config, modelspec
 from runs import shown
 from sources import Source, find_source, load_source_text_encoder, load_source_unet
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SUFFIX = ".safetensors"
 PENDING_HASH = "0x" + "0" * 64  # as long as the real one, which takes its place when the file is there
 ROOM = 1.05  # times the weights: the header, and a layer that only OpenCLIP's layout has
@@ -34,6 +33,7 @@ SAME = 1.5 / 255  # a rounding apart
 def export(args: argparse.Namespace) -> None:
     """Writes `args.to`, whole and verified, or leaves no trace. UserError where model or target is not usable."""
     check_target(args.to, args.overwrite)
+    remove_dead_litter(args.to.absolute().parent)
     quiet_libraries()
     source = find_source(args.model, args.checkpoint)
     kind, dtype = kind_of(source.base, source.told_of_sampling), DTYPES[args.dtype]

@@ -61,6 +61,13 @@ def below_one(text: str) -> float:
     return _number(text, float, "a number from 0 to below 1", lambda number: 0 <= number < 1)
 
 
+def text(words: str) -> str:
+    """Any text that can be written to a file: a byte that is no UTF-8 comes as half a character."""
+    if any("\ud800" <= character <= "\udfff" for character in words):
+        raise argparse.ArgumentTypeError("it is not UTF-8, or holds half a character (a lone surrogate)")
+    return words
+
+
 def seed(text: str) -> int:
     return _number(text, int, "a whole number from 0 to 2^63 - 1", lambda number: 0 <= number < 2**63)
 

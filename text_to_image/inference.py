@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError, exit_with, require_packages
-from flags import FlagParser, YesNo, fraction, given_flags, non_negative_float, positive_int, seed
+from flags import FlagParser, YesNo, fraction, given_flags, non_negative_float, positive_int, seed, text
 from model_defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, STARTER, merge_defaults
 from prompt_list import Wish, read_wishes
 from runs import newest_finished_run, newest_run, read_run
@@ -48,7 +48,7 @@ def build_parser() -> FlagParser:
 
 def add_everyday_flags(group) -> None:
     flag = group.add_argument
-    flag("--prompt", action="append", metavar="TEXT",
+    flag("--prompt", action="append", type=text, metavar="TEXT",
          help="what to draw, repeatable (default: the captions' first sentences, where the model was trained here)")
     flag("--prompts_file", type=Path, metavar="FILE",
          help="more prompts: a text file with one a line; or *.jsonl with a prompt (or text) in each row and, as it "
@@ -60,7 +60,7 @@ def add_everyday_flags(group) -> None:
     flag("--num_images", type=positive_int, default=4, metavar="N", help="pictures of each prompt (default: 4)")
     flag("--seed", type=seed, default=0, metavar="N",
          help="picture i of a prompt (from 0) is drawn with seed N + i (default: 0)")
-    flag("--output_dir", type=Path, default=SAMPLES, metavar="FOLDER",
+    flag("--output_dir", type=expanded_path, default=SAMPLES, metavar="FOLDER",
          help="where pictures, images.jsonl and contact_sheet.jpg go (default: Generated_sample/ of this repository)")
     flag("--resume", action=YesNo, default=False,
          help="draw only the pictures that are not there yet (default: draw all)")
@@ -86,7 +86,7 @@ def add_drawing_flags(group) -> None:
          help=f"how closely to follow the prompt; 1 or less: no guidance, half the time (default: {GUIDANCE_SCALE})")
     flag("--guidance_rescale", type=fraction, default=0.0, metavar="X",
          help="against the glare of strong guidance, for models with zero terminal SNR: 0.7; 0: off (default: 0)")
-    flag("--negative_prompt", default="", metavar="TEXT", help="what to steer away from (default: nothing)")
+    flag("--negative_prompt", type=text, default="", metavar="TEXT", help="what to steer away from (default: nothing)")
     flag("--height", type=positive_int, metavar="PX", help="(default: the size most trained on)")
     flag("--width", type=positive_int, metavar="PX", help="(default: the size most trained on)")
     flag("--safety_checker", action=YesNo, default=True,
@@ -115,6 +115,10 @@ def add_file_flags(group) -> None:
 # fmt: on
 
 
+def expanded_path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def auto_or_positive_int(text: str) -> str | int:
     return text if text == "auto" else positive_int(text)
 
@@ -126,26 +130,37 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = build_parser()
     given = given_flags(parser, argv)
-    model, lora = choose_model(given)
-    run = read_run(Path(model).expanduser()) or {}
+    known = {**given, **choose_model(given)}
+    folder = Path(known["model"]).expanduser()
+    run = read_run(folder) or {}
     wishes = [Wish(prompt) for prompt in given.get("prompt", ())]
     wishes += read_wishes(given["prompts_file"]) if "prompts_file" in given else ()
     wishes = wishes or [Wish(prompt) for prompt in run.get("example_prompts", ())]
     if not wishes:
-        raise UserError(f"--prompt is needed: {model} was not trained here, so there is no caption to draw")
-    known = {**given, "model": model, "lora": lora, "wishes": wishes}
+        raise UserError(f"--prompt is needed: {folder} was not trained here, so there is no caption to draw")
     names = vars(parser.parse_args([]))
-    return merge_defaults(parser, known, Path(model).expanduser() / GENERATION_DEFAULTS, set(names) - FROM_THE_MODEL)
+    file = defaults_file(folder, run)
+    return merge_defaults(parser, {**known, "wishes": wishes}, file, set(names) - FROM_THE_MODEL)
 
 
-def choose_model(given: dict) -> tuple[str, str | None]:
-    """(--model, --lora): without a model the newest run that is finished, or, for a checkpoint, the newest; a LoRA
-    that was trained here brings its own."""
-    model, lora = given.get("model"), given.get("lora")
-    if model is None and lora is not None and read_run(Path(lora).expanduser()):
-        return lora, None
-    newest = newest_run if "checkpoint" in given else newest_finished_run
-    return model or str(newest() or STARTER), lora
+def choose_model(given: dict) -> dict[str, str | None]:
+    """--model, and --lora and --checkpoint where they follow from it: without a model the newest run that is finished
+    or, for a checkpoint, the newest; a LoRA that was trained here brings its own."""
+    model, lora, checkpoint = (given.get(name) for name in ("model", "lora", "checkpoint"))
+    if model is None and lora is not None:
+        folder = Path(lora).expanduser()
+        if read_run(folder):
+            return {"model": lora, "lora": None, "checkpoint": checkpoint}
+        if read_run(folder.parent):
+            return {"model": str(folder.parent), "lora": None, "checkpoint": folder.name}
+    newest = newest_run if checkpoint else newest_finished_run
+    return {"model": model or str(newest() or STARTER), "lora": lora, "checkpoint": checkpoint}
+
+
+def defaults_file(folder: Path, run: dict) -> Path:
+    """What the model recommends; a run that is not finished has only its base's."""
+    own, base = folder / GENERATION_DEFAULTS, Path(run.get("base_model", "")) / GENERATION_DEFAULTS
+    return base if run and not own.is_file() else own
 
 
 def main() -> None:

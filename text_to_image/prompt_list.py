@@ -1,12 +1,14 @@
 """What is asked for: prompts of the command line, of a text file, or of a JSON Lines file. Standard library only."""
 
+import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from errors import UserError
-from flags import non_negative_float, positive_int, seed
+from flags import fraction, non_negative_float, positive_int, seed, text
+from samplers import SAMPLERS
 
 
 @dataclass(frozen=True)
@@ -17,19 +19,30 @@ class Wish:
     negative_prompt: str | None = None
     seed: int | None = None
     steps: int | None = None
+    scheduler: str | None = None
     guidance_scale: float | None = None
+    guidance_rescale: float | None = None
     num_images: int | None = None
     height: int | None = None
     width: int | None = None
 
 
+def sampler(name: str) -> str:
+    if name not in SAMPLERS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SAMPLERS)}")
+    return name
+
+
 PROMPT_KEYS = ("prompt", "text")
+TEXTS = ("negative_prompt", "scheduler")
 # What else a row may say, and how it is checked: as the flag of the same name.
 KEYS: dict[str, Callable[[str], object]] = {
-    "negative_prompt": str,
+    "negative_prompt": text,
     "seed": seed,
     "steps": positive_int,
+    "scheduler": sampler,
     "guidance_scale": non_negative_float,
+    "guidance_rescale": fraction,
     "num_images": positive_int,
     "height": positive_int,
     "width": positive_int,
@@ -39,8 +52,9 @@ KEYS: dict[str, Callable[[str], object]] = {
 def read_wishes(path: Path) -> list[Wish]:
     """The wishes in a file: one prompt a line, or, where its name ends in .jsonl, a JSON object a line.
 
-    A row with `file_name` is one of a data set's metadata.jsonl or of an images.jsonl, and may have keys of its own;
-    elsewhere an unknown key is a misspelt one. UserError lists every bad line.
+    A row with `file_name` is one of a data set's metadata.jsonl, of which the captions alone are read, or of an
+    images.jsonl, of which each is one picture; elsewhere an unknown key is a misspelt one. UserError lists every bad
+    line.
     """
     try:
         # Only \n ends a line: str.splitlines() would also cut a prompt at U+2028.
@@ -76,12 +90,13 @@ def _wish_of_row(line: str) -> list[Wish]:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     prompts = _prompts_of(row)
-    unknown = set(row) - set(KEYS) - set(PROMPT_KEYS)
-    if unknown and "file_name" not in row:
+    if "file_name" in row and "prompt" not in row:
+        return [Wish(prompt) for prompt in prompts]
+    if "file_name" in row:  # `guidance` is images.jsonl's name for it
+        row = {"num_images": 1, "guidance_scale": row.get("guidance"), **{k: v for k, v in row.items() if k in KEYS}}
+    if unknown := set(row) - set(KEYS) - set(PROMPT_KEYS):
         raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known are prompt, text, {', '.join(KEYS)}")
     settings = {key: _checked(key, row[key]) for key in KEYS if row.get(key) is not None}
-    if "guidance" in row and "file_name" in row:  # images.jsonl's name for it
-        settings.setdefault("guidance_scale", _checked("guidance_scale", row["guidance"]))
     return [Wish(prompt, **settings) for prompt in prompts]
 
 
@@ -90,15 +105,14 @@ def _prompts_of(row: dict) -> list[str]:
     prompts = found if isinstance(found, list) else [found]
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError("`prompt` (or `text`) must be a text")
-    if any("\ud800" <= character <= "\udfff" for prompt in prompts for character in prompt):
-        raise ValueError("the prompt holds half a character (a lone surrogate)")
-    return prompts
+    return [_checked("prompt", prompt) for prompt in prompts]
 
 
 def _checked(key: str, value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, str if key == "negative_prompt" else (int, float)):
+    is_text = key in (*TEXTS, "prompt")
+    if isinstance(value, bool) or not isinstance(value, str if is_text else (int, float)):
         raise ValueError(f"`{key}`: {json.dumps(value)[:40]} is not what --{key} takes")
     try:
-        return KEYS[key](value if key == "negative_prompt" else str(value))
-    except Exception as error:  # argparse's own error class
+        return KEYS.get(key, text)(value if is_text else str(value))
+    except argparse.ArgumentTypeError as error:
         raise ValueError(f"`{key}`: {error}") from None

@@ -14,23 +14,25 @@ class Sampler:
     settings: dict = field(default_factory=dict)
 
 
-# Said for each, because Stable Diffusion's own config leaves it out and some classes would clip latents to -1..1.
+# All that is named here is said outright: a model's own scheduler config may say otherwise, or nothing, and some
+# classes would then clip latents to -1..1, or take Runge-Kutta steps first.
 NO_CLIPPING = {"clip_sample": False}
+PLAIN = {"use_karras_sigmas": False}
 DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2}
 SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
 KARRAS = {"use_karras_sigmas": True}  # noise levels of arXiv:2206.00364
 SAMPLERS = {
     "dpmpp_2m_karras": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M Karras", {**DPM, **KARRAS}),
-    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M", DPM),
+    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M", {**DPM, **PLAIN}),
     "dpmpp_2m_sde_karras": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M SDE Karras", {**SDE, **KARRAS}),
-    "unipc": Sampler("UniPCMultistepScheduler", "UniPC"),
-    "euler": Sampler("EulerDiscreteScheduler", "Euler"),
+    "unipc": Sampler("UniPCMultistepScheduler", "UniPC", PLAIN),
+    "euler": Sampler("EulerDiscreteScheduler", "Euler", PLAIN),
     "euler_karras": Sampler("EulerDiscreteScheduler", "Euler Karras", KARRAS),
     "euler_a": Sampler("EulerAncestralDiscreteScheduler", "Euler a"),
-    "heun": Sampler("HeunDiscreteScheduler", "Heun"),
-    "lms": Sampler("LMSDiscreteScheduler", "LMS"),
+    "heun": Sampler("HeunDiscreteScheduler", "Heun", PLAIN),
+    "lms": Sampler("LMSDiscreteScheduler", "LMS", PLAIN),
     "ddim": Sampler("DDIMScheduler", "DDIM", NO_CLIPPING),
-    "pndm": Sampler("PNDMScheduler", "PLMS"),
+    "pndm": Sampler("PNDMScheduler", "PLMS", {"skip_prk_steps": True}),
     "ddpm": Sampler("DDPMScheduler", "DDPM", NO_CLIPPING),
     "lcm": Sampler("LCMScheduler", "LCM", NO_CLIPPING),
 }

@@ -80,6 +80,7 @@ def find_source(model: str, checkpoint: str | None = None, lora: str | None = No
         base = own_unet = _pipeline(model, folder, run)
     if lora is not None:
         loras.append(_lora_file(lora))
+        run = run or read_run(loras[-1].parent) or read_run(loras[-1].parent.parent) or {}
     if lora_scale != 1 and not loras:
         raise UserError(f"--lora_scale {lora_scale:g}: there is no LoRA; name one with --lora FOLDER")
     scales = [1.0] * (len(loras) - 1) + [lora_scale]  # it is meant for the last one
@@ -172,11 +173,17 @@ def load_source_text_encoder(source: Source, dtype: torch.dtype) -> CLIPTextMode
 
 
 def _lora_state(path: Path, unet: UNet2DConditionModel | None) -> tuple[dict, dict | None, dict | None]:
-    """(weights in diffusers' names, alphas, metadata) of a file in diffusers' or kohya's format."""
-    return StableDiffusionPipeline.lora_state_dict(
+    """(weights in diffusers' names, alphas, metadata) of a file in diffusers' or kohya's format.
+
+    UserError where it is for another kind of model, of which diffusers would say nothing and load nothing.
+    """
+    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
         path.parent, weight_name=path.name, use_safetensors=True, return_lora_metadata=True,
         unet_config=unet.config if unet else None,
     )  # fmt: skip
+    if not any(name.startswith(("unet.", "text_encoder.")) for name in state):
+        raise UserError(f"{path}: no LoRA for Stable Diffusion 1.x or 2.x: it has {min(state, default='nothing')}")
+    return state, alphas, metadata
 
 
 def sampler_of(source: Source, name: str):

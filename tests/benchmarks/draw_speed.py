@@ -23,12 +23,13 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "text_to_image"))
 from devices import choose_device  # noqa: E402
-from generating import Folder, Painter, plan_drawings  # noqa: E402
+from generating import plan_drawings  # noqa: E402
 from inference import parse_args  # noqa: E402
 from model_defaults import STARTER  # noqa: E402
 from model_folders import read_shape  # noqa: E402
 from models import quiet_libraries  # noqa: E402
-from picture_files import Drawing  # noqa: E402
+from painting import Painter, load_samplers  # noqa: E402
+from picture_files import Drawing, PictureFolder  # noqa: E402
 from sources import find_source  # noqa: E402
 
 ROUNDS, OWN_STEPS, PLAIN_STEPS, LIMIT_STEPS = 4, 25, 50, 200
@@ -43,11 +44,11 @@ class Ours:
         words += ["--width", str(args.width), "--height", str(args.height), "--output_dir", str(folder)]
         self.args, source = parse_args(words), find_source(args.model)
         self.plan = plan_drawings(self.args, source, read_shape(source.base))
-        self.painter = Painter(self.args, source, choose_device(), self.plan)
+        self.painter = Painter(self.args, source, load_samplers(source, self.plan), choose_device(), self.plan)
 
     def draw(self, seeds: range, steps: int = OWN_STEPS) -> Pictures:
         plan = [Drawing(d.prompt, d.seed, {**d.settings, "steps": steps}) for d in self.plan if d.seed in seeds]
-        with Folder(self.args.output_dir, plan, metadata=False, is_main=True) as folder:
+        with PictureFolder(self.args.output_dir, plan, metadata=False, is_main=True) as folder:
             for batch, images, withheld in self.painter.draw(plan):
                 folder.add(batch, images, withheld)
         return {d.seed: read(self.args.output_dir / d.file_name) for d in plan}

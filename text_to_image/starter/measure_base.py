@@ -24,10 +24,11 @@ sys.path.insert(1, str(HERE.parent))  # the rooms of the three scripts
 
 from contact_sheet import make_contact_sheet  # noqa: E402
 from devices import choose_device  # noqa: E402
-from generating import MAX_TOKEN_CHUNKS, encode_prompts  # noqa: E402
+from generating import MAX_TOKEN_CHUNKS  # noqa: E402
 from model_defaults import guidance_scale_of  # noqa: E402
 from model_folders import read_shape  # noqa: E402
 from models import choose_attention, load_unet, load_vae, quiet_libraries  # noqa: E402
+from painting import encode_prompts  # noqa: E402
 from sampling import decode_latents, draw_latents, initial_noise, load_sampler  # noqa: E402
 from sources import find_source  # noqa: E402
 

@@ -29,7 +29,7 @@ SAMPLERS = {
     "euler": Sampler("EulerDiscreteScheduler", "Euler", PLAIN),
     "euler_karras": Sampler("EulerDiscreteScheduler", "Euler Karras", KARRAS),
     "euler_a": Sampler("EulerAncestralDiscreteScheduler", "Euler a"),
-    "heun": Sampler("HeunDiscreteScheduler", "Heun", PLAIN),
+    "heun": Sampler("HeunDiscreteScheduler", "Heun", {**PLAIN, **NO_CLIPPING}),
     "lms": Sampler("LMSDiscreteScheduler", "LMS", PLAIN),
     "ddim": Sampler("DDIMScheduler", "DDIM", NO_CLIPPING),
     "pndm": Sampler("PNDMScheduler", "PLMS", {"skip_prk_steps": True}),

@@ -19,15 +19,15 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-from captioner_pictures import Batch, draw_batch, draw_everything, read_pool
+from captioner_pictures import Batch, Pool, draw_batch, draw_garments, read_pool, render_jeans
 from captioner_words import ANSWERS, PROMPTS, caption_text, make_tokenizer
 from pretrain_vae import Checkpoint
 
 HERE = Path(__file__).resolve().parent
 SIDE, PATCH = 160, 10  # pixels
-PAIRS = 450  # of jeans
 SINGLES, TWINS = 40, 12  # pictures and pairs of a batch
-WARM_UP, DECAY_FROM = 200, 0.3  # steps; share of the steps
+LEARNING_RATES = (2.5e-3, 1.5e-3)  # of Muon and of AdamW, falling as a cosine after a while
+WARM_UP, DECAY_FROM = 60, 0.3  # steps; share of the steps
 
 
 # --- The model ------------------------------------------------------------------------------------------------------
@@ -173,11 +173,8 @@ def losses_of(models, batch: Batch, ids, labels, share: float, step: int, device
         hidden, middle = see(models["captioner"].vision_model, pixel_values, kept)
         logits = {name: ask(hidden[:, 0]).float() for name, ask in models["questions"].of_picture.items()}
         backs = models["questions"].of_patch(middle[-2 * TWINS :, 1:]).float()[..., 0]
-        caption = (
-            models["captioner"]
-            .text_decoder(input_ids=ids.to(device), encoder_hidden_states=hidden, labels=labels.to(device))
-            .loss
-        )
+        decoder = models["captioner"].text_decoder
+        caption = decoder(input_ids=ids.to(device), encoder_hidden_states=hidden, labels=labels.to(device)).loss
     answers = answers_of(batch)
     found = {name: F.cross_entropy(values, answers[name].to(device)) for name, values in logits.items()}
     found["view"] = 2 * found["view"]
@@ -210,8 +207,9 @@ def make_optimizers(models: torch.nn.ModuleDict) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, steps: int) -> float:
+    """The share of the learning rates at a step."""
     fall = max(0.0, (step / steps - DECAY_FROM) / (1 - DECAY_FROM))
-    return 1e-3 * min(1, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * min(1, fall))) + 1e-6
+    return min(1, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * min(1, fall))) + 1e-3
 
 
 def share_of_patches(step: int, steps: int) -> float:
@@ -219,11 +217,11 @@ def share_of_patches(step: int, steps: int) -> float:
     return 0.5 if step < 0.85 * steps else 1.0
 
 
-def train(drawn: Path, work: Path, steps: int, device: str) -> BlipForConditionalGeneration:
+def train(pool: Pool, work: Path, steps: int, device: str) -> BlipForConditionalGeneration:
     """The averaged model after `steps`; leaves checkpoints in `work`."""
-    processor = make_processor()
-    captions = Captions(processor.tokenizer)
-    captioner = make_captioner(processor.tokenizer)
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    captions, captioner = Captions(tokenizer), make_captioner(tokenizer)
     questions = Questions(captioner.config.vision_config.hidden_size)
     models = torch.nn.ModuleDict({"captioner": captioner, "questions": questions}).to(device).train()
     optimizers = make_optimizers(models)
@@ -236,14 +234,13 @@ def train(drawn: Path, work: Path, steps: int, device: str) -> BlipForConditiona
             optimizer.load_state_dict(before)
         begun = state["step"]
     ema.to(device)
-    pool = read_pool(drawn, work, processor.image_processor, PAIRS) if begun < steps else None
     bar, recent = tqdm(range(begun, steps), initial=begun, total=steps, desc="captioner", mininterval=20), []
     for step in bar:
         rng = np.random.default_rng([step, 29])
         batch = draw_batch(pool, SINGLES, TWINS, rng)
         losses = losses_of(models, batch, *captions.of(batch.specs, rng), share_of_patches(step, steps), step, device)
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = rate(step, steps)
+        for optimizer, lr in zip(optimizers, LEARNING_RATES, strict=True):
+            optimizer.param_groups[0]["lr"] = lr * rate(step, steps)
             optimizer.zero_grad()
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)
@@ -278,19 +275,19 @@ def save_captioner(model: BlipForConditionalGeneration, to: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--work", type=Path, required=True, help="folder for drawings of jeans and checkpoints (0.3 GB)"
-    )
-    parser.add_argument("--drawn", type=Path, help="--work of pretrain_base.py (default: its drawings go into --work)")
+    parser.add_argument("--work", type=Path, required=True, help="folder for drawings and checkpoints (2 GB)")
+    parser.add_argument("--drawn", type=Path, help="--work of pretrain_base.py, whose drawings are used as they are")
     parser.add_argument("--to", type=Path, default=HERE / "captioner", help="BLIP folder to write")
-    parser.add_argument("--pictures", type=int, default=7000, help="how many to draw where there are none")
-    parser.add_argument("--steps", type=int, default=2000, help="optimisation steps")
+    parser.add_argument("--pictures", type=int, default=7000, help="how many to draw, jeans aside, without --drawn")
+    parser.add_argument("--jeans", type=int, default=450, help="how many pairs of front and back to draw")
+    parser.add_argument("--steps", type=int, default=2400, help="optimisation steps")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    args.work.mkdir(parents=True, exist_ok=True)
-    draw_everything(args.drawn or args.work, args.work, args.pictures, PAIRS)
-    torch.manual_seed(0)
-    save_captioner(train(args.drawn or args.work, args.work, args.steps, device), args.to)
+    if not args.drawn:
+        draw_garments(args.work, args.pictures)
+    render_jeans(args.work, args.jeans)
+    pool = read_pool(args.drawn or args.work, args.work, make_processor().image_processor, args.jeans)
+    save_captioner(train(pool, args.work, args.steps, device), args.to)
 
 
 if __name__ == "__main__":

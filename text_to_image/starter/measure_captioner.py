@@ -1,0 +1,112 @@
+"""Measures the starter captioner: what it says about renders it never saw, and about the pictures in dataset/.
+
+python measure_captioner.py                      the shipped model, 500 renders, every ninth one jeans
+python measure_captioner.py --model FOLDER --renders 90
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import BlipForConditionalGeneration, BlipProcessor
+from transformers.utils import logging
+
+from captioner_words import ANSWERS, read_caption
+from make_dataset import PICTURES
+from pictures import HELD_OUT, SIZES
+from render_garments import Spec, render, sample_spec
+
+HERE = Path(__file__).resolve().parent
+GOAL = 0.95
+
+
+def load(folder: Path) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
+    logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    return model.to(device).eval(), BlipProcessor.from_pretrained(folder)
+
+
+@torch.inference_mode()
+def captions_of(
+    model: BlipForConditionalGeneration, processor: BlipProcessor, images: list[Image.Image], batch: int = 25
+) -> list[str]:
+    """One caption a picture, by greedy search, as img_captioning.py writes it."""
+    texts = []
+    for start in range(0, len(images), batch):
+        inputs = processor(images=images[start : start + batch], return_tensors="pt").to(model.device)
+        tokens = model.generate(**inputs, max_new_tokens=60, num_beams=1, do_sample=False)
+        texts += [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+    return texts
+
+
+def held_out(count: int) -> tuple[list[Spec], list[tuple[int, int]]]:
+    """Specs with seeds that were never trained on, every ninth one jeans, and their sizes (width, height)."""
+    specs = [sample_spec(HELD_OUT + i, "jeans" if i % 9 == 8 else None) for i in range(count)]
+    return specs, [SIZES[i // 9 % len(SIZES)] for i in range(count)]
+
+
+def drawn(specs: list[Spec], sizes: list[tuple[int, int]]) -> list[Image.Image]:
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(render, specs, *zip(*sizes, strict=True), chunksize=10))
+
+
+def judged(spec: Spec, caption: str) -> dict[str, bool]:
+    """Whether a caption is right about each attribute that it should tell; one that cannot be read is wrong in all.
+
+    'marker' is whether there is one, 'corner' where it lies, of those that are there.
+    """
+    said = read_caption(caption) or dict.fromkeys(ANSWERS, "unreadable")
+    right = {name: said[name] == getattr(spec, name) for name in ANSWERS}
+    right["marker"] = said["marker"] != "unreadable" and bool(said["marker"]) == bool(spec.marker)
+    if spec.marker:
+        right["corner"] = said["marker"] == spec.marker
+    if spec.fold == "half":
+        del right["view"]
+    if spec.pattern == "plain":
+        del right["second"]
+    return right
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=HERE / "captioner", help="BLIP folder")
+    parser.add_argument("--renders", type=int, default=500, help="how many pictures to draw")
+    parser.add_argument(
+        "--dataset", type=Path, default=HERE.parent.parent / "dataset", help="make_dataset.py's folder"
+    )
+    args = parser.parse_args()
+    model, processor = load(args.model)
+    specs, sizes = held_out(args.renders)
+    images, begun = drawn(specs, sizes), time.time()
+    captions = captions_of(model, processor, images)
+    seconds, right = time.time() - begun, {}
+    for spec, size, caption in zip(specs, sizes, captions, strict=True):
+        for name, value in judged(spec, caption).items():
+            right.setdefault(name, []).append(value)
+            if not value:
+                asked = spec.marker if name == "corner" else getattr(spec, name)
+                print(f"{name}: {asked} on {spec.kind} {spec.seed} at {size}: {caption}", file=sys.stderr)
+    reference = captions_of(model, processor, [Image.open(args.dataset / name) for name in PICTURES])
+    report = {
+        "renders": len(specs),
+        "right": {name: f"{sum(v) / len(v):.1%} of {len(v)}" for name, v in right.items()},
+        "reached": all(sum(v) / len(v) >= GOAL for v in right.values()),
+        "dataset": dict(zip(PICTURES, reference, strict=True)),
+        "dataset_wrong": {
+            name: [k for k, v in judged(spec, caption).items() if not v]
+            for (name, (spec, _)), caption in zip(PICTURES.items(), reference, strict=True)
+        },
+        "seconds_per_picture": round(seconds / len(specs), 3),
+    }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -272,7 +272,8 @@ run_job() {
     ! in_batch || prepare_batch
 
     if [[ -d "$dataset" ]]; then
-        step img_captioning --image_dir "$dataset" ${CAPTIONER:+--model "$CAPTIONER"}
+        # The tasks of an array begin together: one captions, the others wait for it.
+        step img_captioning --image_dir "$dataset" ${CAPTIONER:+--model "$CAPTIONER"} ${SLURM_ARRAY_TASK_ID:+--wait}
     fi
     choose_prompts
     precision="$(find_precision)"

@@ -22,14 +22,19 @@ def test_results_are_in_order_and_no_more_are_made_than_may_wait():
 
 
 def test_the_next_are_worked_on_while_one_is_used():
-    begun = [threading.Event() for _ in range(4)]
+    begun, used = threading.Event(), threading.Event()
 
-    def work(number: int) -> None:
-        begun[number].set()
+    def work(number: int) -> bool:
+        if number == 0:
+            return True
+        begun.set()
+        return used.wait(20)
 
-    results = work_ahead(work, range(4), ahead=4)
-    next(results)
-    assert all(event.wait(20) for event in begun)
+    results = work_ahead(work, range(2), ahead=2)
+    assert next(results) == (0, True)
+    assert begun.wait(20)
+    used.set()
+    assert next(results) == (1, True)  # it was not waited for before
 
 
 def test_a_failure_comes_in_its_turn_and_whoever_stops_waits_for_nothing():

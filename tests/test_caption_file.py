@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from caption_file import KeptRows, ReplacedRows, caption_file, remove_litter
-from captions import existing_captions
+from captions import append_captions, existing_captions
 from errors import UserError, WorkError
 
 ROWS = (
@@ -72,7 +72,7 @@ def test_replaced_captions_change_no_other_byte_and_the_old_file_is_kept(folder)
     )
     assert (folder / "metadata.jsonl").read_bytes() == expected + b'\r\n{"file_name": "c.webp", "text": "added"}\r\n'
     assert (folder / "metadata.jsonl.backup-1").read_text() == "an earlier one"
-    assert writer.backup == "metadata.jsonl.backup-2"
+    assert writer.backups == ["metadata.jsonl.backup-2"]
     assert (folder / "metadata.jsonl.backup-2").read_bytes() == ROWS
 
 
@@ -104,13 +104,52 @@ def test_a_replacement_that_was_broken_off_goes_on_and_one_with_other_settings_b
         writer.add({"a.jpg": "new"})
     again = ReplacedRows(file, settings=settings)
     assert names(file, again.pending()) == ["b.PNG", "c.webp"]
-    assert again.goes_on and again.backup == "metadata.jsonl.backup-1"
+    assert again.goes_on and again.backups == ["metadata.jsonl.backup-1"]
     other = ReplacedRows(file, settings={"model": "two"})
-    assert len(other.pending()) == 3 and other.backup == "metadata.jsonl.backup-2"
+    assert len(other.pending()) == 3 and other.backups == ["metadata.jsonl.backup-2"]
     assert b'"new"' in (folder / "metadata.jsonl.backup-2").read_bytes()
     other.finish()
     assert len(ReplacedRows(file, settings={"model": "two"}).pending()) == 3
     assert not [name for name in os.listdir(folder) if name.endswith(".part")]
+
+
+def test_what_was_corrected_by_hand_during_a_replacement_is_kept_and_the_replacement_goes_on(folder):
+    path = folder / "metadata.jsonl"
+    path.write_bytes(ROWS)
+    with ReplacedRows(file := open_file(folder)) as writer:
+        writer.add({"a.jpg": "new"})
+    corrected = path.read_bytes().replace(b'"new"', b'"by hand"')
+    path.write_bytes(corrected)
+    with ReplacedRows(file) as again:
+        assert names(file, again.pending()) == ["b.PNG", "c.webp"]
+        assert again.goes_on and again.backups == ["metadata.jsonl.backup-1", "metadata.jsonl.backup-2"]
+        assert (folder / "metadata.jsonl.backup-2").read_bytes() == corrected
+        again.add({"b.PNG": "new"})
+        while_it_runs = path.read_bytes().replace(b'"new"', b'"by hand too"')
+        path.write_bytes(while_it_runs)
+        again.add({"c.webp": "new"})
+    assert (folder / "metadata.jsonl.backup-3").read_bytes() == while_it_runs
+    assert b'"by hand"' in path.read_bytes() and b'"by hand too"' in path.read_bytes()
+    assert not ReplacedRows(file).pending() and len(list(folder.glob("*.backup-*"))) == 3
+
+
+def test_a_row_that_is_removed_during_a_replacement_is_made_again(folder):
+    with ReplacedRows(file := open_file(folder)) as writer:
+        writer.add({"a.jpg": "new", "b.PNG": "new"})
+    lines = (folder / "metadata.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metadata.jsonl").write_text(lines[1])
+    assert names(file, ReplacedRows(file).pending()) == ["a.jpg", "c.webp"]
+
+
+def test_a_row_that_somebody_adds_meanwhile_is_left_alone(folder):
+    told = []
+    with KeptRows(open_file(folder), told.extend) as writer:
+        pending = writer.pending()
+        append_captions(folder, [("a.jpg", "mine")])
+        writer.add(dict.fromkeys(names(writer.file, pending), "ours"))
+    rows = {row.file_name: row.captions for row in existing_captions(folder)}
+    assert rows == {"a.jpg": ("mine",), "b.PNG": ("ours",), "c.webp": ("ours",)}
+    assert told == ["b.PNG", "c.webp"]
 
 
 def test_a_folder_without_captions_has_nothing_to_back_up(folder):
@@ -153,6 +192,16 @@ def test_half_written_files_of_a_killed_run_are_removed_and_no_others(folder):
     assert {path.name for path in folder.glob("*.part")} | {path.name for path in folder.glob(".*.part")} == set(
         others
     )
+
+
+def test_half_written_files_of_what_a_link_leads_to_are_removed_too(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "captions of mine").touch()
+    (folder / "metadata.jsonl").symlink_to(elsewhere / "captions of mine")
+    (elsewhere / ".captions of mine.host.1.part").touch()
+    (elsewhere / ".metadata.jsonl.host.1.part").touch()  # of another file
+    remove_litter(open_file(folder))
+    assert sorted(path.name for path in elsewhere.iterdir()) == [".metadata.jsonl.host.1.part", "captions of mine"]
 
 
 def test_where_nothing_can_be_written_is_one_line(folder):

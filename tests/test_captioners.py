@@ -15,6 +15,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
+import captioners
 import tiny_captioners
 from captioners import Chat, load_captioner
 from errors import UserError, WorkError
@@ -113,10 +114,20 @@ def test_a_prompt_is_how_blips_caption_begins(tmp_path):
 
 def test_what_a_chat_model_thought_or_left_unfinished_is_not_in_the_caption(folder, monkeypatch):
     captioner = load_captioner(str(folder("llava")), None, 8)
-    said = {"whole": '"A blue shirt."', "cut": "A blue shirt. It lies on", "thought": "It is a shirt.</think> A shirt"}
-    monkeypatch.setattr(type(captioner), "decode", lambda *_, **__: list(said.values()))
     unended, ended = [7, 7], [7, 2]
-    assert captioner.read({}, torch.tensor([ended, unended, ended])) == ["A blue shirt.", "A blue shirt.", "A shirt"]
+    said = {
+        '"A blue shirt."': (ended, "A blue shirt."),
+        '"Yes" stands beside "no"': (ended, '"Yes" stands beside "no"'),
+        "A blue shirt. It lies on": (unended, "A blue shirt."),
+        "It is a shirt.</think> A shirt": (ended, "A shirt"),
+        "<think>It is a shirt. It": (unended, ""),
+    }
+    tokens = torch.tensor([end for end, _ in said.values()])
+    monkeypatch.setattr(type(captioner), "decode", lambda *_, **__: list(said))
+    assert captioner.read({}, tokens) == [caption for _, caption in said.values()]
+    captioner.processor.chat_template += "<think>"
+    assert captioner.read({}, tokens) == ["", "", "", "A shirt", ""]  # the others have not come to an answer
+    assert "--max_new_tokens" in captioner.no_words
 
 
 def test_a_batch_that_a_gpu_has_no_memory_for_is_described_in_parts(folder, monkeypatch):
@@ -131,10 +142,21 @@ def test_a_batch_that_a_gpu_has_no_memory_for_is_described_in_parts(folder, monk
         return generate(pixel_values=pixel_values, **settings)
 
     monkeypatch.setattr(captioner.model, "generate", small)
-    assert captioner.describe(pictures) == alone and sizes == [4, 2, 1, 1, 2, 1, 1]
+    assert captioner.describe(pictures) == alone and sizes == [4, 2, 1, 1, 1, 1]
+    assert captioner.describe(pictures) == alone and sizes[6:] == [1, 1, 1, 1]  # what it has learnt
     monkeypatch.setattr(captioner.model, "generate", lambda **inputs: small(**inputs, most=0))
-    with pytest.raises(WorkError, match="not enough GPU memory for a single picture"):
+    with pytest.raises(WorkError, match="not enough memory for a single picture"):
         captioner.describe(pictures)
+
+
+@pytest.mark.parametrize("fails_in", ["from_pretrained", "to"])
+def test_a_model_that_does_not_fit_into_the_memory_is_one_line(folder, monkeypatch, fails_in):
+    def too_large(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(BlipForConditionalGeneration, fails_in, too_large)
+    with pytest.raises(WorkError, match="^--model .*blip does not fit into the memory"):
+        load_captioner(str(folder("blip")))
 
 
 def test_pickles_are_read_only_when_asked_for(folder, tmp_path):
@@ -191,6 +213,64 @@ def test_a_model_without_a_chat_template_is_refused_before_its_weights_are_read(
     (silent / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="has no chat template"):
         load_captioner(str(silent))
+
+
+def test_a_chat_template_in_the_tokenizer_alone_will_do(folder, tmp_path):
+    other = shutil.copytree(folder("llava"), tmp_path / "other")
+    template = (other / "chat_template.jinja").read_text()
+    (other / "chat_template.jinja").unlink()
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    pictures = tiny_captioners.pictures()
+    expected = load_captioner(str(folder("llava")), None, 8).describe(pictures)
+    assert load_captioner(str(other), None, 8).describe(pictures) == expected
+
+
+def test_a_chat_template_that_cannot_be_used_is_one_line(folder, tmp_path):
+    other = shutil.copytree(folder("llava"), tmp_path / "other")
+    (other / "chat_template.jinja").write_text("{{ raise_exception('only text') }}")
+    with pytest.raises(UserError, match="cannot load a captioner from --model .*other: only text"):
+        load_captioner(str(other))
+
+
+def test_florence_searches_with_as_many_beams_as_its_own_settings_say(folder, monkeypatch):
+    settings = {}
+    for name in ("florence2", "blip"):
+        captioner = load_captioner(str(folder(name)), None, 4)
+        generate = captioner.model.generate
+        monkeypatch.setattr(
+            captioner.model, "generate", lambda own=generate, **given: settings.update(given) or own(**given)
+        )
+        captioner.describe(tiny_captioners.pictures()[:1])
+        assert settings.pop("do_sample") is False and settings.pop("num_beams", "its own") == (
+            "its own" if name == "florence2" else 1
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "advice"),
+    [
+        (
+            "google/gemma",
+            "Access to it is gated.",
+            "terms on https://huggingface.co/google/gemma, then `hf auth login`",
+        ),
+        ("google/gemma", "x\n401 Client Error: Unauthorized", "`hf auth login`"),
+        ("google/gemma", "403 Client Error: Forbidden", "`hf auth login`"),
+        ("google/gemma", "no connection to 140.131.1.1", "`hf download google/gemma`"),
+        ("models/of mine", "not found", "no such folder, and a model of the hub is named owner/name"),
+        ("./models/blip", "not found", "no such folder, and a model of the hub is named owner/name"),
+    ],
+)
+def test_the_advice_suits_the_reason_why_a_model_cannot_be_had(monkeypatch, name, said, advice):
+    def refuse(*_, **__):
+        raise OSError(said)
+
+    monkeypatch.setattr(captioners.PretrainedConfig, "get_config_dict", refuse)
+    with pytest.raises(UserError) as caught:
+        load_captioner(name)
+    assert advice in str(caught.value)
+    assert ("hf download" in str(caught.value)) == ("hf download" in advice)
 
 
 def test_without_internet_it_is_said_how_to_get_a_model(monkeypatch):

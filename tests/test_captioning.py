@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 import captioning
+from caption_file import caption_file
 from captions import METADATA, append_captions, read_captions
 from errors import UserError, WorkError
 from img_captioning import main, parse_args
 from locking import this_process
-from tiny_captioners import make_blip
+from tiny_captioners import make_blip, make_qwen
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,23 @@ def test_a_limit_counts_pictures_of_this_run_and_the_same_command_goes_on(folder
     assert "all 3 pictures" in capsys.readouterr().out
 
 
+def test_a_limit_does_not_count_pictures_that_cannot_be_read(folder, caption):
+    for number in range(3):
+        (folder / f"1 ({number}).png").write_text("no picture")  # before all others
+    for done in (1, 2):
+        with pytest.raises(WorkError, match="3 pictures without a caption"):
+            caption("--limit", 1)
+        assert len(captions_of(folder)) == done
+
+
+def test_that_every_picture_has_a_row_says_how_many_captions_are_empty_and_how_long_they_are(folder, caption, capsys):
+    append_captions(folder, [("11 (1).JPG", ""), ("11 (2).JPG", "mine"), ("11 (3).JPG", "mine too")])
+    caption()
+    said = capsys.readouterr().out
+    assert f"all 3 pictures in {folder} have a row; 1 caption is empty" in said
+    assert "tokens of 2 captions: " in said and "starter/base" in said
+
+
 def test_rows_of_gone_pictures_are_reported_and_kept(folder, caption, capsys):
     before = b'{"file_name": "gone.JPG", "text": "mine", "tags": [1]}\n{"file_name": "11 (1).JPG", "text": ""}'
     (folder / METADATA).write_bytes(before)
@@ -111,7 +129,16 @@ def test_replacing_captions_all_pictures_in_place_and_goes_on_where_it_was_limit
     assert len(list(folder.glob("*.backup-*"))) == 2
 
 
-def test_unreadable_pictures_are_named_skipped_and_counted(folder, caption):
+def test_a_replacement_is_over_when_all_have_been_tried_also_with_unreadable_pictures(folder, caption):
+    (folder / "note.png").write_text("no picture")
+    with pytest.raises(WorkError, match="1 picture without"):
+        caption("--existing", "replace")
+    assert [path.name for path in folder.glob("*metadata*")] == [METADATA]
+    caption("--existing", "replace", "--limit", 1)
+    assert (folder / f".{METADATA}.replacing").exists()
+
+
+def test_unreadable_pictures_are_named_skipped_and_counted(folder, caption, capsys):
     whole = (folder / "11 (1).JPG").read_bytes()
     (folder / "11 (1).JPG").write_bytes(whole[: len(whole) // 2])
     (folder / "note.png").write_text("no picture")
@@ -121,6 +148,62 @@ def test_unreadable_pictures_are_named_skipped_and_counted(folder, caption):
     assert "11 (1).JPG: damaged" in str(caught.value) and "note.png: not a picture" in str(caught.value)
     assert "its name is not UTF-8" in str(caught.value)
     assert list(captions_of(folder)) == ["11 (2).JPG", "11 (3).JPG"]
+    said = capsys.readouterr()  # as they are met, too
+    assert "11 (1).JPG: damaged" in said.err and "note.png: not a picture" in said.err
+
+
+def test_unreadable_pictures_are_named_also_when_the_look_at_the_data_fails(folder, caption, monkeypatch, capsys):
+    def fail(file):
+        raise RuntimeError("cannot look")
+
+    monkeypatch.setattr(captioning, "tell", fail)
+    (folder / "note.png").write_text("no picture")
+    with pytest.raises(WorkError, match="note.png"):
+        caption()
+    assert "no look at the data: cannot look" in capsys.readouterr().err
+
+
+def test_a_picture_that_the_model_refuses_is_named_and_the_others_of_its_batch_are_described(
+    folder, caption, tmp_path_factory
+):
+    Image.new("RGB", (4, 1200)).save(folder / "11 (2).png")  # Qwen's limit is 200 times as high as wide
+    qwen = make_qwen(tmp_path_factory.mktemp("models") / "qwen")
+    with pytest.raises(WorkError, match=r"11 \(2\).png: .*aspect ratio"):
+        caption("--max_new_tokens", 8, model=qwen)
+    described = captions_of(folder)
+    assert {"11 (2).JPG", "11 (3).JPG"} <= set(described)  # of the first its random weights may find nothing to say
+    assert "11 (2).png" not in described and len(set(described.values())) == len(described)
+
+
+class SaysWhatItSees:
+    """A captioner whose captions name the picture's size and colour."""
+
+    def describe(self, images):
+        return [f"{image.width} x {image.height}, {image.getpixel((5, 5))}" for image in images]
+
+
+def test_each_caption_stands_in_the_row_of_its_own_picture(tmp_path, tmp_path_factory):
+    import datasets
+
+    for number in range(20):
+        colour = (10 * number, 255 - 10 * number, 40)
+        Image.new("RGB", (300 + number, 260), colour).save(tmp_path / f"{number}.png")
+    for number in (3, 11, 12):
+        (tmp_path / f"{number}.png").write_bytes((tmp_path / f"{number}.png").read_bytes()[:200])
+    (tmp_path / "5 of mine.png").write_bytes((tmp_path / "5.png").read_bytes())
+    append_captions(tmp_path, [("5 of mine.png", "mine")])
+    args = parse_args(["--image_dir", str(tmp_path), "--batch_size", "8"])
+    failures = captioning.caption_pending(args, caption_file(tmp_path, None, False), SaysWhatItSees(), "a stub")
+    assert [line.partition(":")[0] for line in failures] == ["3.png", "11.png", "12.png"]
+    captions = captions_of(tmp_path)
+    assert captions.pop("5 of mine.png") == "mine" and len(captions) == 17
+    for name, text in captions.items():
+        with Image.open(tmp_path / name) as image:
+            assert text == SaysWhatItSees().describe([image])[0]
+    cache = str(tmp_path_factory.mktemp("cache"))
+    split = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split="train", cache_dir=cache)
+    texts = [row["text"] == SaysWhatItSees().describe([row["image"]])[0] for row in split if row["text"] != "mine"]
+    assert len(texts) == 17 and all(texts)
 
 
 def test_a_model_that_finds_no_words_writes_no_empty_caption(folder, caption, tmp_path_factory):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from captions import append_captions, existing_captions, found_rows, image_files, read_captions, uncaptioned
+from captions import append_captions, existing_captions, found_rows, image_files, read_captions
 from errors import UserError, WorkError
 
 
@@ -115,10 +115,17 @@ def test_pictures_are_in_natural_order_without_hidden_ones(folder):
     assert [path.name for path in image_files(folder)] == ["9.webp", "10.webp", "a.jpg", "b.PNG"]
 
 
-def test_pictures_without_a_row_are_found(folder):
+def test_a_folder_without_metadata_has_no_rows_yet(folder):
     assert existing_captions(folder) == []
-    write(folder, {"file_name": "./a.jpg", "text": "t"}, {"file_name": "9.webp", "text": "t"})
-    assert [path.name for path in uncaptioned(folder, read_captions(folder))] == ["10.webp", "b.PNG"]
+
+
+def test_a_picture_that_has_a_row_gets_no_second_one(folder):
+    write(folder, {"file_name": "./a.jpg", "text": "mine"})
+    append_captions(folder, [("a.jpg", "new"), ("b.PNG", "new")])
+    assert [(row.file_name, row.captions) for row in read_captions(folder)] == [
+        ("./a.jpg", ("mine",)),
+        ("b.PNG", ("new",)),
+    ]
 
 
 def test_pictures_in_sub_folders_are_found_but_not_in_hidden_ones_or_ones_with_captions_of_their_own(folder):

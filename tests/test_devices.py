@@ -1,8 +1,11 @@
 """One answer to 'GPU or CPU?' for everything that is not training."""
 
+import ctypes
+
 import pytest
 import torch
 
+import devices
 from devices import choose_device, mixed_precision
 
 
@@ -30,3 +33,17 @@ def test_the_precision_is_the_best_that_the_gpu_has(monkeypatch, has_bf16, preci
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     assert mixed_precision() == precision
+
+
+@pytest.mark.parametrize("largest", [1 << 25, 1 << 30])
+def test_an_older_glibc_keeps_as_large_blocks_as_it_can(monkeypatch, largest):
+    set_to = {}
+
+    class Glibc:
+        def mallopt(self, option: int, value: int) -> bool:
+            accepted = option != devices.M_MMAP_THRESHOLD or value <= largest
+            return accepted and not set_to.update({option: value})
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Glibc())
+    devices.keep_large_blocks()
+    assert set_to == {devices.M_MMAP_THRESHOLD: largest, devices.M_TRIM_THRESHOLD: (1 << 31) - 1}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from background import Background
 from captions import append_captions, read_captions
 from errors import UserError
 from img_captioning import main, parse_args
@@ -105,6 +106,54 @@ def test_a_bad_row_or_an_empty_folder_is_refused(pictures, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     done = run("--image_dir", empty)
     assert (done.returncode, done.stderr.partition(";")[0]) == (2, f"error: no pictures in {empty}")
+
+
+# --- several at once, and signals -----------------------------------------------------------------------------------
+
+
+def in_background(folder: Path, log: Path, *flags: object) -> Background:
+    return Background(log, "--image_dir", folder, *flags, script=SCRIPT, HF_HUB_OFFLINE="1")
+
+
+def test_a_second_run_waits_for_the_first_where_it_is_asked_to(tmp_path, captioner):
+    folder, logs = tmp_path / "pictures", [tmp_path / "first.txt", tmp_path / "second.txt"]
+    folder.mkdir()
+    draw(folder, number := 20)
+    flags = ["--model", captioner, "--batch_size", 1]
+    first = in_background(folder, logs[0], *flags)
+    first.until(lambda: captioned(logs[0].read_text().splitlines())).send(signal.SIGSTOP)
+    second = in_background(folder, logs[1], *flags, "--wait")
+    second.until(lambda: "waiting for another run: " in logs[1].read_text())
+    first.send(signal.SIGCONT)
+    assert (first.ended(), second.ended()) == (0, 0), logs[1].read_text()
+    said = logs[1].read_text()
+    assert f"process {first.process.pid} on this host writes captions" in said
+    assert f"all {number} pictures in {folder} have a row" in said and not captioned(said.splitlines())
+    assert len(captioned(logs[0].read_text().splitlines())) == number == len(read_captions(folder))
+
+
+def test_a_signal_ends_it_with_all_captions_written_and_the_same_command_goes_on(tmp_path, captioner):
+    numbers = (signal.SIGUSR1, signal.SIGINT)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda number: stop(tmp_path / number.name, captioner, number), numbers))
+    folder = tmp_path / "SIGINT"
+    main(parse_args(["--image_dir", str(folder), "--model", str(captioner), "--max_new_tokens", "1"]))
+    assert len(read_captions(folder)) == MANY
+
+
+def stop(folder: Path, captioner: Path, number: signal.Signals) -> None:
+    folder.mkdir()
+    draw(folder, MANY)
+    log = folder.with_suffix(".txt")
+    run = in_background(folder, log, "--model", captioner, "--batch_size", 2)
+    run.until(lambda: len(captioned(log.read_text().splitlines())) >= 4).send(number)
+    assert run.ended() == 75, log.read_text()
+    said = log.read_text()
+    names = [row.file_name for row in read_captions(folder)]
+    assert captioned(said.splitlines()) == names and 4 <= len(names) < MANY
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == f"{number.name}: stopped after {len(names)} captions; the same command goes on"
+    assert {path.name for path in folder.iterdir() if path.suffix != ".JPG"} == {"metadata.jsonl"}
 
 
 # --- kills ----------------------------------------------------------------------------------------------------------

@@ -129,6 +129,15 @@ def test_what_is_wrong_is_listed_and_ends_in_exit_code_1(folder, capsys):
     assert sorted(path.name for path in folder.glob("*.jsonl*")) == ["metadata.jsonl"]
 
 
+def test_a_folder_of_broken_pictures_alone_is_looked_at(tmp_path):
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_text("no picture")
+    kinds = found(tmp_path)
+    assert len(kinds.pop("broken")) == 2 and list(kinds) == ["pictures without a row"]
+    with pytest.raises(WorkError, match="4 things are wrong with the data"):
+        main(parse_args(["--image_dir", str(tmp_path), "--check"]))
+
+
 def test_long_lists_are_cut_where_asked(capsys):
     inspecting.report([inspecting.Finding("broken", str(number)) for number in range(12)], most=10)
     said = capsys.readouterr().out

@@ -304,6 +304,11 @@ def test_an_own_data_set_is_drawn_by_its_own_words(job, tmp_path):
     ]
 
 
+def test_the_tasks_of_an_array_wait_for_the_one_that_captions(job, repository):
+    calls = job(SLURM_ARRAY_TASK_ID=0)[1]
+    assert calls["img_captioning"] == ["--image_dir", str(repository / "dataset"), "--wait"]
+
+
 def test_a_hub_data_set_needs_a_prompt_and_no_captioning(job):
     done, calls = job(DATASET="some/dataset")
     assert done.returncode == 2 and "PROMPT" in done.stderr and not calls

@@ -47,8 +47,11 @@ def test_a_living_process_of_this_host_is_named(tmp_path, held):
     with pytest.raises(UserError, match=rf"process {other.pid} on this host trains into it \(Slurm job 77\)"):
         take(tmp_path)
     other.kill()
-    other.wait()
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # it is dead, and nobody has asked for its exit code
+    assert Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     take(tmp_path).release()  # at once when it is gone
+    other.wait()
+    take(tmp_path).release()
 
 
 def test_a_lock_of_another_name_and_for_other_work_says_so_and_leaves_the_folders_own_alone(tmp_path, held):

@@ -4,10 +4,12 @@ Whatever a run has written, a later one finds: captions are in the file batch by
 hidden file beside it which pictures it has done.
 """
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -46,6 +48,16 @@ class CaptionFile:
         named = {PurePosixPath(row.file_name) for row in rows}
         return [picture for picture in self.pictures() if PurePosixPath(self.name_of(picture)) not in named]
 
+    def complete(self) -> str | None:
+        """Says that every picture has a row, and how many of the captions are empty; None where one has no row."""
+        if self.without_row(rows := self.rows()):
+            return None
+        words = f"all {len(self.pictures())} pictures in {self.image_dir} have a row"
+        if not (empty := sum(row.caption_fault is not None for row in rows)):
+            return words
+        captions = "1 caption is" if empty == 1 else f"{empty} captions are"
+        return f"{words}; {captions} empty: write it by hand, or remove the row and run this again"
+
 
 def caption_file(image_dir: Path, output: Path | None, recursive: bool) -> CaptionFile:
     """metadata.jsonl in `image_dir`, or the file `output`. UserError where that is a folder.
@@ -65,11 +77,18 @@ class KeptRows:
     """Writes captions of pictures that have no row; the rows that there are stay as they are.
 
     `written` is told the captions, by file_name, that have just come into the file. `add` waits with writing where
-    that would take more than a twentieth of the time; leaving the `with` block writes what waits.
+    that would take more than a twentieth of the time; leaving the `with` block writes what waits. What is written is
+    written inside `undisturbed()`.
     """
 
-    def __init__(self, file: CaptionFile, written: Callable[[Mapping[str, str]], object] = lambda captions: None):
-        self.file, self.written = file, written
+    def __init__(
+        self,
+        file: CaptionFile,
+        written: Callable[[Mapping[str, str]], object] = lambda captions: None,
+        undisturbed: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        self.file, self.written, self.undisturbed = file, written, undisturbed
+        self.backups: list[str] = []  # names of copies of the file
         self.waiting: dict[str, str] = {}
         self.due = 0.0
 
@@ -83,19 +102,21 @@ class KeptRows:
 
     def write(self) -> None:
         """Puts what waits into the file, on the disk; WorkError where it cannot be written."""
-        begun, captions = time.perf_counter(), self.waiting
-        self.waiting = {}
-        if captions:
-            self._put(captions)
-            self.written(captions)
+        if not self.waiting:
+            return
+        begun = time.perf_counter()
+        with self.undisturbed():
+            captions, self.waiting = self.waiting, {}
+            self.written(self._put(captions))
         ended = time.perf_counter()
         self.due = ended + (ended - begun) * (1 / WRITING_SHARE - 1)
 
-    def _put(self, captions: Mapping[str, str]) -> None:
-        write_captions(self.file.path, captions)
+    def _put(self, captions: Mapping[str, str]) -> Mapping[str, str]:
+        """Those that came into the file: not those of pictures that somebody has given a row meanwhile."""
+        return write_captions(self.file.path, captions)
 
     def finish(self) -> None:
-        """All that was pending has its caption."""
+        """All that was pending has been tried."""
 
     def __enter__(self):
         return self
@@ -107,55 +128,80 @@ class KeptRows:
 class ReplacedRows(KeptRows):
     """Writes new captions for all pictures, in their rows' places where they have one.
 
-    The file as it was is kept beside it, as `backup`. `settings` are what the captions follow from: a run with the
-    same ones goes on where one was broken off, one with others begins anew.
+    The file as it was is kept beside it, and so is one that was changed by hand on the way: `backups`. `settings` are
+    what the captions follow from: a run with the same ones goes on where one was broken off, one with others begins
+    anew.
     """
 
-    def __init__(self, file: CaptionFile, written=lambda captions: None, settings: Mapping[str, object] | None = None):
-        super().__init__(file, written)
+    def __init__(self, file: CaptionFile, *hooks: Callable, settings: Mapping[str, object] | None = None):
+        super().__init__(file, *hooks)
         self.journal = file.path.with_name(f".{file.path.name}.replacing")
         self.settings = dict(settings or {})
+        file.rows()  # refuses a file that cannot be read
         broken_off = self._broken_off()
         self.goes_on = broken_off is not None
-        self.backup, self.done = broken_off or (self._back_up(), [])
+        if not self.goes_on:
+            self.journal.unlink(missing_ok=True)  # of other settings: it must not outlive the backup
+        self.backups, self.done, self.left_as = broken_off or ([], [], None)
+        self._keep_changes()
         self._note()
 
     def pending(self) -> list[Path]:
-        self.file.rows()  # refuses a file that cannot be read
+        without_row = set(self.file.without_row(self.file.rows()))
         done = set(self.done)
-        return [picture for picture in self.file.pictures() if self.file.name_of(picture) not in done]
+        return [
+            picture
+            for picture in self.file.pictures()
+            if picture in without_row or self.file.name_of(picture) not in done
+        ]
 
     def finish(self) -> None:
         self.journal.unlink(missing_ok=True)
 
-    def _put(self, captions: Mapping[str, str]) -> None:
+    def _put(self, captions: Mapping[str, str]) -> Mapping[str, str]:
+        self._keep_changes()
         write_captions(self.file.path, captions, replace=True)
-        # After the file: one that is killed between writes the same captions again, and leaves none out.
+        # After the file: one that is killed between makes a copy too many and writes the same captions again, and
+        # leaves none out.
         self.done += captions
+        self.left_as = self._fingerprint()
         self._note()
+        return captions
+
+    def _keep_changes(self) -> None:
+        """Copies the file where it is not as this replacement has left it: at its begin, and after work by hand."""
+        if (found := self._fingerprint()) == self.left_as:
+            return
+        self.left_as = found
+        if found:
+            self.backups.append(self._back_up())
+            self._note()
+
+    def _fingerprint(self) -> str | None:
+        """Of the file's content; None where there is no file."""
+        path = self.file.path
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
     def _note(self) -> None:
-        noted = {"settings": self.settings, "backup": self.backup, "done": self.done}
+        noted = {"settings": self.settings, "backups": self.backups, "done": self.done, "left_as": self.left_as}
         try:
             replace_text(self.journal, json.dumps(noted))
         except OSError as error:
             raise WorkError(f"cannot write {self.journal}: {error.strerror}") from None
 
-    def _broken_off(self) -> tuple[str | None, list[str]] | None:
-        """(backup's name, file_names that are done) of a replacement with these settings that came to no end."""
+    def _broken_off(self) -> tuple[list[str], list[str], str | None] | None:
+        """(backups' names, file_names that are done, the file's fingerprint then) of a replacement with these settings
+        that came to no end."""
         try:
             noted = json.loads(self.journal.read_text(encoding="utf-8"))
-            return (noted["backup"], noted["done"]) if noted["settings"] == self.settings else None
+            found = noted["backups"], noted["done"], noted["left_as"]
+            return found if noted["settings"] == self.settings else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _back_up(self) -> str | None:
-        """Its name; None where there is nothing to keep. It takes no earlier backup's place."""
+    def _back_up(self) -> str:
+        """Its name. It takes no earlier backup's place."""
         path = self.file.path
-        self.file.rows()  # refuses a file that cannot be read
-        self.journal.unlink(missing_ok=True)  # of other settings: it must not outlive this backup
-        if not path.exists():
-            return None
         numbered = (path.with_name(f"{path.name}.backup-{number}") for number in count(1))
         backup = next(name for name in numbered if not os.path.lexists(name))
         try:
@@ -168,8 +214,8 @@ class ReplacedRows(KeptRows):
 
 def remove_litter(file: CaptionFile) -> None:
     """What a killed run has left half-written; only for the holder of the lock."""
-    name = file.path.name
-    for folder in {file.path.parent, file.path.resolve().parent}:
+    for one in {file.path, file.path.resolve()}:  # what is written through a link has the name of what it leads to
+        folder, name = one.parent, one.name
         for path in folder.iterdir() if folder.is_dir() else ():
             ours = path.name.startswith((f".{name}.", f"..{name}.replacing.")) and path.name.endswith(".part")
             if ours and not path.name.startswith(f".{name}.lock"):

@@ -2,16 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 from transformers import CLIPTokenizer
 
+from captions import FoundRow
 from errors import UserError, first_line
 from prompts import count_chunks, count_tokens
 
 SENTENCE_ENDS = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 EMPTY = 16  # tokens at most in a tokenizer that transformers makes where there are no files
+TRAINING_READS = 3  # chunks of CLIP's 77 tokens, as --max_token_chunks of training has it
 LOOSE_ENDS = " ,;:-–—(&/"
 
 
@@ -57,6 +59,12 @@ def describe_lengths(tokenizer: CLIPTokenizer, captions: Sequence[str], max_chun
     spread = f"{min(counts)} to {max(counts)}, half of them up to {median(counts):.0f}"
     ends = f"; {cut} of them are cut at the end (--max_token_chunks)" if cut else ""
     return f"tokens of {len(captions)} captions: {spread}; CLIP's {room} at a time, training reads {read}{ends}"
+
+
+def tell_lengths(tokenizer: CLIPTokenizer, name: str, rows: Iterable[FoundRow]) -> None:
+    """Prints how long the captions are to training, by the tokenizer of the model `name`; nothing where none is."""
+    if captions := [caption for row in rows for caption in row.captions]:
+        print(f"{describe_lengths(tokenizer, captions, TRAINING_READS)} (by the tokenizer of {name})", flush=True)
 
 
 def _chunks(number: int) -> str:

@@ -4,6 +4,7 @@ A family knows how its models are asked and how their answers are read; which on
 config.
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,24 +36,28 @@ from transformers.utils import logging
 
 from caption_lengths import whole_sentences
 from devices import choose_device, mixed_precision
-from errors import UserError, WorkError, first_line, what_helps
+from errors import UserError, WorkError, first_line, is_out_of_memory, what_helps
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 PRECISIONS = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Captioner:
-    """A model and its processor. Greedy search, so that a picture always gets the same caption."""
+    """A model and its processor. It searches and never draws, so that a picture always gets the same caption."""
 
     model: PreTrainedModel
     processor: ProcessorMixin
     prompt: str | None
     max_new_tokens: int
+    at_once: int | None = None  # images that there is memory for; None: no bound is known
 
     model_class: ClassVar = AutoModelForImageTextToText
     processor_class: ClassVar = AutoProcessor
     usual_prompt: ClassVar[str | None] = None
     usual_tokens: ClassVar[int] = 60
+    search: ClassVar[dict] = {"num_beams": 1, "do_sample": False}
+    no_words: ClassVar[str] = "the model found no words for it"
 
     @classmethod
     def check_prompt(cls, prompt: str | None) -> None:
@@ -60,30 +65,36 @@ class Captioner:
 
     @classmethod
     def check_processor(cls, name: str, processor: ProcessorMixin) -> None:
-        """UserError where the model `name` cannot be asked as this family is."""
+        """Readies the processor; UserError where the model `name` cannot be asked as this family is."""
 
     @torch.inference_mode()
     def describe(self, images: Sequence[Image.Image]) -> list[str]:
         """One caption for each image (RGB, of any size); an empty one where the model finds no words.
 
-        In parts where they are too many at once for a GPU; WorkError where one is too many.
+        In parts, from then on, where they are too many at once for the memory; WorkError where one is too many.
         """
-        tokens = self._answer_to(inputs := self.ask(list(images)).to(self.model.device, self.model.dtype))
-        if tokens is not None:
-            return [" ".join(text.split()) for text in self.read(inputs, tokens)]
-        if len(images) == 1:
-            raise WorkError("not enough GPU memory for a single picture; a smaller --model needs less")
-        del inputs
-        torch.cuda.empty_cache()
-        half = len(images) // 2
-        return self.describe(images[:half]) + self.describe(images[half:])
+        texts: list[str] = []
+        while rest := images[len(texts) :]:
+            part = rest[: self.at_once]
+            if (found := self._answers_to(part)) is not None:
+                texts += found
+                continue
+            if len(part) == 1:
+                raise WorkError("not enough memory for a single picture; a smaller --model needs less")
+            self.at_once = len(part) // 2
+            torch.cuda.empty_cache()
+        return texts
 
-    def _answer_to(self, inputs: BatchFeature) -> torch.Tensor | None:
-        """(B, L) token ids; None where the GPU's memory does not suffice for so many at once."""
+    def _answers_to(self, images: Sequence[Image.Image]) -> list[str] | None:
+        """None where the memory does not suffice for so many at once."""
         try:
-            return self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, num_beams=1, do_sample=False)
-        except torch.OutOfMemoryError:
+            inputs = self.ask(list(images)).to(self.model.device, self.model.dtype)
+            tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, **self.search)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             return None
+        return [" ".join(text.split()) for text in self.read(inputs, tokens)]
 
     def ask(self, images: list[Image.Image]) -> BatchFeature:
         """What the model is given for these images."""
@@ -128,6 +139,7 @@ class Florence2(Captioner):
     processor_class = Florence2Processor
     usual_prompt = "<MORE_DETAILED_CAPTION>"
     usual_tokens = 256
+    search: ClassVar[dict] = {"do_sample": False}  # its own generation config says with how many beams
     tasks: ClassVar[tuple[str, ...]] = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 
     @classmethod
@@ -155,20 +167,26 @@ class Chat(Captioner):
         "nothing that cannot be seen, no introduction, no list."
     )
     usual_tokens = 200
+    no_words = (
+        f"{Captioner.no_words}, or came to no end with what it thinks before it answers: a higher --max_new_tokens "
+        "gives it time"
+    )
 
     @classmethod
     def check_processor(cls, name: str, processor: ProcessorMixin) -> None:
         tokenizer = getattr(processor, "tokenizer", None)
-        if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
+        template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+        if not template:
             raise UserError(
                 f"--model {name}: has no chat template; a BLIP, BLIP-2 or Florence-2 captioner or a chat model with "
                 "vision is needed"
             )
+        processor.chat_template = template
+        _question(processor, cls.usual_prompt)  # raises now what it would raise later
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
     def ask(self, images: list[Image.Image]) -> BatchFeature:
-        content = [{"type": "image"}, {"type": "text", "text": self.prompt}]
-        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        text = _question(self.processor, self.prompt)
         start = self.processor.tokenizer.bos_token
         marks = {"add_special_tokens": False} if start and text.startswith(start) else {}  # or it would begin twice
         return self.processor(
@@ -177,8 +195,8 @@ class Chat(Captioner):
 
     def read(self, inputs: BatchFeature, tokens: torch.Tensor) -> list[str]:
         tokens = _without_question(inputs, tokens)
-        texts = [text.rpartition("</think>")[2].strip() for text in self.decode(tokens)]
-        texts = [text[1:-1] if text[:1] == text[-1:] == '"' else text for text in texts]
+        thinks = _question(self.processor, self.prompt).rstrip().endswith("<think>")
+        texts = [_without_quotes(_without_thoughts(text, thinks)) for text in self.decode(tokens)]
         # One that was cut at --max_new_tokens ends with its last whole sentence.
         ended = torch.isin(tokens[:, -1], torch.tensor(self._end_tokens(), device=tokens.device)).tolist()
         return [text if end else whole_sentences(text) for text, end in zip(texts, ended, strict=True)]
@@ -198,6 +216,24 @@ class ChatOfItsOwn(Chat):
 FAMILIES = {"blip": Blip, "blip-2": Blip2, "florence2": Florence2}  # all others: Chat
 
 
+def _question(processor: ProcessorMixin, prompt: str) -> str:
+    """What a chat model is asked about one picture, in its own template."""
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def _without_thoughts(text: str, begun: bool) -> str:
+    """What was said after thinking; nothing where that came to no end. `begun`: the question has begun it."""
+    _, end, answer = text.rpartition("</think>")
+    unfinished = not end and (begun or answer.lstrip().startswith("<think>"))
+    return "" if unfinished else answer.strip()
+
+
+def _without_quotes(text: str) -> str:
+    """Without the marks round all of it, but with those of two things that are quoted in it."""
+    return text[1:-1] if text[:1] == text[-1:] == '"' and text.count('"') == 2 else text
+
+
 def _without_question(inputs: BatchFeature, tokens: torch.Tensor) -> torch.Tensor:
     """Only what was answered: a decoder-only model goes on with what it was given, and gives back both."""
     question = inputs.get("input_ids")
@@ -212,7 +248,8 @@ def load_captioner(
 ) -> Captioner:  # fmt: skip
     """The captioner `name`, a folder or a hub id; UserError where it cannot be loaded, with what to do.
 
-    In half precision on a GPU, else in fp32. Without `allow_pickle` from safetensors only.
+    In half precision on a GPU, else in fp32. Without `allow_pickle` from safetensors only. WorkError where it is too
+    large for the memory.
     """
     _quiet_transformers()
     try:
@@ -223,17 +260,19 @@ def load_captioner(
         family.check_processor(name, processor)
         model = family.model_class.from_pretrained(
             name, dtype=PRECISIONS[mixed_precision()], use_safetensors=None if allow_pickle else True, **trust
-        )
+        ).to(choose_device())
     except UserError:
         raise
     except Exception as error:  # the hub's errors and those of broken configs have no common class
+        if is_out_of_memory(error):
+            raise WorkError(f"--model {name} does not fit into the memory; a smaller one is needed") from None
         if what_helps(error):
             raise
         raise UserError(_what_to_do(name, error, allow_pickle)) from None
     if not model.config.is_encoder_decoder:
         processor.tokenizer.padding_side = "left"  # what a model goes on with stands at the end
     tokens = max_new_tokens or family.usual_tokens
-    return family(model.to(choose_device()).eval(), processor, prompt or family.usual_prompt, tokens)
+    return family(model.eval(), processor, prompt or family.usual_prompt, tokens)
 
 
 def _family_of(name: str, trust_remote_code: bool) -> type[Captioner]:
@@ -269,6 +308,13 @@ def _what_to_do(name: str, error: Exception, allow_pickle: bool) -> str:
     if Path(name).is_dir():
         pickles = not allow_pickle and any(Path(name).glob("*.bin")) and not any(Path(name).glob("*.safetensors"))
         return f"{said}; --allow_pickle reads its pickles: only where you trust its maker" if pickles else said
+    if not HUB_ID.fullmatch(name):
+        return f"{said}; there is no such folder, and a model of the hub is named owner/name"
+    if re.search(r"gated|\b40[13]\b", str(error)):
+        return (
+            f"{said}; accept its terms on https://huggingface.co/{name}, then `hf auth login`; and see that "
+            "the name is right"
+        )
     return (
         f"{said}; without internet: `hf download {name}` on a machine that has it, then --model with the folder that "
         f"it prints, or CAPTIONER={name} bash job.sh setup"

@@ -3,96 +3,145 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 from PIL import Image
 from tqdm import tqdm
 
-from ahead import work_ahead
+from ahead import AHEAD, work_ahead
 from caption_file import CaptionFile, KeptRows, ReplacedRows, remove_litter
-from caption_lengths import cut_words, describe_lengths, load_tokenizer
+from caption_lengths import cut_words, load_tokenizer, tell_lengths
 from captioners import Captioner, load_captioner
 from data import measure, open_picture, with_trigger
 from devices import keep_large_blocks
-from errors import WorkError, harmless
+from errors import WorkError, first_line, harmless
 from inspecting import tell
-from locking import RunLock
+from locking import Held, RunLock
 from reporting import progress
+from stopping import StopSignals
 
-LONGEST_SIDE = 1536  # pixels: no captioner sees more of a picture, and as many large ones as wait are in memory
-TRAINING_READS = 3  # chunks of CLIP's 77 tokens, as --max_token_chunks of training has it
+LONGEST_SIDE = 1536  # pixels: some captioners could see more, but all pictures that wait are in memory at once
+ASK_AGAIN = 1  # seconds between looks at whether another run has ended
 DECIDING = ("model", "prompt", "max_new_tokens", "trigger", "max_words")  # flags that captions follow from
 
-Item = TypeVar("Item")
 
-
-def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str) -> None:
+def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str, stop: StopSignals | None = None) -> None:
     """Captions what `file` lacks, or all with --existing replace; then says what the captions and pictures are like.
 
-    Raises UserError where the model cannot be loaded or another run writes into the file, and WorkError that names the
-    pictures without a caption once all the others have theirs.
+    Raises UserError where the model cannot be loaded or, without --wait, another run writes into the file, and
+    WorkError that names the pictures without a caption once all the others have theirs.
     """
+    stop = stop or StopSignals()
     lock = RunLock(
         file.path.parent, f".{file.path.name}.lock", f"writes captions into {file.path.name}", "name another --output"
     )
-    lock.take()
+    waited = _take(lock, args.wait)
     keep_large_blocks()
     try:
         remove_litter(file)
         tokenizer = load_tokenizer(args.tokenizer)
-        captioner = load_captioner(
-            model, args.prompt, args.max_new_tokens,
-            allow_pickle=args.allow_pickle, trust_remote_code=args.trust_remote_code,
-        )  # fmt: skip
-        failures = caption_pending(args, file, captioner, model)
+        if waited and args.existing == "keep" and (done := file.complete()):
+            print(done, flush=True)
+            failures = []
+        else:
+            captioner = load_captioner(
+                model, args.prompt, args.max_new_tokens,
+                allow_pickle=args.allow_pickle, trust_remote_code=args.trust_remote_code,
+            )  # fmt: skip
+            failures = caption_pending(args, file, captioner, model, stop)
     finally:
         lock.release()
-    rows = file.rows()
-    if captions := [caption for row in rows for caption in row.captions]:
-        lengths = describe_lengths(tokenizer, captions, TRAINING_READS)
-        print(f"{lengths} (by the tokenizer of {args.tokenizer})")
-    tell(file)
+    stop.saved = "while looking at the pictures, after the last caption was written; --check looks again"
+    try:
+        tell_lengths(tokenizer, args.tokenizer, file.rows())
+        tell(file)
+    except Exception as error:
+        if not failures:
+            raise
+        print(f"no look at the data: {first_line(error)}", file=sys.stderr)
     if failures:
         raise WorkError("\n  ".join([f"{_pictures(len(failures))} without a caption:", *failures]))
 
 
-def caption_pending(args: argparse.Namespace, file: CaptionFile, captioner: Captioner, model: str) -> list[str]:
+def _take(lock: RunLock, wait: bool) -> bool:
+    """Takes the lock, with `wait` as soon as no other run holds it; whether there was another."""
+    waited = False
+    while True:
+        try:
+            lock.take()
+            return waited
+        except Held as held:
+            if not wait:
+                raise
+            if not waited:
+                print(f"waiting for another run: {held.holder}", flush=True)
+        waited = True
+        time.sleep(ASK_AGAIN)
+
+
+def caption_pending(
+    args: argparse.Namespace, file: CaptionFile, captioner: Captioner, model: str, stop: StopSignals | None = None
+) -> list[str]:
     """Captions what is to be done, batch by batch; returns what is wrong with the pictures that got no caption."""
-    writer = _writer(args, file, model)
-    pending = writer.pending()
-    chosen, failures = pending[: args.limit], []
-    print(
-        f"captioning {len(chosen)} of {_pictures(len(file.pictures()))} in {args.image_dir} with {model}", flush=True
-    )
-    with progress(total=len(chosen), desc="captioning", unit="picture") as bar, writer:
-        for batch in _batches(open_ahead(chosen), args.batch_size):
-            named = [(file.name_of(path), image) for path, image in batch]
-            failures += [f"{name}: {fault}" for name, fault in named if isinstance(fault, str)]
-            images = {name: image for name, image in named if not isinstance(image, str)}
-            texts = captioner.describe(list(images.values())) if images else []
-            captions = {name: _fit(text, args) for name, text in zip(images, texts, strict=True)}
-            failures += [f"{name}: the model found no words for it" for name, text in captions.items() if not text]
+    stop = stop or StopSignals()
+    writer = _writer(args, file, model, stop)
+    pending, copies = writer.pending(), len(writer.backups)
+    wanted = min(args.limit or len(pending), len(pending))
+    failures: list[str] = []
+    tried = described = 0
+    print(f"captioning {wanted} of {_pictures(len(file.pictures()))} in {args.image_dir} with {model}", flush=True)
+    opened = open_ahead(pending, min(AHEAD, wanted))
+    with progress(total=wanted, desc="captioning", unit="picture") as bar, writer:
+        # Pictures that cannot be read do not count, or --limit would stand still before them.
+        while batch := list(islice(opened, min(args.batch_size, wanted - described))):
+            texts, faults = describe_batch(captioner, {file.name_of(path): image for path, image in batch})
+            captions = {name: _fit(text, args) for name, text in texts.items()}
+            faults |= {name: captioner.no_words for name, text in captions.items() if not text}
+            failures += _say_faults(faults)
             writer.add({name: text for name, text in captions.items() if text})
-            bar.update(len(batch))
-    if len(chosen) == len(pending) and not failures:
+            tried, described = tried + len(batch), described + len(texts)
+            bar.update(len(texts) if args.limit else len(batch))
+            stop.saved = f"after {tried - len(failures)} captions; the same command goes on"
+    if tried == len(pending):
         writer.finish()
-    if len(failures) < len(chosen):
+    for name in writer.backups[copies:]:
+        print(f"{file.path} was changed by somebody else meanwhile: as it was then, it is {name}")
+    if len(failures) < tried:
         print(f"written to {file.path}: read the captions, and correct what is wrong")
     return failures
 
 
-def _writer(args: argparse.Namespace, file: CaptionFile, model: str) -> KeptRows:
+def describe_batch(
+    captioner: Captioner, pictures: Mapping[str, Image.Image | str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """(captions, what is wrong with the pictures that have none), by name; a picture may be what is wrong with it."""
+    faults = {name: picture for name, picture in pictures.items() if isinstance(picture, str)}
+    images = {name: picture for name, picture in pictures.items() if name not in faults}
+    try:
+        texts = captioner.describe(list(images.values())) if images else []
+    except ValueError as error:  # one is refused, as Qwen does one that is 200 times as wide as high: which?
+        if len(images) == 1:
+            return {}, faults | dict.fromkeys(images, first_line(error))
+        captions: dict[str, str] = {}
+        for name, image in images.items():
+            one, fault = describe_batch(captioner, {name: image})
+            captions, faults = captions | one, faults | fault
+        return captions, faults
+    return dict(zip(images, texts, strict=True)), faults
+
+
+def _writer(args: argparse.Namespace, file: CaptionFile, model: str, stop: StopSignals) -> KeptRows:
     if args.existing == "keep":
-        return KeptRows(file, _say)
+        return KeptRows(file, _say, stop.undisturbed)
     settings = {**{flag: getattr(args, flag) for flag in DECIDING}, "model": model}
-    writer = ReplacedRows(file, _say, settings)
+    writer = ReplacedRows(file, _say, stop.undisturbed, settings=settings)
     if writer.goes_on:
         print(f"going on with a replacement that was broken off: {_pictures(len(writer.done))} done already")
-    if writer.backup:
-        print(f"the captions as they were: {file.path.with_name(writer.backup)}")
+    for name in writer.backups:
+        print(f"the captions as they were: {file.path.with_name(name)}")
     return writer
 
 
@@ -102,14 +151,21 @@ def _say(captions: Mapping[str, str]) -> None:
     sys.stdout.flush()
 
 
+def _say_faults(faults: Mapping[str, str]) -> list[str]:
+    lines = [f"{name}: {fault}" for name, fault in faults.items()]
+    for line in lines:
+        tqdm.write(harmless(line), file=sys.stderr)
+    return lines
+
+
 def _fit(text: str, args: argparse.Namespace) -> str:
     """The caption as it is written: of at most --max_words, after --trigger; empty where the model found no words."""
     return with_trigger(cut_words(text, args.max_words), args.trigger) if text else ""
 
 
-def open_ahead(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image | str]]:
+def open_ahead(paths: Iterable[Path], ahead: int = AHEAD) -> Iterator[tuple[Path, Image.Image | str]]:
     """(path, picture) of each path in order, or (path, what is wrong with it); opened ahead of their use."""
-    return work_ahead(_open, paths)
+    return work_ahead(_open, paths, ahead)
 
 
 def _open(path: Path) -> Image.Image | str:
@@ -124,11 +180,6 @@ def _open(path: Path) -> Image.Image | str:
         return str(error)
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     return picture
-
-
-def _batches(items: Iterator[Item], size: int) -> Iterator[Sequence[Item]]:
-    while batch := list(islice(items, size)):
-        yield batch
 
 
 def _pictures(number: int) -> str:

@@ -7,7 +7,7 @@ Only the standard library is needed, so that a bad data set is refused before an
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -123,35 +123,32 @@ def image_files(folder: Path, recursive: bool = False) -> list[Path]:
     return sorted(found, key=lambda path: ([_natural(part) for part in path.relative_to(folder).parts], str(path)))
 
 
-def uncaptioned(folder: Path, rows: Iterable[CaptionRow]) -> list[Path]:
-    """The pictures of `folder` that none of `rows` names, in the order of `image_files`."""
-    captioned = {PurePosixPath(row.file_name) for row in rows}
-    return [path for path in image_files(folder) if PurePosixPath(path.name) not in captioned]
-
-
 def append_captions(folder: Path, captions: Sequence[tuple[str, str]]) -> None:
     """Adds a row for each (file_name, caption) to `folder`/metadata.jsonl, as `write_captions` does."""
     write_captions(Path(folder) / METADATA, dict(captions))
 
 
-def write_captions(path: Path, captions: Mapping[str, str], replace: bool = False, column: str = "text") -> None:
+def write_captions(
+    path: Path, captions: Mapping[str, str], replace: bool = False, column: str = "text"
+) -> Mapping[str, str]:
     """Adds a row for each file_name: caption; what is in the file stays byte for byte, also when this is killed.
 
-    `replace`: rows that there are get the new caption in their place, and only its bytes change.
+    A picture that has a row gets no second one; `replace`: its row gets the new caption in its place, and only its
+    bytes change. Returns the captions that are in the file by it.
     The new file is written beside the old one and takes its name when it is on the disk: there is never half a row.
     Raises WorkError when it cannot be written.
     """
-    if not captions:
-        return
     path = Path(path).resolve()  # through a link, so that the link stays one
     try:
         content = path.read_bytes() if path.exists() else b""
-        if replace:
-            content, captions = _replaced(content, captions, column)
-        with replacing(path) as beside:
-            beside.write_bytes(_appended(content, captions, column))
+        replaced, without_row = _replaced(content, captions, column)
+        written = captions if replace else without_row
+        if written:
+            with replacing(path) as beside:
+                beside.write_bytes(_appended(replaced if replace else content, without_row, column))
     except OSError as error:
         raise WorkError(f"cannot write {path}: {error.strerror}") from None
+    return written
 
 
 def _appended(content: bytes, captions: Mapping[str, str], column: str) -> bytes:

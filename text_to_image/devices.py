@@ -29,5 +29,6 @@ def keep_large_blocks() -> None:
     clears them for every layer of a large batch (a quarter of its time on a CPU). Elsewhere than on glibc nothing."""
     with contextlib.suppress(OSError, AttributeError):
         glibc = ctypes.CDLL(None)
-        glibc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        # An older one takes no more than 32 MB here.
+        glibc.mallopt(M_MMAP_THRESHOLD, 1 << 30) or glibc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
         glibc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

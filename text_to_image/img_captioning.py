@@ -8,6 +8,7 @@ from caption_file import caption_file
 from captions import METADATA
 from errors import UserError, exit_with, require_packages
 from flags import FlagParser, positive_int
+from stopping import StopSignals
 
 EXAMPLES = """\
   python text_to_image/img_captioning.py --image_dir dataset
@@ -25,7 +26,8 @@ are there stay as they are, byte for byte: correct captions by hand, and run
 this again when there are new pictures, or to go on after it was stopped.
 
 exit codes: 0 done; 1 some pictures could not be captioned (the others are), or
---check found something wrong; 2 a mistake in a flag or a file, named in a line.
+--check found something wrong; 2 a mistake in a flag or a file, named in a line;
+75 stopped by a signal, with all captions written: the same command goes on.
 """
 HERE = Path(__file__).resolve().parent
 DATASET = HERE.parent / "dataset"
@@ -34,26 +36,32 @@ TOKENIZER = HERE / "starter" / "base"
 REAL_MODEL = "Salesforce/blip-image-captioning-large"
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     file = caption_file(args.image_dir, args.output, args.recursive)
-    if not (pictures := file.pictures()):
+    if not file.pictures():
         deeper = "" if args.recursive else "; --recursive looks into its sub-folders as well"
         raise UserError(f"no pictures in {args.image_dir}{deeper}")
-    finished = args.existing == "keep" and not file.without_row(file.rows())
+    finished = file.complete() if args.existing == "keep" else None
     model = None if args.check or finished else args.model or _starter()
     if finished and not args.check:
-        print(f"all {len(pictures)} pictures in {args.image_dir} have a caption", flush=True)
+        print(finished, flush=True)
 
     # Heavy, so after everything that can be refused without it.
     require_packages()
     if model:
         from captioning import caption_folder
 
-        caption_folder(args, file, model)
-    else:
-        from inspecting import check, tell
+        caption_folder(args, file, model, stop)
+    elif args.check:
+        from inspecting import check
 
-        (check if args.check else tell)(file)
+        check(file)
+    else:
+        from caption_lengths import load_tokenizer, tell_lengths
+        from inspecting import tell
+
+        tell_lengths(load_tokenizer(args.tokenizer), args.tokenizer, file.rows())
+        tell(file)
 
 
 def _starter() -> str:
@@ -82,7 +90,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def add_folder_flags(group) -> None:
     flag = group.add_argument
     flag("--image_dir", type=Path, default=DATASET, metavar="FOLDER",
-         help="the pictures (default: the repository's dataset/)")
+         help="the pictures; the captioner is shown large ones at 1536 pixels, the longer side, to save memory "
+              "(default: the repository's dataset/)")
     flag("--recursive", action="store_true",
          help="those in sub-folders too, but not in hidden ones or ones that have a metadata.jsonl (default: no)")
     flag("--output", type=Path, metavar="FILE",
@@ -92,7 +101,11 @@ def add_folder_flags(group) -> None:
          help="rows that are there: 'keep' leaves them alone; 'replace' captions all pictures anew, in place; the "
               f"rows' other keys stay, and the old file as {METADATA}.backup-N (default: keep)")
     flag("--limit", type=positive_int, metavar="N",
-         help="caption N pictures in this run; the same command goes on with the next (default: all)")
+         help="caption N pictures in this run, not counting those that cannot be read; the same command goes on with "
+              "the next (default: all)")
+    flag("--wait", action="store_true",
+         help="where another run captions this folder, wait until it has ended and do what it has left (default: it "
+              "is an error)")
     flag("--check", action="store_true",
          help="only look, caption nothing: for pictures that are there twice or nearly, broken, tiny (below 256 "
               "pixels), blurred; for equal or empty captions, rows without a picture, pictures without a row. Exit "
@@ -133,5 +146,12 @@ def add_training_flags(group) -> None:
 # fmt: on
 
 
+def run() -> None:
+    args = parse_args()
+    with StopSignals() as stop:
+        stop.saved = "before anything was written; the same command begins again"
+        main(args, stop)
+
+
 if __name__ == "__main__":
-    exit_with(lambda: main(parse_args()))
+    exit_with(run)

@@ -114,14 +114,15 @@ def view(path: Path, name: str) -> View:
             turned = image.getexif().get(EXIF_ORIENTATION) in TURNS_BY_ORIENTATION
     except (OSError, ValueError) as error:
         return View(name, fault=str(error))
-    pixels = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).digest()
+    pixels = hashlib.sha256(repr(picture.size).encode())
+    pixels.update(picture.tobytes())
     colour = tuple(np.asarray(picture.resize((16, 16), Image.Resampling.BOX)).mean((0, 1)).tolist())
     bits = np.packbits(imagehash.phash(picture, hash_size=HASH_SIDE).hash).tobytes()
     grey = picture.convert("L")
     grey.thumbnail((SEEN_AT, SEEN_AT), Image.Resampling.LANCZOS)
     darkest, brightest = grey.getextrema()
     blur = blur_effect(np.asarray(grey)) if min(width, height) >= TINY and brightest > darkest else 0.0
-    return View(name, None, width, height, turned, pixels, bits, colour, float(blur), brightest - darkest)
+    return View(name, None, width, height, turned, pixels.digest(), bits, colour, float(blur), brightest - darkest)
 
 
 def look_at_pictures(views: Sequence[View]) -> list[Finding]:
@@ -163,6 +164,8 @@ def nearly_alike(views: Sequence[View]) -> Iterator[tuple[View, View, int]]:
 
     Blocks of rows at once: 10,000 pictures are 50 million pairs.
     """
+    if not views:
+        return
     bits = np.frombuffer(b"".join(one.bits for one in views), dtype=np.uint64).reshape(len(views), -1)
     colours = np.array([one.colour for one in views], dtype=np.float32).reshape(len(views), -1)
     for start in range(0, len(views), PAIRS_AT_ONCE):

@@ -19,6 +19,14 @@ LOCK = ".lock"
 RENEWED_EVERY, STALE_AFTER, TAKING_LASTS = 20, 300, 10  # seconds
 
 
+class Held(UserError):
+    """Another run holds the lock; `holder` says who, in words."""
+
+    def __init__(self, holder: str, instead: str):
+        super().__init__(f"{holder}; wait for it, or {instead}")
+        self.holder = holder
+
+
 class RunLock:
     """Held until `release`, at the latest until the process ends; one that is killed leaves it to be taken over.
 
@@ -32,8 +40,7 @@ class RunLock:
         self.held, self.ended = False, threading.Event()
 
     def take(self) -> None:
-        """UserError that names the holder where another run of this folder is alive; WorkError where no lock can be
-        made."""
+        """Held, a UserError, where another run of this folder is alive; WorkError where no lock can be made."""
         if self.held:
             return
         try:
@@ -51,7 +58,7 @@ class RunLock:
         try:
             while not _link(beside, self.path):
                 if why := held_by(self.path, beside, self.work):
-                    raise UserError(f"{self.path.parent}: {why}; wait for it, or {self.instead}")
+                    raise Held(f"{self.path.parent}: {why}", self.instead)
                 self._remove_dead(beside)
         finally:
             beside.unlink()
@@ -161,9 +168,10 @@ def _of_job(job: str | None) -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this host began, in clock ticks since the machine did; None where there is no such process."""
+    """When a process of this host began, in clock ticks since the machine did; None where no such process runs."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZXx" else facts[18]  # one that has ended stays there until its parent asks for it
     except OSError:
         return None if Path("/proc/self").exists() else _answers(pid)
 

@@ -2,7 +2,8 @@
 
 import os
 import signal
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 from errors import EXIT_STOPPED, Stopped
@@ -33,6 +34,17 @@ class StopSignals(AbstractContextManager):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """For what is to be done wholly: a signal is noted meanwhile, and obeyed at the block's end."""
+        self.deferring = True
+        try:
+            yield
+        finally:
+            self.deferring = False
+        if self.asked:
+            raise Stopped(self._at_once())
+
     def words(self, step: int, steps: int) -> str:
         return (
             f"{self.asked or 'a signal to another process'}: stopped after step {step} of {steps}, saved in "
@@ -47,4 +59,7 @@ class StopSignals(AbstractContextManager):
         if self.interrupts > 1:
             raise KeyboardInterrupt
         if not self.deferring:
-            raise Stopped(f"{self.asked}: stopped {self.saved}")
+            raise Stopped(self._at_once())
+
+    def _at_once(self) -> str:
+        return f"{self.asked}: stopped {self.saved}"

@@ -8,8 +8,6 @@ import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
 
 def choose_device() -> torch.device:
     """The GPU where there is one, unless ACCELERATE_USE_CPU, accelerate's own switch, asks for the CPU."""

@@ -12,11 +12,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
-from devices import DTYPES, choose_device
+from devices import choose_device
 from errors import UserError, WorkError, first_line, what_helps
 from files import remove_dead_litter, replace_text, replacing
 from model_folders import ModelShape, count_parameters
-from models import load_vae, quiet_libraries
+from models import DTYPES, load_vae, quiet_libraries
 from one_file_keys import Weights, text_weights, unet_weights, vae_weights
 from one_file_labels import Kind, kind_of, ldm_config, modelspec
 from runs import shown

@@ -23,6 +23,7 @@ from model_defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
 from model_folders import ModelShape, loading, variant_of
 
 CARRIED_FORWARD = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 PLAIN_ATTENTION_MAX_TOKENS = 2048
 
 

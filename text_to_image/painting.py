@@ -8,10 +8,9 @@ from itertools import groupby
 import torch
 from PIL import Image
 
-from devices import DTYPES
 from errors import UserError, WorkError, first_line, harmless, is_out_of_memory
 from model_folders import read_shape
-from models import choose_attention, load_tokenizer, load_vae
+from models import DTYPES, choose_attention, load_tokenizer, load_vae
 from picture_files import Drawing
 from prompts import count_tokens, encode_prompt
 from safety import NoChecker, SafetyChecker

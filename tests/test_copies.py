@@ -171,7 +171,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_judged(folder
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--generated", "nowhere"], "nowhere"),
+        (["--generated", "nowhere"], "--generated nowhere: no such folder"),
         (["--generated", "empty"], "--generated empty: no pictures"),
         (["--generated", "broken"], "--generated broken: no picture in it can be read"),
         (["--dataset", "empty"], "no pictures in"),

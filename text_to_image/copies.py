@@ -108,6 +108,8 @@ def _likeness(embedder: str | None) -> StructuralLikeness | FeatureLikeness:
 
 def generated_pictures(folder: Path) -> list[Path]:
     """Those that images.jsonl lists, else all in the folder that are no sheets. UserError where there are none."""
+    if not folder.is_dir():
+        raise UserError(f"--generated {folder}: no such folder; inference.py draws into Generated_sample/")
     found = [path for path in image_files(folder) if path.name not in SHEETS]
     listed = read_rows(folder / IMAGES_FILE)
     if not (pictures := [path for path in found if path.name in listed] or found):

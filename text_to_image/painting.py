@@ -8,6 +8,7 @@ from itertools import groupby
 import torch
 from PIL import Image
 
+from devices import keep_large_blocks
 from errors import UserError, WorkError, first_line, harmless, is_out_of_memory
 from model_folders import read_shape
 from models import DTYPES, choose_attention, load_tokenizer, load_vae
@@ -43,6 +44,7 @@ class Painter:
         device: torch.device,
         drawings: Sequence[Drawing],
     ):
+        keep_large_blocks()
         settings, self.device, self.samplers = drawings[0].settings, device, samplers
         self.batch_size = AUTO_BATCH[device.type] if args.batch_size == "auto" else args.batch_size
         self.fitting: dict[tuple[int, int], int] = {}  # what did fit, where the batch size did not, by the size
@@ -53,7 +55,8 @@ class Painter:
         height, width = max(((d.settings["height"], d.settings["width"]) for d in drawings), key=math.prod)
         choose_attention(unet, self.shape, height, width, device.type)
         self.unet = torch.compile(unet) if args.compile else unet
-        self.vae = load_vae(source.base).to(device)  # fp32 also on a GPU: half precision shows and saves little
+        # fp32 also on a GPU: half precision shows and saves little
+        self.vae = load_vae(source.base).to(device, memory_format=torch.channels_last)
         self.checker = SafetyChecker(source.base, device) if settings["safety_checker"] else NoChecker()
 
     def draw(

@@ -2,10 +2,11 @@
 
 The plain loop is diffusers' pipeline as its documentation shows it: one picture at a time, the model's own scheduler
 (PNDM), 50 steps. Ours is generate() at its defaults, 25 steps. Rounds of both alternate, without loading. The limit is
-the picture of the same seed after 200 steps, by either sampler.
+the picture of the same prompt and seed after 200 steps, by either sampler. It takes several prompts: a picture now and
+then stands at a fork, where one step more or less makes it another, and one such outweighs all the others.
 
-    python tests/benchmarks/draw_speed.py                          the starter, 32 pictures: 6 minutes on two cores
-    python tests/benchmarks/draw_speed.py --model FOLDER --pictures 8
+    python tests/benchmarks/draw_speed.py                          the starter, 32 pictures: 12 minutes on two cores
+    python tests/benchmarks/draw_speed.py --model FOLDER --seeds 1 --limits 0
 """
 
 import argparse
@@ -32,26 +33,39 @@ from painting import Painter, load_samplers  # noqa: E402
 from picture_files import Drawing, PictureFolder  # noqa: E402
 from sources import find_source  # noqa: E402
 
-ROUNDS, OWN_STEPS, PLAIN_STEPS, LIMIT_STEPS = 4, 25, 50, 200
-Pictures = dict[int, np.ndarray]  # by seed
+OWN_STEPS, PLAIN_STEPS, LIMIT_STEPS = 25, 50, 200
+PROMPTS = (
+    "A single pair of blue trousers laid flat on a white background",
+    "a red t-shirt",
+    "green shorts laid flat on a white background, with a black square marker in the upper left corner",
+    "a yellow dress, front view",
+    "a purple hoodie laid flat on a plain white background, seen from the back",
+    "a white shirt with navy stripes",
+    "an orange skirt laid flat on a clean white background",
+    "black trousers, folded in half",
+)
+Wanted = list[tuple[str, int]]  # prompts and seeds
+Pictures = dict[tuple[str, int], np.ndarray]
 
 
 class Ours:
     """generate() without what it says, the model loaded once."""
 
     def __init__(self, args: argparse.Namespace, folder: Path):
-        words = ["--model", args.model, "--prompt", args.prompt, "--num_images", str(args.pictures)]
-        words += ["--width", str(args.width), "--height", str(args.height), "--output_dir", str(folder)]
+        words = ["--model", args.model, "--num_images", str(args.seeds), "--output_dir", str(folder)]
+        words += ["--width", str(args.width), "--height", str(args.height)]
+        words += [word for prompt in args.prompts for word in ("--prompt", prompt)]
         self.args, source = parse_args(words), find_source(args.model)
         self.plan = plan_drawings(self.args, source, read_shape(source.base))
         self.painter = Painter(self.args, source, load_samplers(source, self.plan), choose_device(), self.plan)
 
-    def draw(self, seeds: range, steps: int = OWN_STEPS) -> Pictures:
-        plan = [Drawing(d.prompt, d.seed, {**d.settings, "steps": steps}) for d in self.plan if d.seed in seeds]
+    def draw(self, wanted: Wanted, steps: int = OWN_STEPS) -> Pictures:
+        asked = [drawing for drawing in self.plan if (drawing.prompt, drawing.seed) in wanted]
+        plan = [Drawing(d.prompt, d.seed, {**d.settings, "steps": steps}) for d in asked]
         with PictureFolder(self.args.output_dir, plan, metadata=False, is_main=True) as folder:
             for batch, images, withheld in self.painter.draw(plan):
                 folder.add(batch, images, withheld)
-        return {d.seed: read(self.args.output_dir / d.file_name) for d in plan}
+        return {(d.prompt, d.seed): read(self.args.output_dir / d.file_name) for d in plan}
 
 
 class Plain:
@@ -62,61 +76,63 @@ class Plain:
         self.pipeline = StableDiffusionPipeline.from_pretrained(args.model, dtype=torch.float32).to(choose_device())
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def draw(self, seeds: range, steps: int = PLAIN_STEPS) -> Pictures:
-        for seed in seeds:
+    def draw(self, wanted: Wanted, steps: int = PLAIN_STEPS) -> Pictures:
+        drawn = {}
+        for prompt, seed in wanted:
             image = self.pipeline(
-                self.args.prompt, num_inference_steps=steps, guidance_scale=self.guidance_scale,
+                prompt, num_inference_steps=steps, guidance_scale=self.guidance_scale,
                 width=self.args.width, height=self.args.height, generator=torch.Generator().manual_seed(seed),
             ).images[0]  # fmt: skip
             image.save(self.folder / f"{seed}.png")
-        return {seed: read(self.folder / f"{seed}.png") for seed in seeds}
+            drawn[prompt, seed] = read(self.folder / f"{seed}.png")
+        return drawn
 
 
 def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)).astype(float)
 
 
-def timed(drawer: Ours | Plain, seeds: range) -> tuple[float, Pictures]:
+def timed(drawer: Ours | Plain, wanted: Wanted) -> tuple[float, Pictures]:
     begun = time.perf_counter()
-    pictures = drawer.draw(seeds)
-    return len(seeds) / (time.perf_counter() - begun), pictures
+    pictures = drawer.draw(wanted)
+    return len(wanted) / (time.perf_counter() - begun), pictures
 
 
-def distance(some: Pictures, others: Pictures) -> float:
-    """The mean difference of two pictures of one seed, in levels of 255."""
-    return statistics.mean(np.abs(some[seed] - others[seed]).mean() for seed in some.keys() & others.keys())
+def distances(some: Pictures, others: Pictures) -> str:
+    """Of two pictures of one prompt and seed, in levels of 255."""
+    apart = [np.abs(some[key] - picture).mean() for key, picture in others.items()]
+    return f"{statistics.mean(apart):.2f} (median {statistics.median(apart):.2f}, most {max(apart):.2f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(STARTER))
-    parser.add_argument("--prompt", default="A single pair of blue trousers laid flat on a white background")
-    parser.add_argument("--pictures", type=int, default=32, help="in all, in four rounds (default: 32)")
+    parser.add_argument("--prompts", nargs="+", default=PROMPTS, help="a round for each two (default: eight)")
+    parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt (default: 4)")
     parser.add_argument("--width", type=int, default=224)
     parser.add_argument("--height", type=int, default=288)
-    parser.add_argument("--limits", type=int, default=4, help="seeds that are drawn with 200 steps (default: 4)")
+    parser.add_argument("--limits", type=int, default=2, help="of which drawn with 200 steps too (default: 2)")
     args = parser.parse_args()
     quiet_libraries()
     with tempfile.TemporaryDirectory() as own, tempfile.TemporaryDirectory() as plain:
         ours = Ours(args, Path(own))
-        theirs = Plain(args, ours.args.guidance_scale, Path(plain))
-        drawers, rates, drawn = (ours, theirs), ([], []), ({}, {})
-        for start in range(0, args.pictures, max(1, args.pictures // ROUNDS)):
-            seeds = range(start, min(start + max(1, args.pictures // ROUNDS), args.pictures))
+        drawers = ours, Plain(args, ours.args.guidance_scale, Path(plain))
+        rates, drawn = ([], []), ({}, {})
+        for start in range(0, len(args.prompts), 2):
+            wanted = [(prompt, seed) for prompt in args.prompts[start : start + 2] for seed in range(args.seeds)]
             for drawer, rate, pictures in zip(drawers, rates, drawn, strict=True):
-                speed, found = timed(drawer, seeds)
+                speed, found = timed(drawer, wanted)
                 rate.append(speed)
                 pictures |= found
                 print(f"{type(drawer).__name__:6} {speed:.2f} pictures/s", flush=True)
         own_rate, plain_rate = map(statistics.median, rates)
         ratio = statistics.median(a / b for a, b in zip(*rates, strict=True))
         print(f"{own_rate:.2f} against {plain_rate:.2f} pictures/s, median of rounds: {ratio:.2f} times as fast")
-        for name, drawer in (("DPM-Solver++", ours), ("PNDM", theirs)):
-            limit = drawer.draw(range(args.limits), LIMIT_STEPS)
-            print(
-                f"from {LIMIT_STEPS} steps of {name}: ours {distance(drawn[0], limit):.2f}, "
-                f"the plain loop {distance(drawn[1], limit):.2f} of 255"
-            )
+        wanted = [(prompt, seed) for prompt in args.prompts for seed in range(args.limits)]
+        for name, drawer in zip(("DPM-Solver++", "PNDM"), drawers if wanted else (), strict=False):
+            limit = drawer.draw(wanted, LIMIT_STEPS)
+            print(f"from {LIMIT_STEPS} steps of {name}, of 255: ours {distances(drawn[0], limit)}")
+            print(f"{'':{len(name) + 25}} the plain loop {distances(drawn[1], limit)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ KEPT_SIDE = 384  # px: more than any measure or sheet here needs, and hundreds f
 # How much farther than a known copy a copy may lie. On rendered jeans known copies are 0.04 away, other copies up to
 # 0.035, and the nearest of 160 other garments 0.12 (0.10 among thirty pairs of jeans).
 BEYOND_KNOWN = 1.5
-COMPARED = 60  # samples whose distances to each other are measured: all pairs of hundreds would take minutes
+COMPARED = 60  # pictures whose distances to each other are measured: all pairs of hundreds would take minutes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Scale:
-    """What the distances of a measure mean on this data set; `own` is empty for a single picture."""
+    """What the distances of a measure mean on this data set, by up to 60 of its pictures; `own` is empty for one."""
 
     known: np.ndarray  # of each training picture, how far the farthest of its known copies lies
     own: np.ndarray  # of each training picture, how far the nearest other one lies
@@ -66,14 +66,15 @@ def check(args: argparse.Namespace) -> None:
     print(f"{len(generated)} generated pictures, {len(training)} training pictures; {likeness.name}", flush=True)
 
     samples, originals = list(generated.values()), list(training.values())
-    among = likeness.distances(originals, originals)
-    scale = measure_scale(likeness, samples, originals, among)
-    distances = likeness.distances(samples, originals)
+    chosen = evenly(len(originals), COMPARED)
+    among = likeness.distances([originals[i] for i in chosen], originals, "training pictures")
+    scale = measure_scale(likeness, samples, originals, chosen, among)
+    distances = likeness.distances(samples, originals, "generated pictures")
     findings = judge(list(generated), list(training), distances, scale.limit)
 
     _print_scale(scale)
     _print_table(findings)
-    _print_diversity(likeness, samples, among)
+    _print_diversity(likeness, samples, among[:, chosen])
     save_image(make_copies_sheet([_pair(f, generated, training) for f in findings], scale.limit), sheet)
     print(f"generated | nearest: {shown(sheet)}")
     print(f"{sum(f.is_copy for f in findings)} of {len(findings)} are copies", flush=True)
@@ -143,12 +144,21 @@ def open_all(paths: Sequence[Path], flag: str, folder: Path) -> tuple[dict[Path,
 # --- what the distances mean ----------------------------------------------------------------------------------------
 
 
-def measure_scale(likeness, samples: Sequence[Image.Image], originals: Sequence[Image.Image], among) -> Scale:
-    """How far copies of known making lie, in the shape that most samples have, and how far other pictures do."""
+def evenly(count: int, most: int) -> np.ndarray:
+    """All numbers below `count`, or `most` of them from the first to the last."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int)
+
+
+def measure_scale(
+    likeness, samples: Sequence[Image.Image], originals: Sequence[Image.Image], chosen: np.ndarray, among: np.ndarray
+) -> Scale:
+    """How far copies of known making lie, in the shape that most samples have, and how far other pictures do: `among`
+    (C, N) are the distances of the `chosen` C of N originals to all of them."""
     shape = Counter(sample.size for sample in samples).most_common(1)[0][0]
-    known = [likeness.distances(known_copies(original, shape), [original]).max() for original in originals]
-    others = among + np.diag([np.inf] * len(among))
-    return Scale(np.array(known), others.min(1) if len(among) > 1 else np.array([]))
+    known = [likeness.distances(known_copies(originals[i], shape), [originals[i]]).max() for i in chosen]
+    others = among.copy()
+    others[np.arange(len(chosen)), chosen] = np.inf
+    return Scale(np.array(known), others.min(1) if len(originals) > 1 else np.array([]))
 
 
 def known_copies(picture: Image.Image, shape: tuple[int, int]) -> list[Image.Image]:
@@ -178,7 +188,7 @@ def judge(pictures: Sequence[Path], training: Sequence[Path], distances: np.ndar
 
 def spread(likeness, pictures: Sequence[Image.Image]) -> float | None:
     """The mean distance between two of them (of 60, where there are more); None for a single one."""
-    chosen = [pictures[i] for i in np.linspace(0, len(pictures) - 1, min(COMPARED, len(pictures))).round().astype(int)]
+    chosen = [pictures[i] for i in evenly(len(pictures), COMPARED)]
     return mean_of_pairs(likeness.distances(chosen, chosen))
 
 

@@ -11,6 +11,7 @@ from scipy import fft, ndimage
 
 from devices import choose_device
 from errors import UserError, first_line
+from reporting import progress
 
 try:
     from skimage.exposure import match_histograms
@@ -37,11 +38,13 @@ class StructuralLikeness:
 
     name = f"structural similarity at {LONG_SIDE} px"
 
-    def distances(self, pictures: Sequence[Image.Image], others: Sequence[Image.Image]) -> np.ndarray:
-        """(pictures, others), 0 for the same, about 1 for what has nothing in common."""
+    def distances(
+        self, pictures: Sequence[Image.Image], others: Sequence[Image.Image], desc: str | None = None
+    ) -> np.ndarray:
+        """(pictures, others), 0 for the same, about 1 for what has nothing in common; with a bar named `desc`."""
         posed: dict[tuple[int, int], list[_Poses]] = {}
         rows = []
-        for picture in pictures:
+        for picture in progress(pictures, desc=desc, unit="picture", disable=desc is None, leave=False):
             size = small_size(picture)
             if size not in posed:
                 posed[size] = [_Poses.of(other, size) for other in others]
@@ -182,17 +185,19 @@ class FeatureLikeness:
                 f"--embedder {name}: not a vision model with safetensors that transformers loads: {first_line(error)}"
             ) from None
 
-    def distances(self, pictures: Sequence[Image.Image], others: Sequence[Image.Image]) -> np.ndarray:
-        """(pictures, others), 0 for the same, at most 2."""
+    def distances(
+        self, pictures: Sequence[Image.Image], others: Sequence[Image.Image], desc: str | None = None
+    ) -> np.ndarray:
+        """(pictures, others), 0 for the same, at most 2; `desc` is the bar's name."""
         mirrored = self.features([ImageOps.mirror(picture) for picture in pictures])
         theirs = self.features(others).T
-        return 1 - np.maximum(self.features(pictures) @ theirs, mirrored @ theirs)
+        return 1 - np.maximum(self.features(pictures, desc) @ theirs, mirrored @ theirs)
 
     @torch.no_grad()
-    def features(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+    def features(self, pictures: Sequence[Image.Image], desc: str | None = None) -> np.ndarray:
         """(pictures, D) of length 1. Each is laid on a square first: processors cut the ends of what is not one."""
-        rows = []
-        for start in range(0, len(pictures), BATCH):
+        rows, starts = [], range(0, len(pictures), BATCH)
+        for start in progress(starts, desc=desc, unit="batch", disable=desc is None, leave=False):
             squares = [_squared(picture) for picture in pictures[start : start + BATCH]]
             rows.append(self._encode(self.processor(images=squares, return_tensors="pt").to(self.model.device)))
         return torch.nn.functional.normalize(torch.cat(rows).float(), dim=-1).cpu().numpy()

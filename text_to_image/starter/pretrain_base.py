@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--vae_steps", type=int, default=2600, help="optimisation steps of the VAE")
     parser.add_argument("--decoder_steps", type=int, default=600, help="further steps of the VAE's decoder alone")
     parser.add_argument(
-        "--samples", type=int, nargs=3, default=(200_000, 300_000, 60_000), help="seen by each UNet stage"
+        "--samples", type=int, nargs=3, default=(70_000, 312_000, 204_000), help="seen by each UNet stage"
     )
     parser.add_argument(
         "--stage", choices=("all", "render", "vae", "latents", *STAGES, "decoder", "save"), default="all"

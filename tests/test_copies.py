@@ -108,6 +108,28 @@ def test_the_scale_is_told_and_so_is_a_measure_that_sees_nothing():
     assert Scale(np.array([0.1]), np.array([])).limit == pytest.approx(0.15)
 
 
+def test_of_many_training_pictures_some_give_the_scale_and_all_are_compared(folder, last_line, monkeypatch):
+    monkeypatch.setattr("copies.COMPARED", 2)  # the first and the last of five
+    originals = [picture(seed) for seed in range(5)]
+    training = folder("training", {f"{i}.png": original for i, original in enumerate(originals)})
+    generated = folder("generated", {"copy.png": ImageOps.mirror(originals[2]), "other.png": picture(60)})
+    assert last_line(generated, training) == "1 of 2 are copies"
+    assert "measured on 2 of the 5 training pictures" in last_line.output
+    assert "0 of 2 would be taken for copies of each other" in last_line.output
+    told = float(re.search(r"two training pictures \(2 of them\) are ([\d.]+) apart", last_line.output)[1])
+    likeness = StructuralLikeness()
+    pair = (originals[0], originals[4]), (originals[4], originals[0])
+    assert told == pytest.approx(np.mean([likeness.distances([one], [other]) for one, other in pair]), abs=2e-3)
+
+
+def test_the_order_of_pictures_of_several_shapes_is_kept():
+    shapes = [(168, 216), (216, 168), (168, 216), (168, 168)]
+    pictures = [picture(2).resize(shape) for shape in shapes]
+    likeness = StructuralLikeness()
+    alone = np.concatenate([likeness.distances([each], [picture(2), picture(60)]) for each in pictures])
+    assert np.array_equal(likeness.distances(pictures, [picture(2), picture(60)]), alone)
+
+
 def test_training_pictures_that_are_the_same_are_said_to_tell_little(folder, last_line):
     training = folder("training", {f"{i}.png": picture(1) for i in range(3)})
     assert last_line(folder("generated", {"a.png": picture(1)}), training) == "1 of 1 are copies"

@@ -23,7 +23,7 @@ KEPT_SIDE = 384  # px: more than any measure or sheet here needs, and hundreds f
 # How much farther than a known copy a copy may lie. On rendered jeans known copies are 0.04 away, other copies up to
 # 0.035, and the nearest of 160 other garments 0.12 (0.10 among thirty pairs of jeans).
 BEYOND_KNOWN = 1.5
-COMPARED = 60  # pictures whose distances to each other are measured: all pairs of hundreds would take minutes
+COMPARED = 60  # samples, compared with each other, and training pictures, with all others: all pairs take minutes
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Scale:
-    """What the distances of a measure mean on this data set, by up to 60 of its pictures; `own` is empty for one."""
+    """What the distances of a measure mean on this data set, by 60 of its pictures where there are more; `own` is
+    empty for a single picture."""
 
     known: np.ndarray  # of each training picture, how far the farthest of its known copies lies
     own: np.ndarray  # of each training picture, how far the nearest other one lies
 
     @property
     def limit(self) -> float:
-        """A copy is nearer than this: half as far again as known copies, but no farther than half of what lies between
+        """A copy lies within this: half as far again as known copies, but no farther than half of what lies between
         two training pictures, as long as that leaves the known copies within it."""
         known = float(np.median(self.known))
         within = BEYOND_KNOWN * known
@@ -72,9 +73,9 @@ def check(args: argparse.Namespace) -> None:
     distances = likeness.distances(samples, originals, "generated pictures")
     findings = judge(list(generated), list(training), distances, scale.limit)
 
-    _print_scale(scale)
+    _print_scale(scale, len(originals))
     _print_table(findings)
-    _print_diversity(likeness, samples, among[:, chosen])
+    _print_diversity(likeness, samples, among[:, chosen], len(originals))
     save_image(make_copies_sheet([_pair(f, generated, training) for f in findings], scale.limit), sheet)
     print(f"generated | nearest: {shown(sheet)}")
     print(f"{sum(f.is_copy for f in findings)} of {len(findings)} are copies", flush=True)
@@ -200,7 +201,9 @@ def mean_of_pairs(among: np.ndarray) -> float | None:
 # --- how it is told -------------------------------------------------------------------------------------------------
 
 
-def _print_scale(scale: Scale) -> None:
+def _print_scale(scale: Scale, pictures: int) -> None:
+    if pictures > len(scale.known):
+        print(f"measured on {len(scale.known)} of the {pictures} training pictures, taken evenly:")
     found = int((scale.known <= scale.limit).sum())
     print(
         "known copies of a training picture (mirrored, softened, moved, recoloured, resized, turned by 1°) lie up to"
@@ -223,13 +226,14 @@ def _print_table(findings: Sequence[Finding]) -> None:
         print(harmless(row))
 
 
-def _print_diversity(likeness, samples: Sequence[Image.Image], among: np.ndarray) -> None:
+def _print_diversity(likeness, samples: Sequence[Image.Image], among: np.ndarray, originals: int) -> None:
     print()
     if (apart := spread(likeness, samples)) is not None:
         of = f" ({COMPARED} of them)" if len(samples) > COMPARED else ""
         print(f"diversity: two generated pictures{of} are {apart:.3f} apart on average")
     if (apart := mean_of_pairs(among)) is not None:
-        print(f"           two training pictures are {apart:.3f} apart on average")
+        of = f" ({COMPARED} of them)" if originals > COMPARED else ""
+        print(f"           two training pictures{of} are {apart:.3f} apart on average")
 
 
 def _pair(finding: Finding, generated: dict, training: dict) -> tuple[Image.Image, Image.Image, str, bool]:

@@ -52,12 +52,13 @@ def _generate(args: argparse.Namespace, stop: StopSignals, state: PartialState) 
     # Draw:
     folder = PictureFolder(args.output_dir, plan, args.write_metadata, state.is_main_process)
     if own := missing[state.process_index :: state.num_processes]:
-        painter = Painter(args, source, samplers, state.device, own)
+        painter, drawn = Painter(args, source, samplers, state.device, own), 0
         with folder, progress(total=len(own), desc="drawing", unit="picture", disable=not folder.is_main) as bar:
             for batch, images, withheld in painter.draw(own):
                 folder.add(batch, images, withheld)
                 bar.update(len(batch))
-                stop.saved = f"after {bar.n} of {len(own)} pictures; --resume draws the rest into {args.output_dir}"
+                drawn += len(batch)
+                stop.saved = f"after {drawn} of {len(own)} pictures; --resume draws the rest into {args.output_dir}"
 
     # What all of them have drawn:
     state.wait_for_everyone()

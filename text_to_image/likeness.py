@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ TRIED = 3  # of the poses, whose correlations are much the same for neighbouring
 WINDOW = 7  # px, of structural similarity
 SHARP = 20  # of 255 grey levels: the deviation from which on a place counts in full
 BATCH = 16
+BAR = {"delay": 5, "leave": False}  # what is done within seconds shows none
 
 
 class StructuralLikeness:
@@ -42,15 +44,15 @@ class StructuralLikeness:
         self, pictures: Sequence[Image.Image], others: Sequence[Image.Image], desc: str | None = None
     ) -> np.ndarray:
         """(pictures, others), 0 for the same, about 1 for what has nothing in common; with a bar named `desc`."""
-        posed: dict[tuple[int, int], list[_Poses]] = {}
-        rows = []
-        for picture in progress(pictures, desc=desc, unit="picture", disable=desc is None, leave=False):
-            size = small_size(picture)
-            if size not in posed:
-                posed[size] = [_Poses.of(other, size) for other in others]
-            grey = _grey(picture.resize(size, Image.Resampling.LANCZOS))
-            rows.append([1 - max(_similarity(*both) for both in poses.fitted(grey)) for poses in posed[size]])
-        return np.array(rows)
+        sizes, apart = [small_size(picture) for picture in pictures], np.empty((len(pictures), len(others)))
+        by_size = sorted(range(len(pictures)), key=sizes.__getitem__)  # as the poses of one size fill much memory
+        told = progress(by_size, desc=desc, unit="picture", disable=desc is None, **BAR)
+        for size, group in groupby(told, key=sizes.__getitem__):
+            posed = [_Poses.of(other, size) for other in others]
+            for i in group:
+                grey = _grey(pictures[i].resize(size, Image.Resampling.LANCZOS))
+                apart[i] = [1 - max(_similarity(*both) for both in poses.fitted(grey)) for poses in posed]
+        return apart
 
 
 def small_size(picture: Image.Image) -> tuple[int, int]:
@@ -188,16 +190,16 @@ class FeatureLikeness:
     def distances(
         self, pictures: Sequence[Image.Image], others: Sequence[Image.Image], desc: str | None = None
     ) -> np.ndarray:
-        """(pictures, others), 0 for the same, at most 2; `desc` is the bar's name."""
+        """(pictures, others), 0 for the same, at most 2; with a bar named `desc` over the others."""
         mirrored = self.features([ImageOps.mirror(picture) for picture in pictures])
-        theirs = self.features(others).T
-        return 1 - np.maximum(self.features(pictures, desc) @ theirs, mirrored @ theirs)
+        theirs = self.features(others, desc).T
+        return 1 - np.maximum(self.features(pictures) @ theirs, mirrored @ theirs)
 
     @torch.no_grad()
     def features(self, pictures: Sequence[Image.Image], desc: str | None = None) -> np.ndarray:
         """(pictures, D) of length 1. Each is laid on a square first: processors cut the ends of what is not one."""
         rows, starts = [], range(0, len(pictures), BATCH)
-        for start in progress(starts, desc=desc, unit="batch", disable=desc is None, leave=False):
+        for start in progress(starts, desc=desc, unit="batch", disable=desc is None, **BAR):
             squares = [_squared(picture) for picture in pictures[start : start + BATCH]]
             rows.append(self._encode(self.processor(images=squares, return_tensors="pt").to(self.model.device)))
         return torch.nn.functional.normalize(torch.cat(rows).float(), dim=-1).cpu().numpy()

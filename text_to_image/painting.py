@@ -55,13 +55,12 @@ class Painter:
         height, width = max(((d.settings["height"], d.settings["width"]) for d in drawings), key=math.prod)
         choose_attention(unet, self.shape, height, width, device.type)
         self.unet = torch.compile(unet) if args.compile else unet
-        # fp32 also on a GPU: half precision shows and saves little
-        self.vae = load_vae(source.base).to(device, memory_format=torch.channels_last)
+        # fp32 also on a GPU: half precision shows and saves little. A CPU's convolutions are faster in channels_last.
+        layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
+        self.vae = load_vae(source.base).to(device, memory_format=layout)
         self.checker = SafetyChecker(source.base, device) if settings["safety_checker"] else NoChecker()
 
-    def draw(
-        self, drawings: Sequence[Drawing]
-    ) -> Iterator[tuple[Sequence[Drawing], Sequence[Image.Image], list[bool]]]:
+    def draw(self, drawings: Sequence[Drawing]) -> Iterator[Painted]:
         """Batch by batch: the drawings, their pictures, and which of those the safety checker has blackened.
 
         A batch that does not fit into the memory is halved, and so are all of its size that follow it.

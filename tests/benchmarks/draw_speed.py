@@ -2,8 +2,9 @@
 
 The plain loop is diffusers' pipeline as its documentation shows it: one picture at a time, the model's own scheduler
 (PNDM), 50 steps. Ours is generate() at its defaults, 25 steps. Rounds of both alternate, without loading. The limit is
-the picture of the same prompt and seed after 200 steps, by either sampler. It takes several prompts: a picture now and
-then stands at a fork, where one step more or less makes it another, and one such outweighs all the others.
+the picture of the same prompt and seed after 200 steps, by either sampler. Both keep freed memory, as inference.py
+does, and the plain loop computes in fp32, as ours does on a CPU. It takes several prompts: a picture now and then
+stands at a fork, where one step more or less makes it another, and one such outweighs all the others.
 
     python tests/benchmarks/draw_speed.py                          the starter, 32 pictures: 12 minutes on two cores
     python tests/benchmarks/draw_speed.py --model FOLDER --seeds 1 --limits 0
@@ -128,7 +129,7 @@ def main() -> None:
         own_rate, plain_rate = map(statistics.median, rates)
         ratio = statistics.median(a / b for a, b in zip(*rates, strict=True))
         print(f"{own_rate:.2f} against {plain_rate:.2f} pictures/s, median of rounds: {ratio:.2f} times as fast")
-        wanted = [(prompt, seed) for prompt in args.prompts for seed in range(args.limits)]
+        wanted = [(prompt, seed) for prompt in args.prompts for seed in range(min(args.limits, args.seeds))]
         for name, drawer in zip(("DPM-Solver++", "PNDM"), drawers if wanted else (), strict=False):
             limit = drawer.draw(wanted, LIMIT_STEPS)
             print(f"from {LIMIT_STEPS} steps of {name}, of 255: ours {distances(drawn[0], limit)}")

@@ -69,16 +69,17 @@ class Painter:
             waiting = list(group)
             while waiting:
                 batch = waiting[: self.fitting.get(_size(waiting[0]), self.batch_size)]
-                if (images := self.paint_if_it_fits(batch)) is None:
+                if (checked := self.paint_if_it_fits(batch)) is None:
                     self.take_less(batch)
                     continue
-                yield batch, *self.checker.check(images)
+                yield batch, *checked
                 waiting = waiting[len(batch) :]
 
-    def paint_if_it_fits(self, batch: Sequence[Drawing]) -> list[Image.Image] | None:
-        """None where the memory does not suffice; what the attempt held is free again when this returns."""
+    def paint_if_it_fits(self, batch: Sequence[Drawing]) -> tuple[Sequence[Image.Image], list[bool]] | None:
+        """The pictures and which of them are blackened; None where the memory does not suffice. What the attempt held
+        is free again when this returns."""
         try:
-            return self.paint(batch)
+            return self.checker.check(self.paint(batch))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

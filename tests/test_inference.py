@@ -92,6 +92,13 @@ def test_the_batch_size_changes_no_picture(draw):
         assert np.abs(pixels(one) - pixels(other)).max() <= 1
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="on a CPU --compile needs a C++ compiler")
+def test_a_compiled_unet_draws_the_same_picture(draw):
+    flags = ["--prompt", "denim jeans", "--num_images", 1]
+    [plain], [compiled] = draw(*flags), draw(*flags, "--compile", folder="compiled")
+    assert np.abs(pixels(plain) - pixels(compiled)).max() <= 1
+
+
 def test_picture_i_is_drawn_with_seed_plus_i(draw):
     three = draw("--prompt", "jeans", "--num_images", 3, "--seed", 10)
     [last] = draw("--prompt", "jeans", "--num_images", 1, "--seed", 12, folder="alone")

@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import training
+from bad_steps import BadSteps
 from errors import WorkError
+from reporting import StepLog
 from run_folder import rows, weights
 
 USUAL = ["--learning_rate", 1e-3, "--seed", 0, "--train_batch_size", 2]
@@ -39,13 +42,36 @@ def test_a_bad_step_is_named_skipped_and_counted(train_run, spoil, capsys):
     assert all(tensor.isfinite().all() for tensor in weights(out).values())
 
 
-def test_a_skipped_step_leaves_weights_and_average_as_they_were(train_run, spoil):
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_skipped_step_leaves_the_weights_as_they_were_and_the_average_clean(train_run, spoil, precision):
     flags = [*USUAL, "--use_ema", "--checkpointing_steps", 1, "--lr_scheduler", "constant"]
     spoil(2)
-    out = train_run("out", "--max_train_steps", 2, *flags)
-    for part in ("unet", "unet_ema"):
-        before, after = weights(out / "checkpoint-1", part), weights(out / "checkpoint-2", part)
-        assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    out = train_run("out", "--max_train_steps", 3, "--mixed_precision", precision, *flags)
+    before, after, later = (weights(out / f"checkpoint-{step}", "unet") for step in (1, 2, 3))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in later.items())
+    assert all(tensor.isfinite().all() for tensor in weights(out / "checkpoint-3", "unet_ema").values())
+
+
+def test_an_optimizer_that_is_not_fused_is_kept_from_bad_gradients_too():
+    optimizer = Accelerator(cpu=True).prepare(torch.optim.AdamW([weight := torch.nn.Parameter(torch.ones(3))], lr=1))
+    judge = BadSteps(Accelerator(cpu=True), 5, lambda step: [])
+    for loss, moved in ((torch.tensor(1.0), True), (torch.tensor(float("nan")), False)):
+        before = weight.detach().clone()
+        weight.grad = loss * torch.ones(3)
+        judge.guard(optimizer, loss, weight.grad.norm())
+        optimizer.step()
+        assert torch.equal(weight, before) != moved
+
+
+def test_steps_read_late_are_judged_in_their_order_and_those_before_the_last_one_are_kept(tmp_path):
+    judge = BadSteps(Accelerator(cpu=True), 2, lambda step: [f"{step}.png"])
+    log = StepLog(tmp_path, 0, 12, 1, 10, False, judge.is_bad)
+    with pytest.raises(WorkError, match=r"step 8: the loss is nan.* of 7.png"):
+        for step in range(1, 11):
+            loss = float("nan") if step in (3, 7, 8) else 1.0
+            log.step(step, 0.1, torch.tensor(loss), torch.tensor(1.0), 1e-5)
+    assert [row.get("skipped", False) for row in rows(tmp_path)] == [step in (3, 7) for step in range(1, 8)]
 
 
 def test_too_many_in_a_row_end_the_run_and_the_last_checkpoint_is_good(train_run, spoil, tmp_path):

@@ -55,7 +55,7 @@ def make_average(
     begun = load_unet(checkpoint, subfolder="unet_ema").parameters() if checkpoint else parameters
     kind = OffloadedAverage if args.offload_ema else Average
     average = kind(begun, model_cls=UNet2DConditionModel, model_config=unet.config, foreach=args.foreach_ema)
-    if checkpoint:  # fewer than the run's where steps were skipped
+    if checkpoint:  # how far its decay has risen
         config = json.loads((checkpoint / "unet_ema" / "config.json").read_text())
         average.optimization_step = config["optimization_step"]
     average.to("cpu" if args.offload_ema else unet.device)

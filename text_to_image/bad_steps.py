@@ -1,5 +1,6 @@
-"""Losses and gradients that are no numbers: found before the weights are touched, skipped, and counted."""
+"""Losses and gradients that are no numbers: they change no weights, are skipped, named and counted."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,25 +18,34 @@ class BadSteps:
         self.accelerator, self.limit, self.pictures_of = accelerator, limit, pictures_of
         self.in_a_row = self.overflows = 0
 
-    @property
-    def skipped(self) -> bool:
-        """Whether the last step was."""
-        return self.in_a_row > 0
+    def guard(self, optimizer, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Keeps a bad step's gradients from the weights: what follows changes nothing if loss or norm is no number.
 
-    def is_good(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> bool:
-        """Whether optimisation step `step` (from 0) may change the weights; what is wrong is told otherwise.
+        The fused optimiser learns of it on the device, as from the fp16 scaler (which has seen it itself), so that
+        nothing waits for the GPU. Another one is left without gradients.
+        """
+        if self.accelerator.scaler:
+            return
+        bad = ~(loss + norm).isfinite()
+        if optimizer.optimizer.defaults.get("fused"):
+            optimizer.optimizer.found_inf = bad.float()
+        elif bad:
+            optimizer.zero_grad()
+
+    def is_bad(self, step: int, loss: float, norm: float) -> bool:
+        """Whether optimisation step `step` (from 1) was skipped; what was wrong with it is told. Called in their order.
 
         Raises WorkError after `limit` bad ones in a row. With fp16 a norm that overflowed is the scaler's business,
         until it has found no scale for very long.
         """
-        finite_loss, finite_norm = torch.stack([loss, norm]).isfinite().tolist()
-        self.overflows = self.overflows + 1 if self.accelerator.scaler and not finite_norm else 0
-        if finite_loss and (finite_norm or 0 < self.overflows < OVERFLOWS):
+        overflowed = self.accelerator.scaler and not math.isfinite(norm)
+        self.overflows = self.overflows + 1 if overflowed else 0
+        if math.isfinite(loss) and (math.isfinite(norm) or 0 < self.overflows < OVERFLOWS):
             self.in_a_row = 0
-            return True
+            return False
         self.in_a_row += 1
-        said = f"step {step + 1}: the loss is {loss.item():g}, the gradient's norm {norm.item():g}"
-        pictures = ", ".join(dict.fromkeys(self.pictures_of(step)))
+        said = f"step {step}: the loss is {loss:g}, the gradient's norm {norm:g}"
+        pictures = ", ".join(dict.fromkeys(self.pictures_of(step - 1)))
         if self.in_a_row >= self.limit:
             raise WorkError(
                 f"{said}, of {pictures}: bad steps, {self.in_a_row} of them in a row (--max_bad_steps). The weights "
@@ -43,9 +53,4 @@ class BadSteps:
                 "on from its last checkpoint, where there is one"
             )
         self.accelerator.print(harmless(f"{said}: skipped; its pictures: {pictures}"), flush=True)
-        return False
-
-    def skip(self, optimizer: torch.optim.Optimizer) -> None:
-        """The weights stay; the fp16 scaler, which steps no optimiser when it sees such gradients, learns of them."""
-        if self.accelerator.scaler:
-            optimizer.step()
+        return True

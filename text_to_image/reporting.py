@@ -84,16 +84,18 @@ def start_trackers(args: argparse.Namespace, accelerator, folder: Path) -> None:
 class StepLog:
     """Rows for metrics.jsonl and the progress bar over optimisation steps.
 
-    Losses are kept as tensors and read every `read_every` steps: reading one waits for the GPU.
+    Losses and gradient norms are kept as tensors and read every `read_every` steps: reading one waits for the GPU.
     """
 
     def __init__(
         self, folder: Path, first_step: int, steps: int, images_per_step: int, read_every: int, quiet: bool,
+        is_bad: Callable[[int, float, float], bool] = lambda step, loss, norm: False,
         track: Callable[[dict, int], None] = lambda row, step: None,
     ):  # fmt: skip
         self.path = None if quiet else folder / METRICS_FILE
         self.first_step, self.steps, self.images_per_step = first_step, steps, images_per_step
         self.read_every = read_every
+        self.is_bad = is_bad  # asked about each step's loss and gradient norm when they are read; may end the run
         self.track = track  # also told each row, with its step
         self.waiting: list[tuple[int, float, torch.Tensor, float, dict]] = []
         self.started = self.read_at = time.perf_counter()
@@ -104,17 +106,17 @@ class StepLog:
             keep_rows(self.path, first_step)
 
     def step(
-        self, step: int, epoch: float, train_loss: torch.Tensor, lr: float, skipped: bool = False,
+        self, step: int, epoch: float, train_loss: torch.Tensor, norm: torch.Tensor, lr: float,
         measure: Callable[[int], dict] = lambda step: {},
     ) -> None:  # fmt: skip
-        """Notes optimisation step `step` (from 1), done; `train_loss` is a scalar that may still be on its way.
+        """Notes optimisation step `step` (from 1), done; `train_loss` and the gradient's `norm` are scalars that may
+        still be on their way.
 
-        What `measure` finds after the step goes into its row, and whether it was `skipped`; the time that measuring
-        takes is not the steps'.
+        What `measure` finds after the step goes into its row; the time that measuring takes is not the steps'.
         """
         begun = time.perf_counter()
-        found = {**({"skipped": True} if skipped else {}), **measure(step)}
-        self.waiting.append((step, epoch, train_loss.detach(), lr, found))
+        found = measure(step)
+        self.waiting.append((step, epoch, torch.stack([train_loss.detach(), norm.detach()]), lr, found))
         took = time.perf_counter() - begun
         self.started, self.read_at = self.started + took, self.read_at + took
         self.bar.update()
@@ -122,31 +124,40 @@ class StepLog:
             self.flush()
 
     def flush(self) -> None:
-        """Reads the losses that wait and writes their rows."""
-        if not self.waiting or not self.path:
-            self.waiting = []
+        """Reads the losses that wait and writes their rows, up to one that ends the run."""
+        waiting, self.waiting = self.waiting, []
+        if not waiting:
             return
-        losses = torch.stack([loss for _, _, loss, *_ in self.waiting]).tolist()
+        read = torch.stack([values for _, _, values, *_ in waiting]).tolist()
         now = time.perf_counter()
-        rate = self.images_per_step * len(self.waiting) / (now - self.read_at)
-        rows = [
-            {"step": step, "epoch": round(epoch, 4), "train_loss": loss if math.isfinite(loss) else None, "lr": lr,
-             "images_per_second": float(f"{rate:.3g}"), "peak_memory_gb": round(peak_memory_gb(), 2), **measured}
-            for (step, epoch, _, lr, measured), loss in zip(self.waiting, losses, strict=True)
-        ]  # fmt: skip
+        rate = self.images_per_step * len(waiting) / (now - self.read_at)
+        rows = []
+        try:
+            for (step, epoch, _, lr, measured), (loss, norm) in zip(waiting, read, strict=True):
+                skipped = {"skipped": True} if self.is_bad(step, loss, norm) else {}
+                rows.append(
+                    {"step": step, "epoch": round(epoch, 4), "train_loss": loss if math.isfinite(loss) else None,
+                     "lr": lr, "images_per_second": float(f"{rate:.3g}"),
+                     "peak_memory_gb": round(peak_memory_gb(), 2), **skipped, **measured}
+                )  # fmt: skip
+        finally:
+            if self.path and rows:
+                self._tell(rows, rate)
+        self._estimate(waiting[-1][0])
+        self.read_at = now
+
+    def _tell(self, rows: Sequence[dict], rate: float) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         for row in rows:
             self.track({name: value for name, value in row.items() if name != "step"}, row["step"])
-        for loss in filter(math.isfinite, losses):
-            self.smoothed += (loss - self.smoothed) * (SMOOTHING if self.smoothed else 1)
+            if (loss := row["train_loss"]) is not None:
+                self.smoothed += (loss - self.smoothed) * (SMOOTHING if self.smoothed else 1)
         self.bar.set_postfix_str(
-            f"loss={self.smoothed:.4f} lr={self.waiting[-1][3]:.1e} images/s={rate:.3g} {peak_memory_gb():.1f} GB",
+            f"loss={self.smoothed:.4f} lr={rows[-1]['lr']:.1e} images/s={rate:.3g} {peak_memory_gb():.1f} GB",
             refresh=False,
         )
         self._say_measured(rows)
-        self._estimate(self.waiting[-1][0])
-        self.waiting, self.read_at = [], now
 
     def _say_measured(self, rows: Sequence[dict]) -> None:
         for row in rows:
@@ -155,7 +166,7 @@ class StepLog:
 
     def _estimate(self, step: int) -> None:
         """Once, and only right after losses were read: until then the GPU may lag behind the steps counted here."""
-        if self.estimated or step < self.first_step + ESTIMATE_AFTER_STEPS:
+        if self.estimated or not self.path or step < self.first_step + ESTIMATE_AFTER_STEPS:
             return
         self.estimated = True
         per_step = (time.perf_counter() - self.started) / (step - self.first_step)

@@ -24,6 +24,7 @@ from building import (
     speed_up,
 )
 from checkpoints import complete_checkpoints, load_training_state, save_checkpoint, step_of
+from devices import keep_large_blocks
 from disk_space import Space, check_space, measure_space
 from errors import Stopped, UserError
 from files import flush_to_disk
@@ -55,6 +56,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     # Check the data set and the model, plan the run:
     quiet_libraries()
     accelerator, precision = make_accelerator(args)
+    keep_large_blocks()
     quiet = not accelerator.is_main_process
     torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
     plan = make_plan(args, accelerator)
@@ -98,8 +100,9 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
 
     bad_steps = BadSteps(accelerator, args.max_bad_steps, lambda step: names_of(plan, batches.pictures_of(step)))
 
-    def take_step(step: int) -> torch.Tensor:
-        """One optimisation step (from 0); returns its loss, the mean over all its samples, on whatever process."""
+    def take_step(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimisation step (from 0); returns its loss, the mean over all its samples on all processes, and the
+        norm of its gradient. Nothing is read from the device here: it computes while the next step is prepared."""
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step)
         step_loss = torch.zeros((), device=accelerator.device)
@@ -113,14 +116,12 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
             step_loss += loss.detach()
         step_loss = accelerator.reduce(step_loss, reduction="sum")
         norm = accelerator.clip_grad_norm_(weights.parameters, args.max_grad_norm)
-        if bad_steps.is_good(step, step_loss, norm):
-            optimizer.step()
-            weights.publish()
-            average.step(weights.parameters)
-        else:
-            bad_steps.skip(optimizer)
+        bad_steps.guard(optimizer, step_loss, norm)
+        optimizer.step()
         optimizer.zero_grad()
-        return step_loss
+        weights.publish()
+        average.step(weights.parameters)
+        return step_loss, norm
 
     if args.dry_run:
         print_table([("duration", estimate(take_step, first_step, plan.steps))], quiet)
@@ -132,14 +133,16 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         args, plan, objective, encodings, folder, accelerator, unwrapped, weights, average, batches.dtype
     )
     read_every = 1 if accelerator.device.type == "cpu" else 10
-    log = StepLog(folder, first_step, plan.steps, plan.samples_per_step, read_every, quiet, accelerator.log)
+    log = StepLog(
+        folder, first_step, plan.steps, plan.samples_per_step, read_every, quiet, bad_steps.is_bad, accelerator.log
+    )
     stop.deferring = True
     accelerator.wait_for_everyone()  # from here on all defer, or some would end while others wait for them
     for step in range(first_step, plan.steps):
-        loss = take_step(step)
+        loss, norm = take_step(step)
         done = step + 1
         epoch = done * plan.global_batch / (len(plan.pictures) * args.repeats)
-        log.step(done, epoch, loss, rate_at(step), bad_steps.skipped, measure=watch.after)
+        log.step(done, epoch, loss, norm, rate_at(step), measure=watch.after)
         stopping = any_process(accelerator, bool(stop.asked))
         if stopping or done % args.checkpointing_steps == 0:
             log.flush()
@@ -212,7 +215,7 @@ def estimate(take_step, first_step: int, steps: int) -> str:
     take_step(first_step)
     begun = time.perf_counter()
     for _ in range(TIMED_STEPS):
-        loss = take_step(first_step)
+        loss, _ = take_step(first_step)
     loss.item()  # waits for the GPU
     per_step = (time.perf_counter() - begun) / TIMED_STEPS
     return (

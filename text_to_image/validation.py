@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -48,8 +49,9 @@ class FixedLoss:
         """{name of the loss: its mean over all processes}"""
         totals = torch.zeros(len(self.draws), device=self.device)
         for row, draws in enumerate(self.draws.values()):
-            for draw in draws[accelerator.process_index :: accelerator.num_processes]:
-                batch = make_batch(self.encodings, [draw], self.device, self.dtype)
+            own = draws[accelerator.process_index :: accelerator.num_processes]
+            for _, alike in groupby(own, key=lambda draw: draw.picture):  # one size and caption: one batch
+                batch = make_batch(self.encodings, list(alike), self.device, self.dtype)
                 totals[row] += diffusion_loss(unet, self.objective, batch).sum() / len(draws)
         totals = accelerator.reduce(totals, reduction="sum").tolist()
         return {LOSS_NAMES[stream] + ending: total for stream, total in zip(self.draws, totals, strict=True)}

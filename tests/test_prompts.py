@@ -5,7 +5,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from models import load_text_encoder, load_tokenizer, load_unet
-from prompts import count_tokens, encode_prompt, join_embeddings, tokenize_chunks
+from prompts import count_tokens, encode_prompt, encode_prompts, join_embeddings, tokenize_chunks
 
 SHORT, LONG = "denim jeans", "a red t-shirt, " * 20
 
@@ -52,6 +52,13 @@ def test_chunks_are_encoded_separately_and_joined(tokenizer, text_encoder):
         alone = text_encoder(first[None])[0][0]
     assert embedding.shape == (len(tokenize_chunks(tokenizer, LONG, 3)) * 77, 16)
     assert torch.allclose(embedding[:77], alone, atol=1e-6)
+
+
+def test_prompts_read_together_give_what_each_gives_alone(tokenizer, text_encoder):
+    prompts = [SHORT, LONG, ""]
+    together = encode_prompts(tokenizer, text_encoder, prompts, 3)
+    for prompt, embedding in zip(prompts, together, strict=True):
+        assert torch.allclose(embedding, encode_prompt(tokenizer, text_encoder, prompt, 3), atol=1e-5)
 
 
 @pytest.mark.parametrize("processor", [AttnProcessor, AttnProcessor2_0])

@@ -242,3 +242,12 @@ def test_pictures_without_a_row_are_named(run, tmp_path, capsys):
 def test_captions_that_are_cut_are_named(run, capsys):
     run("out", "--max_train_steps", 1, "--max_token_chunks", 1)
     assert "CUT at 75 tokens: 11 (3).JPG" in capsys.readouterr().out
+
+
+def test_prompts_and_held_out_captions_that_are_cut_are_named(run, capsys, tmp_path):
+    folder = write_captioned_folder(tmp_path / "held out")
+    given = ["--prior_images", 2, "--prior_prompts", "a shirt", "--validation_dir", folder]
+    run("out", *given, "--validation_prompts", "blue " * 80, "a cap", "--max_token_chunks", 1, "--dry_run")
+    said = capsys.readouterr().out
+    assert said.count("CUT at 75 tokens: --validation_prompts 'blue blue") == 1 and "--prior_prompts" not in said
+    assert "CUT at 75 tokens: 11 (3).JPG, 11 (3).JPG" in said

@@ -33,7 +33,7 @@ class BadSteps:
             optimizer.zero_grad()
 
     def is_bad(self, step: int, loss: float, norm: float) -> bool:
-        """Whether optimisation step `step` (from 1) was skipped; what was wrong with it is told. Called in their order.
+        """Whether optimisation step `step` (from 1) was skipped; says why. Asked of every step, in order.
 
         Raises WorkError after `limit` bad ones in a row. With fp16 a norm that overflowed is the scaler's business,
         until it has found no scale for very long.

@@ -19,7 +19,7 @@ from buckets import Subject
 from data import load_picture
 from draws import Draw
 from files import replacing
-from prompts import encode_prompt, join_embeddings
+from prompts import encode_prompts, join_embeddings
 from reporting import progress
 
 FORMAT = 2  # of the files: another number, and none of the older ones is read
@@ -85,7 +85,7 @@ class LiveEncodings(Encodings):
         self.subjects, self.vae, self.text_encoding = subjects, vae, text
 
     def text(self, caption: str) -> torch.Tensor:
-        return self.text_encoding.encode(caption)
+        return self.text_encoding.encode([caption])[0]
 
     def posterior(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = load_pixels(self.subjects[draw.stream, draw.picture], draw.flipped)
@@ -101,9 +101,10 @@ class TextEncoding:
     max_chunks: int
     fingerprint: str
 
-    def encode(self, caption: str) -> torch.Tensor:
-        """(L, D)"""
-        return encode_prompt(self.tokenizer, self.text_encoder, caption, self.max_chunks).float().cpu()
+    def encode(self, captions: Sequence[str]) -> list[torch.Tensor]:
+        """(L, D) of each, read together."""
+        encoded = encode_prompts(self.tokenizer, self.text_encoder, captions, self.max_chunks)
+        return [hidden_states.float().cpu() for hidden_states in encoded]
 
     def key(self, captions: Sequence[str]) -> str:
         """Of a file of these captions."""
@@ -142,7 +143,7 @@ def store_texts(
     for group in progress(
         missing, desc="encoding captions", unit="picture", disable=quiet or not missing, leave=False
     ):
-        write_whole(files[group], {str(i): text.encode(caption) for i, caption in enumerate(group)})
+        write_whole(files[group], {str(i): hidden_states for i, hidden_states in enumerate(text.encode(group))})
     for group, path in files.items():
         encodings.texts.update({caption: (path, str(i)) for i, caption in enumerate(group)})
 

@@ -37,11 +37,17 @@ def _token_ids(tokenizer, prompt: str) -> list[int]:
     return tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
 
 
-@torch.no_grad()
 def encode_prompt(tokenizer, text_encoder, prompt: str, max_chunks: int) -> torch.Tensor:
     """(chunks * 77, D) last hidden states, chunks joined along the sequence; no attention mask, as in SD."""
-    token_ids = tokenize_chunks(tokenizer, prompt, max_chunks).to(text_encoder.device)
-    return text_encoder(token_ids)[0].flatten(0, 1)
+    return encode_prompts(tokenizer, text_encoder, [prompt], max_chunks)[0]
+
+
+@torch.no_grad()
+def encode_prompts(tokenizer, text_encoder, prompts: Sequence[str], max_chunks: int) -> list[torch.Tensor]:
+    """The same of each, (chunks * 77, D), the chunks of all of them read together."""
+    token_ids = [tokenize_chunks(tokenizer, prompt, max_chunks) for prompt in prompts]
+    hidden_states = text_encoder(torch.cat(token_ids).to(text_encoder.device))[0]
+    return [own.flatten(0, 1) for own in hidden_states.split([len(ids) for ids in token_ids])]
 
 
 def join_embeddings(embeddings: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

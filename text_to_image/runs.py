@@ -14,13 +14,13 @@ RUN_FILE = "run.json"
 # and model count by their content, batch, accumulation and processes by their product.
 NOT_IN_FINGERPRINT = {
     "allow_pickle", "cache", "cache_dir", "caption_column", "checkpointing_steps", "checkpoints_total_limit",
-    "dataloader_num_workers", "dataset", "dataset_config_name", "distributed_timeout", "dry_run", "epochs",
-    "foreach_ema", "gradient_accumulation_steps", "gradient_checkpointing", "hub_model_id", "hub_token",
-    "image_column", "latents_cache_dir", "local_rank", "logging_dir", "max_bad_steps", "max_train_samples",
-    "max_train_steps", "num_validation_images", "offload_ema", "origins", "output_dir", "overwrite",
-    "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint", "revision", "seed",
-    "tracker_project_name", "train_batch_size", "validation_dir", "validation_epochs", "validation_prompts",
-    "validation_split", "validation_steps", "variant",
+    "dataloader_num_workers", "dataset", "dataset_config_name", "distributed_timeout", "dry_run",
+    "enable_xformers_memory_efficient_attention", "epochs", "foreach_ema", "gradient_accumulation_steps",
+    "gradient_checkpointing", "hub_model_id", "hub_token", "image_column", "latents_cache_dir", "local_rank",
+    "logging_dir", "max_bad_steps", "max_train_samples", "max_train_steps", "num_validation_images", "offload_ema",
+    "origins", "output_dir", "overwrite", "pretrained_model_name_or_path", "push_to_hub", "report_to",
+    "resume_from_checkpoint", "revision", "seed", "tracker_project_name", "train_batch_size", "validation_dir",
+    "validation_epochs", "validation_prompts", "validation_split", "validation_steps", "variant",
 }  # fmt: skip
 NAMED = {  # of what is no argument, in words
     "dataset_hash": "the data set: other pictures or captions",

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import textwrap
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -34,6 +35,7 @@ def start_table(
         *_bucket_rows(plan),
         *_flip_rows(args, plan),
         ("captions", _captions_line(args, plan, tokenizer)),
+        *_cut_prompt_rows(args, plan, tokenizer),
         ("steps", _steps_line(args, plan, start.first_step)),
         *(("", note) for note in start.notes),
         ("batch", _batch_line(args, plan, accelerator.num_processes)),
@@ -76,11 +78,29 @@ def _flip_rows(args: argparse.Namespace, plan: Plan) -> Rows:
 def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer) -> str:
     tokens = {caption: count_tokens(tokenizer, caption) for picture in plan.pictures for caption in picture.captions}
     chunk = tokenizer.model_max_length - 2
-    room = args.max_token_chunks * chunk
+    room = _room(args, tokenizer)
     cut = [p.path.name for p in plan.pictures if any(tokens[caption] > room for caption in p.captions)]
+    cut += [p.path.name for p in plan.held_out if count_tokens(tokenizer, p.captions[0]) > room]
     line = f"{len(tokens)} with their shorter forms, the longest of {max(tokens.values())} tokens"
     line += f", read up to {room}; {sum(count > chunk for count in tokens.values())} of more than {chunk}"
     return line + (f"; CUT at {room} tokens: {', '.join(cut)}" if cut else "")
+
+
+def _cut_prompt_rows(args: argparse.Namespace, plan: Plan, tokenizer) -> Rows:
+    """The prompts that --prior_prompts and --validation_prompts give and that are not read to their end."""
+    room = _room(args, tokenizer)
+    given = {"prior": args.prior_prompts if plan.prior_prompts else None, "validation": args.validation_prompts}
+    return [
+        ("", f"CUT at {room} tokens: --{name}_prompts {textwrap.shorten(prompt, 60, placeholder=' ...')!r}")
+        for name, prompts in given.items()
+        for prompt in prompts or []
+        if count_tokens(tokenizer, prompt) > room
+    ]
+
+
+def _room(args: argparse.Namespace, tokenizer) -> int:
+    """How many tokens of a caption are read."""
+    return args.max_token_chunks * (tokenizer.model_max_length - 2)
 
 
 def _steps_line(args: argparse.Namespace, plan: Plan, first_step: int) -> str:

@@ -1,7 +1,8 @@
 """Our trainer beside diffusers' example: steps per second of whole runs, and the loss of the UNets that come out.
 
 python tests/benchmarks/compare_with_diffusers.py --script diffusers/examples/text_to_image/train_text_to_image.py
-python tests/benchmarks/compare_with_diffusers.py --script … --model sd15-size --resolution 256 --batch 1 --steps 4
+python tests/benchmarks/compare_with_diffusers.py --script … --model sd15 --resolution 256 --batch 1 --steps 4 \\
+    --rounds_only          (the model: tests/benchmarks/sd15_size.py --make_model sd15)
 
 `speed` runs both with square crops and all else at its default; `equal` takes from ours what theirs does not have
 (short captions, dropout, stored encodings, the cosine) and compares what was learned on 64 fixed triples of picture,
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=1e-4, help="constant")
     parser.add_argument("--precisions", nargs="+", default=["no", "bf16"], help="no, bf16")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, alternating")
+    parser.add_argument("--rounds_only", action="store_true", help="speed alone, nothing about the loss")
     args = parser.parse_args()
     quiet_libraries()
     plain = ["--prior_images", "0", "--no_use_ema"]
@@ -103,11 +105,13 @@ def main() -> None:
                 "precision": precision, "steps_per_second": {who: round(rate, 3) for who, rate in rates.items()},
                 "ours_to_theirs": round(rates["ours"] / rates["theirs"], 2),
             }), flush=True)  # fmt: skip
-        run(OURS, args, "no", out / "equal", [*plain, *EQUAL])
-        losses = {"base": fixed_loss(Path(args.model), args), "ours": fixed_loss(out / "equal", args)}
-        if (theirs := out / "theirs-no-0").exists():
-            losses["theirs"] = fixed_loss(theirs, args)
-        print(json.dumps({"fixed_noise_loss": {who: round(loss, 5) for who, loss in losses.items()}}))
+            if args.rounds_only:
+                continue
+            # In bf16 this compares our bf16 copy of fp32 weights with their autocast.
+            run(OURS, args, precision, out / "equal", [*plain, *EQUAL, "--overwrite"])
+            places = {"base": Path(args.model), "ours": out / "equal", "theirs": out / f"theirs-{precision}-0"}
+            losses = {who: round(fixed_loss(place, args), 5) for who, place in places.items()}
+            print(json.dumps({"precision": precision, "fixed_noise_loss": losses}), flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from building import (
     speed_up,
 )
 from checkpoints import complete_checkpoints, load_training_state, save_checkpoint, step_of
-from devices import keep_large_blocks
 from disk_space import Space, check_space, measure_space
 from errors import Stopped, UserError
 from files import flush_to_disk
@@ -56,7 +55,6 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     # Check the data set and the model, plan the run:
     quiet_libraries()
     accelerator, precision = make_accelerator(args)
-    keep_large_blocks()
     quiet = not accelerator.is_main_process
     torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
     plan = make_plan(args, accelerator)

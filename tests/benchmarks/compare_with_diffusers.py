@@ -108,8 +108,9 @@ def main() -> None:
             if args.rounds_only:
                 continue
             # In bf16 this compares our bf16 copy of fp32 weights with their autocast.
-            run(OURS, args, precision, out / f"equal-{precision}", [*plain, *EQUAL])
-            places = {"base": Path(args.model), "ours": out / f"equal-{precision}", "theirs": out / f"theirs-{precision}-0"}
+            equal = out / f"equal-{precision}"
+            run(OURS, args, precision, equal, [*plain, *EQUAL])
+            places = {"base": Path(args.model), "ours": equal, "theirs": out / f"theirs-{precision}-0"}
             losses = {who: round(fixed_loss(place, args), 5) for who, place in places.items()}
             print(json.dumps({"precision": precision, "fixed_noise_loss": losses}), flush=True)
 

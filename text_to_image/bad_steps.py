@@ -22,7 +22,7 @@ class BadSteps:
         """Keeps a bad step's gradients from the weights: what follows changes nothing if loss or norm is no number.
 
         The fused optimiser learns of it on the device, as from the fp16 scaler (which has seen it itself), so that
-        nothing waits for the GPU. Another one is left without gradients.
+        nothing waits for the GPU. Another one is left without gradients, which takes reading one value.
         """
         if self.accelerator.scaler:
             return

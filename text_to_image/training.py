@@ -100,7 +100,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
 
     def take_step(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimisation step (from 0); returns its loss, the mean over all its samples on all processes, and the
-        norm of its gradient. Nothing is read from the device here: it computes while the next step is prepared."""
+        norm of its gradient. Neither is read here, so that a GPU computes while the next step is prepared."""
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step)
         step_loss = torch.zeros((), device=accelerator.device)
@@ -210,7 +210,7 @@ def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
 
 def estimate(take_step, first_step: int, steps: int) -> str:
     """How long the run will take, from two steps after one that warms up; what they learn is thrown away."""
-    take_step(first_step)
+    take_step(first_step)[0].item()  # waits for the GPU
     begun = time.perf_counter()
     for _ in range(TIMED_STEPS):
         loss, _ = take_step(first_step)

@@ -10,6 +10,7 @@ temporary folder (TMPDIR).
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,11 +33,12 @@ def main() -> None:
                 sys.executable, ROOT / "text_to_image" / "train_text_to_image.py",
                 "--pretrained_model_name_or_path", model, "--dataset", args.dataset, "--output_dir", output,
                 "--resolution", args.resolution, "--max_train_steps", args.steps, "--train_batch_size", "1",
-                "--overwrite", *shlex.split(flags),
+                *shlex.split(flags),
             ]  # fmt: skip
             started = time.perf_counter()
             subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
             report(flags, time.perf_counter() - started, output, args.resolution)
+            shutil.rmtree(output)  # some settings make the same run: the next one must not find it finished
 
 
 def report(flags: str, seconds: float, output: Path, resolution: int) -> None:

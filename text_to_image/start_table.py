@@ -89,11 +89,12 @@ def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer) -> str:
 def _cut_prompt_rows(args: argparse.Namespace, plan: Plan, tokenizer) -> Rows:
     """The prompts that --prior_prompts and --validation_prompts give and that are not read to their end."""
     room = _room(args, tokenizer)
-    given = {"prior": args.prior_prompts if plan.prior_prompts else None, "validation": args.validation_prompts}
+    used = dict.fromkeys(plan.prior_prompts) if args.prior_prompts else ()
+    given = {"prior": used, "validation": args.validation_prompts or ()}
     return [
         ("", f"CUT at {room} tokens: --{name}_prompts {textwrap.shorten(prompt, 60, placeholder=' ...')!r}")
         for name, prompts in given.items()
-        for prompt in prompts or []
+        for prompt in prompts
         if count_tokens(tokenizer, prompt) > room
     ]
 

@@ -6,6 +6,7 @@ from itertools import groupby
 
 import torch
 
+from devices import to_device
 from draws import Chances, Draw, SampleId, Source, draw_sample, picture_of
 
 # The streams: the data set's pictures, those the base has drawn, and those that are never trained on.
@@ -28,12 +29,12 @@ def make_batch(encodings, draws: Sequence[Draw], device: torch.device, dtype: to
     """The tensors of draws of one shape; `dtype` is the UNet's, for what it reads as it is."""
     latents, hidden_states, mask = encodings.encode(draws)
     return Batch(
-        latents=latents.to(device),
-        noise=torch.stack([draw.noise for draw in draws]).to(device),
-        input_noise=torch.stack([draw.input_noise for draw in draws]).to(device),
-        timesteps=torch.tensor([draw.timestep for draw in draws], device=device),
-        encoder_hidden_states=hidden_states.to(device, dtype),
-        encoder_attention_mask=None if mask is None else mask.to(device, dtype),
+        latents=to_device(latents, device),
+        noise=to_device(torch.stack([draw.noise for draw in draws]), device),
+        input_noise=to_device(torch.stack([draw.input_noise for draw in draws]), device),
+        timesteps=to_device(torch.tensor([draw.timestep for draw in draws]), device),
+        encoder_hidden_states=to_device(hidden_states, device, dtype),
+        encoder_attention_mask=None if mask is None else to_device(mask, device, dtype),
     )
 
 

@@ -22,6 +22,19 @@ def mixed_precision() -> str | None:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
+def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The tensor on `device`. To a GPU it goes through page-locked memory, so that nothing waits until it is there."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, dtype)
+
+
+def wait_for_device() -> None:
+    """Until the GPU has done what it was given; a CPU always has."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def keep_large_blocks() -> None:
     """Lets memory that is freed be used again: glibc gives blocks above 32 MB back to the system at once, which then
     clears them for every layer of a large batch (a quarter of its time on a CPU). Elsewhere than on glibc nothing."""

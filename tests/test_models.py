@@ -10,11 +10,11 @@ import transformers
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from errors import UserError
-from model_folders import count_parameters, read_shape, variant_of
+from model_folders import count_parameters, find_model, fingerprint_model, read_shape, variant_of
 from models import (
     choose_attention,
     load_noise_scheduler,
@@ -146,6 +146,22 @@ def test_weights_of_a_variant_alone_are_found_and_the_plain_ones_win(own_model, 
     shutil.copy(plain.with_suffix(".fp16.safetensors"), plain)
     assert variant_of(own_model, "unet") is None
     assert count_parameters(own_model) == count_parameters(tiny_model)
+
+
+def test_the_variant_that_is_asked_for_is_loaded_from_beside_the_plain_weights(own_model):
+    plain = own_model / "unet" / "diffusion_pytorch_model.safetensors"
+    other = {name: tensor + 1 for name, tensor in load_file(plain).items()}
+    save_file(other, plain.with_suffix(".non_ema.safetensors"), {"format": "pt"})
+    before, hash_before = load_unet(own_model), fingerprint_model(own_model)
+    assert find_model(str(own_model), "--model", variant="non_ema") == own_model
+    assert all(torch.equal(p, other[name]) for name, p in load_unet(own_model).named_parameters())
+    assert not torch.equal(before.conv_in.bias, load_unet(own_model).conv_in.bias) and load_vae(own_model)
+    assert fingerprint_model(own_model) != hash_before
+
+
+def test_a_variant_that_is_not_there_is_refused_with_those_that_are(own_model):
+    with pytest.raises(UserError, match="--variant fp16: .* has no such weights; it has plain weights only"):
+        find_model(str(own_model), "--model", variant="fp16")
 
 
 def test_a_schedule_can_be_rescaled_to_end_in_pure_noise(tiny_model):

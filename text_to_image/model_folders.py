@@ -21,6 +21,7 @@ from errors import UserError, first_line, what_helps
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 KNOWN_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)  # the third: diffusers' safety checker
+_asked_variants: dict[Path, str] = {}  # of the folders that `find_model` was asked for one of
 VARIANT = re.compile(r"model\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
 
 
@@ -50,6 +51,7 @@ def find_model(
     """The folder of a model: `name` itself when it is one, else downloaded from the hub.
 
     Weights must be safetensors; pickles are refused, or converted into a folder below `pickles_to` where it is given.
+    Of the parts that have weights of `variant` these are loaded from here on, of the others the plain ones.
     Raises UserError that names `flag` when there is no such model, or it is not a Stable Diffusion pipeline.
     """
     folder = Path(name).expanduser()
@@ -74,6 +76,12 @@ def find_model(
                 "model with safetensors, or, where you trust its maker, let training convert it with --allow_pickle"
             )
         return convert_pickles(folder, pickles, pickles_to)
+    if variant:
+        there = {one for part in parts for one in _variants(folder, part) if one}
+        if variant not in there:
+            has = ", ".join(sorted(there)) or "plain weights only"
+            raise UserError(f"--variant {variant}: {name} has no such weights; it has {has}")
+        _asked_variants[folder] = variant
     return folder
 
 
@@ -156,9 +164,18 @@ def read_shape(folder: Path) -> ModelShape:
 
 
 def variant_of(folder: Path, part: str) -> str | None:
-    """'fp16' where a part's weights are there as `*.fp16.safetensors` alone, None where they have their plain name."""
-    variants = {match[1] if (match := VARIANT.search(path.name)) else None for path in _weights(folder, part)}
+    """Which of a part's weights are loaded: 'fp16' for `*.fp16.safetensors`, None for those of the plain name.
+
+    The variant that was asked for where it is there, else the plain ones, else what there is.
+    """
+    variants = _variants(folder, part)
+    if (asked := _asked_variants.get(folder)) in variants:
+        return asked
     return None if None in variants else min(variants, default=None)
+
+
+def _variants(folder: Path, part: str) -> set[str | None]:
+    return {match[1] if (match := VARIANT.search(path.name)) else None for path in _weights(folder, part)}
 
 
 def _weights(folder: Path, part: str) -> list[Path]:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import training
 from bad_steps import BadSteps
@@ -51,6 +52,69 @@ def test_a_skipped_step_leaves_the_weights_as_they_were_and_the_average_clean(tr
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
     assert any(not torch.equal(tensor, after[name]) for name, tensor in later.items())
     assert all(tensor.isfinite().all() for tensor in weights(out / "checkpoint-3", "unet_ema").values())
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_bad_loss_or_a_bad_gradient_alone_leaves_weights_and_the_optimizers_state(bad):
+    weight, judge = torch.nn.Parameter(torch.ones(3)), BadSteps(Accelerator(cpu=True), 5, lambda step: [])
+    optimizer = Accelerator(cpu=True).prepare(torch.optim.AdamW([weight], lr=1, fused=True))
+
+    def step(loss: float, gradient: float) -> list[torch.Tensor]:
+        weight.grad = torch.full((3,), gradient)
+        judge.guard(optimizer, torch.tensor(loss), weight.grad.norm())
+        optimizer.step()
+        return [tensor.clone() for tensor in (weight.detach(), *optimizer.state[weight].values())]
+
+    good = step(1.0, 1.0)
+    skipped = step(float("nan"), 1.0) if bad == "loss" else step(1.0, float("inf"))
+    assert all(torch.equal(*pair) for pair in zip(good, skipped, strict=True))
+    assert not torch.equal(step(1.0, 1.0)[0], good[0])
+
+
+def test_a_first_step_that_is_bad_is_skipped_like_any_other(train_run, spoil, tiny_model):
+    spoil(1)
+    out = train_run("out", "--max_train_steps", 1, *USUAL)
+    before, after = weights(tiny_model), weights(out)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_a_dry_run_names_a_loss_that_is_no_number(train_run, spoil, capsys):
+    spoil(1)
+    train_run("out", "--max_train_steps", 3, *USUAL, "--dry_run")
+    assert "step 1: the loss is inf" in capsys.readouterr().out
+
+
+class Operators(TorchDispatchMode):
+    """Notes the name of every operator that runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_step_reads_no_number_from_the_device_from_its_first_loss_to_its_log(train_run, monkeypatch, precision):
+    operators, seen = Operators(), []
+    real_loss, real_log = training.diffusion_loss, training.StepLog.step
+
+    def first(*arguments):
+        operators.names.clear()
+        return real_loss(*arguments)
+
+    def last(*arguments, **more):
+        seen.append(list(operators.names))
+        return real_log(*arguments, **more)
+
+    monkeypatch.setattr(training, "diffusion_loss", first)
+    monkeypatch.setattr(training.StepLog, "step", last)
+    with operators:
+        train_run("out", "--max_train_steps", 3, *USUAL, "--use_ema", "--mixed_precision", precision)
+    assert len(seen) == 3 and all("aten.convolution_backward.default" in names for names in seen)
+    assert not any("_local_scalar_dense" in name for names in seen for name in names)
 
 
 def test_an_optimizer_that_is_not_fused_is_kept_from_bad_gradients_too():

@@ -108,11 +108,25 @@ def test_a_loss_that_is_no_number_is_null_in_its_row(tmp_path):
 def test_a_tracker_is_told_each_row_with_its_step(tmp_path):
     told = []
     log = StepLog(tmp_path, 0, 12, 6, 1, False, track=lambda row, step: told.append((step, row)))
-    log.step(1, 0.1, torch.tensor(1.0), NORM, 1e-5, measure=lambda step: {"val_loss": 0.5})
+    log.step(1, 0.1, torch.tensor(1.0), NORM, 1e-5, measure=lambda: {"val_loss": 0.5})
     log.close()
     [(step, row)] = told
     assert step == 1 and row["train_loss"] == 1.0 and row["val_loss"] == 0.5 and "step" not in row
     assert rows(tmp_path)[0]["val_loss"] == 0.5
+
+
+def test_the_time_that_measuring_takes_is_not_the_steps(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def wait(seconds: float) -> dict:
+        clock[0] += seconds
+        return {}
+
+    monkeypatch.setattr("reporting.wait_for_device", lambda: wait(2))  # steps that the device still works on
+    log = log_of(tmp_path)
+    log.step(1, 0.1, torch.tensor(1.0), NORM, 1e-5, measure=lambda: wait(100))
+    assert rows(tmp_path)[0]["images_per_second"] == 3  # 6 pictures in 2 s
 
 
 def test_the_bar_shows_a_smoothed_loss(tmp_path, capsys):

@@ -11,7 +11,7 @@ from models import load_noise_scheduler
 from objective import Objective
 from tiny_model import tiny_unet
 from trainable import OwnWeights
-from validation import FixedLoss, Watch, averaged, best_step, fixed_draws
+from validation import FixedLoss, Watch, averaged, best_step, fixed_draws, measured_steps
 
 SHAPES = [(4, 8, 8), (4, 8, 12), (4, 8, 8)]
 
@@ -65,8 +65,8 @@ def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
             p += 0.05
     trained = [p.clone() for p in weights.parameters]
     measured = Watch(Accelerator(), unet, weights, average, fixed_loss, None, {3}, {3})
-    assert measured.after(2) == {}
-    found = measured.after(3)
+    assert measured.at(2) is None
+    found = measured.at(3)()
     assert found.keys() == {"train_fixed_loss", "train_fixed_loss_ema"}
     assert found["train_fixed_loss"] != found["train_fixed_loss_ema"]
     assert all(torch.equal(a, b) for a, b in zip(trained, weights.parameters, strict=True))
@@ -78,7 +78,25 @@ def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
 def test_without_an_average_only_the_weights_are_measured(fixed_loss):
     unet = tiny_unet()
     watch = Watch(Accelerator(), unet, OwnWeights(unet), NoAverage(), fixed_loss, None, {1}, {1})
-    assert watch.after(1).keys() == {"train_fixed_loss"}
+    assert watch.at(1)().keys() == {"train_fixed_loss"}
+
+
+def draws_of(pictures: int, stream: str = "data") -> dict:
+    return {stream: fixed_draws(stream, ["x"] * pictures, [(4, 2, 2)] * pictures, 1000)}
+
+
+def test_the_loss_is_measured_four_times_in_a_run_and_ten_with_held_out_pictures_and_where_a_checkpoint_is_kept():
+    assert measured_steps(600, 6, draws_of(3), 2, None, 500) == {150, 300, 450, 600}
+    assert measured_steps(600, 6, draws_of(3, "held out"), 2, None, 500) == {*range(60, 601, 60), 500}
+    assert measured_steps(600, 6, draws_of(3), 2, 250, 500) == {250, 500, 600}
+
+
+def test_measuring_takes_at_most_a_tenth_of_a_short_run_but_the_end_is_always_measured():
+    assert measured_steps(4, 2, draws_of(3), 1, None, 500) == {4}
+    both = draws_of(16) | draws_of(16, "held out")
+    steps = measured_steps(400, 4, both, 2, None, 10_000)
+    forward_passes = len(steps) * 2 * sum(map(len, both.values()))
+    assert max(steps) == 400 and 0 < forward_passes <= 0.1 * 400 * 4 * 3
 
 
 def test_the_best_step_is_that_of_the_weights_that_are_saved():

@@ -29,7 +29,7 @@ from objective import Objective
 from plan import Plan
 from prior import draw_prior, read_prior, write_prior
 from sampling import load_sampler
-from validation import MEASURED, MEASURED_HELD_OUT, FixedLoss, PromptDrawer, Watch, fixed_draws
+from validation import MEASURED, FixedLoss, PromptDrawer, Watch, fixed_draws, measured_steps
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -152,11 +152,10 @@ def make_watch(
             shapes = [plan.shape.latent_shape(*subject.size) for subject in own]
             captions = [subject.captions[0] for subject in own]
             draws[stream] = fixed_draws(stream, captions, shapes, len(objective.noise_scheduler))
-    times = MEASURED_HELD_OUT if plan.held_out else MEASURED
-    every = args.validation_steps or max(1, plan.steps // times)
+    weight_sets = 2 if average.kept else 1
+    every = args.validation_steps or max(1, plan.steps // MEASURED)
     epoch_steps = len(plan.pictures) * args.repeats / plan.global_batch
     draw_every = math.ceil(args.validation_epochs * epoch_steps) if args.validation_epochs else every
-    steps_of = lambda every: set(range(every, plan.steps + 1, every))  # noqa: E731
     drawer = None
     if args.validation_prompts:
         drawer = PromptDrawer(
@@ -167,6 +166,8 @@ def make_watch(
     return Watch(
         accelerator, unet, weights, average,
         FixedLoss(draws, encodings, Objective(objective.noise_scheduler), accelerator.device, dtype), drawer,
-        measured=steps_of(every) | steps_of(args.checkpointing_steps) | {plan.steps},
-        drawn=steps_of(draw_every),
+        measured=measured_steps(
+            plan.steps, plan.samples_per_step, draws, weight_sets, args.validation_steps, args.checkpointing_steps
+        ),
+        drawn=set(range(draw_every, plan.steps + 1, draw_every)),
     )  # fmt: skip

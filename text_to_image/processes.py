@@ -1,5 +1,6 @@
 """What one process of a run does for all of them, so that none waits for another that has given up."""
 
+import datetime
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -29,8 +30,21 @@ def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     return told[0]
 
 
-def any_process(accelerator: Accelerator, condition: bool) -> bool:
-    """Whether it holds on at least one process; all get the same answer."""
-    if accelerator.num_processes == 1:
-        return condition
-    return bool(accelerator.reduce(torch.tensor(float(condition), device=accelerator.device), reduction="sum").item())
+class Agreement:
+    """Lets all processes know what one of them has learned, over gloo: asking does not wait for the GPUs' work.
+
+    A process that does not answer for `minutes` ends the others.
+    """
+
+    def __init__(self, accelerator: Accelerator, minutes: int):
+        self.group = None
+        if accelerator.num_processes > 1:
+            self.group = torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(minutes=minutes))
+
+    def any_process(self, condition: bool) -> bool:
+        """Whether it holds on at least one process; all get the same answer."""
+        if self.group is None:
+            return condition
+        holds = torch.tensor(float(condition))
+        torch.distributed.all_reduce(holds, torch.distributed.ReduceOp.MAX, group=self.group)
+        return bool(holds)

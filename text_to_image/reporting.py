@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from devices import wait_for_device
 from errors import harmless
 from files import replace_text
 from runs import without_secrets
@@ -107,21 +108,26 @@ class StepLog:
 
     def step(
         self, step: int, epoch: float, train_loss: torch.Tensor, norm: torch.Tensor, lr: float,
-        measure: Callable[[int], dict] = lambda step: {},
+        measure: Callable[[], dict] | None = None,
     ) -> None:  # fmt: skip
         """Notes optimisation step `step` (from 1), done; `train_loss` and the gradient's `norm` are scalars that may
         still be on their way.
 
         What `measure` finds after the step goes into its row; the time that measuring takes is not the steps'.
         """
-        begun = time.perf_counter()
-        found = measure(step)
+        found = self._timed_apart(measure) if measure else {}
         self.waiting.append((step, epoch, torch.stack([train_loss.detach(), norm.detach()]), lr, found))
-        took = time.perf_counter() - begun
-        self.started, self.read_at = self.started + took, self.read_at + took
         self.bar.update()
         if len(self.waiting) >= self.read_every or step == self.steps:
             self.flush()
+
+    def _timed_apart(self, measure: Callable[[], dict]) -> dict:
+        wait_for_device()  # or the steps that it still works on would count as measuring
+        begun = time.perf_counter()
+        found = measure()
+        took = time.perf_counter() - begun
+        self.started, self.read_at = self.started + took, self.read_at + took
+        return found
 
     def flush(self) -> None:
         """Reads the losses that wait and writes their rows, up to one that ends the run."""

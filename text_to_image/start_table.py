@@ -80,7 +80,7 @@ def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer) -> str:
     chunk = tokenizer.model_max_length - 2
     room = _room(args, tokenizer)
     cut = [p.path.name for p in plan.pictures if any(tokens[caption] > room for caption in p.captions)]
-    cut += [p.path.name for p in plan.held_out if count_tokens(tokenizer, p.captions[0]) > room]
+    cut += [f"{p.path.name} (held out)" for p in plan.held_out if count_tokens(tokenizer, p.captions[0]) > room]
     line = f"{len(tokens)} with their shorter forms, the longest of {max(tokens.values())} tokens"
     line += f", read up to {room}; {sum(count > chunk for count in tokens.values())} of more than {chunk}"
     return line + (f"; CUT at {room} tokens: {', '.join(cut)}" if cut else "")

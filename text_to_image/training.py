@@ -24,6 +24,7 @@ from building import (
     speed_up,
 )
 from checkpoints import complete_checkpoints, load_training_state, save_checkpoint, step_of
+from devices import wait_for_device
 from disk_space import Space, check_space, measure_space
 from errors import Stopped, UserError
 from files import flush_to_disk
@@ -32,7 +33,7 @@ from locking import RunLock
 from models import load_noise_scheduler, load_tokenizer, quiet_libraries
 from objective import diffusion_loss, make_objective
 from plan import Plan, describe_run, make_plan, names_of
-from processes import any_process, on_main
+from processes import Agreement, on_main
 from reporting import METRICS_FILE, StepLog, duration, peak_memory_gb, print_table, read_rows, start_trackers
 from resuming import Start, begin, find_start
 from runs import output_folder, write_run
@@ -122,7 +123,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         return step_loss, norm
 
     if args.dry_run:
-        print_table([("duration", estimate(take_step, first_step, plan.steps))], quiet)
+        print_table([("duration", estimate(take_step, first_step, plan.steps, bad_steps))], quiet)
         return
 
     # Train:
@@ -134,14 +135,15 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     log = StepLog(
         folder, first_step, plan.steps, plan.samples_per_step, read_every, quiet, bad_steps.is_bad, accelerator.log
     )
+    agreement = Agreement(accelerator, args.distributed_timeout)
     stop.deferring = True
     accelerator.wait_for_everyone()  # from here on all defer, or some would end while others wait for them
     for step in range(first_step, plan.steps):
         loss, norm = take_step(step)
         done = step + 1
         epoch = done * plan.global_batch / (len(plan.pictures) * args.repeats)
-        log.step(done, epoch, loss, norm, rate_at(step), measure=watch.after)
-        stopping = any_process(accelerator, bool(stop.asked))
+        log.step(done, epoch, loss, norm, rate_at(step), measure=watch.at(done))
+        stopping = agreement.any_process(bool(stop.asked))
         if stopping or done % args.checkpointing_steps == 0:
             log.flush()
             checkpoint_run(args, folder, done, run, accelerator, trainable, unwrapped, weights, average, optimizer)
@@ -208,13 +210,14 @@ def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
     return accelerator, precision
 
 
-def estimate(take_step, first_step: int, steps: int) -> str:
+def estimate(take_step, first_step: int, steps: int, bad_steps: BadSteps) -> str:
     """How long the run will take, from two steps after one that warms up; what they learn is thrown away."""
-    take_step(first_step)[0].item()  # waits for the GPU
+    loss, norm = take_step(first_step)
+    bad_steps.is_bad(first_step + 1, loss.item(), norm.item())
     begun = time.perf_counter()
     for _ in range(TIMED_STEPS):
-        loss, _ = take_step(first_step)
-    loss.item()  # waits for the GPU
+        take_step(first_step)
+    wait_for_device()
     per_step = (time.perf_counter() - begun) / TIMED_STEPS
     return (
         f"{per_step:.2f} s a step: about {duration(per_step * (steps - first_step))}; peak {peak_memory_gb():.1f} GB"

@@ -1,6 +1,7 @@
 """What is looked at while training: a loss on fixed noise and timesteps, and pictures of fixed prompts and seeds."""
 
-from collections.abc import Collection, Iterator, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +18,9 @@ from sampling import decode_latents, draw_latents, initial_noise
 TIMESTEPS_PER_PICTURE = 4  # the middle of each quarter of the schedule
 MOST_PICTURES = 16  # of each stream; more would cost more than they tell
 MEASURED, MEASURED_HELD_OUT = 4, 10  # times in a run
+# The most that measuring takes of the time that the steps take, unless --validation_steps asks for more.
+MEASURING = 0.1
+FORWARD_PASSES = 3  # that a training step takes as long as: one forward, and backward twice that
 DRAWING_STEPS = 25
 LOSS_NAMES = {"held out": "val_loss", "data": "train_fixed_loss"}
 
@@ -32,6 +36,24 @@ def fixed_draws(stream: str, captions: Sequence[str], shapes: Sequence[tuple], t
             timestep = (2 * quarter + 1) * timesteps // (2 * TIMESTEPS_PER_PICTURE)
             drawn.append(Draw(stream, picture, False, captions[picture], timestep, posterior_noise, noise, noise))
     return drawn
+
+
+def measured_steps(
+    steps: int, samples_per_step: int, draws: Mapping[str, Sequence[Draw]], weight_sets: int, asked: int | None,
+    checkpointing_steps: int,
+) -> set[int]:  # fmt: skip
+    """The optimisation steps (from 1) after which the loss on fixed noise is measured: always after the last one.
+
+    `asked` is --validation_steps; `weight_sets` is 2 where the average is measured beside the trained weights. With
+    held-out pictures all steps that leave a checkpoint are among them, since the best of those is kept.
+    """
+    held_out = "held out" in draws
+    work = sum(map(len, draws.values())) * weight_sets
+    affordable = int(MEASURING * FORWARD_PASSES * steps * samples_per_step / work)
+    times = max(1, min(MEASURED_HELD_OUT if held_out else MEASURED, affordable))
+    every = asked or max(1, steps // times)
+    kept = range(checkpointing_steps, steps + 1, checkpointing_steps) if held_out else ()
+    return {*range(every, steps + 1, every), *kept, steps}
 
 
 @dataclass(frozen=True)
@@ -93,11 +115,15 @@ class Watch:
     average: object
     fixed_loss: FixedLoss
     drawer: PromptDrawer | None
-    measured: set[int]  # after these steps, among them all that leave a checkpoint: the best of those is kept
+    measured: set[int]  # after these steps
     drawn: set[int]
 
-    def after(self, step: int) -> dict[str, float]:
-        """What was measured after optimisation step `step` (from 1), for its row in metrics.jsonl."""
+    def at(self, step: int) -> Callable[[], dict[str, float]] | None:
+        """What looks at the weights after optimisation step `step` (from 1) and returns what it measured, for the
+        step's row in metrics.jsonl; None after most steps."""
+        return functools.partial(self._look, step) if step in self.measured | self.drawn else None
+
+    def _look(self, step: int) -> dict[str, float]:
         found = {}
         if step in self.measured:
             found = self.fixed_loss.measure(self.unet, self.accelerator)

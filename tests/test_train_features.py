@@ -305,11 +305,18 @@ def test_the_token_goes_to_the_hub_alone(run, monkeypatch, capsys, tmp_path):
         def upload_folder(self, **what):
             calls.append(what)
 
+        def file_exists(self, repository, name):
+            return False
+
+        def upload_file(self, **what):
+            calls.append(what)
+
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     out = run("out", *STEPS, "--push_to_hub", "--hub_token", "hf_secret", "--hub_model_id", "jeans")
     assert calls[:2] == ["hf_secret", "hf_secret"]  # it is tried before the training
     assert calls[2]["repo_id"] == "me/jeans" and calls[2]["folder_path"] == out
     assert any("checkpoint" in pattern for pattern in calls[2]["ignore_patterns"])
+    assert calls[3]["path_in_repo"] == "README.md" and b"hf_secret" not in calls[3]["path_or_fileobj"]
     assert "hf_secret" not in capsys.readouterr().out
     for path in out.rglob("*"):
         assert path.is_dir() or b"hf_secret" not in path.read_bytes(), path

@@ -10,6 +10,7 @@ from pathlib import Path
 from caching import hash_key
 from captions import METADATA
 from errors import UserError, WorkError, first_line
+from model_card import CARD, model_card
 
 NOT_UPLOADED = ["checkpoint-*/**", ".partial-*/**", "cache/**", ".cache/**", ".lock*", ".*.part"]
 
@@ -112,7 +113,10 @@ def prepare_upload(args: argparse.Namespace, folder: Path) -> None:
 
 
 def upload(args: argparse.Namespace, folder: Path) -> None:
-    """The pipeline with run.json and metrics.jsonl; no checkpoint, no cache. WorkError where the hub refuses."""
+    """The pipeline with run.json, metrics.jsonl and a model card; no checkpoint, no cache.
+
+    Raises WorkError where the hub refuses.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi(token=args.hub_token)
@@ -121,6 +125,9 @@ def upload(args: argparse.Namespace, folder: Path) -> None:
         api.upload_folder(
             repo_id=repository, folder_path=folder, ignore_patterns=[*NOT_UPLOADED, f"{args.logging_dir}/**"]
         )
+        if not api.file_exists(repository, CARD):  # one that somebody has written stays
+            card = model_card(folder, repository)
+            api.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=repository)
     except Exception as error:
         raise WorkError(
             f"--push_to_hub: {first_line(error)}; the result is in {folder}, and the same command tries again"

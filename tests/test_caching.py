@@ -15,9 +15,11 @@ from data import load_picture, read_pictures
 from draws import Chances, SampleId, Source, draw_sample
 from models import load_text_encoder, load_tokenizer, load_vae
 from prompts import encode_prompt
+from views import AS_IT_IS, list_views
 
 SIZES = [(72, 56), (72, 56), (64, 64)]
 ALL = slice(None)
+BOTH = list_views(True, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +32,17 @@ def text(tiny_model):
     return TextEncoding(load_tokenizer(tiny_model), load_text_encoder(tiny_model), 3, "hash")
 
 
-def subjects_of(folder, may_flip=False):
+def subjects_of(folder, views=AS_IT_IS):
     pictures = read_pictures(folder, short_captions=True)
     return {
-        (DATA, i): Subject(picture, size, may_flip, "lanczos")
+        (DATA, i): Subject(picture, size, views, "lanczos")
         for i, (picture, size) in enumerate(zip(pictures, SIZES, strict=True))
     }
 
 
 @pytest.fixture(scope="module")
 def subjects(captioned_folder):
-    return subjects_of(captioned_folder, may_flip=True)
+    return subjects_of(captioned_folder, BOTH)
 
 
 def store(folder, subjects, vae, text, shares=(ALL,)) -> StoredEncodings:
@@ -59,17 +61,17 @@ def encodings(tmp_path_factory, subjects, vae, text):
 def draws(subjects, numbers, dropout=0.0, flip=False, indices=range(3)):
     own = [subjects[DATA, i] for i in indices]
     shapes = tuple((4, s.size[0] // 2, s.size[1] // 2) for s in own)
-    source = Source([s.picture.forms for s in own], shapes, [flip] * len(own))
+    source = Source([s.picture.forms for s in own], shapes, [BOTH if flip else AS_IT_IS] * len(own))
     return [draw_sample(0, SampleId(DATA, number), source, Chances(dropout, 1000)) for number in numbers]
 
 
 @torch.no_grad()
 def test_stored_latents_are_the_vaes_own_sample_also_mirrored(vae, subjects, encodings):
     drawn = draws(subjects, range(12), flip=True)
-    assert {draw.flipped for draw in drawn} == {True, False}
+    assert {draw.view.mirrored for draw in drawn} == {True, False}
     for draw in drawn:
         pixels = load_picture(subjects[DATA, draw.picture].picture.path, *SIZES[draw.picture])[None]
-        posterior = vae.encode(pixels.flip(-1) if draw.flipped else pixels).latent_dist
+        posterior = vae.encode(pixels.flip(-1) if draw.view.mirrored else pixels).latent_dist
         live = (posterior.mean + posterior.std * draw.posterior_noise) * vae.config.scaling_factor
         assert torch.allclose(encodings.latent(draw), live[0], atol=1e-5)
 
@@ -101,7 +103,7 @@ def test_a_batch_of_long_and_short_captions_is_padded_and_masked(text, subjects,
 def test_the_bases_own_pictures_have_no_spread(subjects, encodings):
     latent = torch.randn(4, 36, 28)
     encodings.prior = [latent]
-    source = Source([((next(iter(encodings.texts)),),)], ((4, 36, 28),), [False])
+    source = Source([((next(iter(encodings.texts)),),)], ((4, 36, 28),), [AS_IT_IS])
     drawn = [draw_sample(0, SampleId(PRIOR, number), source, Chances(0.0, 1000)) for number in range(2)]
     assert torch.equal(encodings.encode(drawn)[0], torch.stack([latent, latent]))
 
@@ -131,7 +133,7 @@ def test_nothing_is_encoded_twice_and_what_has_changed_is_encoded_again(tmp_path
     cache = tmp_path / "cache"
     assert encoded_anew(cache, subjects_of(data), vae, text) == 3
     assert encoded_anew(cache, subjects_of(data), vae, text) == 0
-    assert encoded_anew(cache, subjects_of(data, may_flip=True), vae, text) == 6
+    assert encoded_anew(cache, subjects_of(data, BOTH), vae, text) == 6
     Image.new("RGB", (48, 64), "green").save(data / "11 (1).JPG", format="JPEG")
     assert encoded_anew(cache, subjects_of(data), vae, text) == 1
     store_latents(StoredEncodings(cache), subjects_of(data), counting := Counting(vae), "another VAE", ALL, 0, True)

@@ -3,9 +3,10 @@
 import torch
 
 from draws import Chances, Draw, SampleId, Source, draw_sample, generator, picture_of
+from views import AS_IT_IS, list_views
 
 FORMS = [((f"picture {i} at the left",), ("short", "shorter")) for i in range(5)]
-SOURCE = Source(FORMS, ((4, 3, 2),) * 5, may_flip=[False] * 5)
+SOURCE = Source(FORMS, ((4, 3, 2),) * 5, views=[AS_IT_IS] * 5)
 
 
 def draw(seed: int, number: int, stream: str = "data", dropout: float = 0.1, source=SOURCE, **chances) -> Draw:
@@ -80,12 +81,12 @@ def test_a_pass_over_several_sizes_shows_each_picture_once_and_keeps_one_size_to
 
 
 def test_half_of_the_samples_are_mirrored_with_their_captions_and_never_those_that_may_not():
-    source = Source(FORMS, SOURCE.latent_shapes, may_flip=[True, True, True, True, False])
+    source = Source(FORMS, SOURCE.latent_shapes, views=[list_views(True, 0.0)] * 4 + [AS_IT_IS])
     drawn = [draw(0, number, dropout=0, source=source) for number in range(2000)]
     flippable = [sample for sample in drawn if sample.picture != 4]
-    assert 0.46 < sum(sample.flipped for sample in flippable) / len(flippable) < 0.54
-    assert not any(sample.flipped for sample in drawn if sample.picture == 4)
-    assert all(("right" in sample.caption) == sample.flipped for sample in drawn if "picture" in sample.caption)
+    assert 0.46 < sum(sample.view.mirrored for sample in flippable) / len(flippable) < 0.54
+    assert not any(sample.view.mirrored for sample in drawn if sample.picture == 4)
+    assert all(("right" in sample.caption) == sample.view.mirrored for sample in drawn if "picture" in sample.caption)
 
 
 def test_perturbation_is_seen_and_not_to_be_found_and_an_offset_is_one_number_for_a_channel():

@@ -11,6 +11,7 @@ from data import Picture
 from errors import UserError
 from model_folders import ModelShape
 from plan import Plan, base_name, hold_out, writing_in
+from views import AS_IT_IS, View, list_views
 
 
 def picture(number: int, *captions: str) -> Picture:
@@ -18,6 +19,7 @@ def picture(number: int, *captions: str) -> Picture:
 
 
 PICTURES = [picture(i) for i in range(20)]
+BOTH = list_views(True, 0.0)
 
 
 def chosen(**flags) -> tuple[list[str], list[str]]:
@@ -52,9 +54,9 @@ def test_a_split_that_holds_out_none_or_all_is_refused():
             chosen(validation_split=split)
 
 
-def plan_of(sizes: list[Size], may_flip: list[bool], held_out: list[Picture]) -> Plan:
+def plan_of(sizes: list[Size], views: list[tuple[View, ...]], held_out: list[Picture]) -> Plan:
     return Plan(
-        folder=Path("data"), without_caption=[], pictures=PICTURES[: len(sizes)], sizes=sizes, may_flip=may_flip,
+        folder=Path("data"), without_caption=[], pictures=PICTURES[: len(sizes)], sizes=sizes, views=views,
         held_out=held_out, base=Path("base"), unet_base=Path("base"), shape=ModelShape(2, 2, 4, 64, (1,)),
         global_batch=4, prior_batch=2, steps=10, warmup=1, learning_rate=1e-4, prior_prompts=[],
         held_out_sizes=[(64, 96)] * len(held_out), interpolation="lanczos",
@@ -62,12 +64,12 @@ def plan_of(sizes: list[Size], may_flip: list[bool], held_out: list[Picture]) ->
 
 
 def test_everything_that_is_encoded_is_known_by_stream_and_number():
-    plan = plan_of([(72, 56), (64, 64), (72, 56)], [True, False, False], [picture(9)])
+    plan = plan_of([(72, 56), (64, 64), (72, 56)], [BOTH, AS_IT_IS, AS_IT_IS], [picture(9)])
     assert plan.main_size == (72, 56) and plan.largest_size == (64, 96) and plan.samples_per_step == 6
     subjects = plan.subjects
     assert list(subjects) == [(DATA, 0), (DATA, 1), (DATA, 2), (HELD_OUT, 0)]
     assert subjects[DATA, 1].size == (64, 64) and subjects[HELD_OUT, 0].size == (64, 96)
-    assert [subject.may_flip for subject in subjects.values()] == [True, False, False, False]
+    assert [subject.views for subject in subjects.values()] == [BOTH, AS_IT_IS, AS_IT_IS, AS_IT_IS]
 
 
 def test_one_caption_that_tells_of_writing_keeps_a_picture_from_being_mirrored():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from data import Picture
 from mirroring import mirrored_caption
+from views import View
 
 Size = tuple[int, int]  # height, width in pixels
 
@@ -22,22 +23,18 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Subject:
-    """A picture to encode: in its size, as it is and, where it may be flipped, mirrored; with all its captions."""
+    """A picture to encode: in its size, in all its views, with all its captions."""
 
     picture: Picture
     size: Size
-    may_flip: bool
+    views: tuple[View, ...]
     interpolation: str
-
-    @property
-    def forms(self) -> dict[str, bool]:
-        """The name of each form in a file, and whether it is the mirrored one."""
-        return {"plain": False, "mirrored": True} if self.may_flip else {"plain": False}
 
     @property
     def captions(self) -> list[str]:
         said = self.picture.captions
-        return said + [mirrored_caption(caption) for caption in said] if self.may_flip else said
+        mirrored = any(view.mirrored for view in self.views)
+        return said + [mirrored_caption(caption) for caption in said] if mirrored else said
 
 
 def choose_sizes(pictures: Sequence[Picture], resolution: int, multiple: int, square: bool) -> list[Size]:

@@ -30,6 +30,7 @@ from plan import Plan
 from prior import draw_prior, read_prior, write_prior
 from sampling import load_sampler
 from validation import MEASURED, FixedLoss, PromptDrawer, Watch, fixed_draws, measured_steps
+from views import AS_IT_IS
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -88,14 +89,14 @@ def make_batches(
     data = Source(
         forms=[picture.forms for picture in plan.pictures],
         latent_shapes=tuple(plan.shape.latent_shape(*size) for size in plan.sizes),
-        may_flip=plan.may_flip,
+        views=plan.views,
         run=plan.global_batch,
     )
     drawn = len(plan.prior_prompts)
     prior = Source(
         forms=[((prompt,),) for prompt in plan.prior_prompts],
         latent_shapes=(plan.shape.latent_shape(*plan.main_size),) * drawn,
-        may_flip=[False] * drawn,
+        views=[AS_IT_IS] * drawn,
     )
     return Batches(
         encodings=encodings,

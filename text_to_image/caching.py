@@ -21,6 +21,7 @@ from draws import Draw
 from files import replacing
 from prompts import encode_prompts, join_embeddings
 from reporting import progress
+from views import View, show
 
 FORMAT = 2  # of the files: another number, and none of the older ones is read
 PIXELS_AT_ONCE = 1 << 21  # of pictures that a GPU encodes together
@@ -68,13 +69,13 @@ class StoredEncodings(Encodings):
     def __init__(self, folder: Path):
         super().__init__(folder)
         self.texts: dict[str, tuple[Path, str]] = {}  # caption -> its file, its name in there
-        self.posteriors: dict[tuple[str, int, bool], tuple[Path, str]] = {}
+        self.posteriors: dict[tuple[str, int, View], tuple[Path, str]] = {}
 
     def text(self, caption: str) -> torch.Tensor:
         return _read(*self.texts[caption])
 
     def posterior(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-        return _read(*self.posteriors[draw.stream, draw.picture, draw.flipped]).unbind()
+        return _read(*self.posteriors[draw.stream, draw.picture, draw.view]).unbind()
 
 
 class LiveEncodings(Encodings):
@@ -88,7 +89,7 @@ class LiveEncodings(Encodings):
         return self.text_encoding.encode([caption])[0]
 
     def posterior(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = load_pixels(self.subjects[draw.stream, draw.picture], draw.flipped)
+        pixels = load_pixels(self.subjects[draw.stream, draw.picture], draw.view)
         return encode_pixels(self.vae, pixels[None])[0]
 
 
@@ -126,12 +127,14 @@ def store_latents(
         # One by one on a CPU: it is no slower, and what comes out does not depend on which others were missing.
         at_once = 1 if vae.device.type == "cpu" else PIXELS_AT_ONCE
         for keys, pixels in _load_ahead(subjects, missing, workers, at_once):
-            posteriors = iter(encode_pixels(vae, pixels.flatten(0, 1)))
+            together = max(1, at_once // pixels[0, 0, 0].numel())
+            posteriors = iter([p for some in pixels.flatten(0, 1).split(together) for p in encode_pixels(vae, some)])
             for key in keys:
-                write_whole(files[key], {form: torch.stack(next(posteriors)) for form in subjects[key].forms})
+                views = range(len(subjects[key].views))
+                write_whole(files[key], {str(view): torch.stack(next(posteriors)) for view in views})
             bar.update(len(keys))
     for key, subject in subjects.items():
-        encodings.posteriors.update({(*key, flipped): (files[key], form) for form, flipped in subject.forms.items()})
+        encodings.posteriors.update({(*key, view): (files[key], str(i)) for i, view in enumerate(subject.views)})
 
 
 def store_texts(
@@ -151,13 +154,13 @@ def store_texts(
 def _load_ahead(
     subjects: Subjects, wanted: Sequence[tuple[str, int]], workers: int, pixels_at_once: int
 ) -> Iterator[tuple[list[tuple[str, int]], torch.Tensor]]:
-    """Batches of pictures of one size and as many forms, (B, forms, 3, H, W), read by `workers` processes ahead."""
+    """Batches of pictures of one size and as many views, (B, views, 3, H, W), read by `workers` processes ahead."""
     alike: dict[tuple, list[tuple[str, int]]] = {}
     for key in wanted:
-        alike.setdefault((subjects[key].size, subjects[key].may_flip), []).append(key)
+        alike.setdefault((subjects[key].size, len(subjects[key].views)), []).append(key)
     batches = []
-    for (size, may_flip), keys in alike.items():
-        at_once = max(1, pixels_at_once // (size[0] * size[1] * (1 + may_flip)))
+    for (size, views), keys in alike.items():
+        at_once = max(1, pixels_at_once // (size[0] * size[1] * views))
         batches += [keys[at : at + at_once] for at in range(0, len(keys), at_once)]
     pixels = DataLoader(_Pixels(subjects, batches), batch_size=None, num_workers=workers)
     return zip(batches, pixels, strict=True)
@@ -175,13 +178,12 @@ class _Pixels:
 
     def __getitem__(self, number: int) -> torch.Tensor:
         subjects = [self.subjects[key] for key in self.batches[number]]
-        return torch.stack([torch.stack([load_pixels(s, flipped) for flipped in s.forms.values()]) for s in subjects])
+        return torch.stack([torch.stack([load_pixels(s, view) for view in s.views]) for s in subjects])
 
 
-def load_pixels(subject: Subject, flipped: bool) -> torch.Tensor:
+def load_pixels(subject: Subject, view: View) -> torch.Tensor:
     """(3, H, W) in [-1, 1]"""
-    pixels = load_picture(subject.picture.path, *subject.size, subject.interpolation)
-    return pixels.flip(-1) if flipped else pixels
+    return show(load_picture(subject.picture.path, *subject.size, subject.interpolation), view)
 
 
 @torch.no_grad()
@@ -198,7 +200,8 @@ def encode_pixels(vae, pixel_values: torch.Tensor) -> list[tuple[torch.Tensor, t
 
 def latent_key(subject: Subject, vae_hash: str, dtype: torch.dtype) -> str:
     content = hashlib.sha256(subject.picture.path.read_bytes()).hexdigest()
-    return hash_key("latents", vae_hash, str(dtype), content, *subject.size, subject.may_flip, subject.interpolation)
+    shown = (*subject.size, repr(subject.views), subject.interpolation)
+    return hash_key("latents", vae_hash, str(dtype), content, *shown)
 
 
 def hash_key(*facts: str | int) -> str:

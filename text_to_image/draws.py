@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 
 from mirroring import mirrored_caption
+from views import View
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Source:
 
     forms: Sequence[Sequence[Sequence[str]]]  # groups of captions
     latent_shapes: tuple[tuple[int, int, int], ...]
-    may_flip: Sequence[bool]
+    views: Sequence[Sequence[View]]
     run: int = 1  # pictures of one shape follow each other in runs of this length: batches that need no second pass
 
 
@@ -48,7 +49,7 @@ class Draw:
 
     stream: str
     picture: int
-    flipped: bool
+    view: View
     caption: str
     timestep: int
     posterior_noise: torch.Tensor
@@ -72,12 +73,13 @@ def draw_sample(seed: int, sample: SampleId, source: Source, chances: Chances) -
     posterior_noise, noise = (torch.randn(shape, generator=chance) for _ in range(2))
     noise += chances.noise_offset * torch.randn((shape[0], 1, 1), generator=chance)
     perturbation = torch.randn(shape, generator=chance) if chances.input_perturbation else 0.0
-    flipped = source.may_flip[picture] and torch.rand((), generator=chance).item() < 0.5
+    views = source.views[picture]
+    view = views[torch.randint(len(views), (), generator=chance).item()]
     return Draw(
         stream=sample.stream,
         picture=picture,
-        flipped=flipped,
-        caption="" if dropped else mirrored_caption(caption) if flipped else caption,
+        view=view,
+        caption="" if dropped else mirrored_caption(caption) if view.mirrored else caption,
         timestep=timestep,
         posterior_noise=posterior_noise,
         noise=noise,

@@ -61,6 +61,10 @@ def below_one(text: str) -> float:
     return _number(text, float, "a number from 0 to below 1", lambda number: 0 <= number < 1)
 
 
+def up_to_half(text: str) -> float:
+    return _number(text, float, "a number from 0 to 0.5", lambda number: 0 <= number <= 0.5)
+
+
 def text(words: str) -> str:
     """Any text that can be written to a file: a byte that is no UTF-8 comes as half a character."""
     if any("\ud800" <= character <= "\udfff" for character in words):

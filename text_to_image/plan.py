@@ -25,6 +25,7 @@ from prior import prior_batch_size, repeat_prompts
 from prompts import count_chunks
 from runs import OUTPUTS, fingerprint_run, seed_of, without_secrets
 from schedule import total_steps, warmup_steps
+from views import AS_IT_IS, View, list_views
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Plan:
     without_caption: list[str]  # names of pictures in it that have no row
     pictures: list[Picture]
     sizes: list[Size]  # of each picture
-    may_flip: list[bool]
+    views: list[tuple[View, ...]]  # of each picture
     held_out: list[Picture]  # to measure the loss on, never trained on
     base: Path
     unet_base: Path  # another than `base` with --non_ema_revision
@@ -69,8 +70,8 @@ class Plan:
     @property
     def subjects(self) -> dict[tuple[str, int], Subject]:
         """Everything that is encoded, by stream and number."""
-        data = zip(self.pictures, self.sizes, self.may_flip, strict=True)
-        held_out = ((p, size, False) for p, size in zip(self.held_out, self.held_out_sizes, strict=True))
+        data = zip(self.pictures, self.sizes, self.views, strict=True)
+        held_out = ((p, size, AS_IT_IS) for p, size in zip(self.held_out, self.held_out_sizes, strict=True))
         return {
             (stream, index): Subject(*what, self.interpolation)
             for stream, subjects in ((DATA, data), (HELD_OUT, held_out))
@@ -98,7 +99,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         without_caption=without_caption,
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),
-        may_flip=[args.random_flip and not writing_in(picture) for picture in pictures],
+        views=[list_views(args.random_flip and not writing_in(p), args.random_affine) for p in pictures],
         held_out=held_out,
         held_out_sizes=choose_sizes(held_out, *sizing),
         base=base,

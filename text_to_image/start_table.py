@@ -1,6 +1,7 @@
 """What a run says before its first step and after its last: rows of (what, how)."""
 
 import argparse
+import math
 import shlex
 import textwrap
 from pathlib import Path
@@ -15,6 +16,7 @@ from prompts import count_tokens
 from reporting import origins_line
 from resuming import Start
 from runs import shown
+from views import POSES
 
 Rows = list[tuple[str, str]]
 PRECISIONS = {"no": "fp32", "bf16": "a bf16 copy of fp32 weights", "fp16": "fp16 autocast, fp32 weights"}
@@ -33,7 +35,7 @@ def start_table(
         ("trained", run["trained"]),
         ("pictures", _pictures_line(plan)),
         *_bucket_rows(plan),
-        *_flip_rows(args, plan),
+        *_view_rows(args, plan),
         ("captions", _captions_line(args, plan, tokenizer)),
         *_cut_prompt_rows(args, plan, tokenizer),
         ("steps", _steps_line(args, plan, start.first_step)),
@@ -67,12 +69,17 @@ def _bucket_rows(plan: Plan) -> Rows:
     return rows
 
 
-def _flip_rows(args: argparse.Namespace, plan: Plan) -> Rows:
-    if not args.random_flip:
-        return []
-    kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := writing_in(p))]
-    line = f"{sum(plan.may_flip)} of {len(plan.pictures)} pictures are mirrored half of the time"
-    return [("mirrored", line + (f"; never, because their captions tell of writing: {_names(kept)}" if kept else ""))]
+def _view_rows(args: argparse.Namespace, plan: Plan) -> Rows:
+    rows = []
+    if args.random_flip:
+        kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := writing_in(p))]
+        line = f"{len(plan.pictures) - len(kept)} of {len(plan.pictures)} pictures are mirrored half of the time"
+        line += f"; never, because their captions tell of writing: {_names(kept)}" if kept else ""
+        rows.append(("mirrored", line))
+    if args.random_affine:
+        most, turn = args.random_affine, math.degrees(args.random_affine / 2)
+        rows.append(("moved", f"in {POSES} poses each: smaller by up to {most:.0%}, turned by up to {turn:.0f}°"))
+    return rows
 
 
 def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer) -> str:

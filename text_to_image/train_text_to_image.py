@@ -16,6 +16,7 @@ from flags import (
     positive_float,
     positive_int,
     seed,
+    up_to_half,
 )
 from model_defaults import FROM_SCRIPT, STARTER, TRAINING_DEFAULTS, merge_defaults
 from stopping import StopSignals
@@ -102,6 +103,9 @@ def add_data_flags(group) -> None:
          help="cut a square from the middle of each picture (default: no, whole pictures in buckets)")
     flag("--random_flip", action=YesNo, default=False,
          help="mirror half of the pictures, and left and right in their captions (default: no)")
+    flag("--random_affine", type=up_to_half, default=0.0, metavar="A",
+         help="also show each picture smaller by up to A (0.1: 10 %%), moved and turned, so that results do not "
+              "repeat its place (default: 0, never)")
     flag("--image_interpolation_mode", choices=INTERPOLATIONS, default="lanczos", metavar="NAME",
          help=f"how pictures are resized: {', '.join(INTERPOLATIONS)} (default: lanczos)")
     flag("--trigger", metavar="PHRASE", help="put before every caption, to call the thing by (default: nothing)")

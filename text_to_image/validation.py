@@ -14,6 +14,7 @@ from draws import Draw, generator
 from objective import Objective, diffusion_loss
 from picture_files import save_image
 from sampling import decode_latents, draw_latents, initial_noise
+from views import View
 
 TIMESTEPS_PER_PICTURE = 4  # the middle of each quarter of the schedule
 MOST_PICTURES = 16  # of each stream; more would cost more than they tell
@@ -34,7 +35,7 @@ def fixed_draws(stream: str, captions: Sequence[str], shapes: Sequence[tuple], t
             chance = generator(0, "validation", stream, picture, quarter)
             posterior_noise, noise = (torch.randn(shapes[picture], generator=chance) for _ in range(2))
             timestep = (2 * quarter + 1) * timesteps // (2 * TIMESTEPS_PER_PICTURE)
-            drawn.append(Draw(stream, picture, False, captions[picture], timestep, posterior_noise, noise, noise))
+            drawn.append(Draw(stream, picture, View(), captions[picture], timestep, posterior_noise, noise, noise))
     return drawn
 
 

@@ -1,0 +1,70 @@
+"""The views that training has of one picture: as it is or mirrored, whole or a little smaller, moved and turned.
+
+Few pictures are otherwise learned together with their place in the frame, and every result repeats it. A view never
+loses a part of its picture: that is made smaller and moved within the room this leaves, which continues its edge.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+POSES = 16  # of each picture; few enough to encode them all once
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where in the frame a picture lies."""
+
+    scale: float = 1.0
+    turn: float = 0.0  # radians, clockwise
+    right: float = 0.0  # of the way that there is from the middle to the edge, -1 to 1
+    down: float = 0.0
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture as training sees it."""
+
+    mirrored: bool = False
+    pose: Pose = Pose()
+
+
+AS_IT_IS = (View(),)
+
+
+@cache
+def list_views(may_flip: bool, random_affine: float) -> tuple[View, ...]:
+    """All views of a picture, equally often seen; as it is comes first.
+
+    `random_affine` A: smaller by up to A, and turned by up to A / 2 radians.
+    """
+    poses = [Pose(), *(_spread_poses(random_affine) if random_affine else [])]
+    return tuple(View(mirrored, pose) for mirrored in (False, True)[: 1 + may_flip] for pose in poses)
+
+
+def _spread_poses(most: float) -> list[Pose]:
+    """Evenly over all that is possible, the same for every picture and run: Sobol points (Joe & Kuo 2008)."""
+    points = torch.quasirandom.SobolEngine(4, scramble=True, seed=0).draw(POSES - 1).tolist()
+    return [Pose(1 - most * a, most * (b - 0.5), 2 * c - 1, 2 * d - 1) for a, b, c, d in points]
+
+
+def show(pixels: torch.Tensor, view: View) -> torch.Tensor:
+    """(3, H, W) in [-1, 1] → the same of this view."""
+    if view.mirrored:
+        pixels = pixels.flip(-1)
+    return pixels if view.pose == Pose() else _laid(pixels, view.pose)
+
+
+def _laid(pixels: torch.Tensor, pose: Pose) -> torch.Tensor:
+    height, width = pixels.shape[-2:]
+    turn, room = torch.tensor(pose.turn), 1 - pose.scale
+    cos, sin = turn.cos() / pose.scale, turn.sin() / pose.scale
+    # affine_grid asks, for each place in the view, where in the picture to look; both are 2 wide and 2 high there.
+    look = torch.tensor([[cos, sin * height / width], [-sin * width / height, cos]])
+    moved = look @ torch.tensor([[pose.right * room], [pose.down * room]])
+    grid = F.affine_grid(torch.hstack([look, -moved])[None], [1, *pixels.shape], align_corners=False)
+    laid = F.grid_sample(pixels[None], grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return laid[0].clamp(-1, 1)
+

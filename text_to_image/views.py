@@ -67,4 +67,3 @@ def _laid(pixels: torch.Tensor, pose: Pose) -> torch.Tensor:
     grid = F.affine_grid(torch.hstack([look, -moved])[None], [1, *pixels.shape], align_corners=False)
     laid = F.grid_sample(pixels[None], grid, mode="bicubic", padding_mode="border", align_corners=False)
     return laid[0].clamp(-1, 1)
-

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from batches import DATA, PRIOR, Batches, micro_batches, step_samples
 from draws import Chances, SampleId, Source
+from views import AS_IT_IS
 
 
 def numbers(samples: list[SampleId], stream: str) -> list[int]:
@@ -38,7 +39,7 @@ class Encodings:
 
 
 def source(caption: str, shapes: list[tuple[int, int, int]], run: int = 1) -> Source:
-    return Source([((caption,),)] * len(shapes), tuple(shapes), [False] * len(shapes), run)
+    return Source([((caption,),)] * len(shapes), tuple(shapes), [AS_IT_IS] * len(shapes), run)
 
 
 def batches(processes: int, process: int, accumulation: int, shapes=((1, 2, 2),) * 5) -> Batches:

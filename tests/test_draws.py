@@ -72,7 +72,7 @@ def test_a_generator_is_a_function_of_its_whole_key():
 
 def test_a_pass_over_several_sizes_shows_each_picture_once_and_keeps_one_size_together():
     shapes = tuple((4, 3, 2) if i % 3 else (4, 2, 3) for i in range(30))
-    source = Source([(("x",),)] * 30, shapes, [False] * 30, run=5)
+    source = Source([(("x",),)] * 30, shapes, [AS_IT_IS] * 30, run=5)
     for number in range(4):
         shown = [picture_of(3, SampleId("data", 30 * number + i), source) for i in range(30)]
         assert sorted(shown) == list(range(30))

@@ -94,9 +94,11 @@ def test_the_loss_is_measured_four_times_in_a_run_and_ten_with_held_out_pictures
 def test_measuring_takes_at_most_a_tenth_of_a_short_run_but_the_end_is_always_measured():
     assert measured_steps(4, 2, draws_of(3), 1, None, 500) == {4}
     both = draws_of(16) | draws_of(16, "held out")
-    steps = measured_steps(400, 4, both, 2, None, 10_000)
-    forward_passes = len(steps) * 2 * sum(map(len, both.values()))
-    assert max(steps) == 400 and 0 < forward_passes <= 0.1 * 400 * 4 * 3
+    for length in (5, 99, 100, 101, 400, 599, 601, 1999):
+        steps = measured_steps(length, 4, both, 2, None, 10_000)
+        forward_passes = len(steps) * 2 * sum(map(len, both.values()))
+        assert max(steps) == length
+        assert len(steps) == 1 or (len(steps) <= 10 and forward_passes <= 0.1 * length * 4 * 3), length
 
 
 def test_the_best_step_is_that_of_the_weights_that_are_saved():

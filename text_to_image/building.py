@@ -154,7 +154,7 @@ def make_watch(
             captions = [subject.captions[0] for subject in own]
             draws[stream] = fixed_draws(stream, captions, shapes, len(objective.noise_scheduler))
     weight_sets = 2 if average.kept else 1
-    every = args.validation_steps or max(1, plan.steps // MEASURED)
+    every = args.validation_steps or math.ceil(plan.steps / MEASURED)
     epoch_steps = len(plan.pictures) * args.repeats / plan.global_batch
     draw_every = math.ceil(args.validation_epochs * epoch_steps) if args.validation_epochs else every
     drawer = None

@@ -169,7 +169,8 @@ def add_validation_flags(group) -> None:
          help="hold out this part of the pictures and measure the loss on them; 0: none (default: 0)")
     flag("--validation_dir", type=Path, metavar="FOLDER", help="a captioned folder to measure the loss on instead")
     flag("--validation_steps", type=positive_int, metavar="N",
-         help="measure, and draw the prompts, after every N steps (default: four times in a run; held-out loss: ten)")
+         help="measure, and draw the prompts, after every N steps (default: four times; held-out loss: ten; "
+              "a short run: fewer)")
     flag("--validation_prompts", nargs="+", metavar="TEXT", help="drawn into OUTPUT/validation/ (default: none)")
     flag("--validation_epochs", type=positive_int, metavar="N",
          help="draw them after every N epochs instead (default: with --validation_steps)")

@@ -1,6 +1,7 @@
 """What is looked at while training: a loss on fixed noise and timesteps, and pictures of fixed prompts and seeds."""
 
 import functools
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def measured_steps(
     work = sum(map(len, draws.values())) * weight_sets
     affordable = int(MEASURING * FORWARD_PASSES * steps * samples_per_step / work)
     times = max(1, min(MEASURED_HELD_OUT if held_out else MEASURED, affordable))
-    every = asked or max(1, steps // times)
+    every = asked or math.ceil(steps / times)
     kept = range(checkpointing_steps, steps + 1, checkpointing_steps) if held_out else ()
     return {*range(every, steps + 1, every), *kept, steps}
 
@@ -122,7 +123,7 @@ class Watch:
     def at(self, step: int) -> Callable[[], dict[str, float]] | None:
         """What looks at the weights after optimisation step `step` (from 1) and returns what it measured, for the
         step's row in metrics.jsonl; None after most steps."""
-        return functools.partial(self._look, step) if step in self.measured | self.drawn else None
+        return functools.partial(self._look, step) if step in self.measured or step in self.drawn else None
 
     def _look(self, step: int) -> dict[str, float]:
         found = {}

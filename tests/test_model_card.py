@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from model_card import model_card
+from model_card import is_ours, model_card
 
 RUN = {
     "base_model": "stable-diffusion-v1-5/stable-diffusion-v1-5", "trained": "UNet", "seed": 7, "steps": 600,
@@ -45,9 +45,30 @@ def test_a_loras_card_loads_it_on_its_base(card_of):
     assert "lora" in ModelCard(card).data.tags
 
 
+def test_a_prompt_stands_in_the_code_as_it_is(card_of):
+    prompt = "\U0001f456 'blue' \"jeans\"\n\\ faded"
+    called = ast.parse(code_of(card_of(example_prompts=[prompt])))
+    assert prompt in [node.value for node in ast.walk(called) if isinstance(node, ast.Constant)]
+
+
+def test_a_card_is_ours_until_somebody_takes_it_over(card_of, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(card_of(), encoding="utf-8")
+    assert is_ours(path)
+    path.write_text("# My jeans\n")
+    assert not is_ours(path)
+
+
+def test_epochs_that_the_number_of_steps_overrules_are_not_told(card_of):
+    card = card_of(arguments={"epochs": 100, "max_train_steps": 50, "trigger": "sks"})
+    assert "| epochs |" not in card and "| max_train_steps | 50 |" in card and "| trigger | sks |" in card
+
+
 def test_a_base_on_this_machine_is_named_without_its_path(card_of, tmp_path):
     card = card_of(base_model=str(tmp_path / "my base"))
     assert str(tmp_path) not in card and "**my base**" in card and ModelCard(card).data.base_model is None
+    lora = card_of(base_model=str(tmp_path / "my base"), trained="LoRA of rank 16")
+    assert 'from_pretrained("/path/to/my base"' in lora and str(tmp_path) not in lora
 
 
 def test_the_pictures_that_were_drawn_last_are_shown(card_of, tmp_path: Path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from caching import hash_key
 from captions import METADATA
 from errors import UserError, WorkError, first_line
-from model_card import CARD, model_card
+from model_card import CARD, is_ours, model_card
 
 NOT_UPLOADED = ["checkpoint-*/**", ".partial-*/**", "cache/**", ".cache/**", ".lock*", ".*.part"]
 
@@ -125,7 +125,7 @@ def upload(args: argparse.Namespace, folder: Path) -> None:
         api.upload_folder(
             repo_id=repository, folder_path=folder, ignore_patterns=[*NOT_UPLOADED, f"{args.logging_dir}/**"]
         )
-        if not api.file_exists(repository, CARD):  # one that somebody has written stays
+        if not api.file_exists(repository, CARD) or is_ours(Path(api.hf_hub_download(repository, CARD))):
             card = model_card(folder, repository)
             api.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=repository)
     except Exception as error:

@@ -75,12 +75,12 @@ def find_model(
                 f"{flag} {name}: {shown_part(pickles[0])} is a pickle, which can run code when it is read; take a "
                 "model with safetensors, or, where you trust its maker, let training convert it with --allow_pickle"
             )
-        return convert_pickles(folder, pickles, pickles_to)
+        folder = convert_pickles(folder, pickles, pickles_to)
+    _asked_variants.pop(folder, None)
     if variant:
-        there = {one for part in parts for one in _variants(folder, part) if one}
-        if variant not in there:
-            has = ", ".join(sorted(there)) or "plain weights only"
-            raise UserError(f"--variant {variant}: {name} has no such weights; it has {has}")
+        if variant not in (there := _variants(folder, "unet")):
+            has = ", ".join(sorted(one for one in there if one)) or "plain weights only"
+            raise UserError(f"--variant {variant}: the UNet of {name} has no such weights; it has {has}")
         _asked_variants[folder] = variant
     return folder
 

@@ -1,7 +1,10 @@
 """Checkpoints are whole or absent."""
 
+import copy
+
 import pytest
 import torch
+from accelerate import Accelerator
 
 from checkpoints import (
     complete_checkpoints,
@@ -15,6 +18,7 @@ from checkpoints import (
 from errors import UserError, WorkError
 from models import load_unet
 from tiny_model import tiny_unet
+from training import restore
 
 RUN = {"trained": "UNet", "fingerprint": "f"}
 
@@ -158,3 +162,27 @@ def test_what_an_earlier_start_wrote_after_the_step_it_goes_on_from_is_removed(r
     remove_later(run, 4, "f")
     assert not (run / ".partial-12").exists()
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4"]
+
+
+@pytest.mark.parametrize("saved_in", [torch.channels_last, torch.contiguous_format])
+def test_the_optimizers_averages_go_on_in_the_layout_of_the_weights(saved_in, tmp_path):
+    """PyTorch's fused AdamW silently mixes up weights, gradients and averages of unlike layouts."""
+
+    def optimizer_of(weight):
+        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+        return Accelerator(cpu=True).prepare(optimizer)
+
+    def step(optimizer, weight, seed):
+        chance = torch.Generator().manual_seed(seed)
+        weight.grad = torch.empty_like(weight).copy_(torch.randn(weight.shape, generator=chance))
+        optimizer.step()
+
+    first = torch.nn.Parameter(torch.ones(4, 3, 3, 3).to(memory_format=saved_in))
+    optimizer = optimizer_of(first)
+    step(optimizer, first, 0)
+    again = torch.nn.Parameter(first.detach().clone(memory_format=torch.contiguous_format))
+    resumed = optimizer_of(again)
+    restore({"optimizer": copy.deepcopy(optimizer.state_dict()), "scaler": None}, resumed, Accelerator(cpu=True))
+    for taken, weight in ((optimizer, first), (resumed, again)):
+        step(taken, weight, 1)
+    assert torch.equal(first, again)

@@ -64,9 +64,11 @@ def test_a_half_precision_folder_is_loaded_in_the_precision_asked_for(tiny_model
         assert {p.dtype for p in load(tiny_model, torch.bfloat16).parameters()} == {torch.bfloat16}
 
 
-def test_the_unet_computes_in_channels_last_and_is_saved_as_ever(tiny_model, tmp_path):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_unet_computes_in_the_devices_layout_and_is_saved_as_ever(layout, tiny_model, monkeypatch, tmp_path):
+    monkeypatch.setattr("models.convolution_layout", lambda: layout)
     unet = load_unet(tiny_model, torch.float16)
-    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert unet.conv_in.weight.is_contiguous(memory_format=layout)
     unet.save_pretrained(tmp_path / "unet")
     before, after = (
         load_file(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (tiny_model, tmp_path)

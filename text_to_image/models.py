@@ -18,6 +18,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from devices import convolution_layout
 from errors import UserError
 from model_defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
 from model_folders import ModelShape, loading, variant_of
@@ -38,16 +39,13 @@ def quiet_libraries() -> None:
 
 
 def load_unet(folder: Path, dtype=torch.float32, subfolder: str = "unet") -> UNet2DConditionModel:
-    """With weights in channels_last, in which convolutions are fastest on CPUs and, in half precision, on GPUs.
-
-    Always, so that the optimizer's state of a checkpoint has the layout of the weights it goes on with.
-    """
+    """With weights laid out as the device likes them."""
     with loading(folder, subfolder):
         unet = UNet2DConditionModel.from_pretrained(
             folder, subfolder=subfolder, use_safetensors=True, variant=variant_of(folder, subfolder)
         )
         # .to(): the libraries' versions name the dtype argument differently and differ in what they do without it.
-        return unet.to(dtype, memory_format=torch.channels_last)
+        return unet.to(dtype, memory_format=convolution_layout())
 
 
 def load_vae(folder: Path, dtype=torch.float32) -> AutoencoderKL:

@@ -24,7 +24,7 @@ from building import (
     speed_up,
 )
 from checkpoints import complete_checkpoints, load_training_state, save_checkpoint, step_of
-from devices import wait_for_device
+from devices import keep_large_blocks, wait_for_device
 from disk_space import Space, check_space, measure_space
 from errors import Stopped, UserError
 from files import flush_to_disk
@@ -55,6 +55,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     stop = stop or StopSignals()
     # Check the data set and the model, plan the run:
     quiet_libraries()
+    keep_large_blocks()
     accelerator, precision = make_accelerator(args)
     quiet = not accelerator.is_main_process
     torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
@@ -251,6 +252,11 @@ def scaler_state(accelerator: Accelerator) -> dict | None:
 
 def restore(state: dict, optimizer, accelerator: Accelerator) -> None:
     optimizer.load_state_dict(state["optimizer"])
+    for parameter, own in optimizer.state.items():
+        for name, value in own.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                # Saved on a device with another layout: the fused optimizer would take one weight's for another's.
+                own[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     if accelerator.scaler and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
 

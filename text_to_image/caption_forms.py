@@ -1,16 +1,17 @@
 """Shorter forms of a caption, so that a model trained on long captions also answers to a few words.
 
 `A single pair of denim jeans laid flat on a white background, seen from the back. The legs are apart.` also teaches
-'A single pair of denim jeans laid flat on a white background, seen from the back.', 'A single pair of denim jeans'
-and 'denim jeans'.
+'A single pair of denim jeans laid flat on a white background, seen from the back.', the same without 'seen from the
+back', 'A single pair of denim jeans' and 'denim jeans'.
 """
 
 import re
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z0-9])")
+CLAUSE_END = re.compile(r"[,;:](?=\s)")
 # Where the name of the thing ends and its place, posture or surroundings begin.
 LOCATIVE = re.compile(
-    r"[,;:.]|\s(?:laid|lying|lies|placed|arranged|spread|hanging|standing|sitting|shown|seen|photographed|isolated|"
+    r"[,;:.](?!\w)|\s(?:laid|lying|lies|placed|arranged|spread|hanging|standing|sitting|shown|seen|photographed|isolated|"
     r"is|are|on|in|at|against|over|under|near|with|from|that|which)\b"
 )
 NOT_THE_THING = re.compile(
@@ -23,13 +24,14 @@ NOT_THE_THING = re.compile(
 def caption_forms(caption: str) -> tuple[tuple[str, ...], ...]:
     """The forms of one caption in groups that are drawn equally often; no form stands in two groups.
 
-    (the caption,), (its first sentence,), (the thing it names, with and without determiner,),
+    (the caption,), (its first sentence, that one's first clause), (the thing it names, with and without determiner),
     (the first sentence with one other sentence, ...). A caption of a few words has one group.
     """
     caption = " ".join(caption.split())
     first, *others = SENTENCE_END.split(caption)
     thing = LOCATIVE.split(first, maxsplit=1)[0].strip()
-    groups = [[caption], [first], [thing, _bare(thing)], [f"{first} {other}" for other in others]]
+    clause = CLAUSE_END.split(first, maxsplit=1)[0]
+    groups = [[caption], [first, clause], [thing, _bare(thing)], [f"{first} {other}" for other in others]]
     return _without_repeats(groups)
 
 

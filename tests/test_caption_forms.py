@@ -42,6 +42,24 @@ def test_a_caption_of_any_kind_keeps_itself_first_and_no_form_is_empty_or_twice(
     assert all(forms) and len(forms) == len(set(forms))
 
 
+@pytest.mark.parametrize(
+    ("caption", "clause"),
+    [
+        ("A cat on a mat, at 10:30 in the morning.", "A cat on a mat"),
+        ("At 10:30 a cat lies there: it sleeps.", "At 10:30 a cat lies there"),
+        ("denim jeans,blue,faded", "denim jeans"),
+    ],
+)
+def test_a_sentence_also_teaches_its_first_clause(caption, clause):
+    assert clause in {form for group in caption_forms(caption) for form in group}
+
+
+@pytest.mark.parametrize("caption", ['A shirt that reads "Hello, world".', "Jeans (blue, faded) on a table."])
+def test_no_form_ends_within_quotes_or_brackets_at_a_comma(caption):
+    forms = {form for group in caption_forms(caption) for form in group}
+    assert not any("Hello" in form or "(blue" in form for form in forms - {caption})
+
+
 def test_an_abbreviation_within_a_sentence_does_not_end_it():
     assert (
         first_sentence("A shirt of size 3.5 e.g. for children. It is blue.")

@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -164,25 +165,35 @@ def test_what_an_earlier_start_wrote_after_the_step_it_goes_on_from_is_removed(r
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4"]
 
 
-@pytest.mark.parametrize("saved_in", [torch.channels_last, torch.contiguous_format])
-def test_the_optimizers_averages_go_on_in_the_layout_of_the_weights(saved_in, tmp_path):
+@pytest.mark.parametrize("layouts", itertools.permutations((torch.channels_last, torch.contiguous_format)))
+def test_the_optimizers_averages_go_on_in_the_layout_of_the_weights(layouts):
     """PyTorch's fused AdamW silently mixes up weights, gradients and averages of unlike layouts."""
-
-    def optimizer_of(weight):
-        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-        return Accelerator(cpu=True).prepare(optimizer)
 
     def step(optimizer, weight, seed):
         chance = torch.Generator().manual_seed(seed)
         weight.grad = torch.empty_like(weight).copy_(torch.randn(weight.shape, generator=chance))
         optimizer.step()
 
-    first = torch.nn.Parameter(torch.ones(4, 3, 3, 3).to(memory_format=saved_in))
-    optimizer = optimizer_of(first)
+    accelerator = Accelerator(cpu=True)
+    first, again = (torch.nn.Parameter(torch.ones(4, 3, 3, 3).to(memory_format=layout)) for layout in layouts)
+    optimizer, resumed = (accelerator.prepare(torch.optim.AdamW([w], lr=0.1, fused=True)) for w in (first, again))
     step(optimizer, first, 0)
-    again = torch.nn.Parameter(first.detach().clone(memory_format=torch.contiguous_format))
-    resumed = optimizer_of(again)
-    restore({"optimizer": copy.deepcopy(optimizer.state_dict()), "scaler": None}, resumed, Accelerator(cpu=True))
+    again.data.copy_(first.data)
+    restore({"optimizer": copy.deepcopy(optimizer.state_dict()), "scaler": None}, resumed, accelerator)
     for taken, weight in ((optimizer, first), (resumed, again)):
         step(taken, weight, 1)
     assert torch.equal(first, again)
+
+
+def test_what_another_optimizer_keeps_is_restored_as_it_was():
+    class EightBit(torch.optim.SGD):
+        """Keeps, as bitsandbytes does, a number and bytes in an order of its own."""
+
+    weight = torch.nn.Parameter(torch.ones(4, 3, 3, 3).to(memory_format=torch.channels_last))
+    accelerator = Accelerator(cpu=True)
+    saved = accelerator.prepare(EightBit([weight], lr=0.1))
+    codes = torch.arange(108, dtype=torch.float32).view(4, 3, 3, 3)
+    saved.state[weight].update(step=3, state1=codes)
+    resumed = accelerator.prepare(EightBit([weight], lr=0.1))
+    restore({"optimizer": copy.deepcopy(saved.state_dict()), "scaler": None}, resumed, accelerator)
+    assert resumed.state[weight]["step"] == 3 and resumed.state[weight]["state1"].is_contiguous()

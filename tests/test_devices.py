@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import devices
-from devices import choose_device, mixed_precision
+from devices import choose_device, convolution_layout, mixed_precision
 
 
 @pytest.mark.parametrize("switch", ["1", "true", "True", "yes"])
@@ -25,6 +25,13 @@ def test_a_gpu_is_used_where_there_is_one(monkeypatch, switch):
     assert choose_device().type == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device().type == "cpu"
+
+
+@pytest.mark.parametrize(("gpu", "layout"), [(True, torch.channels_last), (False, torch.contiguous_format)])
+def test_convolutions_are_laid_out_for_the_device_that_trains(monkeypatch, gpu, layout):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert convolution_layout() == layout
 
 
 @pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp16")])
@@ -46,4 +53,4 @@ def test_an_older_glibc_keeps_as_large_blocks_as_it_can(monkeypatch, largest):
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Glibc())
     devices.keep_large_blocks()
-    assert set_to == {devices.M_MMAP_THRESHOLD: largest, devices.M_TRIM_THRESHOLD: (1 << 31) - 1}
+    assert set_to == {devices.M_MMAP_THRESHOLD: largest, devices.M_TRIM_THRESHOLD: -1}

@@ -60,8 +60,8 @@ def test_a_card_is_ours_until_somebody_takes_it_over(card_of, tmp_path):
 
 
 def test_epochs_that_the_number_of_steps_overrules_are_not_told(card_of):
-    card = card_of(arguments={"epochs": 100, "max_train_steps": 50, "trigger": "sks"})
-    assert "| epochs |" not in card and "| max_train_steps | 50 |" in card and "| trigger | sks |" in card
+    card = card_of(arguments={"epochs": 100, "max_train_steps": 50, "trigger": "a|b\nc"})
+    assert "| epochs |" not in card and "| max_train_steps | 50 |" in card and r"| trigger | a\|b c |" in card
 
 
 def test_a_base_on_this_machine_is_named_without_its_path(card_of, tmp_path):

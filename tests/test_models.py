@@ -162,7 +162,7 @@ def test_the_variant_that_is_asked_for_is_loaded_from_beside_the_plain_weights(o
 
 
 def test_a_variant_that_is_not_there_is_refused_with_those_that_are(own_model):
-    with pytest.raises(UserError, match="--variant fp16: .* has no such weights; it has plain weights only"):
+    with pytest.raises(UserError, match="--variant fp16: .* has no such weights; it has plain weights"):
         find_model(str(own_model), "--model", variant="fp16")
     vae = own_model / "vae" / "diffusion_pytorch_model.safetensors"
     vae.rename(vae.with_name("diffusion_pytorch_model.fp16.safetensors"))

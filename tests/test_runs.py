@@ -69,10 +69,12 @@ def test_what_differs_between_two_runs_is_listed(tmp_path):
     write_run(tmp_path, run(seed=1))
     assert differences(read_run(tmp_path), run(seed=1, epochs=3, output_dir=Path("x"))) == []
     assert differences(read_run(tmp_path), run(seed=2, learning_rate=1, data="other")) == [
-        "the data set: other pictures or captions",
+        "the data set: other pictures, captions or shorter forms of them",
         "learning_rate: 1e-05 there, 1 here",
         "seed_asked: 1 there, 2 here",
     ]
+    assert differences(read_run(tmp_path), run(seed=1, a_new_flag=0.0)) == []
+    assert differences(read_run(tmp_path), run(seed=1, a_new_flag=0.1)) == ["a_new_flag: null there, 0.1 here"]
     assert differences({"steps": 3}, run()) == ["its run.json does not say what it was"]
 
 

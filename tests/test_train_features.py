@@ -185,8 +185,18 @@ def test_buckets_and_accumulation_give_the_step_of_one_batch(run, tmp_path):
     assert all(torch.allclose(weights(one)[name], weights(parts)[name], atol=1e-4) for name in weights(one))
 
 
-def test_encoding_live_trains_as_stored_encodings_do(run):
-    stored, live = run("stored", *STEPS, "--random_flip"), run("live", *STEPS, "--random_flip", "--no_cache")
+@pytest.mark.parametrize("amount", ["-0.1", "0.6", "nan"])
+def test_a_pose_beyond_what_is_possible_is_refused(amount):
+    with pytest.raises(UserError, match="--random_affine"):
+        parse_args(["--random_affine", amount])
+
+
+def test_encoding_live_trains_as_stored_encodings_do_in_all_views(run, capsys):
+    usual = [*STEPS, "--random_flip", "--random_affine", 0.1]
+    stored, live = run("stored", *usual), run("live", *usual, "--no_cache")
+    assert "in 15 poses: smaller by up to 10%, turned by up to 1.4°" in capsys.readouterr().out
+    views = {len(load_file(path)) for path in (stored / "cache" / "latents").iterdir()}
+    assert views == {32} and losses(run("unmoved", *STEPS, "--random_flip")) != losses(stored)
     assert losses(live) == pytest.approx(losses(stored), abs=1e-5)
     assert any((stored / "cache" / "latents").iterdir()) and not (live / "cache").exists()
 

@@ -170,5 +170,5 @@ def make_watch(
         measured=measured_steps(
             plan.steps, plan.samples_per_step, draws, weight_sets, args.validation_steps, args.checkpointing_steps
         ),
-        drawn=set(range(draw_every, plan.steps + 1, draw_every)),
+        drawn={*range(draw_every, plan.steps + 1, draw_every), plan.steps},
     )  # fmt: skip

@@ -89,7 +89,7 @@ class LiveEncodings(Encodings):
         return self.text_encoding.encode([caption])[0]
 
     def posterior(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = load_pixels(self.subjects[draw.stream, draw.picture], draw.view)
+        pixels = show(load_pixels(self.subjects[draw.stream, draw.picture]), draw.view)
         return encode_pixels(self.vae, pixels[None])[0]
 
 
@@ -126,12 +126,14 @@ def store_latents(
     ) as bar:
         # One by one on a CPU: it is no slower, and what comes out does not depend on which others were missing.
         at_once = 1 if vae.device.type == "cpu" else PIXELS_AT_ONCE
-        for keys, pixels in _load_ahead(subjects, missing, workers, at_once):
-            together = max(1, at_once // pixels[0, 0, 0].numel())
-            posteriors = iter([p for some in pixels.flatten(0, 1).split(together) for p in encode_pixels(vae, some)])
+        for keys, pictures in _load_ahead(subjects, missing, workers, at_once):
+            views = subjects[keys[0]].views
+            seen = [show(picture, view) for picture in pictures for view in views]
+            together = max(1, at_once // pictures[0, 0].numel())
+            parts = (torch.stack(seen[at : at + together]) for at in range(0, len(seen), together))
+            posteriors = iter([posterior for part in parts for posterior in encode_pixels(vae, part)])
             for key in keys:
-                views = range(len(subjects[key].views))
-                write_whole(files[key], {str(view): torch.stack(next(posteriors)) for view in views})
+                write_whole(files[key], {str(view): torch.stack(next(posteriors)) for view in range(len(views))})
             bar.update(len(keys))
     for key, subject in subjects.items():
         encodings.posteriors.update({(*key, view): (files[key], str(i)) for i, view in enumerate(subject.views)})
@@ -154,13 +156,13 @@ def store_texts(
 def _load_ahead(
     subjects: Subjects, wanted: Sequence[tuple[str, int]], workers: int, pixels_at_once: int
 ) -> Iterator[tuple[list[tuple[str, int]], torch.Tensor]]:
-    """Batches of pictures of one size and as many views, (B, views, 3, H, W), read by `workers` processes ahead."""
+    """Batches of pictures of one size and the same views, (B, 3, H, W), read by `workers` processes ahead."""
     alike: dict[tuple, list[tuple[str, int]]] = {}
     for key in wanted:
-        alike.setdefault((subjects[key].size, len(subjects[key].views)), []).append(key)
+        alike.setdefault((subjects[key].size, subjects[key].views), []).append(key)
     batches = []
     for (size, views), keys in alike.items():
-        at_once = max(1, pixels_at_once // (size[0] * size[1] * views))
+        at_once = max(1, pixels_at_once // (size[0] * size[1] * len(views)))
         batches += [keys[at : at + at_once] for at in range(0, len(keys), at_once)]
     pixels = DataLoader(_Pixels(subjects, batches), batch_size=None, num_workers=workers)
     return zip(batches, pixels, strict=True)
@@ -177,13 +179,12 @@ class _Pixels:
         return len(self.batches)
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        subjects = [self.subjects[key] for key in self.batches[number]]
-        return torch.stack([torch.stack([load_pixels(s, view) for view in s.views]) for s in subjects])
+        return torch.stack([load_pixels(self.subjects[key]) for key in self.batches[number]])
 
 
-def load_pixels(subject: Subject, view: View) -> torch.Tensor:
-    """(3, H, W) in [-1, 1]"""
-    return show(load_picture(subject.picture.path, *subject.size, subject.interpolation), view)
+def load_pixels(subject: Subject) -> torch.Tensor:
+    """(3, H, W) in [-1, 1], as it is"""
+    return load_picture(subject.picture.path, *subject.size, subject.interpolation)
 
 
 @torch.no_grad()

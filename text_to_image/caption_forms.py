@@ -8,11 +8,11 @@ back', 'A single pair of denim jeans' and 'denim jeans'.
 import re
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z0-9])")
-CLAUSE_END = re.compile(r"[,;:](?=\s)")
+CLAUSE_END = re.compile(r"(?<!\d)[,:]|[,:](?!\d)|;")  # not within 1,000 or 10:30
 # Where the name of the thing ends and its place, posture or surroundings begin.
 LOCATIVE = re.compile(
-    r"[,;:.](?!\w)|\s(?:laid|lying|lies|placed|arranged|spread|hanging|standing|sitting|shown|seen|photographed|isolated|"
-    r"is|are|on|in|at|against|over|under|near|with|from|that|which)\b"
+    r"(?<!\d)[,:.]|[,:.](?!\d)|;|\s[(\"]|\s(?:laid|lying|lies|placed|arranged|spread|hanging|standing|sitting|shown|seen|"
+    r"photographed|isolated|is|are|on|in|at|against|over|under|near|with|from|that|which)\b"
 )
 NOT_THE_THING = re.compile(
     r"^(?:(?:a|an|the|one|this|some|single|individual)\s+"
@@ -30,13 +30,23 @@ def caption_forms(caption: str) -> tuple[tuple[str, ...], ...]:
     caption = " ".join(caption.split())
     first, *others = SENTENCE_END.split(caption)
     thing = LOCATIVE.split(first, maxsplit=1)[0].strip()
-    clause = CLAUSE_END.split(first, maxsplit=1)[0]
-    groups = [[caption], [first, clause], [thing, _bare(thing)], [f"{first} {other}" for other in others]]
+    groups = [
+        [caption],
+        [first, _first_clause(first)],
+        [thing, _bare(thing)],
+        [f"{first} {other}" for other in others],
+    ]
     return _without_repeats(groups)
 
 
 def first_sentence(caption: str) -> str:
     return SENTENCE_END.split(" ".join(caption.split()))[0]
+
+
+def _first_clause(sentence: str) -> str:
+    """Up to the first comma, unless that stands in quotes or brackets."""
+    clause = CLAUSE_END.split(sentence, maxsplit=1)[0].strip()
+    return clause if clause.count('"') % 2 == 0 and clause.count("(") == clause.count(")") else sentence
 
 
 def _bare(thing: str) -> str:

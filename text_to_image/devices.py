@@ -23,10 +23,11 @@ def mixed_precision() -> str | None:
 
 
 def convolution_layout() -> torch.memory_format:
-    """How weights of convolutions are laid out: on a GPU in channels_last, in which it computes half precision.
+    """How convolutions' weights are laid out in training: on a GPU in channels_last, in which it computes in half
+    precision.
 
-    A CPU computes as fast either way, but its fused AdamW copies channels_last weights, their gradients and averages
-    at every step, which then takes twice as long.
+    On a CPU the fused AdamW makes copies of channels_last weights, gradients and averages at every step: at SD 1.5's
+    size it takes 0.34 s in place of 0.20 s, and the UNet itself was as fast either way on the CPUs measured last.
     """
     return torch.channels_last if choose_device().type == "cuda" else torch.contiguous_format
 
@@ -46,9 +47,10 @@ def wait_for_device() -> None:
 
 def keep_large_blocks() -> None:
     """Lets memory that is freed be used again: glibc gives blocks above 32 MB back to the system at once, which then
-    clears them for every layer of a large batch (a quarter of its time on a CPU). Elsewhere than on glibc nothing."""
+    clears them for every layer of a large batch (a quarter of its time on a CPU; at SD 1.5's size 1.3 s of 4.5 s of a
+    training step). The process keeps what it once had. Elsewhere than on glibc nothing."""
     with contextlib.suppress(OSError, AttributeError):
         glibc = ctypes.CDLL(None)
         # An older one takes no more than 32 MB here.
         glibc.mallopt(M_MMAP_THRESHOLD, 1 << 30) or glibc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
-        glibc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        glibc.mallopt(M_TRIM_THRESHOLD, -1)  # never

@@ -1,6 +1,7 @@
 """What a run will write and whether there is room for it, before the first step."""
 
 import argparse
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ class Space:
 
     checkpoint: int  # each
     kept: int  # how many checkpoints there will be at the end
-    needed: int  # still: checkpoints and the result, at the worst moment
+    needed: int  # still: encodings, checkpoints and the result, at the worst moment
     free: int
 
     @property
@@ -41,15 +42,22 @@ def measure_space(args: argparse.Namespace, plan: Plan, folder: Path) -> Space:
     kept = min(written, args.checkpoints_total_limit or written)
     at_once = min(written, kept + 1)  # a new one is written before the oldest goes
     still = max(0, at_once - len(complete_checkpoints(folder)))
+    encoded = 0 if not args.cache or args.latents_cache_dir or (folder / "cache").is_dir() else latents_size(plan)
     there = next(path for path in [folder, *folder.resolve().parents] if path.is_dir())
-    return Space(checkpoint, kept, still * checkpoint + result, shutil.disk_usage(there).free)
+    return Space(checkpoint, kept, encoded + still * checkpoint + result, shutil.disk_usage(there).free)
+
+
+def latents_size(plan: Plan) -> int:
+    """Bytes of all pictures' encodings: mean and standard deviation in each of their views."""
+    subjects = plan.subjects.values()
+    return sum(2 * FLOAT * math.prod(plan.shape.latent_shape(*s.size)) * len(s.views) for s in subjects)
 
 
 def check_space(space: Space, folder: Path) -> None:
     """WorkError where the run would end in a full disk."""
     if space.needed > space.free:
         raise WorkError(
-            f"{folder}: the run will write {space.needed / 1e9:.3g} GB (checkpoints of {space.checkpoint / 1e9:.2g} "
-            f"GB and the result), {space.free / 1e9:.3g} GB are free; make room, name another --output_dir, or keep "
-            "fewer with --checkpoints_total_limit"
+            f"{folder}: the run will write {space.needed / 1e9:.3g} GB (encodings, checkpoints of "
+            f"{space.checkpoint / 1e9:.2g} GB and the result), {space.free / 1e9:.3g} GB are free; make room, name "
+            "another --output_dir, or keep fewer with --checkpoints_total_limit"
         )

@@ -8,8 +8,8 @@ CARD = "README.md"
 MADE = "<!-- Made by train_text_to_image.py, anew at each upload. Take this line away and the card stays. -->"
 TOLD = (
     "epochs", "max_train_steps", "repeats", "learning_rate", "lr_scheduler", "train_batch_size",
-    "gradient_accumulation_steps", "resolution", "random_affine", "use_ema", "prior_images", "snr_gamma",
-    "prediction_type", "trigger", "lora_alpha", "revision", "variant",
+    "gradient_accumulation_steps", "resolution", "random_flip", "random_affine", "use_ema", "prior_images",
+    "snr_gamma", "prediction_type", "trigger", "lora_alpha", "revision", "variant",
 )  # fmt: skip
 PIPELINE = """\
 pipeline = StableDiffusionPipeline.from_pretrained("{repository}", torch_dtype=torch.float16).to("cuda")"""
@@ -64,9 +64,14 @@ pipeline({prompt}).images[0].save("picture.png")
 
 | setting | value |
 |---|---|
-{"".join(f"| {name} | {value} |" + chr(10) for name, value in settings.items())}
+{"".join(f"| {name} | {_in_a_cell(value)} |" + chr(10) for name, value in settings.items())}
 The whole record is in `run.json`, the losses are in `metrics.jsonl`.
 """
+
+
+def _in_a_cell(value: object) -> str:
+    """Of a table in Markdown."""
+    return " ".join(str(value).split()).replace("|", r"\|")
 
 
 def is_ours(card: Path) -> bool:

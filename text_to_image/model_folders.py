@@ -79,7 +79,7 @@ def find_model(
     _asked_variants.pop(folder, None)
     if variant:
         if variant not in (there := _variants(folder, "unet")):
-            has = ", ".join(sorted(one for one in there if one)) or "plain weights only"
+            has = ", ".join(sorted(one or "plain weights" for one in there))
             raise UserError(f"--variant {variant}: the UNet of {name} has no such weights; it has {has}")
         _asked_variants[folder] = variant
     return folder

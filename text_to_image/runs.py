@@ -23,7 +23,7 @@ NOT_IN_FINGERPRINT = {
     "validation_epochs", "validation_prompts", "validation_split", "validation_steps", "variant",
 }  # fmt: skip
 NAMED = {  # of what is no argument, in words
-    "dataset_hash": "the data set: other pictures or captions",
+    "dataset_hash": "the data set: other pictures, captions or shorter forms of them",
     "base_model_hash": "the base model: other weights or configs",
 }
 RESULT_FOLDERS = (
@@ -61,7 +61,8 @@ def differences(earlier: dict, run: dict) -> list[str]:
     now, lines = identity_of(run), []
     for name in sorted({*before, *now}):
         was, is_now = _json(before.get(name)), _json(now.get(name))
-        if was != is_now:
+        new_and_off = name not in before and not now[name]  # a flag that there was not yet
+        if was != is_now and not new_and_off:
             lines.append(NAMED.get(name) or f"{name}: {was} there, {is_now} here")
     return lines
 

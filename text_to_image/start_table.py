@@ -77,8 +77,9 @@ def _view_rows(args: argparse.Namespace, plan: Plan) -> Rows:
         line += f"; never, because their captions tell of writing: {_names(kept)}" if kept else ""
         rows.append(("mirrored", line))
     if args.random_affine:
-        most, turn = args.random_affine, math.degrees(args.random_affine / 2)
-        rows.append(("moved", f"in {POSES} poses each: smaller by up to {most:.0%}, turned by up to {turn:.0f}°"))
+        most, turn = args.random_affine, math.degrees(args.random_affine / 4)
+        line = f"half of the time, in {POSES - 1} poses: smaller by up to {most:.0%}, turned by up to {turn:.1f}°"
+        rows.append(("moved", line))
     return rows
 
 

@@ -253,10 +253,10 @@ def scaler_state(accelerator: Accelerator) -> dict | None:
 def restore(state: dict, optimizer, accelerator: Accelerator) -> None:
     optimizer.load_state_dict(state["optimizer"])
     for parameter, own in optimizer.state.items():
-        for name, value in own.items():
-            if value.shape == parameter.shape and value.stride() != parameter.stride():
-                # Saved on a device with another layout: the fused optimizer would take one weight's for another's.
-                own[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        for name in own.keys() & {"exp_avg", "exp_avg_sq"}:  # AdamW's; what others keep has an order of its own
+            if own[name].stride() != parameter.stride():
+                # Saved on a device with another layout: the fused AdamW would take one weight's for another's.
+                own[name] = torch.empty_like(parameter).copy_(own[name])
     if accelerator.scaler and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
 

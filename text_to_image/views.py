@@ -4,6 +4,8 @@ Few pictures are otherwise learned together with their place in the frame, and e
 loses a part of its picture: that is made smaller and moved within the room this leaves, which continues its edge.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,8 +19,8 @@ POSES = 16  # of each picture; few enough to encode them all once
 class Pose:
     """Where in the frame a picture lies."""
 
-    scale: float = 1.0
-    turn: float = 0.0  # radians, clockwise
+    scale: float = 1.0  # at most: a turned picture is made smaller until it fits
+    turn: float = 0.0  # radians, clockwise, less than a right angle
     right: float = 0.0  # of the way that there is from the middle to the edge, -1 to 1
     down: float = 0.0
 
@@ -36,9 +38,9 @@ AS_IT_IS = (View(),)
 
 @cache
 def list_views(may_flip: bool, random_affine: float) -> tuple[View, ...]:
-    """All views of a picture, equally often seen; as it is comes first.
+    """All views of a picture; as it is comes first.
 
-    `random_affine` A: smaller by up to A, and turned by up to A / 2 radians.
+    `random_affine` A: smaller by up to A, and turned by up to A / 4 radians.
     """
     poses = [Pose(), *(_spread_poses(random_affine) if random_affine else [])]
     return tuple(View(mirrored, pose) for mirrored in (False, True)[: 1 + may_flip] for pose in poses)
@@ -47,7 +49,7 @@ def list_views(may_flip: bool, random_affine: float) -> tuple[View, ...]:
 def _spread_poses(most: float) -> list[Pose]:
     """Evenly over all that is possible, the same for every picture and run: Sobol points (Joe & Kuo 2008)."""
     points = torch.quasirandom.SobolEngine(4, scramble=True, seed=0).draw(POSES - 1).tolist()
-    return [Pose(1 - most * a, most * (b - 0.5), 2 * c - 1, 2 * d - 1) for a, b, c, d in points]
+    return [Pose(1 - most * a, most * (b - 0.5) / 2, 2 * c - 1, 2 * d - 1) for a, b, c, d in points]
 
 
 def show(pixels: torch.Tensor, view: View) -> torch.Tensor:
@@ -57,13 +59,28 @@ def show(pixels: torch.Tensor, view: View) -> torch.Tensor:
     return pixels if view.pose == Pose() else _laid(pixels, view.pose)
 
 
+def draw_view(views: Sequence[View], chance: torch.Generator) -> View:
+    """Half of the time the picture lies as it is, where it has other poses."""
+    as_it_is, moved = ([v for v in views if (v.pose == Pose()) == whole] for whole in (True, False))
+    among = moved if moved and torch.rand((), generator=chance).item() < 0.5 else as_it_is
+    return among[torch.randint(len(among), (), generator=chance).item()]
+
+
+def place(pose: Pose, height: int, width: int) -> tuple[float, float, float]:
+    """How large a picture lies in its own frame so that all of it is in there, and where its middle is: (scale, x, y),
+    the frame reaching from -1 to 1."""
+    cos, sin = math.cos(pose.turn), abs(math.sin(pose.turn))
+    wide, high = cos + sin * height / width, cos + sin * width / height  # the turned picture, in frames
+    scale = min(pose.scale, 1 / wide, 1 / high)
+    return scale, pose.right * (1 - scale * wide), pose.down * (1 - scale * high)
+
+
 def _laid(pixels: torch.Tensor, pose: Pose) -> torch.Tensor:
     height, width = pixels.shape[-2:]
-    turn, room = torch.tensor(pose.turn), 1 - pose.scale
-    cos, sin = turn.cos() / pose.scale, turn.sin() / pose.scale
+    scale, x, y = place(pose, height, width)
+    cos, sin = math.cos(pose.turn) / scale, math.sin(pose.turn) / scale
     # affine_grid asks, for each place in the view, where in the picture to look; both are 2 wide and 2 high there.
     look = torch.tensor([[cos, sin * height / width], [-sin * width / height, cos]])
-    moved = look @ torch.tensor([[pose.right * room], [pose.down * room]])
-    grid = F.affine_grid(torch.hstack([look, -moved])[None], [1, *pixels.shape], align_corners=False)
+    grid = F.affine_grid(torch.hstack([look, -look @ torch.tensor([[x], [y]])])[None], [1, *pixels.shape], False)
     laid = F.grid_sample(pixels[None], grid, mode="bicubic", padding_mode="border", align_corners=False)
     return laid[0].clamp(-1, 1)

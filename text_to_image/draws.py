@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 
 from mirroring import mirrored_caption
-from views import View, draw_view
+from views import View
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def draw_sample(seed: int, sample: SampleId, source: Source, chances: Chances) -
     posterior_noise, noise = (torch.randn(shape, generator=chance) for _ in range(2))
     noise += chances.noise_offset * torch.randn((shape[0], 1, 1), generator=chance)
     perturbation = torch.randn(shape, generator=chance) if chances.input_perturbation else 0.0
-    view = draw_view(source.views[picture], chance)
+    views = source.views[picture]
+    view = views[torch.randint(len(views), (), generator=chance).item()]
     return Draw(
         stream=sample.stream,
         picture=picture,

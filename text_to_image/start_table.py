@@ -78,7 +78,7 @@ def _view_rows(args: argparse.Namespace, plan: Plan) -> Rows:
         rows.append(("mirrored", line))
     if args.random_affine:
         most, turn = args.random_affine, math.degrees(args.random_affine / 4)
-        line = f"half of the time, in {POSES - 1} poses: smaller by up to {most:.0%}, turned by up to {turn:.1f}°"
+        line = f"in {POSES} poses each: as it is, or smaller by up to {most:.0%}, turned by up to {turn:.1f}°"
         rows.append(("moved", line))
     return rows
 

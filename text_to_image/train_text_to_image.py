@@ -104,8 +104,8 @@ def add_data_flags(group) -> None:
     flag("--random_flip", action=YesNo, default=False,
          help="mirror half of the pictures, and left and right in their captions (default: no)")
     flag("--random_affine", type=up_to_half, default=0.0, metavar="A",
-         help="show pictures half of the time smaller by up to A (0.1: 10 %%), moved and turned, so that results do "
-              "not repeat their place (default: 0, never)")
+         help="show each picture in 15 more poses: smaller by up to A (0.1: 10 %%), moved and turned, so that results "
+              "do not repeat its place (default: 0, none)")
     flag("--image_interpolation_mode", choices=INTERPOLATIONS, default="lanczos", metavar="NAME",
          help=f"how pictures are resized: {', '.join(INTERPOLATIONS)} (default: lanczos)")
     flag("--trigger", metavar="PHRASE", help="put before every caption, to call the thing by (default: nothing)")

@@ -5,7 +5,6 @@ loses a part of its picture: that is made smaller and moved within the room this
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -38,7 +37,7 @@ AS_IT_IS = (View(),)
 
 @cache
 def list_views(may_flip: bool, random_affine: float) -> tuple[View, ...]:
-    """All views of a picture; as it is comes first.
+    """All views of a picture, equally often seen; as it is comes first.
 
     `random_affine` A: smaller by up to A, and turned by up to A / 4 radians.
     """
@@ -57,13 +56,6 @@ def show(pixels: torch.Tensor, view: View) -> torch.Tensor:
     if view.mirrored:
         pixels = pixels.flip(-1)
     return pixels if view.pose == Pose() else _laid(pixels, view.pose)
-
-
-def draw_view(views: Sequence[View], chance: torch.Generator) -> View:
-    """Half of the time the picture lies as it is, where it has other poses."""
-    as_it_is, moved = ([v for v in views if (v.pose == Pose()) == whole] for whole in (True, False))
-    among = moved if moved and torch.rand((), generator=chance).item() < 0.5 else as_it_is
-    return among[torch.randint(len(among), (), generator=chance).item()]
 
 
 def place(pose: Pose, height: int, width: int) -> tuple[float, float, float]:

@@ -4,9 +4,9 @@ python tests/benchmarks/compare_with_diffusers.py --script diffusers/examples/te
 python tests/benchmarks/compare_with_diffusers.py --script … --model sd15 --resolution 256 --batch 1 --steps 4 \\
     --rounds_only          (the model: tests/benchmarks/sd15_size.py --make_model sd15)
 
-`speed` runs both with square crops and all else at its default; `equal` takes from ours what theirs does not have
-(short captions, dropout, stored encodings, the cosine) and compares what was learned on 64 fixed triples of picture,
-noise and timestep. Runs alternate, each number is the median.
+`speed` runs both with square crops, one pose of each picture and all else at its default; `equal` takes from ours what
+theirs does not have (short captions, dropout, stored encodings, the cosine) and compares what was learned on 64 fixed
+triples of picture, noise and timestep. Runs alternate, each number is the median.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--rounds_only", action="store_true", help="speed alone, nothing about the loss")
     args = parser.parse_args()
     quiet_libraries()
-    plain = ["--prior_images", "0", "--no_use_ema"]
+    plain = ["--prior_images", "0", "--random_affine", "0", "--no_use_ema"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         for precision in args.precisions:

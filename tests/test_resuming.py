@@ -196,7 +196,7 @@ def test_a_changed_run_is_refused_with_the_list_of_what_differs(train_run, tmp_p
         train_run("out", "--max_train_steps", 1, "--learning_rate", 1e-4, "--seed", 2, dataset=other)
     said = str(refused.value)
     assert "learning_rate: 1e-05 there, 0.0001 here" in said and "seed_asked: 1 there, 2 here" in said
-    assert "other pictures or captions" in said and "--overwrite" in said and "base model" not in said
+    assert "other pictures, captions" in said and "--overwrite" in said and "base model" not in said
 
 
 def test_overwrite_that_was_killed_does_not_mix_two_runs(train_run, monkeypatch):

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.5's size through the real script: random weights, a few steps, save; prints time and peak memory.
 
 python tests/benchmarks/sd15_size.py
-python tests/benchmarks/sd15_size.py --flags "" --flags "--mixed_precision bf16" --flags "--gradient_checkpointing"
+python tests/benchmarks/sd15_size.py --flags= --flags="--mixed_precision bf16" --flags=--gradient_checkpointing
 
 A line for each --flags. Takes a few minutes each, 16 GB of memory (20 GB with --use_ema) and 8 GB of disk in the
 temporary folder (TMPDIR).

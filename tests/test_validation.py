@@ -11,7 +11,7 @@ from models import load_noise_scheduler
 from objective import Objective
 from tiny_model import tiny_unet
 from trainable import OwnWeights
-from validation import FixedLoss, Watch, averaged, best_step, fixed_draws, measured_steps
+from validation import FixedLoss, Watch, averaged, best_step, drawn_steps, fixed_draws, measured_steps
 
 SHAPES = [(4, 8, 8), (4, 8, 12), (4, 8, 8)]
 
@@ -99,6 +99,12 @@ def test_measuring_takes_at_most_a_tenth_of_a_short_run_but_the_end_is_always_me
         forward_passes = len(steps) * 2 * sum(map(len, both.values()))
         assert max(steps) == length
         assert len(steps) == 1 or (len(steps) <= 10 and forward_passes <= 0.1 * length * 4 * 3), length
+
+
+def test_prompts_are_drawn_four_times_or_as_the_flags_say_and_always_at_the_end():
+    assert drawn_steps(600, 6, None, None) == {150, 300, 450, 600}
+    assert drawn_steps(600, 6, None, 250) == {250, 500, 600}
+    assert drawn_steps(20, 2.5, 3, 250) == {8, 16, 20}  # an epoch ends within a step
 
 
 def test_the_best_step_is_that_of_the_weights_that_are_saved():

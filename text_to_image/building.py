@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from objective import Objective
 from plan import Plan
 from prior import draw_prior, read_prior, write_prior
 from sampling import load_sampler
-from validation import MEASURED, FixedLoss, PromptDrawer, Watch, fixed_draws, measured_steps
+from validation import FixedLoss, PromptDrawer, Watch, drawn_steps, fixed_draws, measured_steps
 from views import AS_IT_IS
 
 
@@ -154,9 +153,7 @@ def make_watch(
             captions = [subject.captions[0] for subject in own]
             draws[stream] = fixed_draws(stream, captions, shapes, len(objective.noise_scheduler))
     weight_sets = 2 if average.kept else 1
-    every = args.validation_steps or math.ceil(plan.steps / MEASURED)
-    epoch_steps = len(plan.pictures) * args.repeats / plan.global_batch
-    draw_every = math.ceil(args.validation_epochs * epoch_steps) if args.validation_epochs else every
+    steps_in_epoch = len(plan.pictures) * args.repeats / plan.global_batch
     drawer = None
     if args.validation_prompts:
         drawer = PromptDrawer(
@@ -170,5 +167,5 @@ def make_watch(
         measured=measured_steps(
             plan.steps, plan.samples_per_step, draws, weight_sets, args.validation_steps, args.checkpointing_steps
         ),
-        drawn={*range(draw_every, plan.steps + 1, draw_every), plan.steps},
+        drawn=drawn_steps(plan.steps, steps_in_epoch, args.validation_epochs, args.validation_steps),
     )  # fmt: skip

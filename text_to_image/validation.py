@@ -58,6 +58,15 @@ def measured_steps(
     return {*range(every, steps + 1, every), *kept, steps}
 
 
+def drawn_steps(steps: int, steps_in_epoch: float, asked_epochs: int | None, asked: int | None) -> set[int]:
+    """The optimisation steps (from 1) after which the prompts are drawn: always after the last one.
+
+    `asked_epochs` is --validation_epochs, which counts before `asked`, --validation_steps.
+    """
+    every = math.ceil(asked_epochs * steps_in_epoch) if asked_epochs else asked or math.ceil(steps / MEASURED)
+    return {*range(every, steps + 1, every), steps}
+
+
 @dataclass(frozen=True)
 class FixedLoss:
     """The mean loss of the same pictures, captions, noise and timesteps whenever it is measured."""

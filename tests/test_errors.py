@@ -2,10 +2,11 @@
 
 import errno
 
+import huggingface_hub.errors
 import pytest
 import torch
 
-from errors import Stopped, UserError, WorkError, exit_with, first_line
+from errors import HUB_REFUSALS, Stopped, UserError, WorkError, exit_with, first_line, hub_says
 
 
 def end(problem: BaseException | None = None, code: int | None = None):
@@ -68,3 +69,26 @@ def test_a_bug_keeps_its_traceback(bug):
 def test_of_a_librarys_error_the_first_line_is_told():
     assert first_line(OSError("no such model\n\nif this is a private one ...")) == "no such model"
     assert first_line(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        ("GatedRepoError", "accept terms"),
+        ("RepositoryNotFoundError", "none of this name"),
+        ("RevisionNotFoundError", "not this revision"),
+        ("OfflineModeIsEnabled", "HF_HUB_OFFLINE"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_by_its_cause_and_not_by_the_library_on_top(refusal, said):
+    kind = getattr(huggingface_hub.errors, refusal)
+    error = OSError("not fully cached locally ... check out the root cause in the stacktrace above")
+    error.__cause__ = kind.__new__(kind)
+    assert refusal in HUB_REFUSALS and said in hub_says(error)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_and_any_other_error_by_its_first_line():
+    error = OSError("Couldn't connect\nlong advice")
+    assert hub_says(error) == "Couldn't connect"
+    error.__context__ = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+    assert hub_says(error) == "the hub cannot be reached"

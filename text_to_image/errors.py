@@ -31,6 +31,16 @@ FAILURES = (
         "another process of this run has ended or does not answer; run the same command again",
     ),
 )
+# Why the hub does not give something: the class of an error among its causes, and what that means.
+HUB_REFUSALS = {
+    "GatedRepoError": "its page on the hub asks you to accept terms first; then `hf auth login`",
+    "RepositoryNotFoundError": "the hub has none of this name, or shows it to others only (`hf auth login`)",
+    "RevisionNotFoundError": "the hub has it, but not this revision",
+    "OfflineModeIsEnabled": "it was not downloaded before, and HF_HUB_OFFLINE is set",
+    "ConnectError": "the hub cannot be reached",  # httpx's
+    "ConnectionError": "the hub cannot be reached",  # requests' and Python's own
+    "TimeoutException": "the hub does not answer",
+}
 
 
 class UserError(Exception):
@@ -103,6 +113,17 @@ def harmless(text: str) -> str:
 def first_line(error: Exception) -> str:
     """What a library's error says, without its further explanations; its class where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def hub_says(error: Exception) -> str:
+    """Why something is not to be had from the hub; where no cause is known, the first line of the error itself."""
+    cause: BaseException | None = error
+    while cause:
+        kinds = {kind.__name__ for kind in type(cause).__mro__}
+        if reason := next((reason for name, reason in HUB_REFUSALS.items() if name in kinds), None):
+            return reason
+        cause = cause.__cause__ or cause.__context__
+    return first_line(error)
 
 
 def require_packages() -> None:

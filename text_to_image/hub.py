@@ -9,7 +9,7 @@ from pathlib import Path
 
 from caching import hash_key
 from captions import METADATA
-from errors import UserError, WorkError, first_line
+from errors import UserError, WorkError, first_line, hub_says
 from model_card import CARD, is_ours, model_card
 
 NOT_UPLOADED = ["checkpoint-*/**", ".partial-*/**", "cache/**", ".cache/**", ".lock*", ".*.part"]
@@ -34,7 +34,7 @@ def download_captioner(name: str) -> Path:
         patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's errors have no common class
-        raise UserError(f"CAPTIONER {name}: not to be had from the hub: {first_line(error)}") from None
+        raise UserError(f"CAPTIONER {name}: not to be had from the hub: {hub_says(error)}") from None
 
 
 def _folder_of(args: argparse.Namespace, folder: Path) -> Path:
@@ -56,7 +56,7 @@ def load_split(args: argparse.Namespace):
         )
     except Exception as error:  # the hub's errors have no common class
         raise UserError(
-            f"--dataset {args.dataset}: no captioned folder, and not to be had from the hub: {first_line(error)}"
+            f"--dataset {args.dataset}: no captioned folder, and not to be had from the hub: {hub_says(error)}"
         ) from None
     for flag, column in (("image_column", args.image_column), ("caption_column", args.caption_column)):
         if column not in split.column_names:

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from errors import UserError, first_line, what_helps
+from errors import UserError, first_line, hub_says, what_helps
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 KNOWN_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)  # the third: diffusers' safety checker
@@ -140,7 +140,7 @@ def _download(name: str, flag: str, revision, variant, cache_dir, use_safetensor
         )
     except Exception as error:  # the hub's errors have no common class (OSError, ValueError, requests' and httpx's)
         raise UserError(
-            f"{flag} {name}: no such folder, and not to be had from the Hugging Face hub: {first_line(error)}"
+            f"{flag} {name}: no such folder, and not to be had from the Hugging Face hub: {hub_says(error)}"
         ) from None
 
 

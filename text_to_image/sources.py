@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from transformers import CLIPTextModel
 
 from checkpoints import complete_checkpoints, what_is_missing
-from errors import UserError, first_line
+from errors import UserError, hub_says
 from model_defaults import REAL_MODEL
 from model_folders import PARTS, find_model, fingerprint_file, fingerprint_model, loading
 from models import load_text_encoder, load_unet
@@ -144,7 +144,9 @@ def _lora_file(name: str) -> Path:
     try:
         return Path(hf_hub_download(name, LORA_FILE))
     except Exception as error:  # the hub's errors have no common class
-        raise UserError(f"--lora {name}: no such file or folder, and not on the hub: {first_line(error)}") from None
+        raise UserError(
+            f"--lora {name}: no such file or folder, and not to be had from the hub: {hub_says(error)}"
+        ) from None
 
 
 def load_source_unet(source: Source, dtype: torch.dtype) -> UNet2DConditionModel:

@@ -24,12 +24,13 @@
 #   DATASET=~/pictures MODEL=stable-diffusion-v1-5/stable-diffusion-v1-5 sbatch job.sh
 #
 #   MODEL           what is fine-tuned: a folder or a hub id (unset: the small starter model of this repository)
-#   CAPTIONER       captions the pictures that have no caption: a folder or a hub id (unset: the small starter
-#                   captioner of this repository, which knows rendered garments only)
+#   CAPTIONER       captions the pictures that have no caption: a folder or a hub id (unset: with MODEL
+#                   Salesforce/blip-image-captioning-large; else the small starter captioner of this repository, which
+#                   knows rendered garments only)
 #   DATASET         the folder of pictures, or a hub id (unset: dataset/)
 #   EPOCHS          passes over the data set (100)
 #   OUTPUT_DIR      where the fine-tuned model goes (unset: a folder in output/ named after data and settings)
-#   PROMPT          what to draw (unset: two short prompts and three captions of the data set)
+#   PROMPT          what to draw (unset: captions of the data set and two short forms of the first)
 #   NUM_IMAGES      pictures for each prompt (3)
 #   VENV            a Python environment that exists, used as it is (unset: .venv, made here)
 #   MODULES         environment modules to load first, where a cluster has them: 'python/3.11 cuda/12.4'
@@ -41,6 +42,7 @@
 set -euo pipefail
 
 REAL_MODEL=stable-diffusion-v1-5/stable-diffusion-v1-5
+captioner="${CAPTIONER-${MODEL:+Salesforce/blip-image-captioning-large}}" # empty: the starter's
 
 main() {
     case "${1-}" in
@@ -205,12 +207,10 @@ PYTHON
 
 # What hub ids name is downloaded now, so that a job without internet finds it; output/.fetched remembers for what.
 fetch() {
-    local words
-    local -a train_args=()
+    local -a train_args
     [[ -n "${MODEL-}${DATASET-}${CAPTIONER-}${TRAIN_ARGS-}" ]] || return 0
-    words="$(words_of TRAIN_ARGS)"
-    [[ -z "$words" ]] || mapfile -t train_args <<<"$words"
-    "$venv/bin/python" - "$scripts" "${CAPTIONER-}" --dataset "${DATASET:-$repo/dataset}" \
+    read_words TRAIN_ARGS train_args
+    "$venv/bin/python" - "$scripts" "$captioner" --dataset "${DATASET:-$repo/dataset}" \
         ${MODEL:+--pretrained_model_name_or_path "$MODEL"} "${train_args[@]}" <<'PYTHON' || exit
 import sys
 from pathlib import Path
@@ -221,7 +221,7 @@ from errors import exit_with, require_packages
 
 def main():
     require_packages()
-    from captions import image_files
+    from captions import METADATA, found_rows, image_files
     from hub import download_captioner, find_dataset
     from plan import find_bases
     from train_text_to_image import parse_args
@@ -229,8 +229,10 @@ def main():
     args = parse_args(sys.argv[3:])
     print(f"the model: {find_bases(args)[0]}")
     folder = find_dataset(args)
-    print(f"the data set: {len(image_files(folder))} pictures in {folder}")
-    if sys.argv[2] and not Path(sys.argv[2]).is_dir():
+    pictures = image_files(folder)
+    print(f"the data set: {len(pictures)} pictures in {folder}")
+    rows = found_rows(folder / METADATA, folder) if (folder / METADATA).exists() else []
+    if sys.argv[2] and not Path(sys.argv[2]).is_dir() and len(rows) < len(pictures):
         print(f"the captioner: {download_captioner(sys.argv[2])}")
 
 
@@ -241,14 +243,28 @@ PYTHON
 }
 
 # All by which a job may name something of the hub, on one line.
-named() { printf '%s|%s|%s|%s\n' "${MODEL-}" "${DATASET-}" "${CAPTIONER-}" "${TRAIN_ARGS-}" | tr '\n' ' '; echo; }
+named() {
+    local word value='' kept=''
+    local -a words
+    read_words TRAIN_ARGS words
+    for word in "${words[@]}"; do
+        if [[ -n "$value" || "$word" =~ ^--(revision|non_ema_revision|variant|cache_dir|dataset_config_name)(=|$) ]]; then
+            kept+=" $word"
+            [[ -z "$value" && "$word" != *=* ]] && value=next || value=''
+        fi
+    done
+    printf '%s|%s|%s|%s\n' "${MODEL-}" "${DATASET-}" "$captioner" "$kept" | tr '\n' ' '
+    echo
+}
 
 # Without a question to the hub where set-up has fetched what this very job names: a compute node may have no internet.
 go_offline() {
-    if grep -qsxF "$(named)" "$repo/output/.fetched"; then
+    if [[ " ${TRAIN_ARGS-}" == *' --push_to_hub'* ]]; then
+        return
+    elif grep -qsxF "$(named)" "$repo/output/.fetched"; then
         export HF_HUB_OFFLINE=1
     elif [[ -n "${MODEL-}" && ! -e "$MODEL" ]]; then
-        say "$MODEL was not fetched by 'bash job.sh setup' with the same MODEL, DATASET, CAPTIONER and TRAIN_ARGS:"
+        say "$MODEL was not fetched by 'bash job.sh setup' with the same MODEL, DATASET and CAPTIONER:"
         say 'where compute nodes have no internet, run that on the login node first'
     fi
 }
@@ -256,12 +272,10 @@ go_offline() {
 # --- the job --------------------------------------------------------------------------------------------------------
 
 run_job() {
-    local words precision
-    local -a train_args=() inference_args=()
-    words="$(words_of TRAIN_ARGS)"
-    [[ -z "$words" ]] || mapfile -t train_args <<<"$words"
-    words="$(words_of INFERENCE_ARGS)"
-    [[ -z "$words" ]] || mapfile -t inference_args <<<"$words"
+    local precision
+    local -a train_args inference_args
+    read_words TRAIN_ARGS train_args
+    read_words INFERENCE_ARGS inference_args
     dataset="${DATASET:-$repo/dataset}"
     # In a log file each line appears when it is written, and a progress bar only now and then.
     export PYTHONUNBUFFERED=1
@@ -270,12 +284,12 @@ run_job() {
     trap 'rm -f "$log" "$log.fifo"' EXIT
     say_start
     ! in_batch || prepare_batch
+    check_flags
 
     if [[ -d "$dataset" ]]; then
         # The tasks of an array begin together: one captions, the others wait for it.
-        step img_captioning --image_dir "$dataset" ${CAPTIONER:+--model "$CAPTIONER"} ${SLURM_ARRAY_TASK_ID:+--wait}
+        step img_captioning --image_dir "$dataset" ${captioner:+--model "$captioner"} ${SLURM_ARRAY_TASK_ID:+--wait}
     fi
-    choose_prompts
     precision="$(find_precision)"
     launch=("${srun[@]}") # training alone runs on all nodes
     step train_text_to_image --dataset "$dataset" --epochs "${EPOCHS:-100}" \
@@ -284,8 +298,12 @@ run_job() {
     launch=()
     # Also a run that was finished before says this.
     model="$(sed -n 's/^the model  *//p' "$log" | tail -n 1)"
+    if [[ -z "$model" ]]; then
+        say '== a dry run leaves no model to draw with'
+        return
+    fi
     ! in_batch || check_processes
-    step inference ${model:+--model "$model"} --num_images "${NUM_IMAGES:-3}" --resume "${prompts[@]/#/--prompt=}" \
+    step inference --model "$model" --num_images "${NUM_IMAGES:-3}" --resume ${PROMPT:+"--prompt=$PROMPT"} \
         ${pictures_dir:+--output_dir "$pictures_dir"} "${inference_args[@]}"
     say_where
 }
@@ -447,38 +465,38 @@ print("Python " + platform.python_version(), *versions, sep=", ")
 ' 2>/dev/null || true); commit ${commit:-unknown}"
 }
 
-# The words of a variable one a line, as a shell reads them, quotes included; nothing is expanded or run.
-words_of() {
-    xargs -r printf '%s\n' <<<"${!1-}" 2>/dev/null || fail 2 "$1 has a quote without its partner: ${!1}"
+# read_words VARIABLE ARRAY: its words as a shell reads them, quotes included; nothing is expanded or run.
+read_words() {
+    local -n into="$2"
+    local lines
+    lines="$(xargs -r printf '%s\n' <<<"${!1-}" 2>/dev/null && echo end)" ||
+        fail 2 "$1 has a quote without its partner: ${!1}"
+    mapfile -t into <<<"$lines"
+    unset 'into[-1]' # `end`, which keeps an empty last word
 }
 
-# PROMPT, else two short prompts and three captions of the data set.
-choose_prompts() {
-    local lines
-    local -a short=()
-    if [[ -n "${PROMPT-}" ]]; then
-        prompts=("$PROMPT")
-        return
-    fi
-    [[ -d "$dataset" ]] || fail 2 "no data set folder $dataset; with a data set of the hub, say in PROMPT what to draw"
-    [[ -n "${DATASET-}" ]] || short=('denim jeans' 'A single pair of denim jeans laid flat on a white background')
-    lines="$("$venv/bin/python" - "$scripts" "$dataset" "${short[@]}" <<'PYTHON'
+# A misspelt flag is better found now than after the training.
+check_flags() {
+    "$venv/bin/python" - "$scripts" "$dataset" "${NUM_IMAGES:-3}" "${#train_args[@]}" "${train_args[@]}" \
+        "${inference_args[@]}" <<'PYTHON' || exit
 import sys
-from pathlib import Path
 
-scripts, dataset, *short = sys.argv[1:]
+scripts, dataset, num_images, count, *words = sys.argv[1:]
 sys.path.insert(0, scripts)
-from caption_forms import caption_forms, first_sentence
-from captions import read_captions
+from errors import exit_with
 
-captions = [" ".join(row.captions[0].split()) for row in read_captions(Path(dataset))[:3]]
-if not short:
-    forms = [form for group in caption_forms(captions[0]) for form in group]
-    short = [min(forms, key=len), first_sentence(captions[0])]
-print("\n".join(dict.fromkeys([*short, *captions])))
+
+def main():
+    import inference
+    import train_text_to_image
+    from flags import given_flags
+
+    train_text_to_image.parse_args(["--dataset", dataset, *words[: int(count)]])
+    given_flags(inference.build_parser(), ["--num_images", num_images, *words[int(count) :]])
+
+
+exit_with(main)
 PYTHON
-)"
-    mapfile -t prompts <<<"$lines"
 }
 
 # Mixed precision where a GPU is used and has it. It stands before TRAIN_ARGS, so that what is said there wins.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from caption_forms import caption_forms, first_sentence
+from caption_forms import caption_forms, first_sentence, short_prompts
 
 LONG = (
     "A single pair of denim jeans laid flat on a white background, seen from the back. The blue denim is faded. "
@@ -29,6 +29,14 @@ def test_a_long_caption_also_teaches_its_first_sentence_its_first_clause_its_thi
         ("a pair of shoes", "shoes"),
         ("An apple.", "apple"),
         ("1,000 pins, 3.5 cm long.", "1,000 pins"),
+        ("A blue, short-sleeved shirt laid flat.", "blue, short-sleeved shirt"),
+        ("A large (XL) shirt", "large (XL) shirt"),
+        ("A dog, sitting on a mat", "dog"),
+        ("Dr. Martens boots on a table. They are black.", "Dr. Martens boots"),
+        ("there is a pair of jeans that are laying on the ground", "jeans"),
+        ("This is a photo of a cat.", "cat"),
+        ("The image features a blue denim jacket.", "blue denim jacket"),
+        ("In this picture, there are two dogs.", "two dogs"),
     ],
 )
 def test_the_thing_is_named_without_its_determiner(caption, thing):
@@ -40,6 +48,21 @@ def test_a_caption_of_any_kind_keeps_itself_first_and_no_form_is_empty_or_twice(
     forms = [form for group in caption_forms(caption) for form in group]
     assert forms[0] == " ".join(caption.split())
     assert all(forms) and len(forms) == len(set(forms))
+
+
+@pytest.mark.parametrize("caption", ["It lies on a table.", "There it is, on a table.", "This is it."])
+def test_a_word_that_only_points_is_no_thing(caption):
+    assert not {"It", "it", "There", "This"} & {form for group in caption_forms(caption) for form in group}
+
+
+def test_no_clause_is_cut_within_the_thing():
+    forms = {form for group in caption_forms("A red, blue and green shirt on a table, folded.") for form in group}
+    assert "A red, blue and green shirt on a table" in forms and "A red" not in forms
+
+
+def test_one_may_ask_for_the_thing_and_for_the_first_clause():
+    assert short_prompts(LONG) == ["denim jeans", "A single pair of denim jeans laid flat on a white background"]
+    assert short_prompts("denim jeans") == ["denim jeans"]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """How a script ends: its exit code, and one line in place of a traceback."""
 
 import errno
+import subprocess
+import sys
 
 import huggingface_hub.errors
 import pytest
 import torch
 
+from clone import ROOT
 from errors import HUB_REFUSALS, Stopped, UserError, WorkError, exit_with, first_line, hub_says
 
 
@@ -92,3 +95,11 @@ def test_a_hub_that_cannot_be_reached_is_told_and_any_other_error_by_its_first_l
     assert hub_says(error) == "Couldn't connect"
     error.__context__ = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
     assert hub_says(error) == "the hub cannot be reached"
+
+
+def test_a_reader_that_wants_no_more_ends_a_script_without_a_word():
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from errors import exit_with\n"
+    script += "exit_with(lambda: [print('x' * 1000) for _ in range(1000)] and None)"
+    command = f'"{sys.executable}" -c "$0" "$1" | head -n 1'
+    done = subprocess.run(["bash", "-c", command, script, ROOT / "text_to_image"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("x" * 1000 + "\n", "")

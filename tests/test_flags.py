@@ -10,6 +10,7 @@ from flags import (
     fraction,
     given_flags,
     non_negative_float,
+    path,
     positive_float,
     positive_int,
     seed,
@@ -28,6 +29,19 @@ def parser() -> FlagParser:
 def test_only_what_stands_on_the_command_line_is_given(parser):
     assert given_flags(parser, ["--prompt", "a", "--prompt", "b"]) == {"prompt": ["a", "b"]}
     assert given_flags(parser, ["--steps", "25"]) == {"steps": 25}
+
+
+def test_a_text_without_quotes_is_told_as_that_and_not_shown(parser):
+    with pytest.raises(
+        UserError, match="^words that belong to no flag: 2; a text of several words wants quotes"
+    ) as said:
+        parser.parse_args(["--prompt", "denim", "jeans", "hf_secret"])
+    assert "hf_secret" not in str(said.value)
+
+
+def test_a_path_may_begin_with_ones_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(path("~/run")) == "/home/me/run" and str(path("run/~")) == "run/~"
 
 
 def test_a_yes_no_flag_and_each_of_its_names_can_be_negated(parser):

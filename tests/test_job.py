@@ -34,10 +34,23 @@ esac
 
 RECORDING_SCRIPT = """import json, os, sys
 from pathlib import Path
-with open(os.environ["JOB_LOG"], "a") as log:
-    print(json.dumps([Path(sys.argv[0]).stem, *sys.argv[1:]]), file=log)
-print(os.environ.get("SAYS_" + Path(sys.argv[0]).stem, "").replace("|", chr(10)))
-sys.exit(int(os.environ.get("EXIT_" + Path(sys.argv[0]).stem, 0)))
+from flags import FlagParser, positive_int
+
+def build_parser():
+    parser = FlagParser("script [flags]", "", "")
+    parser.add_argument("--num_images", type=positive_int)
+    for flag in ("--dataset", "--mixed_precision", "--negative_prompt", "--seed", "--steps", "--validation_prompts"):
+        parser.add_argument(flag, nargs="+")
+    return parser
+
+def parse_args(argv):
+    return build_parser().parse_args(argv)
+
+if __name__ == "__main__":
+    with open(os.environ["JOB_LOG"], "a") as log:
+        print(json.dumps([Path(sys.argv[0]).stem, *sys.argv[1:]]), file=log)
+    print(os.environ.get("SAYS_" + Path(sys.argv[0]).stem, "").replace("|", chr(10)))
+    sys.exit(int(os.environ.get("EXIT_" + Path(sys.argv[0]).stem, 0)))
 """
 
 
@@ -58,7 +71,7 @@ def repository(tmp_path):
     (folder / "text_to_image").mkdir(parents=True)
     for name in ("job.sh", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
-    for name in ("captions.py", "caption_forms.py", "devices.py", "errors.py", "files.py"):
+    for name in ("devices.py", "errors.py", "flags.py"):
         shutil.copy(ROOT / "text_to_image" / name, folder / "text_to_image")
     for name in ("img_captioning", "train_text_to_image", "inference"):
         (folder / "text_to_image" / f"{name}.py").write_text(RECORDING_SCRIPT)
@@ -256,10 +269,6 @@ def test_without_choices_the_data_set_of_the_repository_is_used(job, repository)
     assert calls["train_text_to_image"] == ["--dataset", dataset, "--epochs", "100"]
     assert calls["inference"] == [
         "--model", "/runs/my model", "--num_images", "3", "--resume",
-        "--prompt=denim jeans",
-        "--prompt=A single pair of denim jeans laid flat on a white background",
-        "--prompt=A pair of jeans. It is blue.",
-        "--prompt=A pair of jeans. It is black.",
     ]  # fmt: skip
 
 
@@ -296,14 +305,36 @@ def test_choices_come_from_the_environment(job, tmp_path):
     ]  # fmt: skip
 
 
-def test_an_own_data_set_is_drawn_by_its_own_words(job, tmp_path):
-    make_dataset(tmp_path / "own", "A red dress laid flat on a table. Its hem is torn.")
-    prompts = job(DATASET=tmp_path / "own")[1]["inference"][5:]
-    assert prompts == [
-        "--prompt=red dress",
-        "--prompt=A red dress laid flat on a table.",
-        "--prompt=A red dress laid flat on a table. Its hem is torn.",
-    ]
+def test_a_real_model_gets_a_real_captioner_unless_one_is_named(job):
+    def captioner(**choices: str) -> list[str]:
+        return job(**choices)[1]["img_captioning"][2:]
+
+    assert captioner(MODEL="some/model") == ["--model", "Salesforce/blip-image-captioning-large"]
+    assert captioner(MODEL="some/model", CAPTIONER="some/captioner") == ["--model", "some/captioner"]
+    assert captioner(MODEL="some/model", CAPTIONER="") == captioner() == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "named"),
+    [
+        ({"TRAIN_ARGS": "--no_such_flag"}, "--no_such_flag"),
+        ({"INFERENCE_ARGS": "--step 30"}, "--step"),
+        ({"NUM_IMAGES": "0"}, "--num_images"),
+    ],
+)
+def test_a_wrong_flag_is_found_before_anything_is_done(job, choices, named):
+    done, calls = job(**choices)
+    assert done.returncode == 2 and named in done.stderr and not calls
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_empty_word_at_the_end_of_the_flags_is_kept(job):
+    assert job(INFERENCE_ARGS="--negative_prompt ''")[1]["inference"][-2:] == ["--negative_prompt", ""]
+
+
+def test_a_dry_run_draws_nothing(job):
+    done, calls = job(SAYS_train_text_to_image="dry run       100 steps would take 1 min")
+    assert done.returncode == 0 and "inference" not in calls and "dry run" in done.stdout
 
 
 def test_the_tasks_of_an_array_wait_for_the_one_that_captions(job, repository):
@@ -311,10 +342,8 @@ def test_the_tasks_of_an_array_wait_for_the_one_that_captions(job, repository):
     assert calls["img_captioning"] == ["--image_dir", str(repository / "dataset"), "--wait"]
 
 
-def test_a_hub_data_set_needs_a_prompt_and_no_captioning(job):
+def test_a_hub_data_set_needs_no_captioning(job):
     done, calls = job(DATASET="some/dataset")
-    assert done.returncode == 2 and "PROMPT" in done.stderr and not calls
-    done, calls = job(DATASET="some/dataset", PROMPT="a dress")
     assert done.returncode == 0 and list(calls) == ["train_text_to_image", "inference"]
 
 
@@ -399,10 +428,18 @@ def test_set_up_fetches_what_a_job_names_and_such_a_job_asks_no_hub(tmp_path):
     (tmp_path / "data").mkdir()
     Image.new("RGB", (32, 48)).save(tmp_path / "data" / "1.jpg")
     named = {"VENV": sys.prefix, "MODEL": make_tiny_model(tmp_path / "tiny"), "DATASET": tmp_path / "data"}
+    named["CAPTIONER"] = ""
     done = bash(clone / "job.sh", "setup", env=outside(**named))
     assert done.returncode == 0 and "1 pictures in" in done.stdout, done.stderr
     script = 'source <(sed "/^main /d" "$0"); repo="$1"; go_offline; echo "offline ${HF_HUB_OFFLINE-no}"'
-    for changed, offline in (({}, "1"), ({"MODEL": "some/other"}, "no"), ({"TRAIN_ARGS": "--epochs 3"}, "no")):
+    for changed, offline in (
+        ({}, "1"),
+        ({"MODEL": "some/other"}, "no"),
+        ({"TRAIN_ARGS": "--epochs 3"}, "1"),
+        ({"TRAIN_ARGS": "--revision=main"}, "no"),
+        ({"TRAIN_ARGS": "--variant fp16"}, "no"),
+        ({"TRAIN_ARGS": "--push_to_hub"}, "no"),
+    ):
         said = bash("-c", script, clone / "job.sh", clone, env=outside(**{**named, **changed})).stdout
         assert said.splitlines()[-1] == f"offline {offline}"
         assert ("was not fetched" in said) is ("MODEL" in changed)

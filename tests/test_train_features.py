@@ -228,7 +228,10 @@ def test_the_trigger_stands_before_every_caption_once(run, captioned_folder):
     assert args.trigger == "sks jeans"
     out = run("out", *STEPS, "--trigger", "sks jeans")
     record = json.loads((out / "run.json").read_text())
-    assert record["trigger"] == "sks jeans" and record["example_prompts"][0].startswith("sks jeans, A single pair")
+    assert record["trigger"] == "sks jeans" and record["example_prompts"][:2] == [
+        "sks jeans, denim jeans",
+        "sks jeans, A single pair of denim jeans laid flat on a white background",
+    ]
 
 
 def test_fewer_pictures_can_be_trained_on_the_same_ones_every_time(run):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import exit_with, require_packages
-from flags import FlagParser
+from flags import FlagParser, path
 
 EXAMPLES = """\
   python text_to_image/check_copies.py
@@ -33,12 +33,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def build_parser() -> FlagParser:
     parser = FlagParser("check_copies.py [--generated FOLDER] [--dataset FOLDER] [flags]", __doc__, EXAMPLES)
     parser.add_argument(
-        "--generated", type=Path, default=ROOT / "Generated_sample", metavar="FOLDER",
+        "--generated", type=path, default=ROOT / "Generated_sample", metavar="FOLDER",
         help="pictures that inference.py drew: those that images.jsonl there lists, else all but the sheets "
         "(default: Generated_sample/ of this repository)",
     )  # fmt: skip
     parser.add_argument(
-        "--dataset", type=Path, default=ROOT / "dataset", metavar="FOLDER",
+        "--dataset", type=path, default=ROOT / "dataset", metavar="FOLDER",
         help="the pictures that were trained on (default: the repository's dataset/)",
     )  # fmt: skip
     parser.add_argument(
@@ -47,16 +47,14 @@ def build_parser() -> FlagParser:
         "facebook/dinov2-base (default: by structural similarity at 64 px, without a model)",
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.jpg",
+        "--output", type=path, metavar="FILE.jpg",
         help="the sheet 'generated | nearest' (default: copies_sheet.jpg beside the generated pictures)",
     )  # fmt: skip
     return parser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    args = build_parser().parse_args(argv)
-    paths = {name: value.expanduser() for name, value in vars(args).items() if isinstance(value, Path)}
-    return argparse.Namespace(**{**vars(args), **paths})
+    return build_parser().parse_args(argv)
 
 
 def main() -> None:

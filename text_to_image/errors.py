@@ -71,6 +71,9 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever read what is printed, `head` say, wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written at the exit
+        code = EXIT_FAILED
     except PermissionError as error:
         if error.filename is None:
             raise

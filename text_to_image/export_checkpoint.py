@@ -4,10 +4,9 @@ InvokeAI load.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from errors import UserError, exit_with, require_packages
-from flags import FlagParser, YesNo
+from flags import FlagParser, YesNo, path
 from runs import newest_finished_run, newest_run
 
 EXAMPLES = """\
@@ -30,7 +29,7 @@ takes its name. It loads in Python with
 def build_parser() -> FlagParser:
     parser = FlagParser("export_checkpoint.py --to FILE.safetensors [--model MODEL] [flags]", __doc__, EXAMPLES)
     parser.add_argument(
-        "--to", type=Path, metavar="FILE", help="what to write; its name ends in .safetensors (needed)"
+        "--to", type=path, metavar="FILE", help="what to write; its name ends in .safetensors (needed)"
     )
     parser.add_argument(
         "--model", metavar="MODEL",
@@ -65,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model = args.model or (newest_run() if args.checkpoint else newest_finished_run())
     if not model:
         raise UserError("--model is needed: there is no finished run in output/")
-    return argparse.Namespace(**{**vars(args), "model": str(model), "to": args.to.expanduser()})
+    return argparse.Namespace(**{**vars(args), "model": str(model)})
 
 
 def main() -> None:

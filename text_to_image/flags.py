@@ -2,7 +2,9 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from errors import UserError
@@ -21,8 +23,11 @@ class FlagParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments"):  # their names alone: a value may be a token
-            message = "unknown: " + " ".join(word.partition("=")[0] for word in message.split() if word[0] == "-")
+        if message.startswith("unrecognized arguments: "):  # the flags' names alone: a value may be a token
+            words = message.removeprefix("unrecognized arguments: ").split()
+            unknown = [word.partition("=")[0] for word in words if word.startswith("-")]
+            lost = f"words that belong to no flag: {len(words)}; a text of several words wants quotes"
+            message = f"unknown: {' '.join(unknown)}" if unknown else lost
         raise UserError(f"{message}; {self.prog} --help lists the flags")
 
 
@@ -63,6 +68,11 @@ def below_one(text: str) -> float:
 
 def up_to_half(text: str) -> float:
     return _number(text, float, "a number from 0 to 0.5", lambda number: 0 <= number <= 0.5)
+
+
+def path(text: str) -> Path:
+    """A shell leaves the ~ in --flag=~/folder as it is."""
+    return Path(os.path.expanduser(text))
 
 
 def text(words: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from caption_file import caption_file
 from captions import METADATA
 from errors import UserError, exit_with, require_packages
-from flags import FlagParser, positive_int
+from flags import FlagParser, path, positive_int
 from stopping import StopSignals
 
 EXAMPLES = """\
@@ -89,12 +89,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 # fmt: off
 def add_folder_flags(group) -> None:
     flag = group.add_argument
-    flag("--image_dir", type=Path, default=DATASET, metavar="FOLDER",
+    flag("--image_dir", type=path, default=DATASET, metavar="FOLDER",
          help="the pictures; the captioner is shown large ones at 1536 pixels, the longer side, to save memory "
               "(default: the repository's dataset/)")
     flag("--recursive", action="store_true",
          help="those in sub-folders too, but not in hidden ones or ones that have a metadata.jsonl (default: no)")
-    flag("--output", type=Path, metavar="FILE",
+    flag("--output", type=path, metavar="FILE",
          help=f"where the captions go (default: {METADATA} in FOLDER). Names in it are relative to FOLDER; in a "
               f"{METADATA} further up, to where that is, as `datasets` reads it")
     flag("--existing", choices=("keep", "replace"), default="keep",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError, exit_with, require_packages
-from flags import FlagParser, YesNo, fraction, given_flags, non_negative_float, positive_int, seed, text
+from flags import FlagParser, YesNo, fraction, given_flags, non_negative_float, path, positive_int, seed, text
 from model_defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, STARTER, merge_defaults
 from prompt_list import Wish, read_wishes
 from runs import newest_finished_run, newest_run, read_run
@@ -50,7 +50,7 @@ def add_everyday_flags(group) -> None:
     flag = group.add_argument
     flag("--prompt", action="append", type=text, metavar="TEXT",
          help="what to draw, repeatable (default: the captions' first sentences, where the model was trained here)")
-    flag("--prompts_file", type=Path, metavar="FILE",
+    flag("--prompts_file", type=path, metavar="FILE",
          help="more prompts: a text file with one a line; or *.jsonl with a prompt (or text) in each row and, as it "
               "likes, negative_prompt, seed, steps, guidance_scale, num_images, height, width; a data set's "
               "metadata.jsonl is one")
@@ -60,7 +60,7 @@ def add_everyday_flags(group) -> None:
     flag("--num_images", type=positive_int, default=4, metavar="N", help="pictures of each prompt (default: 4)")
     flag("--seed", type=seed, default=0, metavar="N",
          help="picture i of a prompt (from 0) is drawn with seed N + i (default: 0)")
-    flag("--output_dir", type=expanded_path, default=SAMPLES, metavar="FOLDER",
+    flag("--output_dir", type=path, default=SAMPLES, metavar="FOLDER",
          help="where pictures, images.jsonl and contact_sheet.jpg go (default: Generated_sample/ of this repository)")
     flag("--resume", action=YesNo, default=False,
          help="draw only the pictures that are not there yet (default: draw all)")
@@ -113,10 +113,6 @@ def add_file_flags(group) -> None:
 
 
 # fmt: on
-
-
-def expanded_path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def auto_or_positive_int(text: str) -> str | int:

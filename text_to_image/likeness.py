@@ -8,17 +8,17 @@ from itertools import groupby
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from scipy import fft, ndimage
 
 from devices import choose_device
 from errors import UserError, first_line
 from reporting import progress
 
 try:
+    from scipy import fft, ndimage
     from skimage.exposure import match_histograms
     from skimage.metrics import structural_similarity
 except ImportError:
-    raise UserError("structural similarity needs scikit-image: `pip install scikit-image`") from None
+    raise UserError("structural similarity needs scikit-image and its scipy: `pip install scikit-image`") from None
 
 LONG_SIDE, SHORTEST = 64, 24  # px; more takes longer and tells copies from others no better
 MAX_SHIFT = 5  # px of those, to each side

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 
 from batches import DATA, HELD_OUT
 from buckets import Bucket, Size, Subject, choose_sizes, list_buckets
-from caption_forms import first_sentence
+from caption_forms import first_sentence, short_prompts
 from captions import image_files
-from data import Picture, hash_pictures, read_pictures, without_trigger
+from data import Picture, hash_pictures, read_pictures, with_trigger, without_trigger
 from draws import generator
 from errors import PACKAGES, UserError
 from hub import find_dataset
@@ -175,7 +175,7 @@ def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator,
         "token_chunks": max(count_chunks(tokenizer, caption, args.max_token_chunks) for caption in captions),
         "max_token_chunks": args.max_token_chunks,
         "trigger": args.trigger,
-        "example_prompts": example_prompts(plan),
+        "example_prompts": example_prompts(plan, args.short_captions, args.trigger),
         "arguments": arguments,
         "versions": {
             "python": platform.python_version(),
@@ -192,6 +192,9 @@ def base_name(name: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else name
 
 
-def example_prompts(plan: Plan) -> list[str]:
-    """The first sentence of the first captions, four at most: what the model can surely be asked for."""
-    return list(dict.fromkeys(first_sentence(picture.captions[0]) for picture in plan.pictures))[:4]
+def example_prompts(plan: Plan, short_captions: bool, trigger: str | None) -> list[str]:
+    """What the model can surely be asked for: two short forms of the first caption, where it learns such, and three
+    captions."""
+    captions = [picture.captions[0] for picture in plan.pictures[:3]]
+    short = short_prompts(without_trigger(captions[0], trigger)) if short_captions else []
+    return list(dict.fromkeys([with_trigger(prompt, trigger) for prompt in short] + captions))

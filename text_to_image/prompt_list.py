@@ -58,7 +58,7 @@ def read_wishes(path: Path) -> list[Wish]:
     """
     try:
         # Only \n ends a line: str.splitlines() would also cut a prompt at U+2028.
-        lines = path.expanduser().read_text(encoding="utf-8-sig").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UserError(f"--prompts_file {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

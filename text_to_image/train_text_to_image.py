@@ -13,6 +13,7 @@ from flags import (
     fraction,
     given_flags,
     non_negative_float,
+    path,
     positive_float,
     positive_int,
     seed,
@@ -75,7 +76,7 @@ def add_everyday_flags(group) -> None:
          help="passes over the data set, each picture --repeats times (default: 100)")
     flag("--max_train_steps", type=positive_int, metavar="N",
          help="optimisation steps in all, instead of --epochs (default: as the epochs say)")
-    flag("--output_dir", type=Path, metavar="FOLDER",
+    flag("--output_dir", type=path, metavar="FOLDER",
          help="where the result goes (default: output/<data set>-<fingerprint of what changes the weights>)")
     flag("--resolution", type=positive_int, metavar="PX",
          help="the pictures' area is this squared; they keep their shape (default: what the model was made for)")
@@ -167,7 +168,7 @@ def add_validation_flags(group) -> None:
     flag = group.add_argument
     flag("--validation_split", type=fraction, default=0.0, metavar="P",
          help="hold out this part of the pictures and measure the loss on them; 0: none (default: 0)")
-    flag("--validation_dir", type=Path, metavar="FOLDER", help="a captioned folder to measure the loss on instead")
+    flag("--validation_dir", type=path, metavar="FOLDER", help="a captioned folder to measure the loss on instead")
     flag("--validation_steps", type=positive_int, metavar="N",
          help="measure, and draw the prompts, after every N steps (default: four times; held-out loss: ten; "
               "a short run: fewer)")
@@ -185,7 +186,7 @@ def add_memory_flags(group) -> None:
          help="optimiser state in 8 bits, through bitsandbytes (default: no)")
     flag("--cache", action=YesNo, default=True,
          help="encode pictures and captions once, on disk; --no_cache: at every step (default: yes)")
-    flag("--latents_cache_dir", type=Path, metavar="FOLDER",
+    flag("--latents_cache_dir", type=path, metavar="FOLDER",
          help="where the encoded pictures and captions are kept (default: OUTPUT/cache)")
     flag("--dataloader_num_workers", type=count, default=0, metavar="N",
          help="processes that read pictures while others are encoded into the cache (default: 0, the main one)")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from classifier import accuracy, classify, load_classifier
 from clone import ROOT
@@ -95,7 +96,7 @@ def test_its_vae_keeps_the_data_sets_pictures():
 
 def test_pretraining_goes_through_all_stages_and_on_after_a_stop(tmp_path):
     def pretrain(*flags: str) -> str:
-        sizes = ["--pictures", "24", "--vae_steps", "2", "--decoder_steps", "1", "--samples", "128", "64", "24"]
+        sizes = ["--pictures", "24", "--vae_steps", "2", "--decoder_steps", "1", "--samples", "128", "64", "24", "12"]
         command = [ROOT / "text_to_image" / "starter" / "pretrain_base.py", "--work", tmp_path / "work", *sizes]
         done = subprocess.run(
             [sys.executable, *map(str, command), "--to", str(tmp_path / "base"), *flags],
@@ -112,3 +113,11 @@ def test_pretraining_goes_through_all_stages_and_on_after_a_stop(tmp_path):
     before = Path(tmp_path / "work" / "unet256.pt").stat().st_mtime_ns
     pretrain()
     assert Path(tmp_path / "work" / "unet256.pt").stat().st_mtime_ns == before
+
+    for checkpoint in (tmp_path / "work").glob("*.pt"):
+        checkpoint.unlink()
+    pretrain("--stage", "trousers", "--base", str(tmp_path / "base"))
+    assert {path.name for path in (tmp_path / "work").glob("*.pt")} == {"trousers.pt"}
+    begun_with = UNet2DConditionModel.from_pretrained(tmp_path / "base", subfolder="unet").conv_in.weight.float()
+    learned = torch.load(tmp_path / "work" / "trousers.pt", weights_only=True)["model"]["unet.conv_in.weight"]
+    assert 0 < (learned - begun_with).abs().max() < 1e-3  # one step of the warm-up away

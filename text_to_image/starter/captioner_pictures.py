@@ -25,10 +25,10 @@ VIEWS = ("front", "back")
 
 
 def draw_garments(drawn: Path, count: int) -> None:
-    """What pretrain_base.py learns from, as far as it is not there: `count` pictures and their twins, no jeans."""
+    """What pretrain_base.py renders first, as far as it is not there: `count` pictures and their twins, no jeans."""
     drawn.mkdir(parents=True, exist_ok=True)
     (drawn / "count.json").write_text(json.dumps(count))
-    render_pictures(drawn, count)
+    render_pictures(drawn, count, ["pictures"])
     render_twins(drawn, count)
 
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
 from describe import BACKGROUNDS, FOLDS, NAMES, VIEWS, caption_of, marker_phrase, subject
-from pictures import seeds_of, twin_specs
+from pictures import SETS, twin_specs
 from pretrain_vae import latents_file
-from render_garments import Spec, mirrored_spec, sample_spec
+from render_garments import Spec, mirrored_spec
 
 NO_MARKER = ("no reference marker", "no marker", "without a marker", "There is no reference marker.")
 CHUNK = 77  # tokens that the text encoder reads at once: 75 and the two that mark start and end
@@ -54,19 +54,21 @@ def encode_text(text_encoder, input_ids: torch.Tensor) -> torch.Tensor:
 class Pictures:
     """The latents of all pictures of one size, what they show, and twins that differ in front and back alone."""
 
-    def __init__(self, work: Path, size: int, scale: int):
+    def __init__(self, work: Path, size: int, scale: int, shares: dict[str, float]):
         count = json.loads((work / "count.json").read_text())
-        self.specs = [sample_spec(int(seed)) for seed in seeds_of(size, count)]
-        self.latents = np.load(latents_file(work, size, scale), mmap_mode="r")  # (N, 2 sides, 4, h, w)
+        self.shares = shares  # of SETS, how often a lesson takes its pictures from each
+        self.specs = {of: SETS[of](size, count) for of in shares}
+        self.latents = {of: np.load(latents_file(work, size, scale, of), mmap_mode="r") for of in shares}  # as _encode
         self.twin_specs = twin_specs(size, count)
-        twins = np.load(latents_file(work, size, scale, "twins-"), mmap_mode="r")
+        twins = np.load(latents_file(work, size, scale, "twins"), mmap_mode="r")
         self.twins = twins.reshape(-1, 2, *twins.shape[1:])  # (N, 2 views, 2 sides, 4, h, w)
 
-    def draw(self, count: int, rng) -> tuple[list[Spec], torch.Tensor]:
-        """Pictures at random, half of them mirrored: what they show, (B, 4, h, w)."""
-        picked, sides = rng.integers(len(self.specs), size=count), rng.integers(2, size=count)
-        specs = [_on_side(self.specs[i], side) for i, side in zip(picked, sides, strict=True)]
-        return specs, torch.from_numpy(self.latents[picked, sides]).float()
+    def draw(self, count: int, rng, of: str | None = None) -> tuple[list[Spec], torch.Tensor]:
+        """Pictures of one set at random, half of them mirrored: what they show, (B, 4, h, w)."""
+        of = of or str(rng.choice(list(self.shares), p=list(self.shares.values())))
+        picked, sides = rng.integers(len(self.specs[of]), size=count), rng.integers(2, size=count)
+        specs = [_on_side(self.specs[of][i], side) for i, side in zip(picked, sides, strict=True)]
+        return specs, torch.from_numpy(self.latents[of][picked, sides]).float()
 
     def draw_twins(self, count: int, rng) -> tuple[list[Spec], torch.Tensor]:
         """The fronts of some garments, then the backs of the same: what they show, (B, 4, h, w)."""
@@ -99,16 +101,31 @@ def draw_lesson(captions: Captions, pictures: Pictures, options: dict, rng: np.r
     In whole captions the corner of a marker and front or back are drowned by colour and kind: after 220 k samples the
     UNet's answer did not depend on those words at all. So they are said alone, or last, and count where they show.
     """
-    corner, view = options["drills"]
-    kind = rng.random()
-    if kind < view:
+    drills = options["drills"]
+    drill = rng.choice([*drills, "none"], p=[*drills.values(), 1 - sum(drills.values())])
+    if drill == "view":
         return view_lesson(captions, *pictures.draw_twins(options["batch"], rng), rng)
+    if drill == "fold":
+        return fold_lesson(captions, *pictures.draw(options["batch"], rng, "trousers"), rng)
     specs, latents = pictures.draw(options["batch"], rng)
-    if kind < view + corner:
+    if drill == "corner":
         phrases = [marker_phrase(s, rng) if s.marker else str(rng.choice(NO_MARKER)) for s in specs]
         texts = [_alone_or_last(s, phrase, rng) for s, phrase in zip(specs, phrases, strict=True)]
         return Lesson(latents, captions.of(texts), (400, 1000), corner_weight(*latents.shape[2:], rest=0.0))
     return Lesson(latents, captions.draw(specs, rng), (0, 1000), corner_weight(*latents.shape[2:]), by_snr=True)
+
+
+def fold_lesson(captions: Captions, specs: list[Spec], latents: torch.Tensor, rng: np.random.Generator) -> Lesson:
+    """How trousers are folded, at so much noise that the picture does not tell: there it is decided where cloth lies.
+
+    In whole captions 'one leg folded' came out as folded in half, or in pieces of both.
+    """
+    garments = [rng.choice(NAMES[s.kind]) if rng.random() < 0.2 else subject(s, rng) for s in specs]
+    folds = [rng.choice(FOLDS[s.fold]) for s in specs]
+    places = [f" {rng.choice(BACKGROUNDS)}" if rng.random() < 0.5 else "" for _ in specs]
+    markers = [f", with {marker_phrase(s, rng)}" if s.marker and rng.random() < 0.5 else "" for s in specs]
+    texts = [" ".join([g, f]) + p + m for g, f, p, m in zip(garments, folds, places, markers, strict=True)]
+    return Lesson(latents, captions.of(texts), (600, 1000), torch.ones(1, 1, *latents.shape[2:]))
 
 
 def view_lesson(captions: Captions, specs: list[Spec], latents: torch.Tensor, rng: np.random.Generator) -> Lesson:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -15,6 +16,9 @@ from render_garments import Spec, render, sample_spec
 
 SIZES = ((256, 256), (224, 288), (288, 224))  # width, height: square, portrait, landscape
 SHARES = (0.5, 0.35, 0.15)
+TROUSERS_SHARES = (0.25, 0.6, 0.15)  # trousers are tall
+TROUSERS_SEEDS = 7_000_000  # from here on, below those held out
+TROUSERS_FOLDS = {"flat": 0.35, "knee": 0.4, "cuffs": 0.15, "half": 0.1}
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
 
 
@@ -23,20 +27,41 @@ def seeds_of(size: int, count: int) -> np.ndarray:
     return np.arange(round(count * SHARES[size])) * len(SIZES) + size
 
 
-def pictures_of(folder: Path, size: int) -> np.ndarray:
-    """The finished pictures of SIZES[size], (N, h, w, 3) uint8, read from disk as they are used."""
-    return np.load(folder / f"pictures-{SIZES[size][0]}x{SIZES[size][1]}.npy", mmap_mode="r")
+def picture_specs(size: int, count: int) -> list[Spec]:
+    """What the pictures of SIZES[size] in a training set of `count` pictures show."""
+    return [sample_spec(int(seed)) for seed in seeds_of(size, count)]
 
 
-def render_pictures(folder: Path, count: int) -> None:
-    """Renders what is not there yet; stopped and started again, it goes on where it was."""
+def trousers_specs(size: int, count: int) -> list[Spec]:
+    """Trousers of SIZES[size], over all sizes six for ten of `count` pictures, most of them with something folded."""
+    seeds = TROUSERS_SEEDS + np.arange(round(0.6 * count * TROUSERS_SHARES[size])) * len(SIZES) + size
+    folds = np.random.default_rng([size, 6]).choice(list(TROUSERS_FOLDS), len(seeds), p=list(TROUSERS_FOLDS.values()))
+    pairs = zip(seeds, folds, strict=True)
+    return [replace(sample_spec(int(seed), "trousers"), fold=str(fold)) for seed, fold in pairs]
+
+
+SETS = {"pictures": picture_specs, "trousers": trousers_specs}
+
+
+def pictures_of(folder: Path, size: int, of: str = "pictures") -> np.ndarray:
+    """The finished pictures of SIZES[size] of one of SETS, (N, h, w, 3) uint8, read from disk as they are used."""
+    return np.load(_file(folder, size, of), mmap_mode="r")
+
+
+def _file(folder: Path, size: int, of: str) -> Path:
+    return folder / f"{of}-{SIZES[size][0]}x{SIZES[size][1]}.npy"
+
+
+def render_pictures(folder: Path, count: int, sets: Iterable[str] = SETS) -> None:
+    """Renders of these sets what is not there yet; stopped and started again, it goes on where it was."""
     folder.mkdir(parents=True, exist_ok=True)
     tasks = []
-    for size, (w, h) in enumerate(SIZES):
-        path, n = folder / f"pictures-{w}x{h}.npy", len(seeds_of(size, count))
-        if not path.exists():
-            np.lib.format.open_memmap(path, "w+", np.uint8, (n, h, w, 3)).flush()
-        tasks += [(folder, size, count, start) for start in range(0, n, 50)]
+    for of in sets:
+        for size, (w, h) in enumerate(SIZES):
+            path, n = _file(folder, size, of), len(SETS[of](size, count))
+            if not path.exists():
+                np.lib.format.open_memmap(path, "w+", np.uint8, (n, h, w, 3)).flush()
+            tasks += [(folder, of, size, count, start) for start in range(0, n, 50)]
     done_file = folder / "rendered.jsonl"
     done = set(done_file.read_text().splitlines()) if done_file.exists() else set()
     todo = [t for t in tasks if json.dumps(t[1:]) not in done]
@@ -77,11 +102,11 @@ def _render_pair(spec: Spec, size: tuple[int, int]) -> np.ndarray:
 
 
 def _render_slice(task) -> str:
-    folder, size, count, start = task
-    (w, h), seeds = SIZES[size], seeds_of(size, count)
-    pictures = np.lib.format.open_memmap(folder / f"pictures-{w}x{h}.npy", "r+")
-    for i in range(start, min(start + 50, len(seeds))):
-        pictures[i] = np.asarray(render(sample_spec(int(seeds[i])), w, h))
+    folder, of, size, count, start = task
+    (w, h), specs = SIZES[size], SETS[of](size, count)
+    pictures = np.lib.format.open_memmap(_file(folder, size, of), "r+")
+    for i, spec in enumerate(specs[start : start + 50], start):
+        pictures[i] = np.asarray(render(spec, w, h))
     pictures.flush()
     return json.dumps(task[1:])
 

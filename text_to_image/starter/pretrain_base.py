@@ -21,14 +21,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from describe import caption_of
 from lessons import CHUNK, Captions, Pictures, draw_lesson, encode_text, silence, v_loss
-from pictures import SHARES, SIZES, render_pictures, render_twins
+from pictures import SHARES, SIZES, TROUSERS_SHARES, render_pictures, render_twins
 from pretrain_vae import Checkpoint, encode_pictures, train_decoder, train_vae, whiten
 from render_garments import sample_spec
 
 HERE = Path(__file__).resolve().parent
 # Each stage: pixels relative to SIZES, batch, learning rate (constant, then cosine to 0 from `decay_from` on), EMA,
-# the least weight of a timestep (where a garment lies is decided at ever higher noise the larger the picture is), and
-# the share of steps that drill one thing alone.
+# the least weight of a timestep (where a garment lies is decided at ever higher noise the larger the picture is), the
+# shares of steps that drill one thing alone, and those of the sizes and sets that pictures come from.
 STAGES = {
     "unet64": {
         "scale": 4,
@@ -37,7 +37,9 @@ STAGES = {
         "decay_from": 1.0,
         "ema": 0.999,
         "floor": 0.15,
-        "drills": (0.25, 0.1),
+        "drills": {"corner": 0.25, "view": 0.1},
+        "sizes": SHARES,
+        "sets": {"pictures": 1.0},
     },
     "unet128": {
         "scale": 2,
@@ -46,7 +48,9 @@ STAGES = {
         "decay_from": 0.75,
         "ema": 0.9995,
         "floor": 0.15,
-        "drills": (0.4, 0.1),
+        "drills": {"corner": 0.4, "view": 0.1},
+        "sizes": SHARES,
+        "sets": {"pictures": 1.0},
     },
     "unet256": {
         "scale": 1,
@@ -55,7 +59,20 @@ STAGES = {
         "decay_from": 0.3,
         "ema": 0.999,
         "floor": 0.5,
-        "drills": (0.06, 0.35),
+        "drills": {"corner": 0.06, "view": 0.35},
+        "sizes": SHARES,
+        "sets": {"pictures": 1.0},
+    },
+    "trousers": {  # a folded leg is one picture in a hundred of the others, and came out in pieces
+        "scale": 1,
+        "batch": 12,
+        "lr": 4e-4,
+        "decay_from": 0.1,
+        "ema": 0.999,
+        "floor": 0.5,
+        "drills": {"corner": 0.12, "view": 0.15, "fold": 0.3},
+        "sizes": TROUSERS_SHARES,
+        "sets": {"pictures": 0.5, "trousers": 0.5},
     },
 }
 
@@ -103,8 +120,9 @@ def make_scheduler() -> PNDMScheduler:
     )
 
 
-def train_diffusion(work: Path, stage: str, samples: int, device: str) -> None:
-    """One stage, begun with the averaged weights of the one before; leaves its checkpoint in `work`."""
+def train_diffusion(work: Path, stage: str, samples: int, device: str, base: Path | None = None) -> None:
+    """One stage, begun with the averaged weights of the one before, else with those in the folder `base`; leaves its
+    checkpoint in `work`."""
     options = STAGES[stage]
     tokenizer = CLIPTokenizer.from_pretrained(HERE / "base" / "tokenizer")
     models = torch.nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder(len(tokenizer))}).to(device)
@@ -119,19 +137,19 @@ def train_diffusion(work: Path, stage: str, samples: int, device: str) -> None:
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
         begun = state["step"]
-    elif before := _weights_before(work, stage):
+    elif before := _weights_before(work, stage, base):
         models.load_state_dict(before)
         ema = EMAModel(models.parameters(), decay=options["ema"], use_ema_warmup=True, power=0.8)
     ema.to(device)
     models["unet"].to(memory_format=torch.channels_last)
-    pictures = [Pictures(work, size, options["scale"]) for size in range(len(SIZES))]
+    pictures = [Pictures(work, size, options["scale"], options["sets"]) for size in range(len(SIZES))]
     alphas_cumprod, captions = make_scheduler().alphas_cumprod, Captions(tokenizer)
     steps = samples // options["batch"]
     losses, bar = [], tqdm(range(begun, steps), initial=begun, total=steps, desc=stage, mininterval=20)
     for step in bar:
         optimizer.param_groups[0]["lr"] = _rate(options, step, steps)
         rng = np.random.default_rng([step, options["scale"], 13])
-        lesson = draw_lesson(captions, pictures[rng.choice(len(SIZES), p=SHARES)], options, rng)
+        lesson = draw_lesson(captions, pictures[rng.choice(len(SIZES), p=options["sizes"])], options, rng)
         with torch.autocast(device, torch.bfloat16):
             hidden = encode_text(models["text"], lesson.input_ids.to(device)).float()
         noise = torch.Generator().manual_seed(step)
@@ -161,12 +179,19 @@ def _ema_weights(models, ema: EMAModel) -> dict:
     return models.state_dict()
 
 
-def _weights_before(work: Path, stage: str) -> dict | None:
+def _weights_before(work: Path, stage: str, base: Path | None) -> dict | None:
     names = list(STAGES)
     earlier = [work / f"{name}.pt" for name in names[: names.index(stage)]]
     for path in reversed([p for p in earlier if p.exists()]):
         return averaged_weights(path)
-    return None
+    return weights_in(base) if base else None
+
+
+def weights_in(base: Path) -> dict:
+    """The weights of a finished pipeline folder, as a state dict of {'unet', 'text'}."""
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=torch.float32)
+    text = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype=torch.float32)
+    return torch.nn.ModuleDict({"unet": unet, "text": text}).state_dict()
 
 
 def averaged_weights(path: Path) -> dict:
@@ -251,12 +276,15 @@ def main() -> None:
     parser.add_argument("--vae_steps", type=int, default=2600, help="optimisation steps of the VAE")
     parser.add_argument("--decoder_steps", type=int, default=600, help="further steps of the VAE's decoder alone")
     parser.add_argument(
-        "--samples", type=int, nargs=3, default=(70_000, 312_000, 204_000), help="seen by each UNet stage"
+        "--samples", type=int, nargs=4, default=(70_000, 312_000, 204_000, 54_000), help="seen by each UNet stage"
     )
     parser.add_argument(
         "--stage", choices=("all", "render", "vae", "latents", *STAGES, "decoder", "save"), default="all"
     )
+    parser.add_argument("--base", type=Path, help="finished folder whose VAE is kept and whose UNet learns on")
     args = parser.parse_args()
+    if args.base and (args.work / "vae.pt").exists():
+        parser.error(f"--base: {args.work} holds a VAE of its own and its latents; name an empty folder with --work")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = lambda stage: args.stage in ("all", stage)  # noqa: E731
     args.work.mkdir(parents=True, exist_ok=True)
@@ -267,16 +295,21 @@ def main() -> None:
     torch.manual_seed(0)
     if args.stage == "render":
         return
-    vae = train_vae(args.work, args.vae_steps if wanted("vae") else 0, device)
+    if args.base:
+        vae = AutoencoderKL.from_pretrained(args.base, subfolder="vae", torch_dtype=torch.float32).to(device)
+    else:
+        vae = train_vae(args.work, args.vae_steps if wanted("vae") else 0, device)
     if args.stage == "vae":
         return
-    whiten(vae, args.work, device)
+    if not args.base:
+        whiten(vae, args.work, device)
     for name, samples in zip(STAGES, args.samples, strict=True):
         if wanted("latents") or wanted(name):
-            encode_pictures(vae, args.work, STAGES[name]["scale"], device)
+            encode_pictures(vae, args.work, STAGES[name]["scale"], device, STAGES[name]["sets"])
         if wanted(name):
-            train_diffusion(args.work, name, samples, device)
-    train_decoder(vae, args.work, args.decoder_steps if wanted("decoder") else 0, device)
+            train_diffusion(args.work, name, samples, device, args.base)
+    if not args.base:
+        train_decoder(vae, args.work, args.decoder_steps if wanted("decoder") else 0, device)
     if wanted("save"):
         save_base(args.work, args.to, vae)
 

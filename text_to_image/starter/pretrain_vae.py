@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -182,13 +183,14 @@ def train_decoder(vae: AutoencoderKL, work: Path, steps: int, device: str) -> No
 
 
 @torch.no_grad()
-def encode_pictures(vae: AutoencoderKL, work: Path, scale: int, device: str) -> None:
-    """Writes the latents of all pictures and their mirror images at 1/`scale` of their size, (N, 2, 4, h, w) fp16;
-    those of the twins' fronts and backs follow one another."""
+def encode_pictures(vae: AutoencoderKL, work: Path, scale: int, device: str, sets: Iterable[str]) -> None:
+    """Writes the latents of the pictures of `sets` and of their mirror images at 1/`scale` of their size as fp16,
+    (N, 2, 4, h, w); those of the twins' fronts and backs follow one another."""
     for size in range(len(SIZES)):
-        _encode(vae, pictures_of(work, size), latents_file(work, size, scale), scale, device)
+        for of in sets:
+            _encode(vae, pictures_of(work, size, of), latents_file(work, size, scale, of), scale, device)
         twins = twins_of(work, size)
-        _encode(vae, twins.reshape(-1, *twins.shape[2:]), latents_file(work, size, scale, "twins-"), scale, device)
+        _encode(vae, twins.reshape(-1, *twins.shape[2:]), latents_file(work, size, scale, "twins"), scale, device)
 
 
 def _encode(vae: AutoencoderKL, pictures: np.ndarray, path: Path, scale: int, device: str) -> None:
@@ -206,5 +208,5 @@ def _encode(vae: AutoencoderKL, pictures: np.ndarray, path: Path, scale: int, de
     path.with_suffix(".new.npy").rename(path)
 
 
-def latents_file(work: Path, size: int, scale: int, of: str = "") -> Path:
-    return work / f"latents-{of}{SIZES[size][0]}x{SIZES[size][1]}-{scale}.npy"
+def latents_file(work: Path, size: int, scale: int, of: str) -> Path:
+    return work / f"latents-{of}-{SIZES[size][0]}x{SIZES[size][1]}-{scale}.npy"

@@ -210,7 +210,8 @@ fetch() {
     local -a train_args
     [[ -n "${MODEL-}${DATASET-}${CAPTIONER-}${TRAIN_ARGS-}" ]] || return 0
     read_words TRAIN_ARGS train_args
-    "$venv/bin/python" - "$scripts" "$captioner" --dataset "${DATASET:-$repo/dataset}" \
+    mkdir -p "$repo/output"
+    "$venv/bin/python" - "$scripts" "$captioner" "$repo/output/.fetched" --dataset "${DATASET:-$repo/dataset}" \
         ${MODEL:+--pretrained_model_name_or_path "$MODEL"} "${train_args[@]}" <<'PYTHON' || exit
 import sys
 from pathlib import Path
@@ -221,50 +222,65 @@ from errors import exit_with, require_packages
 
 def main():
     require_packages()
-    from captions import METADATA, found_rows, image_files
+    from caption_file import caption_file
+    from captions import image_files
     from hub import download_captioner, find_dataset
     from plan import find_bases
     from train_text_to_image import parse_args
 
-    args = parse_args(sys.argv[3:])
+    captioner, fetched = sys.argv[2:4]
+    args = parse_args(sys.argv[4:])
     print(f"the model: {find_bases(args)[0]}")
     folder = find_dataset(args)
-    pictures = image_files(folder)
-    print(f"the data set: {len(pictures)} pictures in {folder}")
-    rows = found_rows(folder / METADATA, folder) if (folder / METADATA).exists() else []
-    if sys.argv[2] and not Path(sys.argv[2]).is_dir() and len(rows) < len(pictures):
-        print(f"the captioner: {download_captioner(sys.argv[2])}")
+    print(f"the data set: {len(image_files(folder))} pictures in {folder}")
+    if captioner and not Path(captioner).is_dir() and not caption_file(folder, None, False).complete():
+        print(f"the captioner: {download_captioner(captioner)}")
+        with open(fetched, "a") as file:
+            print(f"captioner {captioner}", file=file)
 
 
 exit_with(main)
 PYTHON
-    mkdir -p "$repo/output"
     named >>"$repo/output/.fetched"
 }
 
-# All by which a job may name something of the hub, on one line.
+# All by which a job's training may name something of the hub, on one line.
+HUB_FLAGS='pretrained_model_name_or_path|revision|non_ema_revision|variant|cache_dir|dataset|train_data_dir'
+HUB_FLAGS+='|dataset_name|dataset_config_name'
 named() {
     local word value='' kept=''
     local -a words
     read_words TRAIN_ARGS words
     for word in "${words[@]}"; do
-        if [[ -n "$value" || "$word" =~ ^--(revision|non_ema_revision|variant|cache_dir|dataset_config_name)(=|$) ]]; then
+        if [[ -n "$value" || "$word" =~ ^--($HUB_FLAGS)(=|$) ]]; then
             kept+=" $word"
             [[ -z "$value" && "$word" != *=* ]] && value=next || value=''
         fi
     done
-    printf '%s|%s|%s|%s\n' "${MODEL-}" "${DATASET-}" "$captioner" "$kept" | tr '\n' ' '
+    printf '%s|%s|%s\n' "${MODEL-}" "${DATASET-}" "$kept" | tr '\n' ' '
     echo
+}
+
+was_fetched() { grep -qsxF "$1" "$repo/output/.fetched"; }
+
+# What captioning is told of the hub: set-up has fetched a captioner only where a picture had no caption then.
+captioning_offline() {
+    if [[ -z "$went_offline" || -d "$captioner" ]] || was_fetched "captioner $captioner"; then
+        echo "${HF_HUB_OFFLINE-}"
+    else
+        echo 0
+    fi
 }
 
 # Without a question to the hub where set-up has fetched what this very job names: a compute node may have no internet.
 go_offline() {
-    if [[ " ${TRAIN_ARGS-}" == *' --push_to_hub'* ]]; then
+    if grep -qE -- '(^|[[:space:]])--push_to_hub' <<<"${TRAIN_ARGS-}"; then
         return
-    elif grep -qsxF "$(named)" "$repo/output/.fetched"; then
+    elif was_fetched "$(named)"; then
         export HF_HUB_OFFLINE=1
+        went_offline=1
     elif [[ -n "${MODEL-}" && ! -e "$MODEL" ]]; then
-        say "$MODEL was not fetched by 'bash job.sh setup' with the same MODEL, DATASET and CAPTIONER:"
+        say "$MODEL was not fetched by 'bash job.sh setup' with the same MODEL and DATASET:"
         say 'where compute nodes have no internet, run that on the login node first'
     fi
 }
@@ -273,7 +289,7 @@ go_offline() {
 
 run_job() {
     local precision
-    local -a train_args inference_args
+    local -a train_args inference_args training drawing
     read_words TRAIN_ARGS train_args
     read_words INFERENCE_ARGS inference_args
     dataset="${DATASET:-$repo/dataset}"
@@ -284,17 +300,20 @@ run_job() {
     trap 'rm -f "$log" "$log.fifo"' EXIT
     say_start
     ! in_batch || prepare_batch
-    check_flags
+    precision="$(find_precision)"
+    training=(--dataset "$dataset" --epochs "${EPOCHS:-100}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
+        ${output_dir:+--output_dir "$output_dir"} ${precision:+--mixed_precision "$precision"} ${seed:+--seed "$seed"}
+        "${train_args[@]}")
+    drawing=(--num_images "${NUM_IMAGES:-3}" --resume ${PROMPT:+"--prompt=$PROMPT"}
+        ${pictures_dir:+--output_dir "$pictures_dir"} "${inference_args[@]}")
+    check_flags "${#training[@]}" "${training[@]}" "${drawing[@]}"
 
     if [[ -d "$dataset" ]]; then
         # The tasks of an array begin together: one captions, the others wait for it.
-        step img_captioning --image_dir "$dataset" ${captioner:+--model "$captioner"} ${SLURM_ARRAY_TASK_ID:+--wait}
+        HF_HUB_OFFLINE="$(captioning_offline)" step img_captioning --image_dir "$dataset" ${captioner:+--model "$captioner"} ${SLURM_ARRAY_TASK_ID:+--wait}
     fi
-    precision="$(find_precision)"
     launch=("${srun[@]}") # training alone runs on all nodes
-    step train_text_to_image --dataset "$dataset" --epochs "${EPOCHS:-100}" \
-        ${MODEL:+--pretrained_model_name_or_path "$MODEL"} ${output_dir:+--output_dir "$output_dir"} \
-        ${precision:+--mixed_precision "$precision"} ${seed:+--seed "$seed"} "${train_args[@]}"
+    step train_text_to_image "${training[@]}"
     launch=()
     # Also a run that was finished before says this.
     model="$(sed -n 's/^the model  *//p' "$log" | tail -n 1)"
@@ -303,12 +322,11 @@ run_job() {
         return
     fi
     ! in_batch || check_processes
-    step inference --model "$model" --num_images "${NUM_IMAGES:-3}" --resume ${PROMPT:+"--prompt=$PROMPT"} \
-        ${pictures_dir:+--output_dir "$pictures_dir"} "${inference_args[@]}"
+    step inference --model "$model" "${drawing[@]}"
     say_where
 }
 
-child='' heard='' called_off='' phases='' processes=1 seed='' pictures_dir='' output_dir="${OUTPUT_DIR-}"
+child='' heard='' called_off='' went_offline='' phases='' processes=1 seed='' pictures_dir='' output_dir="${OUTPUT_DIR-}"
 srun=() launch=()
 
 # Runs one of the three scripts; its exit code ends the job. What it prints is in $log as well.
@@ -475,13 +493,12 @@ read_words() {
     unset 'into[-1]' # `end`, which keeps an empty last word
 }
 
-# A misspelt flag is better found now than after the training.
+# check_flags COUNT FLAG...: COUNT of training's, then inference's; a misspelt one is better found now than later.
 check_flags() {
-    "$venv/bin/python" - "$scripts" "$dataset" "${NUM_IMAGES:-3}" "${#train_args[@]}" "${train_args[@]}" \
-        "${inference_args[@]}" <<'PYTHON' || exit
+    "$venv/bin/python" - "$scripts" "$@" <<'PYTHON' || exit
 import sys
 
-scripts, dataset, num_images, count, *words = sys.argv[1:]
+scripts, count, *words = sys.argv[1:]
 sys.path.insert(0, scripts)
 from errors import exit_with
 
@@ -491,8 +508,8 @@ def main():
     import train_text_to_image
     from flags import given_flags
 
-    train_text_to_image.parse_args(["--dataset", dataset, *words[: int(count)]])
-    given_flags(inference.build_parser(), ["--num_images", num_images, *words[int(count) :]])
+    train_text_to_image.parse_args(words[: int(count)])
+    given_flags(inference.build_parser(), words[int(count) :])
 
 
 exit_with(main)

@@ -19,6 +19,7 @@ from data import (
     measure,
     open_picture,
     read_pictures,
+    without_trigger,
 )
 from errors import UserError
 
@@ -407,3 +408,24 @@ def test_bad_rows_and_bad_pictures_are_listed_together(tmp_path):
     head, *lines = str(error.value).splitlines()
     assert head.startswith("3 bad rows")
     assert [line.strip().split(":")[0] for line in lines] == [f"metadata.jsonl, line {n}" for n in (2, 3, 4)]
+
+
+def test_a_trigger_that_captions_have_already_leaves_their_shorter_forms_as_they_would_be(tmp_path):
+    plain = write_captioned_folder(tmp_path / "plain", {"1.jpg": "A pair of jeans, blue. They are new."})
+    there = write_captioned_folder(tmp_path / "there", {"1.jpg": "sks jeans, A pair of jeans, blue. They are new."})
+    with_trigger = [read_pictures(folder, True, trigger="sks jeans")[0].captions for folder in (plain, there)]
+    assert with_trigger[0] == with_trigger[1] and "sks jeans, A pair of jeans" in with_trigger[0]
+
+
+@pytest.mark.parametrize(
+    ("caption", "left"),
+    [
+        ("sks jeans, a pair on white", "a pair on white"),
+        ("sks jeans on a white background", "on a white background"),
+        ("sks jeansy", "sks jeansy"),
+        ("sks jeans", "sks jeans"),
+        ("a pair", "a pair"),
+    ],
+)
+def test_a_model_that_does_not_know_the_trigger_is_asked_without_it(caption, left):
+    assert without_trigger(caption, "sks jeans") == left

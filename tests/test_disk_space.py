@@ -8,6 +8,7 @@ import pytest
 
 import disk_space
 from background import Background
+from conftest import write_captioned_folder
 from disk_space import Space, check_space
 from errors import WorkError
 from run_folder import losses, rows
@@ -65,6 +66,18 @@ def test_what_is_needed_is_free_or_the_run_is_refused():
     check_space(Space(checkpoint=10, kept=2, needed=40, free=40), Path("out"))
     with pytest.raises(WorkError):
         check_space(Space(checkpoint=10, kept=2, needed=41, free=40), Path("out"))
+
+
+def test_the_estimate_of_the_captions_is_what_they_take(train_run, tmp_path, monkeypatch):
+    told, real = [], disk_space.texts_size
+    monkeypatch.setattr(disk_space, "texts_size", lambda *of: told.append(real(*of)) or told[-1])
+    out = train_run("out", "--max_train_steps", 1)
+    taken = sum(path.stat().st_size for path in (out / "cache" / "text").iterdir())
+    assert told[0] == pytest.approx(taken, rel=0.2)
+
+    write_captioned_folder(tmp_path / "alike", {f"{i}.jpg": "denim jeans" for i in range(4)})
+    train_run("alike", "--max_train_steps", 1, dataset=tmp_path / "alike")
+    assert told[1] * 3 < told[0]  # one file for all of them
 
 
 def test_the_estimate_of_a_checkpoint_is_what_it_takes(train_run, capsys):

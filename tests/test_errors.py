@@ -1,6 +1,7 @@
 """How a script ends: its exit code, and one line in place of a traceback."""
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -97,9 +98,18 @@ def test_a_hub_that_cannot_be_reached_is_told_and_any_other_error_by_its_first_l
     assert hub_says(error) == "the hub cannot be reached"
 
 
-def test_a_reader_that_wants_no_more_ends_a_script_without_a_word():
+@pytest.mark.parametrize("lines", [1, 100_000])  # within the buffer, and more
+def test_a_reader_that_wants_no_more_ends_a_script_without_a_word(lines):
     script = "import sys; sys.path.insert(0, sys.argv[1]); from errors import exit_with\n"
-    script += "exit_with(lambda: [print('x' * 1000) for _ in range(1000)] and None)"
-    command = f'"{sys.executable}" -c "$0" "$1" | head -n 1'
-    done = subprocess.run(["bash", "-c", command, script, ROOT / "text_to_image"], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("x" * 1000 + "\n", "")
+    script += f"exit_with(lambda: [print('x') for _ in range({lines})] and None)"
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", script, ROOT / "text_to_image"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_pipe_to_anything_else_that_breaks_is_no_such_end():
+    with pytest.raises(BrokenPipeError):
+        exit_with(lambda: (_ for _ in ()).throw(BrokenPipeError(errno.EPIPE, "Broken pipe")))

@@ -38,7 +38,11 @@ from flags import FlagParser, positive_int
 
 def build_parser():
     parser = FlagParser("script [flags]", "", "")
-    parser.add_argument("--num_images", type=positive_int)
+    for flag in ("--num_images", "--epochs"):
+        parser.add_argument(flag, type=positive_int)
+    parser.add_argument("--resume", action="store_true")
+    for flag in ("--output_dir", "--pretrained_model_name_or_path", "--prompt"):
+        parser.add_argument(flag)
     for flag in ("--dataset", "--mixed_precision", "--negative_prompt", "--seed", "--steps", "--validation_prompts"):
         parser.add_argument(flag, nargs="+")
     return parser
@@ -320,6 +324,7 @@ def test_a_real_model_gets_a_real_captioner_unless_one_is_named(job):
         ({"TRAIN_ARGS": "--no_such_flag"}, "--no_such_flag"),
         ({"INFERENCE_ARGS": "--step 30"}, "--step"),
         ({"NUM_IMAGES": "0"}, "--num_images"),
+        ({"EPOCHS": "ten"}, "--epochs"),
     ],
 )
 def test_a_wrong_flag_is_found_before_anything_is_done(job, choices, named):

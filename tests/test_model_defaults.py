@@ -17,6 +17,7 @@ def merged(tmp_path):
         parser.add_argument("--max_grad_norm", type=positive_float, default=1.0)
         parser.add_argument("--use_ema", action=YesNo, default=False)
         parser.add_argument("--prior_prompts", action="append")
+        parser.add_argument("--validation_prompts", nargs="+", action="extend")
         parser.add_argument("--output_dir")
         file = tmp_path / "training_defaults.json"
         file.write_text(values if isinstance(values, str) else json.dumps(values))
@@ -40,6 +41,12 @@ def test_what_the_file_turns_on_a_flag_turns_off(merged):
 def test_a_list_in_the_file_is_replaced_by_flags_not_added_to(merged):
     assert merged({"prior_prompts": ["a shirt", "a skirt"]}).prior_prompts == ["a shirt", "a skirt"]
     assert merged({"prior_prompts": ["a shirt"]}, "--prior_prompts", "a hat").prior_prompts == ["a hat"]
+
+
+def test_a_list_of_a_flag_that_takes_several_is_taken_whole(merged):
+    assert merged({"validation_prompts": ["a shirt", "a skirt"]}).validation_prompts == ["a shirt", "a skirt"]
+    several = ["--validation_prompts", "a", "b"]
+    assert merged({"validation_prompts": ["a shirt"]}, *several).validation_prompts == ["a", "b"]
 
 
 @pytest.mark.parametrize(

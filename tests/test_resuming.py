@@ -289,6 +289,58 @@ def test_a_checkpoint_of_another_folder_is_taken_only_from_the_same_run(train_ru
         train_run("third", "--max_train_steps", 3, *usual, *there, "--learning_rate", 1e-4)
 
 
+def test_a_command_that_names_a_checkpoint_goes_on_when_it_is_repeated_and_does_not_rewind(
+    train_run, tmp_path, capsys
+):
+    usual = ["--checkpointing_steps", 2, "--lr_scheduler", "constant"]
+    train_run("first", "--max_train_steps", 2, *usual)
+    there = ["--resume_from_checkpoint", tmp_path / "first" / "checkpoint-2"]
+    train_run("out", "--max_train_steps", 6, *usual, *there)
+    out = train_run("out", "--max_train_steps", 8, *usual, *there)
+    assert "has begun from checkpoint-2 before, and goes on from checkpoint-6" in capsys.readouterr().out
+    assert [row["step"] for row in rows(out)] == [3, 4, 5, 6, 7, 8]
+    train_run("out", "--max_train_steps", 9, *usual, "--resume_from_checkpoint", "checkpoint-4")
+    said = capsys.readouterr().out
+    assert all(f"removes checkpoint-{later}, which lies after step 4" in said for later in (6, 8))
+
+
+def test_a_command_that_names_a_checkpoint_goes_on_when_that_has_been_pruned(train_run):
+    usual = ["--checkpointing_steps", 2, "--lr_scheduler", "constant", "--checkpoints_total_limit", 2]
+    train_run("out", "--max_train_steps", 2, *usual)
+    again = [*usual, "--resume_from_checkpoint", "checkpoint-2"]
+    out = train_run("out", "--max_train_steps", 6, *again)
+    assert not (out / "checkpoint-2").exists()
+    assert len(rows(train_run("out", "--max_train_steps", 8, *again))) == 8
+
+
+def test_a_checkpoint_to_begin_from_is_never_overlooked(train_run, tmp_path):
+    out = train_run("out", "--max_train_steps", 2, "--checkpointing_steps", 2)
+    other = ["--max_train_steps", 4, "--learning_rate", 1e-4, "--overwrite", "--resume_from_checkpoint"]
+    with pytest.raises(UserError, match="no such folder"):
+        train_run("out", *other, tmp_path / "nowhere")
+    with pytest.raises(UserError, match="--overwrite would remove it"):
+        train_run("out", *other, "checkpoint-2")
+    assert (out / "checkpoint-2").is_dir()
+
+
+def test_overwrite_removes_another_run_and_not_the_same(train_run, capsys):
+    flags = ["--max_train_steps", 2, "--checkpointing_steps", 2, "--lr_scheduler", "constant", "--overwrite"]
+    train_run("out", *flags)
+    out = train_run("out", *flags, "--max_train_steps", 3)
+    assert "--overwrite removes only another" in capsys.readouterr().out and len(rows(out)) == 3
+
+
+def test_a_model_that_was_not_trained_here_is_not_overwritten(train_run, tiny_model, tmp_path):
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "pytorch_lora_weights.safetensors").write_text("somebody's")
+    with pytest.raises(UserError, match="holds a model that was not trained here"):
+        train_run("lora", "--max_train_steps", 1)
+    shutil.copytree(tiny_model, tmp_path / "out")
+    with pytest.raises(UserError, match="holds a model that was not trained here"):
+        train_run("out", "--max_train_steps", 1)
+    assert json.loads((train_run("out", "--max_train_steps", 1, "--overwrite") / "run.json").read_text())["finished"]
+
+
 # --- two at once ----------------------------------------------------------------------------------------------------
 
 

@@ -36,9 +36,10 @@ def test_the_fingerprint_is_of_what_changes_the_weights():
     assert fingerprint(epochs=200, output_dir=Path("x"), dataset="moved", train_batch_size=2) == same
     changed = [
         fingerprint(learning_rate=2e-5), fingerprint(data="e"), fingerprint(model="n"), fingerprint(batch=8),
-        fingerprint(seed=1), fingerprint(a_flag_of_the_future=1),
+        fingerprint(seed=1), fingerprint(seed=0), fingerprint(a_flag_of_the_future=1), fingerprint(lr_warmup_steps=0),
     ]  # fmt: skip
     assert len({same, *changed}) == 1 + len(changed)
+    assert all(fingerprint(a_flag_of_the_future=off) == same for off in (None, False, 0, 0.0))
 
 
 def test_without_a_seed_the_run_has_one_of_its_own_that_stays():
@@ -75,6 +76,9 @@ def test_what_differs_between_two_runs_is_listed(tmp_path):
     ]
     assert differences(read_run(tmp_path), run(seed=1, a_new_flag=0.0)) == []
     assert differences(read_run(tmp_path), run(seed=1, a_new_flag=0.1)) == ["a_new_flag: null there, 0.1 here"]
+    assert (
+        differences(run(seed=1, a_flag=None), run(seed=1, a_flag=0.0)) == differences(run(a_flag=False), run()) == []
+    )
     assert differences({"steps": 3}, run()) == ["its run.json does not say what it was"]
 
 

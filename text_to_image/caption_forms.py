@@ -19,7 +19,12 @@ PLACE = re.compile(
 )
 THING_END = re.compile(rf"{CLAUSE_END.pattern}|\s[(\"]|{PLACE.pattern}")
 # Of 'A blue, short-sleeved shirt' and 'A large (XL) shirt' what comes before the comma and the bracket.
-HALF_A_THING = re.compile(r"(?:an?|the|one|this|some)\s+\S+", re.IGNORECASE)
+HALF_A_THING = re.compile(
+    r"(?:an?|the|one|this|some)\s+(?:black|white|gr[ae]y|red|orange|yellow|green|turquoise|blue|navy|purple|pink|brown|beige"
+    r"|golden|silver|dark|light|pale|bright|large|big|small|little|tiny|long|short|tall|wide|narrow|old|new|young|vintage"
+    r"|modern|beautiful|simple|plain|soft|thick|thin|round|square|wooden|woollen|woolen|cotton|leather)",
+    re.IGNORECASE,
+)
 # With what captioners begin before they come to the thing.
 LEAD_IN = re.compile(
     r"^(?:in\s+(?:the|this)\s+(?:photo|photograph|picture|image),?\s+)?"

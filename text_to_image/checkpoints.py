@@ -163,11 +163,15 @@ def remove_later(folder: Path, step: int, fingerprint: str) -> None:
 
     What a kill has left of one that was being written or removed goes as well; what is not this run's stays.
     """
-    for checkpoint in _named(folder):
-        if fingerprint_of(checkpoint) == fingerprint and step_of(checkpoint) > step:
-            _remove(checkpoint)
+    for checkpoint in later_checkpoints(folder, step, fingerprint):
+        _remove(checkpoint)
     for part in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(part, ignore_errors=True)
+
+
+def later_checkpoints(folder: Path, step: int, fingerprint: str) -> list[Path]:
+    """Those of the run with this fingerprint that lie after `step`."""
+    return [path for path in _named(folder) if fingerprint_of(path) == fingerprint and step_of(path) > step]
 
 
 def fingerprint_of(checkpoint: Path) -> str | None:

@@ -71,7 +71,8 @@ def read_pictures(
 def _forms(row: CaptionRow, short_captions: bool, trigger: str | None) -> tuple[tuple[str, ...], ...]:
     groups = [row.captions]
     if short_captions:
-        groups = [group for caption in row.captions for group in caption_forms(caption)]
+        own = [before_trigger(caption, trigger) for caption in row.captions]  # they may have it already
+        groups = [group for caption in own for group in caption_forms(caption)]
     return tuple(tuple(with_trigger(caption, trigger) for caption in group) for group in groups)
 
 
@@ -82,8 +83,14 @@ def with_trigger(caption: str, trigger: str | None) -> str:
     return f"{trigger}, {caption}"
 
 
-def without_trigger(caption: str, trigger: str | None) -> str:
+def before_trigger(caption: str, trigger: str | None) -> str:
+    """The caption that `with_trigger` makes this one of."""
     return caption.removeprefix(f"{trigger}, ") if trigger else caption
+
+
+def without_trigger(caption: str, trigger: str | None) -> str:
+    """What is left to say to a model that does not know the phrase; a caption that is no more than it stays."""
+    return re.sub(rf"^{re.escape(trigger)}(?!\w)[,.:;]?\s*", "", caption) or caption if trigger else caption
 
 
 def measure(path: Path) -> tuple[int, int]:

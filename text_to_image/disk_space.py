@@ -1,6 +1,7 @@
 """What a run will write and whether there is room for it, before the first step."""
 
 import argparse
+import json
 import math
 import shutil
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from checkpoints import complete_checkpoints
 from errors import WorkError
 from model_folders import PARTS, count_lora_parameters, count_parameters
 from plan import Plan
+from prompts import count_chunks
 from trainable import LORA_TARGETS
 
 FLOAT = 4  # bytes
@@ -30,7 +32,7 @@ class Space:
         return f"{kept} of about {self.checkpoint / 1e9:.2g} GB, {self.free / 1e9:.3g} GB free"
 
 
-def measure_space(args: argparse.Namespace, plan: Plan, folder: Path) -> Space:
+def measure_space(args: argparse.Namespace, plan: Plan, tokenizer, folder: Path) -> Space:
     """A checkpoint holds the weights, Adam's two averages of them and perhaps EMA; the result a whole pipeline."""
     if args.lora_rank:
         weights = result = FLOAT * count_lora_parameters(plan.base, args.lora_rank, LORA_TARGETS)
@@ -42,7 +44,9 @@ def measure_space(args: argparse.Namespace, plan: Plan, folder: Path) -> Space:
     kept = min(written, args.checkpoints_total_limit or written)
     at_once = min(written, kept + 1)  # a new one is written before the oldest goes
     still = max(0, at_once - len(complete_checkpoints(folder)))
-    encoded = 0 if not args.cache or args.latents_cache_dir or (folder / "cache").is_dir() else latents_size(plan)
+    encoded = 0
+    if args.cache and not args.latents_cache_dir and not (folder / "cache").is_dir():
+        encoded = latents_size(plan) + texts_size(plan, tokenizer, args.max_token_chunks)
     there = next(path for path in [folder, *folder.resolve().parents] if path.is_dir())
     return Space(checkpoint, kept, encoded + still * checkpoint + result, shutil.disk_usage(there).free)
 
@@ -51,6 +55,15 @@ def latents_size(plan: Plan) -> int:
     """Bytes of all pictures' encodings: mean and standard deviation in each of their views."""
     subjects = plan.subjects.values()
     return sum(2 * FLOAT * math.prod(plan.shape.latent_shape(*s.size)) * len(s.views) for s in subjects)
+
+
+def texts_size(plan: Plan, tokenizer, max_chunks: int) -> int:
+    """Bytes of all captions' embeddings, in all their forms."""
+    groups = {tuple(subject.captions) for subject in plan.subjects.values()}  # one file each
+    captions = [caption for group in groups for caption in group]
+    chunks = {caption: count_chunks(tokenizer, caption, max_chunks) for caption in set(captions)}
+    width = json.loads((plan.base / "text_encoder" / "config.json").read_text())["hidden_size"]
+    return FLOAT * width * tokenizer.model_max_length * sum(chunks[caption] for caption in captions)
 
 
 def check_space(space: Space, folder: Path) -> None:

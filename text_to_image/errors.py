@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 # What the scripts cannot do without, and the oldest versions whose interfaces they use; requirements.txt has what is
@@ -62,6 +62,7 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
     """Runs a script's one call and exits with its code; a mistake is one line on stderr, never a traceback."""
     try:
         code = work() or EXIT_DONE
+        sys.stdout.flush()
     except (UserError, WorkError) as error:
         print(harmless(f"error: {error}"), file=sys.stderr)
         code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
@@ -71,7 +72,10 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read what is printed, `head` say, wants no more
+    except BrokenPipeError:
+        if not _is_closed(sys.stdout):
+            raise
+        # Whoever read what is printed, `head` say, wants no more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written at the exit
         code = EXIT_FAILED
     except PermissionError as error:
@@ -86,6 +90,14 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
         print(harmless(f"error: {helps} ({first_line(error)})"), file=sys.stderr)
         code = EXIT_FAILED
     sys.exit(code)
+
+
+def _is_closed(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def is_disk_full(error: Exception) -> bool:

@@ -49,7 +49,8 @@ def build_parser() -> FlagParser:
 def add_everyday_flags(group) -> None:
     flag = group.add_argument
     flag("--prompt", action="append", type=text, metavar="TEXT",
-         help="what to draw, repeatable (default: the captions' first sentences, where the model was trained here)")
+         help="what to draw, repeatable (default, where the model was trained here: short forms of a caption, and "
+              "three captions)")
     flag("--prompts_file", type=path, metavar="FILE",
          help="more prompts: a text file with one a line; or *.jsonl with a prompt (or text) in each row and, as it "
               "likes, negative_prompt, seed, steps, guidance_scale, num_images, height, width; a data set's "

@@ -107,11 +107,13 @@ def shown_part(path: Path) -> str:
 
 
 def convert_pickles(folder: Path, pickles: Sequence[Path], to: Path) -> Path:
-    """A copy of the model with safetensors in place of `pickles`; once, under a name that follows from their bytes.
+    """A copy of the model with safetensors in place of `pickles`; once, under a name that follows from their bytes and
+    those of the configs.
 
     They are read as weights alone, so that what else is in them is an error and not run.
     """
-    content = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in pickles)).hexdigest()
+    told = [*pickles, *sorted(folder.rglob("*.json"))]
+    content = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in told)).hexdigest()
     whole = to / f"{folder.name}-{content[:8]}"
     if whole.is_dir():
         return whole

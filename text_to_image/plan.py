@@ -14,7 +14,7 @@ from batches import DATA, HELD_OUT
 from buckets import Bucket, Size, Subject, choose_sizes, list_buckets
 from caption_forms import first_sentence, short_prompts
 from captions import image_files
-from data import Picture, hash_pictures, read_pictures, with_trigger, without_trigger
+from data import Picture, before_trigger, hash_pictures, read_pictures, with_trigger, without_trigger
 from draws import generator
 from errors import PACKAGES, UserError
 from hub import find_dataset
@@ -196,5 +196,5 @@ def example_prompts(plan: Plan, short_captions: bool, trigger: str | None) -> li
     """What the model can surely be asked for: two short forms of the first caption, where it learns such, and three
     captions."""
     captions = [picture.captions[0] for picture in plan.pictures[:3]]
-    short = short_prompts(without_trigger(captions[0], trigger)) if short_captions else []
+    short = short_prompts(before_trigger(captions[0], trigger)) if short_captions else []
     return list(dict.fromkeys([with_trigger(prompt, trigger) for prompt in short] + captions))

@@ -115,16 +115,17 @@ class StepLog:
 
         What `measure` finds after the step goes into its row; the time that measuring takes is not the steps'.
         """
-        found = self._timed_apart(measure) if measure else {}
+        found = self.timed_apart(measure) if measure else {}
         self.waiting.append((step, epoch, torch.stack([train_loss.detach(), norm.detach()]), lr, found))
         self.bar.update()
         if len(self.waiting) >= self.read_every or step == self.steps:
             self.flush()
 
-    def _timed_apart(self, measure: Callable[[], dict]) -> dict:
-        wait_for_device()  # or the steps that it still works on would count as measuring
+    def timed_apart(self, work: Callable[[], dict | None]) -> dict | None:
+        """Does the work and returns what it returns; the time it takes is not the steps'."""
+        wait_for_device()  # or the steps that it still works on would count as this work
         begun = time.perf_counter()
-        found = measure()
+        found = work()
         took = time.perf_counter() - begun
         self.started, self.read_at = self.started + took, self.read_at + took
         return found

@@ -22,6 +22,7 @@ NOT_IN_FINGERPRINT = {
     "resume_from_checkpoint", "revision", "seed", "tracker_project_name", "train_batch_size", "validation_dir",
     "validation_epochs", "validation_prompts", "validation_split", "validation_steps", "variant",
 }  # fmt: skip
+ZERO_IS_NOT_OFF = {"lr_warmup_steps", "seed_asked"}
 NAMED = {  # of what is no argument, in words
     "dataset_hash": "the data set: other pictures, captions or shorter forms of them",
     "base_model_hash": "the base model: other weights or configs",
@@ -48,21 +49,29 @@ def identity_of(run: dict) -> dict:
 
 
 def fingerprint_run(run: dict) -> str:
-    """64 hex digits of everything that changes the weights."""
-    return hashlib.sha256(_json(sorted(identity_of(run).items())).encode()).hexdigest()
+    """64 hex digits of everything that changes the weights.
+
+    A flag that is off counts as one that there is not, so that a new one makes no other run of an old one.
+    """
+    return hashlib.sha256(_json(sorted(_told(identity_of(run)).items())).encode()).hexdigest()
+
+
+def _told(identity: dict) -> dict:
+    """Without what is off: None, False or 0."""
+    off = (None, False, 0)
+    return {name: value for name, value in identity.items() if value not in off or name in ZERO_IS_NOT_OFF}
 
 
 def differences(earlier: dict, run: dict) -> list[str]:
     """What changes the weights and is not in both runs the same, a line each; empty for the same run."""
     try:
-        before = identity_of(earlier)
+        before = _told(identity_of(earlier))
     except (KeyError, AttributeError):
         return ["its run.json does not say what it was"]
-    now, lines = identity_of(run), []
+    now, lines = _told(identity_of(run)), []
     for name in sorted({*before, *now}):
         was, is_now = _json(before.get(name)), _json(now.get(name))
-        new_and_off = name not in before and not now[name]  # a flag that there was not yet
-        if was != is_now and not new_and_off:
+        if was != is_now:
             lines.append(NAMED.get(name) or f"{name}: {was} there, {is_now} here")
     return lines
 

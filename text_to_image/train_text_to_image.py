@@ -17,6 +17,7 @@ from flags import (
     positive_float,
     positive_int,
     seed,
+    text,
     up_to_half,
 )
 from model_defaults import FROM_SCRIPT, STARTER, TRAINING_DEFAULTS, merge_defaults
@@ -109,7 +110,8 @@ def add_data_flags(group) -> None:
               "do not repeat its place (default: 0, none)")
     flag("--image_interpolation_mode", choices=INTERPOLATIONS, default="lanczos", metavar="NAME",
          help=f"how pictures are resized: {', '.join(INTERPOLATIONS)} (default: lanczos)")
-    flag("--trigger", metavar="PHRASE", help="put before every caption, to call the thing by (default: nothing)")
+    flag("--trigger", type=text, metavar="PHRASE",
+         help="put before every caption, to call the thing by (default: nothing)")
     flag("--short_captions", action=YesNo, default=True,
          help="also train on shorter forms of each caption, so that short prompts work (default: yes)")
     flag("--caption_dropout", type=fraction, default=0.1, metavar="P",
@@ -118,7 +120,7 @@ def add_data_flags(group) -> None:
          help="captions are read up to N x 75 tokens; 1: cut at 75 (default: 3)")
     flag("--prior_images", type=count, default=0, metavar="N",
          help="pictures the base draws itself, against forgetting; half as many as yours in a step (default: 0)")
-    flag("--prior_prompts", action="append", metavar="TEXT",
+    flag("--prior_prompts", action="append", type=text, metavar="TEXT",
          help="what they show, repeatable (default: the first sentence of each caption)")
     flag("--caption_column", default="text", metavar="NAME",
          help="the key of the captions in metadata.jsonl or a hub data set (default: text)")
@@ -172,7 +174,8 @@ def add_validation_flags(group) -> None:
     flag("--validation_steps", type=positive_int, metavar="N",
          help="measure, and draw the prompts, after every N steps (default: four times; held-out loss: ten; "
               "a short run: fewer)")
-    flag("--validation_prompts", nargs="+", metavar="TEXT", help="drawn into OUTPUT/validation/ (default: none)")
+    flag("--validation_prompts", nargs="+", action="extend", type=text, metavar="TEXT",
+         help="drawn into OUTPUT/validation/ (default: none)")
     flag("--validation_epochs", type=positive_int, metavar="N",
          help="draw them after every N epochs instead (default: with --validation_steps)")
     flag("--num_validation_images", type=count, default=1, metavar="N",
@@ -223,7 +226,7 @@ def add_hub_flags(group) -> None:
     flag("--variant", metavar="NAME", help="variant of a hub model's files, such as fp16 (default: none)")
     flag("--allow_pickle", action="store_true",
          help="convert a model whose weights are pickles, which can hold code, into output/converted/")
-    flag("--cache_dir", metavar="FOLDER", help="where downloads are kept (default: the hub's cache)")
+    flag("--cache_dir", type=path, metavar="FOLDER", help="where downloads are kept (default: the hub's cache)")
     flag("--push_to_hub", action=YesNo, default=False, help="upload the result when it is finished (default: no)")
     flag("--hub_model_id", metavar="NAME", help="the repository to upload to (default: the output folder's name)")
     flag("--hub_token", metavar="TOKEN",

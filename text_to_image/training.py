@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import datetime
+import functools
 import importlib.util
 import os
 import time
@@ -70,7 +71,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     folder = output_folder(args.output_dir, args.dataset, plan.base, run["fingerprint"])
 
     # Go on with an earlier start of this run, or see that nothing is left to do:
-    space, lock = measure_space(args, plan, folder), RunLock(folder)
+    space, lock = measure_space(args, plan, tokenizer, folder), RunLock(folder)
     start = on_main(accelerator, lambda: look_into(args, plan, folder, run, lock))
     if start.finished(plan.steps):
         on_main(accelerator, lock.release)
@@ -136,6 +137,9 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     log = StepLog(
         folder, first_step, plan.steps, plan.samples_per_step, read_every, quiet, bad_steps.is_bad, accelerator.log
     )
+    write_checkpoint = functools.partial(
+        checkpoint_run, args, folder, run, accelerator, trainable, unwrapped, weights, average, optimizer
+    )
     agreement = Agreement(accelerator, args.distributed_timeout)
     stop.deferring = True
     accelerator.wait_for_everyone()  # from here on all defer, or some would end while others wait for them
@@ -147,7 +151,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         stopping = agreement.any_process(bool(stop.asked))
         if stopping or done % args.checkpointing_steps == 0:
             log.flush()
-            checkpoint_run(args, folder, done, run, accelerator, trainable, unwrapped, weights, average, optimizer)
+            log.timed_apart(functools.partial(write_checkpoint, done))
         if stopping:
             log.close()
             raise Stopped(stop.words(done, plan.steps))
@@ -187,6 +191,9 @@ def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
 
     For bf16 it is one without autocast: `trainable.MasterWeights` does its work.
     """
+    for other in ("DEEPSPEED", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{other}", "").lower() in ("1", "true", "yes"):
+            raise UserError(f"accelerate was told to use {other}, which this training does not; `accelerate config`")
     report_to = args.report_to
     precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     trackers = None if report_to == "none" else [report_to]
@@ -226,7 +233,7 @@ def estimate(take_step, first_step: int, steps: int, bad_steps: BadSteps) -> str
 
 
 def checkpoint_run(
-    args, folder: Path, step: int, run: dict, accelerator, trainable, unet, weights, average, optimizer
+    args, folder: Path, run: dict, accelerator, trainable, unet, weights, average, optimizer, step: int
 ) -> None:
     """Written by the main process; the others wait, or they would run ahead into a collective call without it."""
 

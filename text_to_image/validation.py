@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from batches import make_batch
+from batches import DATA, HELD_OUT, make_batch
 from draws import Draw, generator
 from objective import Objective, diffusion_loss
 from picture_files import save_image
@@ -24,7 +24,7 @@ MEASURED, MEASURED_HELD_OUT = 4, 10  # times in a run
 MEASURING = 0.1
 FORWARD_PASSES = 3  # that a training step takes as long as: one forward, and backward twice that
 DRAWING_STEPS = 25
-LOSS_NAMES = {"held out": "val_loss", "data": "train_fixed_loss"}
+LOSS_NAMES = {HELD_OUT: "val_loss", DATA: "train_fixed_loss"}
 
 
 def fixed_draws(stream: str, captions: Sequence[str], shapes: Sequence[tuple], timesteps: int) -> list[Draw]:
@@ -49,7 +49,7 @@ def measured_steps(
     `asked` is --validation_steps; `weight_sets` is 2 where the average is measured beside the trained weights. With
     held-out pictures all steps that leave a checkpoint are among them, since the best of those is kept.
     """
-    held_out = "held out" in draws
+    held_out = HELD_OUT in draws
     work = sum(map(len, draws.values())) * weight_sets
     affordable = int(MEASURING * FORWARD_PASSES * steps * samples_per_step / work)
     times = max(1, min(MEASURED_HELD_OUT if held_out else MEASURED, affordable))

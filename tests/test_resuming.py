@@ -297,7 +297,7 @@ def test_a_command_that_names_a_checkpoint_goes_on_when_it_is_repeated_and_does_
     there = ["--resume_from_checkpoint", tmp_path / "first" / "checkpoint-2"]
     train_run("out", "--max_train_steps", 6, *usual, *there)
     out = train_run("out", "--max_train_steps", 8, *usual, *there)
-    assert "has begun from checkpoint-2 before, and goes on from checkpoint-6" in capsys.readouterr().out
+    assert "checkpoint-2 before, and goes on from checkpoint-6" in capsys.readouterr().out
     assert [row["step"] for row in rows(out)] == [3, 4, 5, 6, 7, 8]
     train_run("out", "--max_train_steps", 9, *usual, "--resume_from_checkpoint", "checkpoint-4")
     said = capsys.readouterr().out

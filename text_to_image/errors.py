@@ -4,6 +4,7 @@ import errno
 import importlib.metadata
 import importlib.util
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TextIO
@@ -93,11 +94,13 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
 
 
 def _is_closed(stream: TextIO) -> bool:
+    """Whether nobody reads it any more."""
+    poll = select.poll()
     try:
-        stream.flush()
-    except BrokenPipeError:
-        return True
-    return False
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # it is no file
+        return False
+    return bool(poll.poll(0))
 
 
 def is_disk_full(error: Exception) -> bool:

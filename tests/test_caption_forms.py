@@ -15,7 +15,8 @@ def test_a_long_caption_also_teaches_its_first_sentence_its_first_clause_its_thi
     assert caption_forms(LONG) == (
         (LONG,),
         (first, "A single pair of denim jeans laid flat on a white background"),
-        ("A single pair of denim jeans", "denim jeans"),
+        ("A single pair of denim jeans",),
+        ("denim jeans",),
         (f"{first} The blue denim is faded.", f"{first} The legs are spread apart."),
     )
 

@@ -43,7 +43,7 @@ NOT_THE_THING = re.compile(
 def caption_forms(caption: str) -> tuple[tuple[str, ...], ...]:
     """The forms of one caption in groups that are drawn equally often; no form stands in two groups.
 
-    (the caption,), (its first sentence, that one's first clause), (the thing it names, with and without determiner),
+    (the caption,), (its first sentence, that one's first clause), (the thing it names,), (the same without determiner,),
     (the first sentence with one other sentence, ...). A caption of a few words has one group.
     """
     caption = " ".join(caption.split())
@@ -52,7 +52,8 @@ def caption_forms(caption: str) -> tuple[tuple[str, ...], ...]:
     groups = [
         [caption],
         [first, _first_clause(first)],
-        [thing, _bare(thing)],
+        [thing],
+        [_bare(thing)],
         [f"{first} {other}" for other in others],
     ]
     return _without_repeats(groups)

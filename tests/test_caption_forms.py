@@ -22,6 +22,18 @@ def test_a_long_caption_also_teaches_its_first_sentence_its_first_clause_its_thi
 
 
 @pytest.mark.parametrize(
+    ("caption", "groups"),
+    [
+        ("A cat on a mat.", (("A cat on a mat.",), ("A cat", "cat"))),
+        ("Two socks on a table.", (("Two socks on a table.",), ("Two socks",))),
+        ("denim jeans", (("denim jeans",),)),
+    ],
+)
+def test_a_single_sentence_is_read_itself_at_least_every_other_time(caption, groups):
+    assert caption_forms(caption) == groups
+
+
+@pytest.mark.parametrize(
     ("caption", "thing"),
     [
         ("A red t-shirt, folded.", "red t-shirt"),

@@ -56,6 +56,14 @@ def test_it_loads_and_draws_in_plain_diffusers():
     assert image.size == (256, 256) and red > green + 60
 
 
+def test_its_own_pictures_tell_of_nothing_that_the_data_set_shows():
+    """A white shirt with the jeans' black square lent them its white and its buttons."""
+    defaults = json.loads((STARTER / "training_defaults.json").read_text())
+    prompts = defaults["prior_prompts"]
+    assert defaults["prior_images"] % len(prompts) == 0
+    assert not [prompt for prompt in prompts for word in ("denim", "jeans", "upper right") if word in prompt]
+
+
 @pytest.mark.parametrize("sentence", ENGLISH)
 def test_an_english_sentence_takes_few_more_tokens_than_clips(sentence):
     assert count_tokens(load_tokenizer(STARTER), sentence) + 2 <= 1.5 * ENGLISH[sentence]

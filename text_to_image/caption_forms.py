@@ -43,8 +43,9 @@ NOT_THE_THING = re.compile(
 def caption_forms(caption: str) -> tuple[tuple[str, ...], ...]:
     """The forms of one caption in groups that are drawn equally often; no form stands in two groups.
 
-    (the caption,), (its first sentence, that one's first clause), (the thing it names,), (the same without determiner,),
-    (the first sentence with one other sentence, ...). A caption of a few words has one group.
+    (the caption,), (its first sentence, that one's first clause), (the thing it names,), (that without determiner,),
+    (the first sentence with one other sentence, ...). Both names of the thing are one group where the caption is a
+    single sentence, which would itself be read only one time in three. What repeats an earlier form is left out.
     """
     caption = " ".join(caption.split())
     first, *others = SENTENCE_END.split(caption)
@@ -52,8 +53,7 @@ def caption_forms(caption: str) -> tuple[tuple[str, ...], ...]:
     groups = [
         [caption],
         [first, _first_clause(first)],
-        [thing],
-        [_bare(thing)],
+        *([[thing], [_bare(thing)]] if others else [[thing, _bare(thing)]]),
         [f"{first} {other}" for other in others],
     ]
     return _without_repeats(groups)

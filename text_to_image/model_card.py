@@ -9,7 +9,7 @@ MADE = "<!-- Made by train_text_to_image.py, anew at each upload. Take this line
 TOLD = (
     "epochs", "max_train_steps", "repeats", "learning_rate", "lr_scheduler", "train_batch_size",
     "gradient_accumulation_steps", "resolution", "random_flip", "random_affine", "use_ema", "prior_images",
-    "snr_gamma", "prediction_type", "trigger", "lora_alpha", "revision", "variant",
+    "caption_dropout", "snr_gamma", "prediction_type", "trigger", "lora_alpha", "revision", "variant",
 )  # fmt: skip
 PIPELINE = """\
 pipeline = StableDiffusionPipeline.from_pretrained("{repository}", torch_dtype=torch.float16).to("cuda")"""

@@ -1,11 +1,13 @@
 """One answer to 'GPU or CPU?' for everything that is not training."""
 
 import ctypes
+import os
 
 import pytest
 import torch
 
 import devices
+import processes
 from devices import choose_device, convolution_layout, mixed_precision
 
 
@@ -40,6 +42,17 @@ def test_the_precision_is_the_best_that_the_gpu_has(monkeypatch, has_bf16, preci
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     assert mixed_precision() == precision
+
+
+def test_gpus_that_cannot_reach_each_other_are_no_error(monkeypatch):
+    for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    processes.do_without_peer_access()  # here there is nothing to do without
+    assert "NCCL_P2P_DISABLE" not in os.environ
+    monkeypatch.setattr(processes, "check_cuda_p2p_ib_support", lambda: False)
+    processes.do_without_peer_access()
+    assert os.environ["NCCL_P2P_DISABLE"] == os.environ["NCCL_IB_DISABLE"] == "1"
 
 
 @pytest.mark.parametrize("largest", [1 << 25, 1 << 30])

@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
+from devices import wait_for_device
 from models import load_unet
 
 
@@ -35,10 +36,21 @@ class Average(EMAModel):
 
 
 class OffloadedAverage(Average):
-    """The same in CPU memory; every step copies the weights over."""
+    """The same in CPU memory; every step copies the weights over, from a GPU into page-locked memory, all at once."""
 
+    @torch.no_grad()
     def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        super().step([torch.nn.Parameter(p.detach().cpu(), p.requires_grad) for p in parameters])
+        parameters = list(parameters)
+        if not hasattr(self, "copies"):
+            self.copies = [torch.nn.Parameter(_in_cpu_memory(p), p.requires_grad) for p in parameters]
+        for copy, parameter in zip(self.copies, parameters, strict=True):
+            copy.copy_(parameter, non_blocking=True)
+        wait_for_device()
+        super().step(self.copies)
+
+
+def _in_cpu_memory(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=tensor.is_cuda)
 
 
 def make_average(

@@ -24,7 +24,7 @@ from reporting import progress
 from views import View, show
 
 FORMAT = 2  # of the files: another number, and none of the older ones is read
-PIXELS_AT_ONCE = 1 << 21  # of pictures that a GPU encodes together
+PIXELS_AT_ONCE = 1 << 19  # of pictures that a GPU encodes together: two of 512 x 512 take 2 GB
 
 Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 

@@ -19,7 +19,12 @@ def mixed_precision() -> str | None:
     """'bf16' on a GPU that computes in it, 'fp16' on an older one, None without one."""
     if choose_device().type == "cpu":
         return None
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if computes_in_bf16() else "fp16"
+
+
+def computes_in_bf16() -> bool:
+    """Whether the GPU does so itself: PyTorch also calls it supported where it is emulated and convolutions fail."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def convolution_layout() -> torch.memory_format:

@@ -18,6 +18,7 @@ from model_folders import ModelShape, read_shape
 from models import quiet_libraries
 from painting import Painter, load_samplers
 from picture_files import SHEET_FILE, Drawing, PictureFolder, found, is_whole, prepare_folder, save_image
+from processes import do_without_peer_access
 from prompt_list import KEYS, Wish
 from reporting import progress
 from runs import shown
@@ -32,6 +33,7 @@ PATIENCE = timedelta(days=7)  # that a process waits for the others at the end: 
 def generate(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     """Draws what `args` ask for. UserError where model, size or prompts are not usable."""
     quiet_libraries()
+    do_without_peer_access()
     state = PartialState(cpu=choose_device().type == "cpu", timeout=PATIENCE)
     with contextlib.redirect_stdout(sys.stdout if state.is_main_process else None):
         _generate(args, stop or StopSignals(), state)

@@ -1,12 +1,13 @@
 """What one process of a run does for all of them, so that none waits for another that has given up."""
 
 import datetime
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, check_cuda_p2p_ib_support
 
 from errors import UserError, WorkError
 
@@ -48,3 +49,11 @@ class Agreement:
         holds = torch.tensor(float(condition))
         torch.distributed.all_reduce(holds, torch.distributed.ReduceOp.MAX, group=self.group)
         return bool(holds)
+
+
+def do_without_peer_access() -> None:
+    """Tells NCCL where GPUs cannot reach each other's memory (RTX 40 with an older driver), as `accelerate launch`
+    does; accelerate refuses to start otherwise."""
+    if not check_cuda_p2p_ib_support():
+        os.environ.setdefault("NCCL_P2P_DISABLE", "1")
+        os.environ.setdefault("NCCL_IB_DISABLE", "1")

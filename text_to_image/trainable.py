@@ -40,7 +40,7 @@ class Lora:
 
     def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
         unet = load_unet(base).requires_grad_(False)
-        with torch.random.fork_rng():  # it begins at random, by the run's seed
+        with torch.random.fork_rng(devices=[]):  # it begins at random, by the run's seed, on the CPU
             torch.manual_seed(self.seed)
             unet.add_adapter(self.config)
         if checkpoint:

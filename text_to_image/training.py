@@ -25,7 +25,7 @@ from building import (
     speed_up,
 )
 from checkpoints import complete_checkpoints, load_training_state, save_checkpoint, step_of
-from devices import keep_large_blocks, wait_for_device
+from devices import computes_in_bf16, keep_large_blocks, wait_for_device
 from disk_space import Space, check_space, measure_space
 from errors import Stopped, UserError
 from files import flush_to_disk
@@ -34,7 +34,7 @@ from locking import RunLock
 from models import load_noise_scheduler, load_tokenizer, quiet_libraries
 from objective import diffusion_loss, make_objective
 from plan import Plan, describe_run, make_plan, names_of
-from processes import Agreement, on_main
+from processes import Agreement, do_without_peer_access, on_main
 from reporting import METRICS_FILE, StepLog, duration, peak_memory_gb, print_table, read_rows, start_trackers
 from resuming import Start, begin, find_start
 from runs import output_folder, write_run
@@ -200,6 +200,7 @@ def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
     for package in ("tensorboard", "wandb", "comet_ml"):
         if report_to == package and importlib.util.find_spec(package) is None:
             raise UserError(f"--report_to {package}: not installed; `pip install {package}`")
+    do_without_peer_access()
     try:
         accelerator = Accelerator(
             mixed_precision="no" if precision == "bf16" else precision,
@@ -213,7 +214,7 @@ def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
         raise UserError(f"--mixed_precision {precision}: {error}") from None
     if precision not in ("no", "fp16", "bf16"):
         raise UserError(f"accelerate was told to compute in {precision}; --mixed_precision knows no, fp16 and bf16")
-    if precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if precision == "bf16" and accelerator.device.type == "cuda" and not computes_in_bf16():
         raise UserError("--mixed_precision bf16: this GPU does not compute in bf16; use fp16")
     return accelerator, precision
 

@@ -93,6 +93,14 @@ def test_changed_copies_are_counted_and_others_are_not(folder, last_line, traini
     assert [float(row[0]) for row in rows] == sorted(float(row[0]) for row in rows)
 
 
+def test_what_an_earlier_model_drew_into_the_same_folder_does_not_count(folder, last_line, training):
+    generated = folder("generated", {"a.png": picture(1), "b.png": picture(2), "c.png": picture(9)})
+    rows = [{"file_name": f"{name}.png", "model_hash": model} for name, model in (("a", "x"), ("c", "y"), ("b", "y"))]
+    (generated / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert last_line(generated, training) == "1 of 2 are copies"
+    assert "left out: 1 drawn by another model" in last_line.output
+
+
 def test_a_single_training_picture_is_enough(folder, last_line):
     training = folder("training", {"1.png": picture(1)})
     generated = folder("generated", {"copy.png": ImageOps.mirror(picture(1)), "other.png": picture(9)})

@@ -109,13 +109,22 @@ def _likeness(embedder: str | None) -> StructuralLikeness | FeatureLikeness:
 
 
 def generated_pictures(folder: Path) -> list[Path]:
-    """Those that images.jsonl lists, else all in the folder that are no sheets. UserError where there are none."""
+    """Those that images.jsonl lists of the model that drew last, else all in the folder that are no sheets. UserError
+    where there are none."""
     if not folder.is_dir():
         raise UserError(f"--generated {folder}: no such folder; inference.py draws into Generated_sample/")
     found = [path for path in image_files(folder) if path.name not in SHEETS]
     listed = read_rows(folder / IMAGES_FILE)
-    if not (pictures := [path for path in found if path.name in listed] or found):
+    if not found:
         raise UserError(f"--generated {folder}: no pictures in it; inference.py draws some")
+    models = {path: listed[path.name].get("model_hash") for path in found if path.name in listed}
+    if not models:
+        return found
+    order = {name: place for place, name in enumerate(listed)}
+    last = models[max(models, key=lambda path: order[path.name])]
+    pictures = [path for path, model in models.items() if model == last]
+    if others := len(models) - len(pictures):
+        print(f"left out: {others} drawn by another model")
     return pictures
 
 

@@ -18,6 +18,7 @@
 #
 #   bash job.sh          here and now
 #   bash job.sh setup    the set-up alone, for a login node whose compute nodes have no internet
+#   bash job.sh captions the captions alone, to be read and mended before anything learns from them
 #   sbatch job.sh        under Slurm; what stands above is overridden on sbatch's line: sbatch --time=08:00:00 job.sh
 #
 # Choices come from the environment, for example
@@ -36,6 +37,7 @@
 #   MODULES         environment modules to load first, where a cluster has them: 'python/3.11 cuda/12.4'
 #   TORCH_INDEX_URL where set-up takes PyTorch from, for a cluster whose driver is older than PyPI's build wants:
 #                   https://download.pytorch.org/whl/cu126
+#   CAPTION_ARGS    further flags for img_captioning.py
 #   TRAIN_ARGS      further flags for train_text_to_image.py
 #   INFERENCE_ARGS  further flags for inference.py
 
@@ -46,8 +48,8 @@ captioner="${CAPTIONER-${MODEL:+Salesforce/blip-image-captioning-large}}" # empt
 
 main() {
     case "${1-}" in
-        '' | setup) ;;
-        *) fail 2 "job.sh takes no argument but 'setup', found '$1'; its choices come from the environment" ;;
+        '' | setup | captions) ;;
+        *) fail 2 "job.sh takes 'setup', 'captions' or no argument, found '$1'; its choices come from the environment" ;;
     esac
     in_batch && trap hear USR1
     [[ -z "${SLURM_HET_SIZE-}" ]] || fail 2 'a heterogeneous job cannot be used; ask for nodes that are all alike'
@@ -66,7 +68,7 @@ main() {
     if [[ "${1-}" == setup ]]; then
         fetch
     else
-        run_job
+        run_job "${1-}"
     fi
 }
 
@@ -207,11 +209,13 @@ PYTHON
 
 # What hub ids name is downloaded now, so that a job without internet finds it; output/.fetched remembers for what.
 fetch() {
-    local -a train_args
-    [[ -n "${MODEL-}${DATASET-}${CAPTIONER-}${TRAIN_ARGS-}" ]] || return 0
+    local -a caption_args train_args
+    [[ -n "${MODEL-}${DATASET-}${CAPTIONER-}${CAPTION_ARGS-}${TRAIN_ARGS-}" ]] || return 0
+    read_words CAPTION_ARGS caption_args
     read_words TRAIN_ARGS train_args
     mkdir -p "$repo/output"
-    "$venv/bin/python" - "$scripts" "$captioner" "$repo/output/.fetched" --dataset "${DATASET:-$repo/dataset}" \
+    "$venv/bin/python" - "$scripts" "$captioner" "$repo/output/.fetched" \
+        "${#caption_args[@]}" "${caption_args[@]}" --dataset "${DATASET:-$repo/dataset}" \
         ${MODEL:+--pretrained_model_name_or_path "$MODEL"} "${train_args[@]}" <<'PYTHON' || exit
 import sys
 from pathlib import Path
@@ -222,18 +226,23 @@ from errors import exit_with, require_packages
 
 def main():
     require_packages()
-    from caption_file import caption_file
-    from captions import image_files
+    import img_captioning
+    from caption_file import caption_file, check_pictures
     from hub import download_captioner, find_dataset
     from plan import find_bases
+    from sidecars import read_sidecar
     from train_text_to_image import parse_args
 
-    captioner, fetched = sys.argv[2:4]
-    args = parse_args(sys.argv[4:])
+    captioner, fetched, count, *words = sys.argv[2:]
+    captioning = img_captioning.parse_args(words[: int(count)])
+    args = parse_args(words[int(count) :])
     print(f"the model: {find_bases(args)[0]}")
     folder = find_dataset(args)
-    print(f"the data set: {len(image_files(folder))} pictures in {folder}")
-    if captioner and not Path(captioner).is_dir() and not caption_file(folder, None, False).complete():
+    file = caption_file(folder, captioning.output, captioning.recursive)
+    check_pictures(file)
+    print(f"the data set: {len(file.pictures())} pictures in {folder}")
+    without_caption = [path for path in file.without_row(file.rows()) if not read_sidecar(path)]
+    if without_caption and captioner and not Path(captioner).is_dir():
         print(f"the captioner: {download_captioner(captioner)}")
         with open(fetched, "a") as file:
             print(f"captioner {captioner}", file=file)
@@ -288,8 +297,9 @@ go_offline() {
 # --- the job --------------------------------------------------------------------------------------------------------
 
 run_job() {
-    local precision
-    local -a train_args inference_args training drawing
+    local precision pictures
+    local -a caption_args train_args inference_args captioning training drawing
+    read_words CAPTION_ARGS caption_args
     read_words TRAIN_ARGS train_args
     read_words INFERENCE_ARGS inference_args
     dataset="${DATASET:-$repo/dataset}"
@@ -301,16 +311,24 @@ run_job() {
     say_start
     ! in_batch || prepare_batch
     precision="$(find_precision)"
+    pictures="$(captioned_folder)"
+    # The tasks of an array begin together: one captions, the others wait for it.
+    captioning=(--image_dir "$pictures" ${captioner:+--model "$captioner"} ${SLURM_ARRAY_TASK_ID:+--wait}
+        "${caption_args[@]}")
     training=(--dataset "$dataset" --epochs "${EPOCHS:-100}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
         ${output_dir:+--output_dir "$output_dir"} ${precision:+--mixed_precision "$precision"} ${seed:+--seed "$seed"}
         "${train_args[@]}")
     drawing=(--num_images "${NUM_IMAGES:-3}" --resume ${PROMPT:+"--prompt=$PROMPT"}
         ${pictures_dir:+--output_dir "$pictures_dir"} "${inference_args[@]}")
-    check_flags "${#training[@]}" "${training[@]}" "${drawing[@]}"
+    check_flags "${#captioning[@]}" "${captioning[@]}" "${#training[@]}" "${training[@]}" "${drawing[@]}"
 
-    if [[ -d "$dataset" ]]; then
-        # The tasks of an array begin together: one captions, the others wait for it.
-        HF_HUB_OFFLINE="$(captioning_offline)" step img_captioning --image_dir "$dataset" ${captioner:+--model "$captioner"} ${SLURM_ARRAY_TASK_ID:+--wait}
+    if [[ -n "$pictures" ]]; then
+        HF_HUB_OFFLINE="$(captioning_offline)" step img_captioning "${captioning[@]}"
+    fi
+    if [[ "$1" == captions ]]; then
+        say
+        say "== nothing is trained yet: read the captions${pictures:+ in $pictures/metadata.jsonl}, and mend what is wrong"
+        return
     fi
     launch=("${srun[@]}") # training alone runs on all nodes
     step train_text_to_image "${training[@]}"
@@ -324,6 +342,17 @@ run_job() {
     ! in_batch || check_processes
     step inference --model "$model" "${drawing[@]}"
     say_where
+}
+
+# Where pictures may lack a caption, of the folders that training takes: not where parquet files have the captions.
+captioned_folder() {
+    if [[ -e "$dataset/metadata.jsonl" ]]; then
+        echo "$dataset"
+    elif [[ -e "$dataset/train/metadata.jsonl" ]]; then
+        echo "$dataset/train"
+    elif [[ -d "$dataset" && -z "$(find "$dataset/" -name '*.parquet' -print -quit)" ]]; then
+        echo "$dataset"
+    fi
 }
 
 child='' heard='' called_off='' went_offline='' phases='' processes=1 seed='' pictures_dir='' output_dir="${OUTPUT_DIR-}"
@@ -493,23 +522,32 @@ read_words() {
     unset 'into[-1]' # `end`, which keeps an empty last word
 }
 
-# check_flags COUNT FLAG...: COUNT of training's, then inference's; a misspelt one is better found now than later.
+# check_flags COUNT FLAG... COUNT FLAG... FLAG...: captioning's, training's and inference's; a misspelt one is better
+# found now than later.
 check_flags() {
     "$venv/bin/python" - "$scripts" "$@" <<'PYTHON' || exit
 import sys
 
-scripts, count, *words = sys.argv[1:]
+scripts, *words = sys.argv[1:]
 sys.path.insert(0, scripts)
 from errors import exit_with
 
 
+def counted():
+    count = int(words.pop(0))
+    flags, words[:count] = words[:count], []
+    return flags
+
+
 def main():
+    import img_captioning
     import inference
     import train_text_to_image
     from flags import given_flags
 
-    train_text_to_image.parse_args(words[: int(count)])
-    given_flags(inference.build_parser(), words[int(count) :])
+    img_captioning.parse_args(counted())
+    train_text_to_image.parse_args(counted())
+    given_flags(inference.build_parser(), words)
 
 
 exit_with(main)

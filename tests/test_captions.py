@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from captions import append_captions, existing_captions, found_rows, image_files, read_captions
+from captions import (
+    append_captions,
+    existing_captions,
+    found_rows,
+    image_files,
+    pictures_below,
+    read_captions,
+    unread_files,
+)
 from errors import UserError, WorkError
 
 
@@ -113,6 +121,28 @@ def test_pictures_are_in_natural_order_without_hidden_ones(folder):
     (folder / "notes.txt").touch()
     (folder / "folder.jpg").mkdir()
     assert [path.name for path in image_files(folder)] == ["9.webp", "10.webp", "a.jpg", "b.PNG"]
+
+
+def test_what_phones_and_cameras_write_is_named_where_it_cannot_be_read(folder):
+    for name in ("2.HEIC", "11.heic", "a.dng", "._3.heic"):
+        (folder / name).touch()
+    assert [path.name for path in unread_files(folder)] == ["2.HEIC", "11.heic"]  # a.jpg was made of a.dng
+    for path in image_files(folder):
+        path.unlink()
+    assert "2.HEIC is of a kind that is not; save it as JPEG or PNG" in refusal(folder)
+
+
+def test_pictures_below_are_found_unless_a_folder_may_not_be_entered(folder, monkeypatch):
+    (folder / "below").mkdir()
+    (folder / "below" / "c.jpg").write_bytes(b"x")
+    right_in_it = image_files(folder)
+    assert sorted(pictures_below(folder)) == sorted([*right_in_it, folder / "below" / "c.jpg"])
+
+    def closed(path, onerror):
+        onerror(PermissionError(13, "Permission denied", "lost+found"))
+
+    monkeypatch.setattr("os.walk", closed)
+    assert pictures_below(folder) == right_in_it
 
 
 def test_a_folder_without_metadata_has_no_rows_yet(folder):

@@ -68,6 +68,15 @@ def test_a_look_at_the_data_loads_no_model_and_ends_in_exit_code_1_where_somethi
     assert done.stderr.splitlines()[-1].startswith("error: ") and "wrong with the data" in done.stderr
 
 
+def test_pictures_that_are_links_out_of_the_folder_are_refused_before_a_captioner_is_loaded(pictures, tmp_path):
+    elsewhere = tmp_path / "links"
+    elsewhere.mkdir()
+    for path in pictures.glob("*.JPG"):
+        (elsewhere / path.name).symlink_to(path)
+    with pytest.raises(UserError, match=r"3 pictures are links out of the folder.* copy the picture, or link it hard"):
+        main(parse_args(["--image_dir", str(elsewhere), "--model", "no/such-captioner"]))
+
+
 def test_no_captioner_is_loaded_when_every_picture_has_a_caption(pictures):
     append_captions(pictures, [(f"11 ({number}).JPG", "mine") for number in range(1, 4)])
     done = run("--image_dir", pictures, "--model", "no/such-captioner")

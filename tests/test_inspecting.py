@@ -121,6 +121,21 @@ def test_a_picture_turned_by_exif_is_noted_and_not_wrong(folder, capsys):
     assert "nothing is wrong" in said and "turned by EXIF" in said and "turned.jpg" in said
 
 
+def test_files_that_are_passed_over_are_named(folder, capsys):
+    (folder / "phone.HEIC").touch()
+    (folder / "below").mkdir()
+    draw(7).save(folder / "below" / "7.png")
+    draw(8).save(folder / "below" / "8.png")
+    append_captions(folder, [("below/8.png", "one that somebody has captioned")])
+    assert found(folder) == {
+        "of a kind that cannot be read": ["phone.HEIC"],
+        "in sub-folders, without a row": ["below/7.png"],
+    }
+    (folder / "phone.HEIC").unlink()
+    main(parse_args(["--check", "--image_dir", str(folder)]))  # sub-folders may be left out on purpose
+    assert "below/7.png" in capsys.readouterr().out
+
+
 def test_what_is_wrong_is_listed_and_ends_in_exit_code_1(folder, capsys):
     shutil.copy(folder / "0.png", folder / "copy.png")
     with pytest.raises(WorkError, match="2 things are wrong with the data"):

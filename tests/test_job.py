@@ -16,9 +16,9 @@ from clone import ROOT, changes, make_clone
 from tiny_model import make_tiny_model
 
 TOOLS = ["bash", "cat", "cksum", "cp", "dirname", "env", "find", "flock", "mkdir", "rm", "sleep", "touch"]
-STEERING = ("MODEL", "CAPTIONER", "DATASET", "EPOCHS", "OUTPUT_DIR", "PROMPT", "NUM_IMAGES", "VENV", "TRAIN_ARGS",
-            "INFERENCE_ARGS", "ACCELERATE_USE_CPU", "VIRTUAL_ENV", "CONDA_PREFIX", "MODULES",
-            "TORCH_INDEX_URL")  # fmt: skip
+STEERING = ("MODEL", "CAPTIONER", "DATASET", "EPOCHS", "OUTPUT_DIR", "PROMPT", "NUM_IMAGES", "VENV",
+            "CAPTION_ARGS", "TRAIN_ARGS", "INFERENCE_ARGS", "ACCELERATE_USE_CPU", "VIRTUAL_ENV", "CONDA_PREFIX",
+            "MODULES", "TORCH_INDEX_URL")  # fmt: skip
 
 FAKE_PYTHON = """#!/usr/bin/env bash
 echo "${0##*/} $*" >>"$PYTHON_LOG"
@@ -41,7 +41,9 @@ def build_parser():
     for flag in ("--num_images", "--epochs"):
         parser.add_argument(flag, type=positive_int)
     parser.add_argument("--resume", action="store_true")
-    for flag in ("--output_dir", "--pretrained_model_name_or_path", "--prompt"):
+    for flag in ("--recursive", "--wait"):
+        parser.add_argument(flag, action="store_true")
+    for flag in ("--image_dir", "--model", "--output_dir", "--pretrained_model_name_or_path", "--prompt"):
         parser.add_argument(flag)
     for flag in ("--dataset", "--mixed_precision", "--negative_prompt", "--seed", "--steps", "--validation_prompts"):
         parser.add_argument(flag, nargs="+")
@@ -248,7 +250,7 @@ def job(tmp_path, repository):
     )
     log = tmp_path / "job.log"
 
-    def run(script: Path | None = None, cwd: Path = tmp_path, **environment: object):
+    def run(script: Path | None = None, cwd: Path = tmp_path, arguments: tuple[str, ...] = (), **environment: object):
         log.write_text("")
         settings = {
             "VENV": tmp_path / "venv",
@@ -258,7 +260,7 @@ def job(tmp_path, repository):
             "SAYS_inference": "drawing|6 pictures in /pictures, all of them in /pictures/contact_sheet.jpg",
             **environment,
         }
-        done = bash(script or repository / "job.sh", cwd=cwd, env=outside(**settings))
+        done = bash(script or repository / "job.sh", *arguments, cwd=cwd, env=outside(**settings))
         return done, {name: flags for name, *flags in map(json.loads, log.read_text().splitlines())}
 
     return run
@@ -295,10 +297,10 @@ def test_choices_come_from_the_environment(job, tmp_path):
     done, calls = job(
         MODEL="some/model", CAPTIONER="some/captioner", DATASET="own data", EPOCHS=7, OUTPUT_DIR="the run",
         PROMPT="a dress with $HOME and 'quotes'", NUM_IMAGES=2, TRAIN_ARGS="--seed 1 --validation_prompts 'a b' $HOME",
-        INFERENCE_ARGS="--steps 5",
+        INFERENCE_ARGS="--steps 5", CAPTION_ARGS="--recursive",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert calls["img_captioning"] == ["--image_dir", "own data", "--model", "some/captioner"]
+    assert calls["img_captioning"] == ["--image_dir", "own data", "--model", "some/captioner", "--recursive"]
     assert calls["train_text_to_image"] == [
         "--dataset", "own data", "--epochs", "7", "--pretrained_model_name_or_path", "some/model",
         "--output_dir", "the run", "--seed", "1", "--validation_prompts", "a b", "$HOME",
@@ -321,6 +323,7 @@ def test_a_real_model_gets_a_real_captioner_unless_one_is_named(job):
 @pytest.mark.parametrize(
     ("choices", "named"),
     [
+        ({"CAPTION_ARGS": "--recursiv"}, "--recursiv"),
         ({"TRAIN_ARGS": "--no_such_flag"}, "--no_such_flag"),
         ({"INFERENCE_ARGS": "--step 30"}, "--step"),
         ({"NUM_IMAGES": "0"}, "--num_images"),
@@ -345,6 +348,27 @@ def test_a_dry_run_draws_nothing(job):
 def test_the_tasks_of_an_array_wait_for_the_one_that_captions(job, repository):
     calls = job(SLURM_ARRAY_TASK_ID=0)[1]
     assert calls["img_captioning"] == ["--image_dir", str(repository / "dataset"), "--wait"]
+
+
+def test_captions_can_be_had_alone_to_be_read_before_training(job, repository):
+    done, calls = job(arguments=["captions"])
+    assert done.returncode == 0 and list(calls) == ["img_captioning"]
+    assert f"read the captions in {repository}/dataset/metadata.jsonl" in done.stdout
+
+
+def test_what_is_captioned_is_what_training_takes(job, tmp_path):
+    def captioned() -> list[str] | None:
+        return job(DATASET="own data")[1].get("img_captioning")
+
+    folder = tmp_path / "own data"
+    (folder / "train").mkdir(parents=True)
+    assert captioned() == ["--image_dir", "own data"]
+    (folder / "train" / "0.parquet").touch()
+    assert captioned() is None
+    (folder / "train" / "metadata.jsonl").touch()
+    assert captioned() == ["--image_dir", "own data/train"]
+    (folder / "metadata.jsonl").touch()
+    assert captioned() == ["--image_dir", "own data"]
 
 
 def test_a_hub_data_set_needs_no_captioning(job):

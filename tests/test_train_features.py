@@ -171,6 +171,33 @@ def test_each_shape_has_its_bucket_and_the_table_says_what_is_done_with_each(run
     assert "3 of 4 pictures are mirrored" in said and "square.jpg ('logo')" in said
 
 
+def test_what_is_left_out_is_named_before_the_first_step(run, tmp_path, capsys):
+    folder = mixed_folder(tmp_path / "data")
+    (folder / "phone.HEIC").touch()
+    (folder / "below").mkdir()
+    shutil.copy(folder / "square.jpg", folder / "below")
+    run("out", *STEPS, "--dry_run", dataset=folder)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "WITHOUT A CAPTION, left out: below/square.jpg" in said
+    assert "NOT READABLE, left out: phone.HEIC (save them as JPEG or PNG)" in said
+
+
+def test_words_that_would_stand_for_your_pictures_and_for_the_bases_own_are_named(run, capsys):
+    usual = [*STEPS, "--prior_images", 2, "--dry_run"]
+    for name, flags, both in (("a", [], 1), ("b", ["--trigger", "sks"], 0), ("c", ["--prior_prompts", "a shirt"], 0)):
+        run(name, *usual, *flags)
+        assert capsys.readouterr().out.count("THE SAME WORDS") == both
+
+
+def test_a_lora_learns_faster_than_a_whole_unet_unless_a_flag_or_the_model_says_how_fast(tiny_model, tmp_path):
+    lora = ["--dataset", "x", "--lora_rank", "2", "--pretrained_model_name_or_path"]
+    assert parse_args([*lora, str(tiny_model)]).learning_rate == 1e-4
+    assert parse_args([*lora, str(tiny_model), "--learning_rate", "1e-5"]).learning_rate == 1e-5
+    (tmp_path / "training_defaults.json").write_text('{"learning_rate": 3e-4, "use_ema": true}')
+    args = parse_args([*lora, str(tmp_path)])
+    assert (args.learning_rate, args.use_ema) == (3e-4, False)
+
+
 def test_the_old_square_crop_is_there(run, tmp_path, capsys):
     out = run("out", *STEPS, "--center_crop", dataset=mixed_folder(tmp_path / "data"))
     assert json.loads((out / "run.json").read_text())["sizes"] == [{"height": 64, "width": 64, "pictures": 4}]

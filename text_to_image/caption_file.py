@@ -8,13 +8,24 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
 
-from captions import METADATA, FoundRow, found_rows, image_files, write_captions
+from captions import (
+    METADATA,
+    NO_LINK,
+    Captions,
+    FoundRow,
+    found_rows,
+    image_files,
+    no_pictures,
+    pictures_below,
+    unread_files,
+    write_captions,
+)
 from errors import UserError, WorkError
 from files import replace_text, replacing
 
@@ -38,6 +49,13 @@ class CaptionFile:
     def pictures(self) -> list[Path]:
         return image_files(self.image_dir, self.recursive)
 
+    def unread(self) -> list[Path]:
+        return unread_files(self.image_dir, self.recursive)
+
+    def in_sub_folders(self) -> list[Path]:
+        """Pictures that only `recursive` would find."""
+        return [] if self.recursive else [p for p in pictures_below(self.image_dir) if p.parent != self.image_dir]
+
     def name_of(self, picture: Path) -> str:
         return (self.prefix / picture.relative_to(self.image_dir).as_posix()).as_posix()
 
@@ -59,6 +77,17 @@ class CaptionFile:
         return f"{words}; {captions} empty: write it by hand, or remove the row and run this again"
 
 
+def check_pictures(file: CaptionFile) -> None:
+    """UserError where there is nothing to caption, or what training would refuse."""
+    pictures = file.pictures()
+    if not pictures and not file.rows():
+        raise UserError(no_pictures(file.image_dir, file.recursive))
+    root = file.root.resolve()
+    if strays := [path.name for path in pictures if not path.resolve().is_relative_to(root)]:
+        links = "1 picture is a link" if len(strays) == 1 else f"{len(strays)} pictures are links"
+        raise UserError(f"{file.image_dir}: {links} out of the folder, which training refuses: {strays[0]}; {NO_LINK}")
+
+
 def caption_file(image_dir: Path, output: Path | None, recursive: bool) -> CaptionFile:
     """metadata.jsonl in `image_dir`, or the file `output`. UserError where that is a folder.
 
@@ -76,26 +105,26 @@ def caption_file(image_dir: Path, output: Path | None, recursive: bool) -> Capti
 class KeptRows:
     """Writes captions of pictures that have no row; the rows that there are stay as they are.
 
-    `written` is told the captions, by file_name, that have just come into the file. `add` waits with writing where
-    that would take more than a twentieth of the time; leaving the `with` block writes what waits. What is written is
-    written inside `undisturbed()`.
+    A picture has a caption, or a list of them. `written` is told those, by file_name, that have just come into the
+    file. `add` waits with writing where that would take more than a twentieth of the time; leaving the `with` block
+    writes what waits. What is written is written inside `undisturbed()`.
     """
 
     def __init__(
         self,
         file: CaptionFile,
-        written: Callable[[Mapping[str, str]], object] = lambda captions: None,
+        written: Callable[[Captions], object] = lambda captions: None,
         undisturbed: Callable[[], AbstractContextManager] = nullcontext,
     ):
         self.file, self.written, self.undisturbed = file, written, undisturbed
         self.backups: list[str] = []  # names of copies of the file
-        self.waiting: dict[str, str] = {}
+        self.waiting: dict[str, str | Sequence[str]] = {}
         self.due = 0.0
 
     def pending(self) -> list[Path]:
         return self.file.without_row(self.file.rows())
 
-    def add(self, captions: Mapping[str, str]) -> None:
+    def add(self, captions: Captions) -> None:
         self.waiting |= captions
         if time.perf_counter() >= self.due:
             self.write()
@@ -111,7 +140,7 @@ class KeptRows:
         ended = time.perf_counter()
         self.due = ended + (ended - begun) * (1 / WRITING_SHARE - 1)
 
-    def _put(self, captions: Mapping[str, str]) -> Mapping[str, str]:
+    def _put(self, captions: Captions) -> Captions:
         """Those that came into the file: not those of pictures that somebody has given a row meanwhile."""
         return write_captions(self.file.path, captions)
 
@@ -158,7 +187,7 @@ class ReplacedRows(KeptRows):
     def finish(self) -> None:
         self.journal.unlink(missing_ok=True)
 
-    def _put(self, captions: Mapping[str, str]) -> Mapping[str, str]:
+    def _put(self, captions: Captions) -> Captions:
         self._keep_changes()
         write_captions(self.file.path, captions, replace=True)
         # After the file: one that is killed between makes a copy too many and writes the same captions again, and

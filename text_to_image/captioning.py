@@ -15,12 +15,14 @@ from ahead import AHEAD, work_ahead
 from caption_file import CaptionFile, KeptRows, ReplacedRows, remove_litter
 from caption_lengths import cut_words, load_tokenizer, tell_lengths
 from captioners import Captioner, load_captioner
+from captions import Captions
 from data import measure, open_picture, with_trigger
 from devices import keep_large_blocks
 from errors import WorkError, first_line, harmless
 from inspecting import tell
 from locking import Held, RunLock
 from reporting import progress
+from sidecars import read_sidecar
 from stopping import StopSignals
 
 LONGEST_SIDE = 1536  # pixels: some captioners could see more, but all pictures that wait are in memory at once
@@ -43,7 +45,8 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str, stop
     try:
         remove_litter(file)
         tokenizer = load_tokenizer(args.tokenizer)
-        if waited and args.existing == "keep" and (done := file.complete()):
+        taken = args.existing == "keep" and take_sidecars(file, args.trigger, stop)
+        if (waited or taken) and args.existing == "keep" and (done := file.complete()):
             print(done, flush=True)
             failures = []
         else:
@@ -64,6 +67,19 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str, stop
         print(f"no look at the data: {first_line(error)}", file=sys.stderr)
     if failures:
         raise WorkError("\n  ".join([f"{_pictures(len(failures))} without a caption:", *failures]))
+
+
+def take_sidecars(file: CaptionFile, trigger: str | None, stop: StopSignals) -> bool:
+    """Writes the rows of pictures that have captions in a text file beside them; whether there were any."""
+    with KeptRows(file, _say, stop.undisturbed) as writer:
+        beside = {path: captions for path in writer.pending() if (captions := read_sidecar(path))}
+        whole = [path for path, picture in open_ahead(beside) if not isinstance(picture, str)]
+        for path in whole:
+            captions = [with_trigger(caption, trigger) for caption in beside[path]]
+            writer.add({file.name_of(path): captions if len(captions) > 1 else captions[0]})
+    if whole:
+        print(f"{_pictures(len(whole))} with a text file beside: what it says is in {file.path}", flush=True)
+    return bool(whole)
 
 
 def _take(lock: RunLock, wait: bool) -> bool:
@@ -145,8 +161,9 @@ def _writer(args: argparse.Namespace, file: CaptionFile, model: str, stop: StopS
     return writer
 
 
-def _say(captions: Mapping[str, str]) -> None:
-    for name, text in captions.items():
+def _say(captions: Captions) -> None:
+    for name, caption in captions.items():
+        text = caption if isinstance(caption, str) else " | ".join(caption)
         tqdm.write(harmless(f"{name}: {text}"), file=sys.stdout)
     sys.stdout.flush()
 

@@ -19,7 +19,13 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # What our scripts write among pictures and is none of the data set's: sheets, and what a safety checker has blackened.
 SHEETS = frozenset({"contact_sheet.jpg", "copies_sheet.jpg"})
 WITHHELD = "-withheld"
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+# As phones and cameras write them; Pillow alone does not read them.
+UNREAD_SUFFIXES = frozenset(
+    {".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".orf", ".psd", ".raf", ".raw", ".rw2"}
+)
+Captions = Mapping[str, str | Sequence[str]]  # by file_name
+NO_LINK = "copy the picture, or link it hard (`cp -l`)"
 
 
 @dataclass(frozen=True)
@@ -115,11 +121,29 @@ def image_files(folder: Path, recursive: bool = False) -> list[Path]:
 
     `recursive`: those in its sub-folders as well, but not in hidden ones or those with a metadata.jsonl of their own.
     """
+    return _files(folder, recursive, _is_picture)
+
+
+def unread_files(folder: Path, recursive: bool = False) -> list[Path]:
+    """Where `image_files` looks: pictures of kinds that cannot be read, but not a raw beside the JPEG made of it."""
+    read = {path.with_suffix("") for path in image_files(folder, recursive)}
+    return [path for path in _files(folder, recursive, _is_unread) if path.with_suffix("") not in read]
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """As `image_files` with `recursive`, but only those right in `folder` where one below may not be entered."""
+    try:
+        return image_files(folder, recursive=True)
+    except PermissionError:
+        return image_files(folder)
+
+
+def _files(folder: Path, recursive: bool, wanted: Callable[[Path], bool]) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(_what_is_missing(folder))
     folders = _folders_below(folder) if recursive else [folder]
-    found = [path for folder in folders for path in folder.iterdir() if _is_picture(path)]
+    found = [path for one in folders for path in one.iterdir() if wanted(path)]
     return sorted(found, key=lambda path: ([_natural(part) for part in path.relative_to(folder).parts], str(path)))
 
 
@@ -128,13 +152,12 @@ def append_captions(folder: Path, captions: Sequence[tuple[str, str]]) -> None:
     write_captions(Path(folder) / METADATA, dict(captions))
 
 
-def write_captions(
-    path: Path, captions: Mapping[str, str], replace: bool = False, column: str = "text"
-) -> Mapping[str, str]:
-    """Adds a row for each file_name: caption; what is in the file stays byte for byte, also when this is killed.
+def write_captions(path: Path, captions: Captions, replace: bool = False, column: str = "text") -> Captions:
+    """Adds a row for each file_name: caption, or list of captions.
 
-    A picture that has a row gets no second one; `replace`: its row gets the new caption in its place, and only its
-    bytes change. Returns the captions that are in the file by it.
+    What is in the file stays byte for byte, also when this is killed. A picture that has a row gets no second one;
+    `replace`: its row gets the new caption in its place, and only its bytes change. Returns the captions that are in
+    the file by it.
     The new file is written beside the old one and takes its name when it is on the disk: there is never half a row.
     Raises WorkError when it cannot be written.
     """
@@ -151,7 +174,7 @@ def write_captions(
     return written
 
 
-def _appended(content: bytes, captions: Mapping[str, str], column: str) -> bytes:
+def _appended(content: bytes, captions: Captions, column: str) -> bytes:
     end = b"\r\n" if re.search(rb"\r\n[^\n]*\Z", content) else b"\n"  # as the last line that is ended
     if captions and content.removeprefix(BYTE_ORDER_MARK) and not content.endswith(b"\n"):
         content += end
@@ -159,7 +182,7 @@ def _appended(content: bytes, captions: Mapping[str, str], column: str) -> bytes
     return content + b"".join(row.encode("utf-8") + end for row in rows)
 
 
-def _replaced(content: bytes, captions: Mapping[str, str], column: str) -> tuple[bytes, dict[str, str]]:
+def _replaced(content: bytes, captions: Captions, column: str) -> tuple[bytes, Captions]:
     """The file's content with the new captions in the rows that there are, and the captions without a row."""
     by_name = {PurePosixPath(name): text for name, text in captions.items()}
     lines, there = content.split(b"\n"), set()
@@ -175,7 +198,7 @@ def _replaced(content: bytes, captions: Mapping[str, str], column: str) -> tuple
     return b"\n".join(lines), without
 
 
-def _with_caption(row: str, column: str, caption: str) -> str:
+def _with_caption(row: str, column: str, caption: str | Sequence[str]) -> str:
     """The row, a JSON object, with the caption as the value of its key `column`, and otherwise as it stands."""
     value, decoder, here = json.dumps(caption, ensure_ascii=False), json.JSONDecoder(), row.index("{") + 1
     span = None
@@ -265,7 +288,7 @@ def _check_picture(folder: Path, file_name: str) -> None:
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, a lone surrogate, links in a circle
         raise ValueError(f"`file_name` cannot be a file: {_shown(file_name)}") from None
     if not inside:
-        raise ValueError(f"`file_name` is a link out of the folder: {_shown(file_name)}")
+        raise ValueError(f"`file_name` is a link out of the folder: {_shown(file_name)}; {NO_LINK}")
     if not size:
         raise ValueError(f"the picture {_shown(file_name)} is {'missing' if size is None else 'an empty file'}")
 
@@ -298,7 +321,15 @@ def _what_is_missing(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder; name the folder that holds the pictures and {METADATA}"
     pictures = image_files(folder)
-    return f"no {METADATA} in {folder}; {_how_to_caption(folder)}" if pictures else f"no pictures in {folder}"
+    return f"no {METADATA} in {folder}; {_how_to_caption(folder)}" if pictures else no_pictures(folder)
+
+
+def no_pictures(folder: Path, recursive: bool = False) -> str:
+    """Says so, and what lies there instead."""
+    words = f"no pictures in {folder}"
+    if unread := unread_files(folder, recursive):
+        return f"{words} that can be read: {unread[0].name} is of a kind that is not; save it as JPEG or PNG"
+    return words if recursive else f"{words}; img_captioning.py --recursive looks into its sub-folders as well"
 
 
 def _how_to_caption(folder: Path) -> str:
@@ -324,6 +355,10 @@ def _is_picture(path: Path) -> bool:
     if path.name in SHEETS or path.stem.endswith(WITHHELD):
         return False
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _is_unread(path: Path) -> bool:
+    return path.suffix.lower() in UNREAD_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from caption_file import caption_file
+from caption_file import caption_file, check_pictures
 from captions import METADATA
 from errors import UserError, exit_with, require_packages
 from flags import FlagParser, path, positive_int
@@ -23,7 +23,9 @@ EXAMPLES = """\
 
 The captions go into metadata.jsonl in the folder, as they are made. Rows that
 are there stay as they are, byte for byte: correct captions by hand, and run
-this again when there are new pictures, or to go on after it was stopped.
+this again when there are new pictures, or to go on after it was stopped. What
+stands in a text file beside a picture without a row (1.txt for 1.jpg) becomes
+its row: a line, or several as several captions.
 
 exit codes: 0 done; 1 some pictures could not be captioned (the others are), or
 --check found something wrong; 2 a mistake in a flag or a file, named in a line;
@@ -38,9 +40,7 @@ REAL_MODEL = "Salesforce/blip-image-captioning-large"
 
 def main(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     file = caption_file(args.image_dir, args.output, args.recursive)
-    if not file.pictures():
-        deeper = "" if args.recursive else "; --recursive looks into its sub-folders as well"
-        raise UserError(f"no pictures in {args.image_dir}{deeper}")
+    check_pictures(file)
     finished = file.complete() if args.existing == "keep" else None
     model = None if args.check or finished else args.model or _starter()
     if finished and not args.check:

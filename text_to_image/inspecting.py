@@ -99,7 +99,17 @@ def look_at(file: CaptionFile, rows: Sequence[FoundRow]) -> list[Finding]:
     paths = file.pictures()
     seen = work_ahead(lambda path: view(path, file.name_of(path)), paths)
     views = [one for _, one in progress(seen, total=len(paths), desc="looking at the pictures", unit="picture")]
-    return [*look_at_pictures(views), *look_at_rows(rows, [one.name for one in views])]
+    return [*look_at_files(file, rows), *look_at_pictures(views), *look_at_rows(rows, [one.name for one in views])]
+
+
+def look_at_files(file: CaptionFile, rows: Sequence[FoundRow]) -> list[Finding]:
+    """What is neither captioned nor trained on."""
+    named = {PurePosixPath(row.file_name) for row in rows}
+    deeper = [name for path in file.in_sub_folders() if PurePosixPath(name := file.name_of(path)) not in named]
+    return [
+        *(Finding("of a kind that cannot be read (save them as JPEG or PNG)", path.name) for path in file.unread()),
+        *(Finding("in sub-folders, without a row (--recursive captions them)", name, wrong=False) for name in deeper),
+    ]
 
 
 def view(path: Path, name: str) -> View:

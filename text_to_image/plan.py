@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from batches import DATA, HELD_OUT
 from buckets import Bucket, Size, Subject, choose_sizes, list_buckets
 from caption_forms import first_sentence, short_prompts
-from captions import image_files
+from captions import pictures_below, unread_files
 from data import Picture, before_trigger, hash_pictures, read_pictures, with_trigger, without_trigger
 from draws import generator
 from errors import PACKAGES, UserError
@@ -33,7 +33,8 @@ class Plan:
     """All that follows from arguments, data and model before a weight is loaded."""
 
     folder: Path  # of the data set
-    without_caption: list[str]  # names of pictures in it that have no row
+    without_caption: list[str]  # names of pictures in it, and in folders below, that have no row
+    unread: list[str]  # names of pictures in it of a kind that cannot be read
     pictures: list[Picture]
     sizes: list[Size]  # of each picture
     views: list[tuple[View, ...]]  # of each picture
@@ -86,7 +87,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         base, unet_base = find_bases(args)
     pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger)
     known = {picture.path for picture in pictures}
-    without_caption = [path.name for path in image_files(folder) if path not in known]
+    without_caption = [path for path in pictures_below(folder) if path not in known]
     pictures, held_out = hold_out(args, pictures)
     shape = read_shape(base)
     sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
@@ -96,7 +97,8 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     own_prompts = args.prior_prompts or [first_sentence(caption) for caption in said]
     return Plan(
         folder=folder,
-        without_caption=without_caption,
+        without_caption=[str(path.relative_to(folder)) for path in without_caption],
+        unread=[path.name for path in unread_files(folder)],
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),
         views=[list_views(args.random_flip and not writing_in(p), args.random_affine) for p in pictures],

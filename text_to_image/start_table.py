@@ -38,6 +38,7 @@ def start_table(
         *_view_rows(args, plan),
         ("captions", _captions_line(args, plan, tokenizer)),
         *_cut_prompt_rows(args, plan, tokenizer),
+        *_same_words_rows(plan),
         ("steps", _steps_line(args, plan, start.first_step)),
         *(("", note) for note in start.notes),
         ("batch", _batch_line(args, plan, accelerator.num_processes)),
@@ -53,8 +54,11 @@ def _pictures_line(plan: Plan) -> str:
     line = f"{len(plan.pictures)} in {shown(plan.folder)}"
     if plan.held_out:
         line += f", and {len(plan.held_out)} held out to measure the loss on"
-    left_out = plan.without_caption
-    return line + (f"; WITHOUT A CAPTION, left out: {_names(left_out)}" if left_out else "")
+    if plan.without_caption:
+        line += f"; WITHOUT A CAPTION, left out: {_names(plan.without_caption)}"
+    if plan.unread:
+        line += f"; NOT READABLE, left out: {_names(plan.unread)} (save them as JPEG or PNG)"
+    return line
 
 
 def _bucket_rows(plan: Plan) -> Rows:
@@ -105,6 +109,22 @@ def _cut_prompt_rows(args: argparse.Namespace, plan: Plan, tokenizer) -> Rows:
         for prompt in prompts
         if count_tokens(tokenizer, prompt) > room
     ]
+
+
+def _same_words_rows(plan: Plan) -> Rows:
+    """A prior prompt that is also taught: the pictures of the base and those of the data set then contend for it."""
+    taught = {_plain(caption) for picture in plan.pictures for caption in picture.captions}
+    if not (both := [prompt for prompt in dict.fromkeys(plan.prior_prompts) if _plain(prompt) in taught]):
+        return []
+    words = textwrap.shorten(both[0], 60, placeholder=" ...")
+    return [
+        ("", f"THE SAME WORDS for your pictures and for the base's own, which then stay as they are: {words!r};"),
+        ("", 'give yours a name with --trigger "sks jeans", or say with --prior_prompts what the base draws'),
+    ]
+
+
+def _plain(words: str) -> str:
+    return " ".join(words.casefold().split()).rstrip(".")
 
 
 def _room(args: argparse.Namespace, tokenizer) -> int:

@@ -20,7 +20,7 @@ from flags import (
     text,
     up_to_half,
 )
-from model_defaults import FROM_SCRIPT, STARTER, TRAINING_DEFAULTS, merge_defaults
+from model_defaults import FROM_FLAG, FROM_SCRIPT, STARTER, TRAINING_DEFAULTS, merge_defaults
 from stopping import StopSignals
 
 EXAMPLES = """\
@@ -36,6 +36,7 @@ img_captioning.py writes it. The result loads with
 diffusers.StableDiffusionPipeline.from_pretrained and with inference.py.
 """
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+LORA_LEARNING_RATE = 1e-4
 INTERPOLATIONS = ("lanczos", "bicubic", "bilinear", "box", "hamming", "nearest", "nearest_exact")
 TRACKERS = ("none", "tensorboard", "wandb", "comet_ml", "all")
 NEEDS = (  # a flag, the one it makes no sense without, and what that is
@@ -83,7 +84,8 @@ def add_everyday_flags(group) -> None:
          help="the pictures' area is this squared; they keep their shape (default: what the model was made for)")
     flag("--train_batch_size", type=positive_int, default=4, metavar="N",
          help="pictures at once, on each process; prior images come on top (default: 4)")
-    flag("--learning_rate", type=positive_float, default=1e-5, metavar="X", help="the highest rate (default: 1e-5)")
+    flag("--learning_rate", type=positive_float, default=1e-5, metavar="X",
+         help="the highest rate (default: 1e-5; for a LoRA 1e-4)")
     flag("--use_ema", action=YesNo, default=False, help="save the weights' moving average (default: no)")
     flag("--lora_rank", type=positive_int, metavar="N",
          help="train a LoRA of this rank instead of the whole UNet (default: the whole UNet)")
@@ -252,12 +254,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for flag, wants, why in NEEDS:
         if flag in given and not getattr(args, wants):
             raise UserError(f"--{flag} needs --{wants}, {why}")
-    if args.lora_rank and "use_ema" in given and args.use_ema:
-        raise UserError("--use_ema and --lora_rank: the average of a LoRA is not kept; leave one of them out")
-    if args.lora_rank and args.use_ema:  # from the model
-        args = argparse.Namespace(
-            **{**vars(args), "use_ema": False, "origins": {**args.origins, "use_ema": FROM_SCRIPT}}
-        )
+    if args.lora_rank:
+        adapt_to_lora(args)
     if args.hub_token and args.report_to not in ("none", "tensorboard"):
         raise UserError(f"--hub_token: {args.report_to} uploads the command line; `hf auth login` keeps it off there")
     if args.validation_split and args.validation_dir:
@@ -265,6 +263,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.validation_split == 1:
         raise UserError("--validation_split 1 would leave nothing to train on; a tenth is usual: 0.1")
     return args
+
+
+def adapt_to_lora(args: argparse.Namespace) -> None:
+    """Of the defaults what suits a whole UNet only. UserError where a flag asks for what a LoRA does not have."""
+    if args.use_ema and args.origins["use_ema"] == FROM_FLAG:
+        raise UserError("--use_ema and --lora_rank: the average of a LoRA is not kept; leave one of them out")
+    if args.use_ema:  # from the model
+        args.use_ema, args.origins["use_ema"] = False, FROM_SCRIPT
+    if args.origins["learning_rate"] == FROM_SCRIPT:
+        args.learning_rate = LORA_LEARNING_RATE
 
 
 def main() -> None:

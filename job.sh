@@ -212,6 +212,7 @@ fetch() {
     local -a caption_args train_args
     [[ -n "${MODEL-}${DATASET-}${CAPTIONER-}${CAPTION_ARGS-}${TRAIN_ARGS-}" ]] || return 0
     read_words CAPTION_ARGS caption_args
+    check_caption_args "${caption_args[@]}"
     read_words TRAIN_ARGS train_args
     mkdir -p "$repo/output"
     "$venv/bin/python" - "$scripts" "$captioner" "$repo/output/.fetched" \
@@ -227,7 +228,7 @@ from errors import exit_with, require_packages
 def main():
     require_packages()
     import img_captioning
-    from caption_file import caption_file, check_pictures
+    from caption_file import caption_file, refuse_links, refuse_nothing
     from hub import download_captioner, find_dataset
     from plan import find_bases
     from sidecars import read_sidecar
@@ -238,11 +239,12 @@ def main():
     args = parse_args(words[int(count) :])
     print(f"the model: {find_bases(args)[0]}")
     folder = find_dataset(args)
-    file = caption_file(folder, captioning.output, captioning.recursive)
-    check_pictures(file)
-    print(f"the data set: {len(file.pictures())} pictures in {folder}")
-    without_caption = [path for path in file.without_row(file.rows()) if not read_sidecar(path)]
-    if without_caption and captioner and not Path(captioner).is_dir():
+    captions = caption_file(folder, None, captioning.recursive)
+    refuse_nothing(captions)
+    refuse_links(captions)
+    print(f"the data set: {len(captions.pictures())} pictures in {folder}")
+    without = [path for path in captions.without_row(captions.rows()) if not read_sidecar(path)]
+    if without and captioner and not Path(captioner).is_dir():
         print(f"the captioner: {download_captioner(captioner)}")
         with open(fetched, "a") as file:
             print(f"captioner {captioner}", file=file)
@@ -300,6 +302,7 @@ run_job() {
     local precision pictures
     local -a caption_args train_args inference_args captioning training drawing
     read_words CAPTION_ARGS caption_args
+    check_caption_args "${caption_args[@]}"
     read_words TRAIN_ARGS train_args
     read_words INFERENCE_ARGS inference_args
     dataset="${DATASET:-$repo/dataset}"
@@ -326,8 +329,10 @@ run_job() {
         HF_HUB_OFFLINE="$(captioning_offline)" step img_captioning "${captioning[@]}"
     fi
     if [[ "$1" == captions ]]; then
+        [[ -n "$pictures" ]] || fail 2 "DATASET=$dataset brings its captions along; there are none to be written"
+        ! in_batch || rm -f "$(state_file)"
         say
-        say "== nothing is trained yet: read the captions${pictures:+ in $pictures/metadata.jsonl}, and mend what is wrong"
+        say "== nothing is trained yet: read the captions in $pictures/metadata.jsonl, and mend what is wrong"
         return
     fi
     launch=("${srun[@]}") # training alone runs on all nodes
@@ -510,6 +515,17 @@ names = ("torch", "diffusers", "transformers", "accelerate")
 versions = (f"{name} {importlib.metadata.version(name)}" for name in names)
 print("Python " + platform.python_version(), *versions, sep=", ")
 ' 2>/dev/null || true); commit ${commit:-unknown}"
+}
+
+# What has a variable of its own is no further flag.
+check_caption_args() {
+    local word
+    for word in "$@"; do
+        case "$word" in
+            --model | --model=*) fail 2 "CAPTION_ARGS: the captioner is named by CAPTIONER" ;;
+            --image_dir | --image_dir=* | --output | --output=*) fail 2 "CAPTION_ARGS: the folder is named by DATASET" ;;
+        esac
+    done
 }
 
 # read_words VARIABLE ARRAY: its words as a shell reads them, quotes included; nothing is expanded or run.

@@ -98,7 +98,7 @@ def test_what_an_earlier_model_drew_into_the_same_folder_does_not_count(folder, 
     rows = [{"file_name": f"{name}.png", "model_hash": model} for name, model in (("a", "x"), ("c", "y"), ("b", "y"))]
     (generated / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert last_line(generated, training) == "1 of 2 are copies"
-    assert "left out: 1 drawn by another model" in last_line.output
+    assert "left out: 1 drawn by other models" in last_line.output
 
 
 def test_a_single_training_picture_is_enough(folder, last_line):

@@ -324,6 +324,8 @@ def test_a_real_model_gets_a_real_captioner_unless_one_is_named(job):
     ("choices", "named"),
     [
         ({"CAPTION_ARGS": "--recursiv"}, "--recursiv"),
+        ({"CAPTION_ARGS": "--model some/captioner"}, "CAPTIONER"),
+        ({"CAPTION_ARGS": "--output=elsewhere"}, "DATASET"),
         ({"TRAIN_ARGS": "--no_such_flag"}, "--no_such_flag"),
         ({"INFERENCE_ARGS": "--step 30"}, "--step"),
         ({"NUM_IMAGES": "0"}, "--num_images"),
@@ -354,6 +356,8 @@ def test_captions_can_be_had_alone_to_be_read_before_training(job, repository):
     done, calls = job(arguments=["captions"])
     assert done.returncode == 0 and list(calls) == ["img_captioning"]
     assert f"read the captions in {repository}/dataset/metadata.jsonl" in done.stdout
+    done, calls = job(arguments=["captions"], DATASET="some/dataset")
+    assert done.returncode == 2 and "brings its captions" in done.stderr and not calls
 
 
 def test_what_is_captioned_is_what_training_takes(job, tmp_path):
@@ -460,6 +464,13 @@ def test_set_up_fetches_what_a_job_names_and_such_a_job_asks_no_hub(tmp_path):
     named["CAPTIONER"] = ""
     done = bash(clone / "job.sh", "setup", env=outside(**named))
     assert done.returncode == 0 and "1 pictures in" in done.stdout, done.stderr
+    below = tmp_path / "data" / "below"
+    below.mkdir()
+    Image.new("RGB", (32, 48)).save(below / "2.jpg")
+    for name in ("1.txt", "below/2.txt"):  # with these no captioner is to be fetched
+        (tmp_path / "data" / name).write_text("grey")
+    done = bash(clone / "job.sh", "setup", env=outside(**named, CAPTION_ARGS="--recursive") | {"CAPTIONER": "no/such"})
+    assert done.returncode == 0 and "2 pictures in" in done.stdout, done.stderr
     script = 'source <(sed "/^main /d" "$0"); repo="$1"; go_offline; echo "offline ${HF_HUB_OFFLINE-no}"'
     for changed, offline in (
         ({}, "1"),

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from captions import read_captions
-from errors import UserError
+from errors import UserError, WorkError
 from img_captioning import main, parse_args
 from sidecars import read_sidecar
 
@@ -23,6 +23,9 @@ def test_a_text_file_has_a_caption_in_each_line(folder):
     assert read_sidecar(folder / "a.jpg") == ["a blue pair of jeans"]
     assert read_sidecar(folder / "b.PNG") == ["jeans, from the back", "ein Paar Jeans für Änne"]
     assert read_sidecar(folder / "c.jpg") == read_sidecar(folder / "d.jpg") == []
+    assert read_sidecar(folder / f"{'x' * 250}.jpg") == []  # `.caption` would be too long a name
+    (folder / "c.caption").write_text("jeans\u2028seen from the back", encoding="utf-8")
+    assert read_sidecar(folder / "c.jpg") == ["jeans seen from the back"]
 
 
 def test_one_that_is_not_utf_8_is_named(folder):
@@ -43,6 +46,21 @@ def test_they_become_rows_before_a_captioner_is_loaded(folder, capsys):
     assert [(row.file_name, row.captions) for row in read_captions(folder)][1:] == [
         ("b.PNG", ("sks jeans, jeans, from the back", "sks jeans, ein Paar Jeans für Änne"))
     ]
+
+
+def test_a_broken_picture_is_named_without_a_captioner_where_it_is_all_that_is_left(folder):
+    (folder / "c.txt").write_text("whole")
+    (folder / "d.txt").write_text("damaged")
+    (folder / "d.jpg").write_bytes((folder / "d.jpg").read_bytes()[:-200])
+    with pytest.raises(WorkError, match=r"1 picture without a caption:\n  d\.jpg: damaged"):
+        main(parse_args(["--image_dir", str(folder), "--model", "no/such-captioner"]))
+    assert [row.file_name for row in read_captions(folder)] == ["a.jpg", "b.PNG", "c.jpg"]
+
+
+def test_a_replacement_is_the_captioners(folder):
+    with pytest.raises(UserError, match="no/such-captioner"):
+        main(parse_args(["--image_dir", str(folder), "--model", "no/such-captioner", "--existing", "replace"]))
+    assert not (folder / "metadata.jsonl").exists()
 
 
 def test_where_all_pictures_have_one_no_captioner_is_loaded(folder, capsys):

@@ -36,21 +36,25 @@ class Average(EMAModel):
 
 
 class OffloadedAverage(Average):
-    """The same in CPU memory; every step copies the weights over, from a GPU into page-locked memory, all at once."""
+    """The same in CPU memory; every step copies a GPU's weights over, into page-locked memory and all at once."""
+
+    copies: Sequence[torch.nn.Parameter] = ()
 
     @torch.no_grad()
     def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         parameters = list(parameters)
-        if not hasattr(self, "copies"):
-            self.copies = [torch.nn.Parameter(_in_cpu_memory(p), p.requires_grad) for p in parameters]
+        if parameters[0].device.type == "cpu":
+            return super().step(parameters)
+        self.copies = self.copies or [torch.nn.Parameter(_page_locked(p), p.requires_grad) for p in parameters]
         for copy, parameter in zip(self.copies, parameters, strict=True):
             copy.copy_(parameter, non_blocking=True)
         wait_for_device()
         super().step(self.copies)
 
 
-def _in_cpu_memory(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=tensor.is_cuda)
+def _page_locked(tensor: torch.Tensor) -> torch.Tensor:
+    """Room for it in CPU memory."""
+    return torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=True)
 
 
 def make_average(

@@ -77,13 +77,18 @@ class CaptionFile:
         return f"{words}; {captions} empty: write it by hand, or remove the row and run this again"
 
 
-def check_pictures(file: CaptionFile) -> None:
-    """UserError where there is nothing to caption, or what training would refuse."""
-    pictures = file.pictures()
-    if not pictures and not file.rows():
+def refuse_nothing(file: CaptionFile) -> None:
+    """UserError where there is neither a picture nor a row."""
+    if not file.pictures() and not file.rows():
         raise UserError(no_pictures(file.image_dir, file.recursive))
+
+
+def refuse_links(file: CaptionFile) -> None:
+    """UserError where a picture of a metadata.jsonl is a link out of the folder: training would refuse its row."""
+    if file.path.name != METADATA:
+        return
     root = file.root.resolve()
-    if strays := [path.name for path in pictures if not path.resolve().is_relative_to(root)]:
+    if strays := [file.name_of(path) for path in file.pictures() if not path.resolve().is_relative_to(root)]:
         links = "1 picture is a link" if len(strays) == 1 else f"{len(strays)} pictures are links"
         raise UserError(f"{file.image_dir}: {links} out of the folder, which training refuses: {strays[0]}; {NO_LINK}")
 

@@ -40,15 +40,15 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str, stop
     lock = RunLock(
         file.path.parent, f".{file.path.name}.lock", f"writes captions into {file.path.name}", "name another --output"
     )
-    waited = _take(lock, args.wait)
+    _take(lock, args.wait)
     keep_large_blocks()
     try:
         remove_litter(file)
         tokenizer = load_tokenizer(args.tokenizer)
-        taken = args.existing == "keep" and take_sidecars(file, args.trigger, stop)
-        if (waited or taken) and args.existing == "keep" and (done := file.complete()):
-            print(done, flush=True)
-            failures = []
+        broken = take_sidecars(file, args.trigger, stop) if args.existing == "keep" else {}
+        if args.existing == "keep" and broken.keys() >= {*map(file.name_of, file.without_row(file.rows()))}:
+            print(file.complete() or f"all other pictures in {file.image_dir} have a row", flush=True)
+            failures = _say_faults(broken)
         else:
             captioner = load_captioner(
                 model, args.prompt, args.max_new_tokens,
@@ -69,32 +69,38 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str, stop
         raise WorkError("\n  ".join([f"{_pictures(len(failures))} without a caption:", *failures]))
 
 
-def take_sidecars(file: CaptionFile, trigger: str | None, stop: StopSignals) -> bool:
-    """Writes the rows of pictures that have captions in a text file beside them; whether there were any."""
+def take_sidecars(file: CaptionFile, trigger: str | None, stop: StopSignals) -> dict[str, str]:
+    """Writes the rows of pictures that have captions in a text file beside them; returns what is wrong with those of
+    these pictures that cannot be read, by name."""
     with KeptRows(file, _say, stop.undisturbed) as writer:
         beside = {path: captions for path in writer.pending() if (captions := read_sidecar(path))}
-        whole = [path for path, picture in open_ahead(beside) if not isinstance(picture, str)]
-        for path in whole:
+        faults = {}
+        for path, fault in progress(
+            work_ahead(_fault_of, beside), total=len(beside), desc="text files", unit="picture", disable=not beside
+        ):
+            if fault:
+                faults[file.name_of(path)] = fault
+                continue
             captions = [with_trigger(caption, trigger) for caption in beside[path]]
             writer.add({file.name_of(path): captions if len(captions) > 1 else captions[0]})
-    if whole:
-        print(f"{_pictures(len(whole))} with a text file beside: what it says is in {file.path}", flush=True)
-    return bool(whole)
+    if taken := len(beside) - len(faults):
+        print(f"{_pictures(taken)} with a text file beside: what it says is in {file.path}", flush=True)
+        stop.saved = "after the text files' captions were written; the same command goes on"
+    return faults
 
 
-def _take(lock: RunLock, wait: bool) -> bool:
-    """Takes the lock, with `wait` as soon as no other run holds it; whether there was another."""
-    waited = False
+def _take(lock: RunLock, wait: bool) -> None:
+    """Takes the lock, with `wait` as soon as no other run holds it."""
+    told = False
     while True:
         try:
-            lock.take()
-            return waited
+            return lock.take()
         except Held as held:
             if not wait:
                 raise
-            if not waited:
+            if not told:
                 print(f"waiting for another run: {held.holder}", flush=True)
-        waited = True
+        told = True
         time.sleep(ASK_AGAIN)
 
 
@@ -187,16 +193,23 @@ def open_ahead(paths: Iterable[Path], ahead: int = AHEAD) -> Iterator[tuple[Path
 
 def _open(path: Path) -> Image.Image | str:
     """The picture, as large as a captioner can see it."""
+    if fault := _fault_of(path):
+        return fault
+    picture = open_picture(path, LONGEST_SIDE)
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _fault_of(path: Path) -> str | None:
+    """What is wrong with a picture, in words."""
     try:
         os.fsencode(path).decode("utf-8")
-        measure(path)  # says in words what is wrong with a picture
-        picture = open_picture(path, LONGEST_SIDE)
+        measure(path)
     except UnicodeDecodeError:
         return "its name is not UTF-8, so no row can hold it; rename it"
     except (OSError, ValueError) as error:
         return str(error)
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return picture
+    return None
 
 
 def _pictures(number: int) -> str:

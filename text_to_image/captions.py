@@ -20,9 +20,9 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SHEETS = frozenset({"contact_sheet.jpg", "copies_sheet.jpg"})
 WITHHELD = "-withheld"
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-# As phones and cameras write them; Pillow alone does not read them.
+# Pictures of phones, cameras and the like that Pillow does not read by itself.
 UNREAD_SUFFIXES = frozenset(
-    {".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".orf", ".psd", ".raf", ".raw", ".rw2"}
+    {".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".orf", ".raf", ".raw", ".rw2"}
 )
 Captions = Mapping[str, str | Sequence[str]]  # by file_name
 NO_LINK = "copy the picture, or link it hard (`cp -l`)"
@@ -131,10 +131,10 @@ def unread_files(folder: Path, recursive: bool = False) -> list[Path]:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """As `image_files` with `recursive`, but only those right in `folder` where one below may not be entered."""
+    """As `image_files` with `recursive`, but only those right in `folder` where one below cannot be read."""
     try:
         return image_files(folder, recursive=True)
-    except PermissionError:
+    except OSError:
         return image_files(folder)
 
 

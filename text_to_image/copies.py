@@ -117,15 +117,14 @@ def generated_pictures(folder: Path) -> list[Path]:
     listed = read_rows(folder / IMAGES_FILE)
     if not found:
         raise UserError(f"--generated {folder}: no pictures in it; inference.py draws some")
-    models = {path: listed[path.name].get("model_hash") for path in found if path.name in listed}
+    names = {path.name for path in found}
+    models = {name: row.get("model_hash") for name, row in listed.items() if name in names}  # in the order of drawing
     if not models:
         return found
-    order = {name: place for place, name in enumerate(listed)}
-    last = models[max(models, key=lambda path: order[path.name])]
-    pictures = [path for path, model in models.items() if model == last]
-    if others := len(models) - len(pictures):
-        print(f"left out: {others} drawn by another model")
-    return pictures
+    last = list(models.values())[-1]
+    if others := sum(model != last for model in models.values()):
+        print(f"left out: {others} drawn by other models")
+    return [path for path in found if path.name in models and models[path.name] == last]
 
 
 def training_pictures(folder: Path) -> list[Path]:

@@ -19,7 +19,8 @@ OUT_OF_MEMORY = (
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
-    "unable to find an engine to execute",  # cuDNN, when no convolution fits beside what is there (pytorch #108645)
+    # cuDNN's, where no convolution has room to work (pytorch #108645); what it cannot compute at all sounds alike.
+    "unable to find an engine to execute",
 )
 # Failures that libraries tell by their words alone: the words, what has happened and what helps.
 FAILURES = (

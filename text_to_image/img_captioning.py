@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from caption_file import caption_file, check_pictures
+from caption_file import caption_file, refuse_links, refuse_nothing
 from captions import METADATA
 from errors import UserError, exit_with, require_packages
 from flags import FlagParser, path, positive_int
@@ -23,9 +23,9 @@ EXAMPLES = """\
 
 The captions go into metadata.jsonl in the folder, as they are made. Rows that
 are there stay as they are, byte for byte: correct captions by hand, and run
-this again when there are new pictures, or to go on after it was stopped. What
-stands in a text file beside a picture without a row (1.txt for 1.jpg) becomes
-its row: a line, or several as several captions.
+this again when there are new pictures, or to go on after it was stopped. Where
+a text file lies beside a picture without a row (1.txt for 1.jpg), its lines are
+the captions, as they stand but for the trigger.
 
 exit codes: 0 done; 1 some pictures could not be captioned (the others are), or
 --check found something wrong; 2 a mistake in a flag or a file, named in a line;
@@ -40,7 +40,9 @@ REAL_MODEL = "Salesforce/blip-image-captioning-large"
 
 def main(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     file = caption_file(args.image_dir, args.output, args.recursive)
-    check_pictures(file)
+    refuse_nothing(file)
+    if not args.check:
+        refuse_links(file)
     finished = file.complete() if args.existing == "keep" else None
     model = None if args.check or finished else args.model or _starter()
     if finished and not args.check:
@@ -108,9 +110,9 @@ def add_folder_flags(group) -> None:
               "is an error)")
     flag("--check", action="store_true",
          help="only look, caption nothing: for pictures that are there twice or nearly, broken, tiny (below 256 "
-              "pixels), blurred; for equal or empty captions, rows without a picture, pictures without a row. Exit "
-              "code 1 where one is found. Pictures turned by EXIF are listed, but right. A run that captions ends "
-              "with the same list, whatever its exit code")
+              "pixels), blurred, of a kind that cannot be read; for equal or empty captions, rows without a picture, "
+              "pictures without a row. Exit code 1 where one is found. Pictures turned by EXIF or in sub-folders are "
+              "listed, but right. A run that captions ends with the same list, whatever its exit code")
 
 
 def add_model_flags(group) -> None:

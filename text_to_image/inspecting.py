@@ -107,7 +107,10 @@ def look_at_files(file: CaptionFile, rows: Sequence[FoundRow]) -> list[Finding]:
     named = {PurePosixPath(row.file_name) for row in rows}
     deeper = [name for path in file.in_sub_folders() if PurePosixPath(name := file.name_of(path)) not in named]
     return [
-        *(Finding("of a kind that cannot be read (save them as JPEG or PNG)", path.name) for path in file.unread()),
+        *(
+            Finding("of a kind that cannot be read (save them as JPEG or PNG)", file.name_of(path))
+            for path in file.unread()
+        ),
         *(Finding("in sub-folders, without a row (--recursive captions them)", name, wrong=False) for name in deeper),
     ]
 

@@ -1,6 +1,7 @@
 """Captions in text files beside the pictures, `1.txt` for `1.jpg`, as kohya's scripts, OneTrainer and SimpleTuner
 have them."""
 
+import os
 from pathlib import Path
 
 from errors import UserError
@@ -13,11 +14,14 @@ def read_sidecar(picture: Path) -> list[str]:
 
     UserError names a file that is not UTF-8.
     """
-    path = next((path for suffix in SUFFIXES if (path := picture.with_suffix(suffix)).is_file()), None)
-    if path is None:
-        return []
+    beside = [path for suffix in SUFFIXES if os.path.isfile(path := picture.with_suffix(suffix))]
+    return next(filter(None, map(_lines_with_words, beside)), [])
+
+
+def _lines_with_words(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Only \n ends a line: str.splitlines() would also cut a caption at U+2028.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
     return [words for line in lines if (words := " ".join(line.split()))]

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batches import DATA, PRIOR, Batches, micro_batches, step_samples
-from draws import Chances, SampleId, Source
+from batches import DATA, PRIOR, Batches, make_batch, micro_batches, step_samples
+from draws import Chances, SampleId, Source, draw_sample
 from views import AS_IT_IS
 
 
@@ -130,3 +130,10 @@ def _pictures(pictures: list, global_batch: int, seed: int, step: int) -> list[i
     sources = {DATA: source("a", pictures, run=global_batch)}
     run = Batches(Recorder(), sources, Chances(0, 1000), seed, global_batch, 0, 0, 1, 1, torch.device("cpu"), None)
     return run.pictures_of(step)
+
+
+def test_what_the_unet_sees_may_be_noisier_than_what_it_is_to_find():
+    draw = draw_sample(0, SampleId(DATA, 0), source("a", [(1, 2, 2)]), Chances(0.0, 1000, input_perturbation=0.5))
+    batch = make_batch(Encodings(), [draw], torch.device("cpu"), torch.float32)
+    assert torch.equal(batch.noise[0], draw.noise) and torch.equal(batch.input_noise[0], draw.input_noise)
+    assert not torch.equal(draw.noise, draw.input_noise)

@@ -1,7 +1,9 @@
 """What is stored before training is what encoding at every step would give, and never stale."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from data import load_picture, read_pictures
 from draws import Chances, SampleId, Source, draw_sample
 from models import load_text_encoder, load_tokenizer, load_vae
 from prompts import encode_prompt
+from tiny_model import make_tiny_model
 from views import AS_IT_IS, list_views
 
 SIZES = [(72, 56), (72, 56), (64, 64)]
@@ -173,3 +176,28 @@ def test_processes_share_the_work(tmp_path, vae, text, subjects, encodings):
         assert counting.encoded in (2, 4)
     names = lambda folder: sorted(path.name for path in folder.rglob("*.safetensors"))  # noqa: E731
     assert names(tmp_path) == names(encodings.folder)
+
+
+class Elsewhere(str):
+    """What torch takes for the CPU, and `store_latents` for a GPU."""
+
+    type = "cuda"
+
+
+def test_pictures_that_are_encoded_together_keep_their_own_views(tmp_path, vae, subjects, encodings):
+    together = SimpleNamespace(device=Elsewhere("cpu"), dtype=vae.dtype, config=vae.config, encode=vae.encode)
+    store_latents(again := StoredEncodings(tmp_path), subjects, together, "hash", ALL, 0, True)
+    for draw in draws(subjects, range(12), flip=True):
+        assert torch.allclose(again.latent(draw), encodings.latent(draw), atol=1e-5)
+
+
+def test_another_text_encoders_or_lengths_embeddings_are_never_served(tmp_path, text):
+    caption = "the white " * 60
+    other = load_text_encoder(make_tiny_model(tmp_path / "model", seed=1))
+    readers = text, TextEncoding(text.tokenizer, other, 3, "another"), replace(text, max_chunks=1)
+    for reader in readers:
+        store_texts(cached := StoredEncodings(tmp_path / "cache"), [[caption]], reader, ALL, quiet=True)
+        [live] = reader.encode([caption])
+        assert cached.text(caption).shape == live.shape and torch.allclose(cached.text(caption), live, atol=1e-6)
+    shapes = {tuple(reader.encode([caption])[0].shape) for reader in readers}
+    assert len(shapes) == 2

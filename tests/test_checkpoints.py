@@ -119,6 +119,8 @@ def test_a_flipped_bit_is_found(run):
     state.write_bytes(content)
     found, [note] = find_checkpoint("latest", run, "f")
     assert found.name == "checkpoint-4" and "training_state.pt is damaged" in note
+    with pytest.raises(UserError, match=r"not whole: training_state\.pt is damaged"):
+        find_checkpoint("checkpoint-10", run, "f")
 
 
 def test_the_old_ones_stay_where_the_new_one_is_not_whole(run, unet, monkeypatch):

@@ -286,3 +286,19 @@ def test_without_a_model_the_newest_finished_run_is_taken(monkeypatch, tmp_path)
     monkeypatch.setattr("export_checkpoint.newest_finished_run", lambda: None)
     with pytest.raises(UserError, match="--model is needed"):
         parse_args(["--to", "x.safetensors"])
+
+
+def test_a_lora_that_was_trained_for_velocity_says_so(exported, train_run):
+    trained = train_run("lora", "--lora_rank", 2, "--max_train_steps", 1, "--prediction_type", "v_prediction")
+    path = exported(trained, "--no_verify")
+    assert metadata(path)["modelspec.prediction_type"] == "v" and path.with_suffix(".yaml").exists()
+
+
+def test_a_checkpoint_is_exported_and_not_the_result(exported, train_run):
+    trained = train_run("run", "--max_train_steps", 2, "--checkpointing_steps", 1, "--learning_rate", 0.01)
+    first, last, result = (
+        load_file(exported(trained, "--no_verify", "--dtype", "fp32", *flags, name=f"{number}.safetensors"))
+        for number, flags in enumerate((["--checkpoint", "checkpoint-1"], ["--checkpoint", "latest"], []))
+    )
+    assert all(torch.equal(last[name], weight) for name, weight in result.items())
+    assert any(not torch.equal(first[name], weight) for name, weight in result.items())

@@ -14,6 +14,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
 import inference
+import painting
 from background import DRAW, Background, finish, start
 from captions import read_captions
 from errors import UserError, WorkError
@@ -73,6 +74,28 @@ def test_the_script_draws_every_prompt_as_often_as_asked_and_records_it(trained,
     }
     assert Image.open(tmp_path / "out" / "contact_sheet.jpg").width > 56
     assert len(list((tmp_path / "out").iterdir())) == 6  # nothing half-written is left
+
+
+def test_pictures_drawn_together_keep_their_own_negative_prompts(draw, tmp_path, monkeypatch):
+    asked = []
+    draw_latents = painting.draw_latents
+    monkeypatch.setattr(painting, "draw_latents", lambda *what: asked.append(what) or draw_latents(*what))
+    lines = [{"prompt": "jeans", "negative_prompt": negative} for negative in ("red", "white")]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    draw("--prompts_file", tmp_path / "prompts.jsonl", "--num_images", 1, "--guidance_rescale", 0.3)
+    [(_, _, _, prompts, negatives, guidance, steps, rescale, _)] = asked
+    assert torch.equal(*prompts) and not torch.equal(*negatives)
+    assert (guidance, steps, rescale) == (4.0, 3, 0.3)
+
+
+def test_which_weights_draw_is_what_was_asked_for(monkeypatch, tiny_model):
+    def find(*asked):
+        raise UserError(str(asked))
+
+    monkeypatch.setattr("generating.find_source", find)
+    flags = ["--checkpoint", "checkpoint-2", "--lora", "x", "--lora_scale", "0.5", "--prompt", "x"]
+    with pytest.raises(UserError, match=r"'checkpoint-2', 'x', 0\.5\)"):
+        generate(parse_args(["--model", str(tiny_model), *flags]))
 
 
 def test_a_picture_is_the_one_that_plain_diffusers_draws(trained, draw):

@@ -503,26 +503,41 @@ def test_modules_need_a_machine_that_has_them(job):
     assert done.returncode == 0 and "loaded load python/3.11" in done.stdout
 
 
-def test_three_restarts_without_progress_end_the_job(job, repository, tmp_path):
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name, lines in {
-        "srun": 'trap "" USR1; kill -USR1 "$PPID"; echo "SIGUSR1: stopped after step 5 of 9, saved"; exit 75',
-        "scontrol": 'echo "$*" >>"$JOB_LOG.requeues"',
-        "sleep": "exit 0",
-    }.items():
-        (tools / name).write_text(f"#!/usr/bin/env bash\n{lines}\n")
-        (tools / name).chmod(0o755)
-    # As Slurm's own process, a batch script's parent, is named.
-    (tmp_path / "batch.sh").write_text("""exec -a 'slurmstepd: [7.batch]' bash -c 'bash "$0"; exit $?' "$@"\n""")
-    slurm = {"SLURM_JOB_ID": 7, "ACCELERATE_USE_CPU": "true", "PATH": f"{tools}:{os.environ['PATH']}"}
-    for restart in range(4):
+@pytest.fixture
+def restart(job, repository, tmp_path):
+    """Starts job 7 for the nth time under a Slurm that only pretends; `srun` is what the training does."""
+
+    def run(number: int, srun: str) -> subprocess.CompletedProcess:
+        (tools := tmp_path / "tools").mkdir(exist_ok=True)
+        for name, lines in {"srun": srun, "scontrol": 'echo "$*" >>"$JOB_LOG.requeues"', "sleep": "exit 0"}.items():
+            (tools / name).write_text(f"#!/usr/bin/env bash\n{lines}\n")
+            (tools / name).chmod(0o755)
+        # As Slurm's own process, a batch script's parent, is named.
+        batch = tmp_path / "batch.sh"
+        batch.write_text("""exec -a 'slurmstepd: [7.batch]' bash -c 'bash "$0"; exit $?' "$@"\n""")
         environment = outside(
-            **slurm, SLURM_RESTART_COUNT=restart, VENV=tmp_path / "venv", PYTHONPATH=tmp_path / "fakes",
-            JOB_LOG=tmp_path / "job.log",
+            SLURM_JOB_ID=7, SLURM_RESTART_COUNT=number, ACCELERATE_USE_CPU="true", VENV=tmp_path / "venv",
+            PATH=f"{tools}:{os.environ['PATH']}", PYTHONPATH=tmp_path / "fakes", JOB_LOG=tmp_path / "job.log",
         )  # fmt: skip
-        done = bash(tmp_path / "batch.sh", repository / "job.sh", env=environment, cwd=tmp_path)
-        requeued = f"requeued as restart {restart + 1} of job 7, after step 5 of 9" in done.stdout
-        assert requeued is (restart < 3), done.stdout + done.stderr
+        return bash(batch, repository / "job.sh", env=environment, cwd=tmp_path)
+
+    return run
+
+
+STOPS = 'trap "" USR1; kill -USR1 "$PPID"; echo "SIGUSR1: stopped after step 5 of 9, saved"; exit 75'
+
+
+def test_three_restarts_without_progress_end_the_job(restart, tmp_path):
+    for number in range(4):
+        done = restart(number, STOPS)
+        requeued = f"requeued as restart {number + 1} of job 7, after step 5 of 9" in done.stdout
+        assert requeued is (number < 3), done.stdout + done.stderr
     assert done.returncode == 1 and "three restarts in a row ended after step 5 of 9" in done.stderr
     assert (tmp_path / "job.log.requeues").read_text().count("requeue 7\n") == 3
+
+
+def test_restarts_that_leave_new_files_are_progress_whatever_the_step(restart, repository, tmp_path):
+    (made := repository / "output" / "run").mkdir(parents=True)
+    for number in range(5):
+        done = restart(number, f'touch "{made}/{number}"; {STOPS}')
+        assert f"requeued as restart {number + 1}" in done.stdout, done.stdout + done.stderr

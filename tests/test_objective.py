@@ -1,12 +1,15 @@
 """The objective against the formulas of its papers."""
 
+from argparse import Namespace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from batches import Batch
-from objective import Objective, diffusion_loss, dream, prediction_target, signal_to_noise, snr_weights
+from objective import Objective, diffusion_loss, dream, make_objective, prediction_target, signal_to_noise, snr_weights
 
 TIMESTEPS = torch.tensor([0, 1, 250, 500, 750, 999])
 
@@ -64,6 +67,12 @@ def test_min_snr_weights_are_those_of_the_paper():
     assert torch.allclose(snr_weights(scheduler("v_prediction"), TIMESTEPS, 5.0), clipped / (snr + 1))
 
 
+def test_the_flags_reach_the_objective():
+    args = Namespace(snr_gamma=5.0, dream_training=True, dream_detail_preservation=2.0)
+    noise_scheduler = scheduler("epsilon")
+    assert make_objective(args, noise_scheduler) == Objective(noise_scheduler, 5.0, 2.0)
+
+
 @pytest.mark.parametrize("gamma", [None, 0.0])
 def test_without_gamma_all_timesteps_weigh_the_same(gamma):
     assert snr_weights(scheduler("epsilon"), TIMESTEPS, gamma).tolist() == [1.0] * 6
@@ -96,6 +105,18 @@ def test_with_a_zero_terminal_snr_the_last_timestep_of_v_is_learned():
 def test_a_model_that_predicts_the_sample_is_asked_for_it():
     latents, noise = pair()
     assert torch.equal(prediction_target(scheduler("sample"), latents, noise, TIMESTEPS), latents)
+
+
+def test_dreams_target_is_no_way_for_gradients():
+    """arXiv:2312.00210 stops them: else the target would move towards what is predicted."""
+
+    def unet(noisy_latents, *_, **__):
+        return SimpleNamespace(sample=weight * noisy_latents)
+
+    weight, (latents, noise) = torch.ones((), requires_grad=True), pair()
+    batch = Batch(latents, noise, noise, TIMESTEPS, torch.zeros(6, 77, 8), None)
+    objective = Objective(scheduler("epsilon"), dream_detail_preservation=1.0)
+    assert not any(found.requires_grad for found in dream(unet, objective, batch, latents, noise))
 
 
 def test_dream_is_its_papers_formula():

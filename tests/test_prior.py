@@ -33,6 +33,15 @@ def test_a_picture_is_the_same_whichever_process_draws_it(tiny_model):
     assert not torch.allclose(together[0], together[2], atol=0.1)  # one prompt, two seeds
 
 
+def test_its_prompt_draws_it_and_the_empty_one_is_steered_away_from(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "prior.draw_latents", lambda unet, sampler, noise, to, away, *_: seen.append((to, away)) or noise
+    )
+    draw_prior(None, None, ["a", "b"], {"": 0, "a": 1, "b": 2}, (1, 2, 2), 4.0, 0, range(2), quiet=True)
+    assert seen == [([1, 2], [0, 0])]
+
+
 def test_they_are_read_back_in_order_and_nothing_where_none_were_drawn(tmp_path):
     path = tmp_path / "cache" / "prior.safetensors"
     assert read_prior(path) is None

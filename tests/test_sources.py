@@ -117,12 +117,12 @@ def test_a_loras_part_for_the_text_encoder_is_used(tiny_model, tmp_path):
     told = {f"{name}.lora_A.weight": torch.randn(2, 16), f"{name}.lora_B.weight": torch.randn(16, 2)}
     save_file(told, tmp_path / LORA_FILE)
     tokens = torch.tensor([[1, 2, 3]])
-    plain, changed = (
-        load_source_text_encoder(find_source(str(tiny_model), lora=lora), torch.float32)(tokens)[0]
-        for lora in (None, str(tmp_path))
+    plain, changed, none = (
+        load_source_text_encoder(find_source(str(tiny_model), lora=lora, lora_scale=scale), torch.float32)(tokens)[0]
+        for lora, scale in ((None, 1.0), (str(tmp_path), 1.0), (str(tmp_path), 0.0))
     )
     assert not torch.allclose(plain, changed, atol=1e-4)
-    assert torch.allclose(plain, load_text_encoder(tiny_model)(tokens)[0])
+    assert torch.allclose(plain, load_text_encoder(tiny_model)(tokens)[0]) and torch.allclose(plain, none, atol=1e-6)
 
 
 def test_other_weights_have_another_fingerprint(runs, tiny_model):

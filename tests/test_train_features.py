@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
@@ -86,6 +87,18 @@ def test_flags_that_do_not_go_together_are_refused_by_name(run, flags, named, mo
 # --- what is trained ------------------------------------------------------------------------------------------------
 
 
+def test_the_rate_and_the_gradients_norm_are_those_asked_for(run, monkeypatch):
+    norms = []
+    clip = Accelerator.clip_grad_norm_
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda a, p, norm: norms.append(norm) or clip(a, p, norm))
+    flags = ["--scale_lr", "--train_batch_size", 2, "--gradient_accumulation_steps", 2, "--lr_scheduler", "constant"]
+    flags += ["--max_train_steps", 1, "--checkpointing_steps", 1, "--max_grad_norm", 0.5]
+    out = run("out", "--learning_rate", 1e-4, *flags)
+    optimizer = torch.load(out / "checkpoint-1" / "training_state.pt", weights_only=True)["optimizer"]
+    assert rows(out)[0]["lr"] == optimizer["param_groups"][0]["lr"] == pytest.approx(4e-4)
+    assert norms == [0.5]
+
+
 def test_a_lora_run_resumes_to_the_same_file_and_inference_draws_with_it(run, tmp_path):
     usual = ["--lora_rank", 2, "--learning_rate", 1e-2, "--lr_scheduler", "constant", "--checkpointing_steps", 2]
     whole = run("whole", *usual, "--max_train_steps", 4)
@@ -114,6 +127,12 @@ def test_a_bf16_copy_learns_as_fp32_does_and_is_saved_in_fp32(run, tmp_path):
         assert last[1][name] < 0.95 * rows(half)[29][name]
     assert all(tensor.dtype == torch.float32 for tensor in weights(half).values())
     assert losses(half) != losses(full)
+
+
+def test_the_result_of_a_bf16_copy_is_its_fp32_average(run):
+    out = run("out", *STEPS, "--mixed_precision", "bf16", "--use_ema", "--checkpointing_steps", 3)
+    averaged = weights(out / "checkpoint-3", "unet_ema")
+    assert all(torch.equal(tensor, averaged[name]) for name, tensor in weights(out).items())
 
 
 def test_offloaded_and_foreach_averages_are_the_same(run):
@@ -319,6 +338,14 @@ def test_the_best_checkpoint_is_not_pruned(run, tmp_path, monkeypatch):
     out = run("out", "--max_train_steps", 4, *flags)
     assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert json.loads((out / "run.json").read_text())["best_step"] == 2
+
+
+def test_the_best_of_the_checkpoints_is_not_pruned_where_a_step_between_was_better(run, monkeypatch):
+    found = iter([0.5, 0.2, 0.1, 0.4, 0.5, 0.6])
+    monkeypatch.setattr("validation.FixedLoss.measure", lambda self, *_: {"val_loss": next(found)})
+    flags = ["--validation_steps", 1, "--checkpointing_steps", 2, "--checkpoints_total_limit", 1]
+    out = run("out", "--max_train_steps", 6, *flags)
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-6"]
 
 
 def test_a_dry_run_says_how_long_it_will_take_and_writes_only_the_cache(run, tmp_path, capsys):

@@ -40,6 +40,10 @@ def test_a_new_lora_changes_nothing_and_trains_the_adapter_alone(tiny_model):
     assert 0 < trained < whole / 4
 
 
+def test_without_an_alpha_a_loras_output_counts_once():
+    assert Lora(16, None).config.lora_alpha == 16 and Lora(16, 4.0).config.lora_alpha == 4
+
+
 def test_a_lora_is_read_back_for_training(tiny_model, tmp_path):
     unet = changed_lora(tiny_model)
     write_lora(unet, tmp_path)

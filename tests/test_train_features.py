@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
@@ -114,6 +114,17 @@ def test_a_lora_run_resumes_to_the_same_file_and_inference_draws_with_it(run, tm
         generate(inference_args([*args, "--model", str(model), "--height", "72", "--width", "56"]))
     one, other = (Image.open(path).tobytes() for path in (tmp_path / "drawn").glob("*.png"))
     assert one != other
+
+
+def test_the_unet_of_another_revision_is_what_is_trained(run, tiny_model, tmp_path, monkeypatch):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    unet = UNet2DConditionModel.from_pretrained(other / "unet", dtype=torch.float32)
+    with torch.no_grad():
+        unet.conv_out.bias += 1
+    unet.save_pretrained(other / "unet")
+    monkeypatch.setattr("plan.find_bases", lambda args: (tiny_model, other))
+    out = run("out", "--max_train_steps", 1, "--learning_rate", 1e-8)
+    assert torch.allclose(weights(out)["conv_out.bias"], unet.conv_out.bias, atol=1e-6)
 
 
 def test_a_bf16_copy_learns_as_fp32_does_and_is_saved_in_fp32(run, tmp_path):

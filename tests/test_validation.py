@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from averaging import NoAverage, make_average
 from models import load_noise_scheduler
 from objective import Objective
 from tiny_model import tiny_unet
 from trainable import OwnWeights
-from validation import FixedLoss, Watch, averaged, best_step, drawn_steps, fixed_draws, measured_steps
+from validation import FixedLoss, PromptDrawer, Watch, averaged, best_step, drawn_steps, fixed_draws, measured_steps
 
 SHAPES = [(4, 8, 8), (4, 8, 12), (4, 8, 8)]
 
@@ -73,6 +74,31 @@ def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
     with averaged(average, weights):
         inside = fixed_loss.measure(unet, Accelerator(), "_ema")
     assert inside["train_fixed_loss_ema"] == found["train_fixed_loss_ema"]
+
+
+def test_prompts_are_drawn_with_the_averaged_weights_that_are_put_back(fixed_loss):
+    unet, seen = tiny_unet(), []
+    weights = OwnWeights(unet)
+    settings = SimpleNamespace(use_ema=True, offload_ema=False, foreach_ema=True)
+    average = make_average(settings, unet, weights.parameters, None)
+    begun = [p.detach().clone() for p in weights.parameters]
+    with torch.no_grad():
+        for parameter in weights.parameters:
+            parameter += 1
+    drawer = SimpleNamespace(draw=lambda unet, step: seen.extend(p.detach().clone() for p in unet.parameters()))
+    Watch(Accelerator(), unet, weights, average, fixed_loss, drawer, set(), {5}).at(5)()
+    assert all(torch.equal(*pair) for pair in zip(seen, begun, strict=True))
+    assert all(torch.equal(parameter, before + 1) for parameter, before in zip(weights.parameters, begun, strict=True))
+
+
+def test_its_prompt_draws_a_picture_and_the_empty_one_is_steered_away_from(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("validation.draw_latents", lambda u, s, noise, *texts: asked.append(texts[:2]) or noise)
+    monkeypatch.setattr("validation.decode_latents", lambda vae, latents: [Image.new("RGB", (8, 8))] * len(latents))
+    encodings = SimpleNamespace(text={"": 0, "a": 1, "b": 2}.get)
+    PromptDrawer(["a", "b"], 2, encodings, None, None, (4, 2, 2), 4.0, tmp_path).draw(None, 7)
+    assert asked == [([1], [0]), ([1], [0]), ([2], [0]), ([2], [0])]
+    assert len(list(tmp_path.glob("step-000007-*.png"))) == 4
 
 
 def test_without_an_average_only_the_weights_are_measured(fixed_loss):

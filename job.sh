@@ -245,7 +245,8 @@ def main():
     print(f"the data set: {len(captions.pictures())} pictures in {folder}")
     without = [path for path in captions.without_row(captions.rows()) if not read_sidecar(path)]
     if without and captioner and not Path(captioner).is_dir():
-        print(f"the captioner: {download_captioner(captioner)}")
+        whole = captioning.allow_pickle or captioning.trust_remote_code
+        print(f"the captioner: {download_captioner(captioner, whole)}")
         with open(fetched, "a") as file:
             print(f"captioner {captioner}", file=file)
 
@@ -329,7 +330,7 @@ run_job() {
         HF_HUB_OFFLINE="$(captioning_offline)" step img_captioning "${captioning[@]}"
     fi
     if [[ "$1" == captions ]]; then
-        [[ -n "$pictures" ]] || fail 2 "DATASET=$dataset brings its captions along; there are none to be written"
+        [[ -n "$pictures" ]] || fail 2 "DATASET=$dataset: no folder of pictures, so there are no captions to be written"
         ! in_batch || rm -f "$(state_file)"
         say
         say "== nothing is trained yet: read the captions in $pictures/metadata.jsonl, and mend what is wrong"
@@ -517,13 +518,15 @@ print("Python " + platform.python_version(), *versions, sep=", ")
 ' 2>/dev/null || true); commit ${commit:-unknown}"
 }
 
-# What has a variable of its own is no further flag.
+# What has a variable of its own is no further flag, nor is what must not happen again at each start.
 check_caption_args() {
     local word
     for word in "$@"; do
         case "$word" in
             --model | --model=*) fail 2 "CAPTION_ARGS: the captioner is named by CAPTIONER" ;;
             --image_dir | --image_dir=* | --output | --output=*) fail 2 "CAPTION_ARGS: the folder is named by DATASET" ;;
+            --existing | --existing=*) fail 2 "CAPTION_ARGS: a job that is started again would replace what you \
+have mended; run img_captioning.py --existing replace by hand" ;;
         esac
     done
 }

@@ -326,6 +326,7 @@ def test_a_real_model_gets_a_real_captioner_unless_one_is_named(job):
         ({"CAPTION_ARGS": "--recursiv"}, "--recursiv"),
         ({"CAPTION_ARGS": "--model some/captioner"}, "CAPTIONER"),
         ({"CAPTION_ARGS": "--output=elsewhere"}, "DATASET"),
+        ({"CAPTION_ARGS": "--existing replace"}, "by hand"),
         ({"TRAIN_ARGS": "--no_such_flag"}, "--no_such_flag"),
         ({"INFERENCE_ARGS": "--step 30"}, "--step"),
         ({"NUM_IMAGES": "0"}, "--num_images"),
@@ -357,7 +358,7 @@ def test_captions_can_be_had_alone_to_be_read_before_training(job, repository):
     assert done.returncode == 0 and list(calls) == ["img_captioning"]
     assert f"read the captions in {repository}/dataset/metadata.jsonl" in done.stdout
     done, calls = job(arguments=["captions"], DATASET="some/dataset")
-    assert done.returncode == 2 and "brings its captions" in done.stderr and not calls
+    assert done.returncode == 2 and "DATASET=some/dataset: no folder of pictures" in done.stderr and not calls
 
 
 def test_what_is_captioned_is_what_training_takes(job, tmp_path):

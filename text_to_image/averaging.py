@@ -36,25 +36,23 @@ class Average(EMAModel):
 
 
 class OffloadedAverage(Average):
-    """The same in CPU memory; every step copies a GPU's weights over, into page-locked memory and all at once."""
+    """The same in CPU memory; every step copies the weights over, from a GPU into page-locked memory, all at once."""
 
     copies: Sequence[torch.nn.Parameter] = ()
 
     @torch.no_grad()
     def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         parameters = list(parameters)
-        if parameters[0].device.type == "cpu":
-            return super().step(parameters)
-        self.copies = self.copies or [torch.nn.Parameter(_page_locked(p), p.requires_grad) for p in parameters]
+        self.copies = self.copies or [torch.nn.Parameter(_room_for(p), p.requires_grad) for p in parameters]
         for copy, parameter in zip(self.copies, parameters, strict=True):
             copy.copy_(parameter, non_blocking=True)
         wait_for_device()
         super().step(self.copies)
 
 
-def _page_locked(tensor: torch.Tensor) -> torch.Tensor:
-    """Room for it in CPU memory."""
-    return torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=True)
+def _room_for(tensor: torch.Tensor) -> torch.Tensor:
+    """In CPU memory; page-locked for what comes from a GPU."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
 
 
 def make_average(

@@ -70,7 +70,10 @@ class CaptionFile:
         """Says that every picture has a row, and how many of the captions are empty; None where one has no row."""
         if self.without_row(rows := self.rows()):
             return None
-        words = f"all {len(self.pictures())} pictures in {self.image_dir} have a row"
+        pictures = len(self.pictures())
+        words = f"all {pictures} pictures in {self.image_dir} have a row"
+        if not pictures:
+            words = f"no pictures right in {self.image_dir}, and {len(rows)} rows of others"
         if not (empty := sum(row.caption_fault is not None for row in rows)):
             return words
         captions = "1 caption is" if empty == 1 else f"{empty} captions are"

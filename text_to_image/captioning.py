@@ -45,8 +45,8 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str, stop
     try:
         remove_litter(file)
         tokenizer = load_tokenizer(args.tokenizer)
-        broken = take_sidecars(file, args.trigger, stop) if args.existing == "keep" else {}
-        if args.existing == "keep" and broken.keys() >= {*map(file.name_of, file.without_row(file.rows()))}:
+        broken = take_sidecars(file, args.trigger, stop) if args.existing == "keep" else None
+        if broken is not None and broken.keys() >= {*map(file.name_of, file.without_row(file.rows()))}:
             print(file.complete() or f"all other pictures in {file.image_dir} have a row", flush=True)
             failures = _say_faults(broken)
         else:
@@ -83,9 +83,9 @@ def take_sidecars(file: CaptionFile, trigger: str | None, stop: StopSignals) -> 
                 continue
             captions = [with_trigger(caption, trigger) for caption in beside[path]]
             writer.add({file.name_of(path): captions if len(captions) > 1 else captions[0]})
+            stop.saved = "after captions of text files were written; the same command goes on"
     if taken := len(beside) - len(faults):
         print(f"{_pictures(taken)} with a text file beside: what it says is in {file.path}", flush=True)
-        stop.saved = "after the text files' captions were written; the same command goes on"
     return faults
 
 

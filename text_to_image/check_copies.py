@@ -34,8 +34,8 @@ def build_parser() -> FlagParser:
     parser = FlagParser("check_copies.py [--generated FOLDER] [--dataset FOLDER] [flags]", __doc__, EXAMPLES)
     parser.add_argument(
         "--generated", type=path, default=ROOT / "Generated_sample", metavar="FOLDER",
-        help="pictures that inference.py drew: those that images.jsonl there lists, else all but the sheets "
-        "(default: Generated_sample/ of this repository)",
+        help="pictures that inference.py drew: those that images.jsonl there lists of the model that drew last, else "
+        "all but the sheets (default: Generated_sample/ of this repository)",
     )  # fmt: skip
     parser.add_argument(
         "--dataset", type=path, default=ROOT / "dataset", metavar="FOLDER",

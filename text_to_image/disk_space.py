@@ -41,7 +41,8 @@ def measure_space(args: argparse.Namespace, plan: Plan, tokenizer, folder: Path)
         result = FLOAT * sum(count_parameters(plan.base, part) for part in PARTS)
     checkpoint = round(weights * (1 + (0.5 if args.use_8bit_adam else 2) + args.use_ema))
     written = plan.steps // args.checkpointing_steps
-    kept = min(written, args.checkpoints_total_limit or written)
+    best = bool(args.validation_split or args.validation_dir)  # kept beside those of the limit
+    kept = min(written, (args.checkpoints_total_limit or written) + best)
     at_once = min(written, kept + 1)  # a new one is written before the oldest goes
     still = max(0, at_once - len(complete_checkpoints(folder)))
     encoded = 0

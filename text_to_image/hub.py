@@ -26,13 +26,14 @@ def find_dataset(args: argparse.Namespace) -> Path:
     return write_folder(args, load_split(args))
 
 
-def download_captioner(name: str) -> Path:
-    """Into the hub's cache, for a job without internet; UserError where it is not to be had."""
+def download_captioner(name: str, whole: bool = False) -> Path:
+    """Into the hub's cache, for a job without internet; `whole`: with pickles and code. UserError where it is not to
+    be had."""
     import huggingface_hub
 
     try:
         patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=None if whole else patterns))
     except Exception as error:  # the hub's errors have no common class
         raise UserError(f"CAPTIONER {name}: not to be had from the hub: {hub_says(error)}") from None
 

@@ -100,8 +100,8 @@ def add_folder_flags(group) -> None:
          help=f"where the captions go (default: {METADATA} in FOLDER). Names in it are relative to FOLDER; in a "
               f"{METADATA} further up, to where that is, as `datasets` reads it")
     flag("--existing", choices=("keep", "replace"), default="keep",
-         help="rows that are there: 'keep' leaves them alone; 'replace' captions all pictures anew, in place; the "
-              f"rows' other keys stay, and the old file as {METADATA}.backup-N (default: keep)")
+         help="rows that are there: 'keep' leaves them alone; 'replace' has the captioner write all anew, in place; "
+              f"the rows' other keys stay, and the old file as {METADATA}.backup-N (default: keep)")
     flag("--limit", type=positive_int, metavar="N",
          help="caption N pictures in this run, not counting those that cannot be read; the same command goes on with "
               "the next (default: all)")

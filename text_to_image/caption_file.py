@@ -62,9 +62,11 @@ class CaptionFile:
     def rows(self) -> list[FoundRow]:
         return found_rows(self.path, self.root)
 
-    def without_row(self, rows: Iterable[FoundRow]) -> list[Path]:
+    def without_row(self, rows: Iterable[FoundRow], among: Iterable[Path] | None = None) -> list[Path]:
+        """Those that no row names, of `among` or of all pictures."""
         named = {PurePosixPath(row.file_name) for row in rows}
-        return [picture for picture in self.pictures() if PurePosixPath(self.name_of(picture)) not in named]
+        pictures = self.pictures() if among is None else among
+        return [picture for picture in pictures if PurePosixPath(self.name_of(picture)) not in named]
 
     def complete(self) -> str | None:
         """Says that every picture has a row, and how many of the captions are empty; None where one has no row."""

@@ -104,14 +104,16 @@ def look_at(file: CaptionFile, rows: Sequence[FoundRow]) -> list[Finding]:
 
 def look_at_files(file: CaptionFile, rows: Sequence[FoundRow]) -> list[Finding]:
     """What is neither captioned nor trained on."""
-    named = {PurePosixPath(row.file_name) for row in rows}
-    deeper = [name for path in file.in_sub_folders() if PurePosixPath(name := file.name_of(path)) not in named]
+    deeper = file.without_row(rows, among=file.in_sub_folders())
     return [
         *(
             Finding("of a kind that cannot be read (save them as JPEG or PNG)", file.name_of(path))
             for path in file.unread()
         ),
-        *(Finding("in sub-folders, without a row (--recursive captions them)", name, wrong=False) for name in deeper),
+        *(
+            Finding("in sub-folders, without a row (--recursive captions them)", file.name_of(path), wrong=False)
+            for path in deeper
+        ),
     ]
 
 

@@ -171,7 +171,7 @@ python3 python3-venv; on a cluster: module load python), or name an environment 
 use_active_environment() {
     local active="${VIRTUAL_ENV:-${CONDA_PREFIX-}}"
     [[ -z "${VENV-}" && -n "$active" && "$active" != "$repo/.venv" && ! -e "$repo/.venv" ]] || return 0
-    "$active/bin/python" -c 'import sys; sys.path.insert(0, sys.argv[1]); import errors; errors.require_packages()' \
+    "$active/bin/python" -c 'import sys; sys.path.insert(0, sys.argv[1]); from runtime import errors; errors.require_packages()' \
         "$scripts" 2>/dev/null || return 0
     VENV="$active"
     say "the active environment is used: $active"
@@ -192,7 +192,7 @@ check_environment() {
 import sys
 
 sys.path.insert(0, sys.argv[1])
-from errors import UserError, exit_with, require_packages
+from runtime.errors import UserError, exit_with, require_packages
 
 
 def main():
@@ -222,16 +222,17 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
-from errors import exit_with, require_packages
+from runtime.errors import exit_with, require_packages
 
 
 def main():
     require_packages()
     import img_captioning
-    from caption_file import caption_file, refuse_links, refuse_nothing
-    from hub import download_captioner, find_dataset
-    from plan import find_bases
-    from sidecars import read_sidecar
+    from captioning.caption_file import caption_file, refuse_links, refuse_nothing
+    from data.hub_datasets import find_dataset
+    from captioning.captioners import download_captioner
+    from models.folders import find_bases
+    from captioning.sidecars import read_sidecar
     from train_text_to_image import parse_args
 
     captioner, fetched, count, *words = sys.argv[2:]
@@ -549,7 +550,7 @@ import sys
 
 scripts, *words = sys.argv[1:]
 sys.path.insert(0, scripts)
-from errors import exit_with
+from runtime.errors import exit_with
 
 
 def counted():
@@ -562,7 +563,7 @@ def main():
     import img_captioning
     import inference
     import train_text_to_image
-    from flags import given_flags
+    from runtime.flags import given_flags
 
     img_captioning.parse_args(counted())
     train_text_to_image.parse_args(counted())
@@ -579,12 +580,12 @@ find_precision() {
 import sys
 
 sys.path.insert(0, sys.argv[1])
-from errors import exit_with, require_packages
+from runtime.errors import exit_with, require_packages
 
 
 def main():
     require_packages()
-    from devices import mixed_precision
+    from runtime.devices import mixed_precision
 
     print(mixed_precision() or "")
 

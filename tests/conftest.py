@@ -44,7 +44,7 @@ def captioned_folder(tmp_path_factory) -> Path:
 def train_run(tiny_model, captioned_folder, tmp_path):
     """Trains in this process: `train_run(name, flag, value, ...)` returns the output folder."""
     from train_text_to_image import parse_args
-    from training import train
+    from training.train import train
 
     def run(name: str, *flags: object, model: Path = tiny_model, dataset: Path = captioned_folder, stop=None) -> Path:
         usual = ["--pretrained_model_name_or_path", model, "--dataset", dataset, "--output_dir", tmp_path / name]

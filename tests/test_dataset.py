@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captions import image_files, read_captions
 from clone import ROOT
-from model_defaults import STARTER
-from models import load_tokenizer
-from prompts import count_tokens
+from data.metadata import image_files, read_captions
+from models.loading import load_tokenizer
+from models.text_encoding import count_tokens
+from runtime.paths import STARTER
 
 FOLDER = ROOT / "dataset"
 ROWS = read_captions(FOLDER)

@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from train_text_to_image import parse_args
-from training import train
+from training.train import train
 
 USUAL = """--resolution 64 --center_crop --random_flip --train_batch_size 1 --gradient_accumulation_steps 1
 --learning_rate 5.0e-04 --scale_lr --lr_scheduler constant --lr_warmup_steps 0 --seed=0"""

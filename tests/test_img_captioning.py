@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from background import Background
-from captions import append_captions, read_captions
-from errors import UserError
+from data.metadata import append_captions, read_captions
 from img_captioning import main, parse_args
+from runtime.errors import UserError
 from tiny_captioners import make_blip
 
 SCRIPT = Path(__file__).resolve().parents[1] / "text_to_image" / "img_captioning.py"

@@ -11,16 +11,16 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from batches import Batch
 from conftest import write_captioned_folder
-from data import load_picture
-from errors import UserError
-from models import load_noise_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
-from objective import Objective, diffusion_loss
-from prompts import encode_prompt
+from data.images import load_picture
+from models.loading import load_noise_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
+from models.text_encoding import encode_prompt
 from run_folder import losses, rows, weights
+from runtime.errors import UserError
 from tiny_model import make_tiny_model
 from train_text_to_image import parse_args
+from training.batches import Batch
+from training.objective import Objective, diffusion_loss
 
 SCRIPT = Path(__file__).resolve().parents[1] / "text_to_image" / "train_text_to_image.py"
 

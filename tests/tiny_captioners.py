@@ -39,7 +39,7 @@ from transformers import (
     T5Config,
 )
 
-from captioners import Chat
+from captioning.captioners import Chat
 
 QUESTION = "Question: what is it? Answer:"
 SPOKEN = (

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from models import save_vocabulary
+from models.loading import save_vocabulary
 
 WORDS = ["a", "the", "pair", "of", "denim", "jeans", "on", "white", "red", "t", "shirt", "flat", "laid"]
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")

@@ -4,10 +4,10 @@ each one the nearest training picture, and how near that is.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from errors import exit_with, require_packages
-from flags import FlagParser, path
+from runtime.errors import exit_with, require_packages
+from runtime.flags import FlagParser, path
+from runtime.paths import DATASET, GENERATED
 
 EXAMPLES = """\
   python text_to_image/check_copies.py
@@ -27,18 +27,17 @@ is worth a look at the sheet, and so are the nearest it does not flag.
 An --embedder sees likeness of another kind: things that look alike lie near
 each other, copied or not.
 """
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def build_parser() -> FlagParser:
     parser = FlagParser("check_copies.py [--generated FOLDER] [--dataset FOLDER] [flags]", __doc__, EXAMPLES)
     parser.add_argument(
-        "--generated", type=path, default=ROOT / "Generated_sample", metavar="FOLDER",
+        "--generated", type=path, default=GENERATED, metavar="FOLDER",
         help="pictures that inference.py drew: those that images.jsonl there lists of the model that drew last, else "
         "all but the sheets (default: Generated_sample/ of this repository)",
     )  # fmt: skip
     parser.add_argument(
-        "--dataset", type=path, default=ROOT / "dataset", metavar="FOLDER",
+        "--dataset", type=path, default=DATASET, metavar="FOLDER",
         help="the pictures that were trained on (default: the repository's dataset/)",
     )  # fmt: skip
     parser.add_argument(
@@ -60,7 +59,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     require_packages()
-    from copies import check
+    from evaluation.copies import check
 
     check(args)
 

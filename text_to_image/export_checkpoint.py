@@ -5,9 +5,9 @@ InvokeAI load.
 import argparse
 from collections.abc import Sequence
 
-from errors import UserError, exit_with, require_packages
-from flags import FlagParser, YesNo, path
-from runs import newest_finished_run, newest_run
+from runs.records import newest_finished_run, newest_run
+from runtime.errors import UserError, exit_with, require_packages
+from runtime.flags import FlagParser, YesNo, path
 
 EXAMPLES = """\
   python text_to_image/export_checkpoint.py --to jeans.safetensors
@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     require_packages()
-    from exporting import export
+    from exporting.export import export
 
     export(args)
 

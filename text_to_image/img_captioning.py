@@ -2,13 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from caption_file import caption_file, refuse_links, refuse_nothing
-from captions import METADATA
-from errors import UserError, exit_with, require_packages
-from flags import FlagParser, path, positive_int
-from stopping import StopSignals
+from captioning.caption_file import caption_file, refuse_links, refuse_nothing
+from data.metadata import METADATA
+from runtime.errors import UserError, exit_with, require_packages
+from runtime.flags import FlagParser, path, positive_int
+from runtime.paths import DATASET, STARTER, STARTER_CAPTIONER
+from runtime.stopping import StopSignals
 
 EXAMPLES = """\
   python text_to_image/img_captioning.py --image_dir dataset
@@ -31,10 +31,6 @@ exit codes: 0 done; 1 some pictures could not be captioned (the others are), or
 --check found something wrong; 2 a mistake in a flag or a file, named in a line;
 75 stopped by a signal, with all captions written: the same command goes on.
 """
-HERE = Path(__file__).resolve().parent
-DATASET = HERE.parent / "dataset"
-STARTER = HERE / "starter" / "captioner"
-TOKENIZER = HERE / "starter" / "base"
 REAL_MODEL = "Salesforce/blip-image-captioning-large"
 
 
@@ -51,32 +47,32 @@ def main(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     # Heavy, so after everything that can be refused without it.
     require_packages()
     if model:
-        from captioning import caption_folder
+        from captioning.captioning import caption_folder
 
         caption_folder(args, file, model, stop)
     elif args.check:
-        from inspecting import check
+        from captioning.audit import check
 
         check(file)
     else:
-        from caption_lengths import load_tokenizer, tell_lengths
-        from inspecting import tell
+        from captioning.audit import tell
+        from captioning.lengths import load_tokenizer, tell_lengths
 
         tell_lengths(load_tokenizer(args.tokenizer), args.tokenizer, file.rows())
         tell(file)
 
 
 def _starter() -> str:
-    if not STARTER.is_dir():
+    if not STARTER_CAPTIONER.is_dir():
         raise UserError(
-            f"no captioner in {STARTER}; name one, for example --model {REAL_MODEL} "
+            f"no captioner in {STARTER_CAPTIONER}; name one, for example --model {REAL_MODEL} "
             f"(for job.sh: CAPTIONER={REAL_MODEL})"
         )
     print(
-        f"captioner: the starter, {STARTER}; it knows rendered garments only, and a real one is named by --model "
-        f"{REAL_MODEL}"
+        f"captioner: the starter, {STARTER_CAPTIONER}; it knows rendered garments only, and a real one is named by "
+        f"--model {REAL_MODEL}"
     )
-    return str(STARTER)
+    return str(STARTER_CAPTIONER)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -140,7 +136,7 @@ def add_training_flags(group) -> None:
     flag("--max_words", type=positive_int, metavar="N",
          help="cut new captions within N words, at a sentence's end where there is one; the trigger does not count "
               "(default: whole captions)")
-    flag("--tokenizer", default=str(TOKENIZER), metavar="MODEL",
+    flag("--tokenizer", default=str(STARTER), metavar="MODEL",
          help="the Stable Diffusion model, folder or hub id, whose tokenizer counts the captions at the end (default: "
               "the starter)")
 

@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import UserError, exit_with, require_packages
-from flags import FlagParser, YesNo, fraction, given_flags, non_negative_float, path, positive_int, seed, text
-from model_defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, STARTER, merge_defaults
-from prompt_list import Wish, read_wishes
-from runs import newest_finished_run, newest_run, read_run
-from samplers import DEFAULT_SAMPLER, SAMPLERS
-from stopping import StopSignals
+from generation.request_list import Wish, read_wishes
+from models.defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, merge_defaults
+from models.samplers import DEFAULT_SAMPLER, SAMPLERS
+from runs.records import newest_finished_run, newest_run, read_run
+from runtime.errors import UserError, exit_with, require_packages
+from runtime.flags import FlagParser, YesNo, fraction, given_flags, non_negative_float, path, positive_int, seed, text
+from runtime.paths import GENERATED, STARTER
+from runtime.stopping import StopSignals
 
 EXAMPLES = """\
   python text_to_image/inference.py --prompt "denim jeans"
@@ -29,7 +30,6 @@ EXAMPLES = """\
 
   python text_to_image/inference.py --prompt "denim jeans" --checkpoint latest
 """
-SAMPLES = Path(__file__).resolve().parents[1] / "Generated_sample"
 FROM_THE_MODEL = {"guidance_rescale", "guidance_scale", "negative_prompt", "scheduler", "steps"}
 
 
@@ -61,7 +61,7 @@ def add_everyday_flags(group) -> None:
     flag("--num_images", type=positive_int, default=4, metavar="N", help="pictures of each prompt (default: 4)")
     flag("--seed", type=seed, default=0, metavar="N",
          help="picture i of a prompt (from 0) is drawn with seed N + i (default: 0)")
-    flag("--output_dir", type=path, default=SAMPLES, metavar="FOLDER",
+    flag("--output_dir", type=path, default=GENERATED, metavar="FOLDER",
          help="where pictures, images.jsonl and contact_sheet.jpg go (default: Generated_sample/ of this repository)")
     flag("--resume", action=YesNo, default=False,
          help="draw only the pictures that are not there yet (default: draw all)")
@@ -165,7 +165,7 @@ def main() -> None:
     require_packages()
     with StopSignals() as stop:
         stop.saved = "before the first picture"
-        from generating import generate
+        from generation.generate import generate
 
         generate(args, stop)
 

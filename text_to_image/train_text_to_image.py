@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import UserError, exit_with, require_packages
-from flags import (
+from models.defaults import FROM_FLAG, FROM_SCRIPT, TRAINING_DEFAULTS, merge_defaults
+from runtime.errors import UserError, exit_with, require_packages
+from runtime.flags import (
     FlagParser,
     YesNo,
     below_one,
@@ -20,8 +21,8 @@ from flags import (
     text,
     up_to_half,
 )
-from model_defaults import FROM_FLAG, FROM_SCRIPT, STARTER, TRAINING_DEFAULTS, merge_defaults
-from stopping import StopSignals
+from runtime.paths import STARTER
+from runtime.stopping import StopSignals
 
 EXAMPLES = """\
   python text_to_image/train_text_to_image.py --dataset dataset --epochs 100
@@ -279,7 +280,7 @@ def main() -> None:
     args = parse_args()
     require_packages()
     with StopSignals() as stop:
-        from training import train
+        from training.train import train
 
         train(args, stop)
 

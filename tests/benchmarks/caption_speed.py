@@ -38,8 +38,8 @@ def compare(folder: Path, number: int, rounds: int, batch_size: int) -> None:
     from PIL import Image
     from transformers.utils import logging
 
-    from captioners import load_captioner
-    from devices import keep_large_blocks
+    from captioning.captioners import load_captioner
+    from runtime.devices import keep_large_blocks
 
     keep_large_blocks()  # for both sides: the plain loop gains little by it
     captioner = load_captioner(str(make_blip_base(folder / "blip-base")), None, NEW_TOKENS)
@@ -94,8 +94,8 @@ def own_loop(folder: Path, captioner, batch_size: int) -> None:
     import contextlib
     import io
 
-    from caption_file import caption_file
-    from captioning import caption_pending
+    from captioning.caption_file import caption_file
+    from captioning.captioning import caption_pending
     from img_captioning import parse_args
 
     args = parse_args(["--image_dir", str(folder), "--batch_size", str(batch_size)])

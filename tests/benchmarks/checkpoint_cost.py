@@ -26,8 +26,8 @@ def main() -> None:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from checkpoints import save_checkpoint, what_is_damaged
-    from trainable import Lora, WholeUNet
+    from runs.checkpoints import save_checkpoint, what_is_damaged
+    from training.parameters import Lora, WholeUNet
 
     unet = UNet2DConditionModel(
         sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)

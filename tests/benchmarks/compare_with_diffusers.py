@@ -23,12 +23,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(ROOT / "text_to_image")]
 
-from batches import Batch  # noqa: E402
-from captions import read_captions  # noqa: E402
-from data import load_picture  # noqa: E402
-from draws import generator  # noqa: E402
-from model_defaults import STARTER  # noqa: E402
-from models import (  # noqa: E402
+from data.images import load_picture  # noqa: E402
+from data.metadata import read_captions  # noqa: E402
+from models.loading import (  # noqa: E402
     load_noise_scheduler,
     load_text_encoder,
     load_tokenizer,
@@ -36,8 +33,11 @@ from models import (  # noqa: E402
     load_vae,
     quiet_libraries,
 )
-from objective import Objective, diffusion_loss  # noqa: E402
-from prompts import encode_prompt  # noqa: E402
+from models.text_encoding import encode_prompt  # noqa: E402
+from runtime.paths import STARTER  # noqa: E402
+from training.batches import Batch  # noqa: E402
+from training.objective import Objective, diffusion_loss  # noqa: E402
+from training.samples import generator  # noqa: E402
 
 OURS = ROOT / "text_to_image" / "train_text_to_image.py"
 EQUAL = ["--no_short_captions", "--caption_dropout", "0", "--no_cache", "--max_token_chunks", "1", "--no_use_ema"]

@@ -24,15 +24,15 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "text_to_image"))
-from devices import choose_device  # noqa: E402
-from generating import plan_drawings  # noqa: E402
+from generation.generate import plan_drawings  # noqa: E402
+from generation.image_generator import Painter, load_samplers  # noqa: E402
+from generation.output_files import Drawing, PictureFolder  # noqa: E402
+from generation.weights import find_source  # noqa: E402
 from inference import parse_args  # noqa: E402
-from model_defaults import STARTER  # noqa: E402
-from model_folders import read_shape  # noqa: E402
-from models import quiet_libraries  # noqa: E402
-from painting import Painter, load_samplers  # noqa: E402
-from picture_files import Drawing, PictureFolder  # noqa: E402
-from sources import find_source  # noqa: E402
+from models.folders import read_shape  # noqa: E402
+from models.loading import quiet_libraries  # noqa: E402
+from runtime.devices import choose_device  # noqa: E402
+from runtime.paths import STARTER  # noqa: E402
 
 OWN_STEPS, PLAIN_STEPS, LIMIT_STEPS = 25, 50, 200
 PROMPTS = (

@@ -23,8 +23,8 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "text_to_image"))
 
-from data import read_pictures  # noqa: E402
-from errors import exit_with  # noqa: E402
+from data.dataset import read_pictures  # noqa: E402
+from runtime.errors import exit_with  # noqa: E402
 
 LONGEST = 20  # seconds that one check may take
 PIECES = [

@@ -15,12 +15,13 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(ROOT / "text_to_image"), str(ROOT / "text_to_image" / "starter")]
 
-from captions import read_captions  # noqa: E402
 from classifier import classify, load_classifier  # noqa: E402
-from contact_sheet import make_contact_sheet  # noqa: E402
+from data.metadata import read_captions  # noqa: E402
+from generation.contact_sheet import make_contact_sheet  # noqa: E402
 from measure_base import draw  # noqa: E402
-from model_defaults import STARTER, guidance_scale_of  # noqa: E402
-from models import quiet_libraries  # noqa: E402
+from models.defaults import guidance_scale_of  # noqa: E402
+from models.loading import quiet_libraries  # noqa: E402
+from runtime.paths import STARTER  # noqa: E402
 
 SIZE = (224, 288)  # width, height that dataset/ is trained at on the starter
 SHORT = ("denim jeans", "A single pair of denim jeans laid flat on a white background")

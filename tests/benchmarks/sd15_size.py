@@ -58,7 +58,7 @@ def make_model(folder: Path) -> None:
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from model_defaults import STARTER
+    from runtime.paths import STARTER
     from tiny_model import sd_scheduler
 
     torch.set_default_dtype(torch.float16)

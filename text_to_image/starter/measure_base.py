@@ -22,15 +22,15 @@ from render_garments import Spec, sample_spec
 HERE = Path(__file__).resolve().parent
 sys.path.insert(1, str(HERE.parent))  # the rooms of the three scripts
 
-from contact_sheet import make_contact_sheet  # noqa: E402
-from devices import choose_device  # noqa: E402
-from generating import MAX_TOKEN_CHUNKS  # noqa: E402
-from model_defaults import guidance_scale_of  # noqa: E402
-from model_folders import read_shape  # noqa: E402
-from models import choose_attention, load_unet, load_vae, quiet_libraries  # noqa: E402
-from painting import encode_prompts  # noqa: E402
-from sampling import decode_latents, draw_latents, initial_noise, load_sampler  # noqa: E402
-from sources import find_source  # noqa: E402
+from generation.contact_sheet import make_contact_sheet  # noqa: E402
+from generation.generate import MAX_TOKEN_CHUNKS  # noqa: E402
+from generation.image_generator import encode_prompts  # noqa: E402
+from generation.weights import find_source  # noqa: E402
+from models.defaults import guidance_scale_of  # noqa: E402
+from models.folders import read_shape  # noqa: E402
+from models.loading import choose_attention, load_unet, load_vae, quiet_libraries  # noqa: E402
+from models.sampling import decode_latents, draw_latents, initial_noise, load_sampler  # noqa: E402
+from runtime.devices import choose_device  # noqa: E402
 
 GOALS = {"kind": 0.97, "colour": 0.97, "marker": 0.95, "pattern": 0.90, "view": 0.90}
 

@@ -1,0 +1,281 @@
+"""captioning.py: what is captioned, how it is written, what is told, and what is refused; all in this process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioning import captioning
+from captioning.caption_file import caption_file
+from data.metadata import METADATA, append_captions, read_captions
+from img_captioning import main, parse_args
+from runtime.errors import UserError, WorkError
+from runtime.locking import this_process
+from tiny_captioners import make_blip, make_qwen
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+    return make_blip(tmp_path_factory.mktemp("models") / "says blue", "blue")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(1, 4):
+        draw(tmp_path / f"11 ({number}).JPG", number)
+    return tmp_path
+
+
+def draw(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    blocks = np.random.default_rng(seed).integers(0, 256, (30, 20, 3), dtype=np.uint8)
+    kind = {".PNG": "PNG", ".webp": "WEBP"}.get(path.suffix, "JPEG")
+    Image.fromarray(blocks).resize((260, 390), Image.Resampling.NEAREST).save(path, kind)
+
+
+@pytest.fixture
+def caption(folder, captioner):
+    def run(*flags: object, model: Path = captioner) -> None:
+        usual = ["--image_dir", folder, "--model", model, "--max_new_tokens", 2]
+        main(parse_args([str(word) for word in [*usual, *flags]]))
+
+    return run
+
+
+def captions_of(folder: Path, column: str = "text") -> dict[str, str]:
+    return {row.file_name: row.captions[0] for row in read_captions(folder, column)}
+
+
+def test_captions_are_written_told_and_counted_and_the_data_looked_at(folder, caption, capsys):
+    litter = folder / f".{METADATA}.host.1.part"
+    litter.write_text("half a fi")
+    caption()
+    assert not litter.exists()
+    assert captions_of(folder) == {f"11 ({number}).JPG": "blue blue" for number in (1, 2, 3)}
+    said = capsys.readouterr()
+    assert "captioning 3 of 3 pictures" in said.out and "11 (2).JPG: blue blue" in said.out
+    assert "tokens of 3 captions: " in said.out and "3 in 1 chunk" in said.out
+    assert "starter/base" in said.out  # whose tokenizer counted
+    assert "equal captions: 1" in said.out and "nearly" not in said.out
+    assert "picture/s" in said.err and "3/3" in said.err  # the bar: how many, how fast
+
+
+def test_a_trigger_stands_before_each_caption_once_and_captions_are_cut_to_words(folder, caption):
+    append_captions(folder, [("11 (1).JPG", "mine")])
+    caption("--trigger", "sks jeans", "--max_words", 1)
+    assert list(captions_of(folder).values()) == ["mine", "sks jeans, blue", "sks jeans, blue"]
+    (folder / METADATA).unlink()
+    caption("--trigger", "blue")
+    assert set(captions_of(folder).values()) == {"blue blue"}
+
+
+def test_a_limit_counts_pictures_of_this_run_and_the_same_command_goes_on(folder, caption, capsys):
+    for done in (1, 2, 3):
+        caption("--limit", 1)
+        assert len(captions_of(folder)) == done
+        assert f"captioning 1 of 3 pictures in {folder}" in capsys.readouterr().out
+    caption("--limit", 1)
+    assert "all 3 pictures" in capsys.readouterr().out
+
+
+def test_a_limit_does_not_count_pictures_that_cannot_be_read(folder, caption):
+    for number in range(3):
+        (folder / f"1 ({number}).png").write_text("no picture")  # before all others
+    for done in (1, 2):
+        with pytest.raises(WorkError, match="3 pictures without a caption"):
+            caption("--limit", 1)
+        assert len(captions_of(folder)) == done
+
+
+def test_that_every_picture_has_a_row_says_how_many_captions_are_empty_and_how_long_they_are(folder, caption, capsys):
+    append_captions(folder, [("11 (1).JPG", ""), ("11 (2).JPG", "mine"), ("11 (3).JPG", "mine too")])
+    caption()
+    said = capsys.readouterr().out
+    assert f"all 3 pictures in {folder} have a row; 1 caption is empty" in said
+    assert "tokens of 2 captions: " in said and "starter/base" in said
+
+
+def test_rows_of_gone_pictures_are_reported_and_kept(folder, caption, capsys):
+    before = b'{"file_name": "gone.JPG", "text": "mine", "tags": [1]}\n{"file_name": "11 (1).JPG", "text": ""}'
+    (folder / METADATA).write_bytes(before)
+    caption()
+    assert (folder / METADATA).read_bytes().startswith(before + b"\n{")
+    said = capsys.readouterr().out
+    assert 'line 1: the picture "gone.JPG" is missing' in said and "line 2: `text` is empty" in said
+    caption()  # nothing is left to do, and it is told again
+    assert 'line 1: the picture "gone.JPG" is missing' in capsys.readouterr().out
+
+
+def test_replacing_captions_all_pictures_in_place_and_goes_on_where_it_was_limited(folder, caption, capsys):
+    rows = '{"n": 1, "file_name": "11 (2).JPG", "text": "mine"}\n{"file_name": "gone.JPG", "text": "kept"}\n'
+    (folder / METADATA).write_text(rows)
+    caption("--existing", "replace", "--limit", 2)
+    half = (folder / METADATA).read_text()
+    assert half.splitlines()[:2] == rows.replace('"mine"', '"blue blue"').splitlines()
+    assert half.count("11 (") == 2  # 11 (1) got a row
+    caption("--existing", "replace")
+    said = capsys.readouterr().out
+    assert "going on with a replacement that was broken off: 2 pictures done already" in said
+    assert said.count("JPG: blue blue") == 3
+    assert (folder / METADATA).read_text().count("blue blue") == 3
+    assert (folder / f"{METADATA}.backup-1").read_text() == rows
+    assert sorted(path.name for path in folder.glob("*metadata*")) == [METADATA, f"{METADATA}.backup-1"]
+    caption("--existing", "replace")  # a finished one begins anew
+    assert len(list(folder.glob("*.backup-*"))) == 2
+
+
+def test_a_replacement_is_over_when_all_have_been_tried_also_with_unreadable_pictures(folder, caption):
+    (folder / "note.png").write_text("no picture")
+    with pytest.raises(WorkError, match="1 picture without"):
+        caption("--existing", "replace")
+    assert [path.name for path in folder.glob("*metadata*")] == [METADATA]
+    caption("--existing", "replace", "--limit", 1)
+    assert (folder / f".{METADATA}.replacing").exists()
+
+
+def test_unreadable_pictures_are_named_skipped_and_counted(folder, caption, capsys):
+    whole = (folder / "11 (1).JPG").read_bytes()
+    (folder / "11 (1).JPG").write_bytes(whole[: len(whole) // 2])
+    (folder / "note.png").write_text("no picture")
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(whole)
+    with pytest.raises(WorkError, match="^3 pictures without a caption:") as caught:
+        caption("--batch_size", 1)
+    assert "11 (1).JPG: damaged" in str(caught.value) and "note.png: not a picture" in str(caught.value)
+    assert "its name is not UTF-8" in str(caught.value)
+    assert list(captions_of(folder)) == ["11 (2).JPG", "11 (3).JPG"]
+    said = capsys.readouterr()  # as they are met, too
+    assert "11 (1).JPG: damaged" in said.err and "note.png: not a picture" in said.err
+
+
+def test_unreadable_pictures_are_named_also_when_the_look_at_the_data_fails(folder, caption, monkeypatch, capsys):
+    def fail(file):
+        raise RuntimeError("cannot look")
+
+    monkeypatch.setattr(captioning, "tell", fail)
+    (folder / "note.png").write_text("no picture")
+    with pytest.raises(WorkError, match="note.png"):
+        caption()
+    assert "no look at the data: cannot look" in capsys.readouterr().err
+
+
+def test_a_picture_that_the_model_refuses_is_named_and_the_others_of_its_batch_are_described(
+    folder, caption, tmp_path_factory
+):
+    Image.new("RGB", (4, 1200)).save(folder / "11 (2).png")  # Qwen's limit is 200 times as high as wide
+    qwen = make_qwen(tmp_path_factory.mktemp("models") / "qwen")
+    with pytest.raises(WorkError, match=r"11 \(2\).png: .*aspect ratio"):
+        caption("--max_new_tokens", 8, model=qwen)
+    described = captions_of(folder)
+    assert {"11 (2).JPG", "11 (3).JPG"} <= set(described)  # of the first its random weights may find nothing to say
+    assert "11 (2).png" not in described and len(set(described.values())) == len(described)
+
+
+class SaysWhatItSees:
+    """A captioner whose captions name the picture's size and colour."""
+
+    def describe(self, images):
+        return [f"{image.width} x {image.height}, {image.getpixel((5, 5))}" for image in images]
+
+
+def test_each_caption_stands_in_the_row_of_its_own_picture(tmp_path, tmp_path_factory):
+    import datasets
+
+    for number in range(20):
+        colour = (10 * number, 255 - 10 * number, 40)
+        Image.new("RGB", (300 + number, 260), colour).save(tmp_path / f"{number}.png")
+    for number in (3, 11, 12):
+        (tmp_path / f"{number}.png").write_bytes((tmp_path / f"{number}.png").read_bytes()[:200])
+    (tmp_path / "5 of mine.png").write_bytes((tmp_path / "5.png").read_bytes())
+    append_captions(tmp_path, [("5 of mine.png", "mine")])
+    args = parse_args(["--image_dir", str(tmp_path), "--batch_size", "8"])
+    failures = captioning.caption_pending(args, caption_file(tmp_path, None, False), SaysWhatItSees(), "a stub")
+    assert [line.partition(":")[0] for line in failures] == ["3.png", "11.png", "12.png"]
+    captions = captions_of(tmp_path)
+    assert captions.pop("5 of mine.png") == "mine" and len(captions) == 17
+    for name, text in captions.items():
+        with Image.open(tmp_path / name) as image:
+            assert text == SaysWhatItSees().describe([image])[0]
+    cache = str(tmp_path_factory.mktemp("cache"))
+    split = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split="train", cache_dir=cache)
+    texts = [row["text"] == SaysWhatItSees().describe([row["image"]])[0] for row in split if row["text"] != "mine"]
+    assert len(texts) == 17 and all(texts)
+
+
+def test_a_model_that_finds_no_words_writes_no_empty_caption(folder, caption, tmp_path_factory):
+    silent = make_blip(tmp_path_factory.mktemp("models") / "silent", "[SEP]")
+    with pytest.raises(WorkError, match="11 \\(1\\).JPG: the model found no words for it"):
+        caption("--trigger", "sks", model=silent)
+    assert not (folder / METADATA).exists()
+
+
+def test_another_file_is_written_and_the_folders_own_left_alone(folder, caption, tmp_path_factory):
+    append_captions(folder, [("11 (1).JPG", "mine")])
+    before, output = (folder / METADATA).read_bytes(), tmp_path_factory.mktemp("out") / "new" / "captions.jsonl"
+    caption("--output", output)
+    assert len(output.read_text().splitlines()) == 3 and (folder / METADATA).read_bytes() == before
+    assert json.loads(output.read_text().splitlines()[0])["file_name"] == "11 (1).JPG"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_before_the_model_is_loaded(caption):
+    with pytest.raises(WorkError, match="/proc/.captions.jsonl.lock: cannot be made"):
+        caption("--output", "/proc/captions.jsonl", model="/no such model")
+
+
+def test_a_second_run_is_refused_while_the_first_lives_and_takes_over_when_it_is_dead(folder, caption):
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started = Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    lock = folder / f".{METADATA}.lock"
+    lock.write_text(json.dumps({**this_process(), "pid": other.pid, "started": started}))
+    with pytest.raises(UserError, match=f"process {other.pid} on this host writes captions into {METADATA}; wait"):
+        caption()
+    assert not (folder / METADATA).exists()
+    other.kill()
+    other.wait()
+    caption()
+    assert len(captions_of(folder)) == 3 and not lock.exists()
+
+
+def test_a_malformed_row_is_refused_by_its_line_and_nothing_is_changed(folder, caption):
+    (folder / METADATA).write_bytes(b'{"file_name": "11 (1).JPG", "text": "mine"}\n{"file_na')
+    for flags in ([], ["--existing", "replace"], ["--check"]):
+        with pytest.raises(UserError, match="metadata.jsonl, line 2: not JSON"):
+            caption(*flags)
+    assert (folder / METADATA).read_bytes().endswith(b"file_na")
+    assert sorted(path.name for path in folder.glob("*metadata*")) == [METADATA]
+
+
+def test_datasets_reads_what_was_written(folder, caption, tmp_path_factory):
+    import datasets
+
+    names = ["11 (1).JPG", "11 (2).JPG", "11 (3).JPG", "a b/é ü.JPG", "[x] (1)/pic[2].PNG", "日本/写真.webp"]
+    for number, name in enumerate(names[3:]):
+        draw(folder / name, 10 + number)
+    caption("--recursive")
+    assert sorted(captions_of(folder)) == sorted(names)
+    cache = str(tmp_path_factory.mktemp("cache"))
+    split = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=cache)
+    assert len(split) == len(names) and set(split["text"]) == {"blue blue"}
+    pixels = sorted(np.asarray(row["image"].convert("RGB")).tobytes() for row in split)
+    assert pixels == sorted(np.asarray(Image.open(folder / name).convert("RGB")).tobytes() for name in names)
+
+
+def test_huge_pictures_are_made_smaller_before_they_wait_for_the_model(tmp_path):
+    Image.new("RGB", (4000, 2400), "navy").save(tmp_path / "1.jpg")
+    Image.new("L", (100, 60)).save(tmp_path / "2.png")
+    (_, large), (_, small) = captioning.open_ahead([tmp_path / "1.jpg", tmp_path / "2.png"])
+    assert max(large.size) == captioning.LONGEST_SIDE and abs(large.width / large.height - 4000 / 2400) < 0.01
+    assert (small.mode, small.size) == ("RGB", (100, 60))
+
+
+def test_pictures_reach_the_model_upright_and_on_white(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (60, 30), "red").save(tmp_path / "1.jpg", exif=exif)
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "2.png")
+    (_, turned), (_, clear) = captioning.open_ahead([tmp_path / "1.jpg", tmp_path / "2.png"])
+    assert turned.size == (30, 60) and clear.getpixel((3, 3)) == (255, 255, 255)

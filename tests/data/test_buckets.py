@@ -1,0 +1,60 @@
+"""Buckets: each picture in a size of its own shape, little cut off."""
+
+from pathlib import Path
+
+import pytest
+
+from data.buckets import choose_sizes, cropped, list_buckets, nearest_size
+from data.dataset import Picture
+
+
+def picture_of(width: int, height: int) -> Picture:
+    return Picture(Path("x"), width, height, (("a",),))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "resolution", "multiple", "expected"),
+    [
+        (768, 1024, 256, 32, (288, 224)),
+        (768, 1024, 512, 64, (576, 448)),
+        (768, 1024, 256, 64, (256, 192)),
+        (1024, 768, 256, 32, (224, 288)),
+        (500, 500, 256, 32, (256, 256)),
+        (500, 500, 256, 64, (256, 256)),
+        (3000, 10, 64, 32, (32, 128)),
+        (100, 200, 256, 32, (384, 192)),
+    ],
+)
+def test_a_size_has_the_pictures_shape_and_the_area_asked_for(width, height, resolution, multiple, expected):
+    size = nearest_size(height / width, resolution, multiple)
+    assert size == expected
+    assert not size[0] % multiple and not size[1] % multiple
+
+
+@pytest.mark.parametrize("multiple", [8, 32, 64])
+def test_whatever_the_shape_the_area_is_near_and_little_is_cut_off(multiple):
+    for width in range(400, 1601, 37):
+        height, width_ = nearest_size(800 / width, 512, multiple)
+        assert 0.75 < height * width_ / 512**2 < 1.3
+        assert cropped(800 / width, (height, width_)) < 0.002 * multiple
+
+
+def test_a_portrait_picture_loses_no_more_than_is_said():
+    assert cropped(1024 / 768, (288, 224)) == pytest.approx(0.036, abs=0.001)
+    assert cropped(1.0, (256, 256)) == 0
+
+
+def test_pictures_of_other_shapes_go_into_other_buckets_the_largest_first():
+    pictures = [picture_of(300, 200), picture_of(768, 1024), picture_of(100, 100), picture_of(750, 1000)]
+    sizes = choose_sizes(pictures, 256, 32, square=False)
+    buckets = list_buckets(pictures, sizes)
+    assert sizes[1] == sizes[3] == buckets[0].size and buckets[0].pictures == 2
+    assert len(buckets) == 3 and sum(bucket.pictures for bucket in buckets) == 4
+    assert buckets[0].cropped == pytest.approx(0.036, abs=0.001)
+
+
+def test_a_square_is_cut_from_all_where_that_is_asked_for():
+    pictures = [picture_of(300, 200), picture_of(768, 1024)]
+    assert choose_sizes(pictures, 256, 32, square=True) == [(256, 256)] * 2
+    assert choose_sizes(pictures, 250, 64, square=True) == [(192, 192)] * 2
+    assert list_buckets(pictures, [(256, 256)] * 2)[0].cropped == pytest.approx(1 / 3)

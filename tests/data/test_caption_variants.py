@@ -1,0 +1,106 @@
+"""Shorter forms of captions."""
+
+import pytest
+
+from data.caption_variants import caption_forms, first_sentence, short_prompts
+
+LONG = (
+    "A single pair of denim jeans laid flat on a white background, seen from the back. The blue denim is faded. "
+    "The legs are spread apart."
+)
+
+
+def test_a_long_caption_also_teaches_its_first_sentence_its_first_clause_its_thing_and_two_words():
+    first = "A single pair of denim jeans laid flat on a white background, seen from the back."
+    assert caption_forms(LONG) == (
+        (LONG,),
+        (first, "A single pair of denim jeans laid flat on a white background"),
+        ("A single pair of denim jeans",),
+        ("denim jeans",),
+        (f"{first} The blue denim is faded.", f"{first} The legs are spread apart."),
+    )
+
+
+@pytest.mark.parametrize(
+    ("caption", "groups"),
+    [
+        ("A cat on a mat.", (("A cat on a mat.",), ("A cat", "cat"))),
+        ("Two socks on a table.", (("Two socks on a table.",), ("Two socks",))),
+        ("denim jeans", (("denim jeans",),)),
+    ],
+)
+def test_a_single_sentence_is_read_itself_at_least_every_other_time(caption, groups):
+    assert caption_forms(caption) == groups
+
+
+@pytest.mark.parametrize(
+    ("caption", "thing"),
+    [
+        ("A red t-shirt, folded.", "red t-shirt"),
+        ("Two socks on a table.", "Two socks"),
+        ("The photograph of a cat with a hat.", "cat"),
+        ("a pair of shoes", "shoes"),
+        ("An apple.", "apple"),
+        ("1,000 pins, 3.5 cm long.", "1,000 pins"),
+        ("A blue, short-sleeved shirt laid flat.", "blue, short-sleeved shirt"),
+        ("A large (XL) shirt", "large (XL) shirt"),
+        ("A dog, sitting on a mat", "dog"),
+        ("A dress, red, long, sleeveless.", "dress"),
+        ("A dog, brown and white, runs through tall grass.", "dog"),
+        ("a cat, high quality, sharp focus", "cat"),
+        ("Dr. Martens boots on a table. They are black.", "Dr. Martens boots"),
+        ("there is a pair of jeans that are laying on the ground", "jeans"),
+        ("This is a photo of a cat.", "cat"),
+        ("The image features a blue denim jacket.", "blue denim jacket"),
+        ("In this picture, there are two dogs.", "two dogs"),
+    ],
+)
+def test_the_thing_is_named_without_its_determiner(caption, thing):
+    assert thing in {form for group in caption_forms(caption) for form in group}
+
+
+@pytest.mark.parametrize("caption", ["sks", "on a table", "   spaced   out  ", "猫が座っている。", "A.", "a", "..."])
+def test_a_caption_of_any_kind_keeps_itself_first_and_no_form_is_empty_or_twice(caption):
+    forms = [form for group in caption_forms(caption) for form in group]
+    assert forms[0] == " ".join(caption.split())
+    assert all(forms) and len(forms) == len(set(forms))
+
+
+@pytest.mark.parametrize("caption", ["It lies on a table.", "There it is, on a table.", "This is it."])
+def test_a_word_that_only_points_is_no_thing(caption):
+    assert not {"It", "it", "There", "This"} & {form for group in caption_forms(caption) for form in group}
+
+
+def test_no_clause_is_cut_within_the_thing():
+    forms = {form for group in caption_forms("A red, blue and green shirt on a table, folded.") for form in group}
+    assert "A red, blue and green shirt on a table" in forms and "A red" not in forms
+
+
+def test_one_may_ask_for_the_thing_and_for_the_first_clause():
+    assert short_prompts(LONG) == ["denim jeans", "A single pair of denim jeans laid flat on a white background"]
+    assert short_prompts("denim jeans") == ["denim jeans"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "clause"),
+    [
+        ("A cat on a mat, at 10:30 in the morning.", "A cat on a mat"),
+        ("At 10:30 a cat lies there: it sleeps.", "At 10:30 a cat lies there"),
+        ("denim jeans,blue,faded", "denim jeans"),
+    ],
+)
+def test_a_sentence_also_teaches_its_first_clause(caption, clause):
+    assert clause in {form for group in caption_forms(caption) for form in group}
+
+
+@pytest.mark.parametrize("caption", ['A shirt that reads "Hello, world".', "Jeans (blue, faded) on a table."])
+def test_no_form_ends_within_quotes_or_brackets_at_a_comma(caption):
+    forms = {form for group in caption_forms(caption) for form in group}
+    assert not any("Hello" in form or "(blue" in form for form in forms - {caption})
+
+
+def test_an_abbreviation_within_a_sentence_does_not_end_it():
+    assert (
+        first_sentence("A shirt of size 3.5 e.g. for children. It is blue.")
+        == "A shirt of size 3.5 e.g. for children."
+    )

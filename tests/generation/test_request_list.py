@@ -1,0 +1,88 @@
+"""prompt_list.py: what is asked for in a file, and every bad line of it refused by number."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from generation.request_list import Wish, read_wishes
+from runtime.errors import UserError
+from runtime.paths import DATASET
+
+
+@pytest.fixture
+def file(tmp_path):
+    def file(content: str | bytes, name: str = "prompts.txt") -> Path:
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return tmp_path / name
+
+    return file
+
+
+def test_a_text_file_has_a_prompt_a_line(file):
+    path = file("\ufeffdenim jeans\r\n\n  a red t-shirt, laid flat \nwith a \u2028 separator")
+    assert read_wishes(path) == [
+        Wish("denim jeans"),
+        Wish("a red t-shirt, laid flat"),
+        Wish("with a \u2028 separator"),
+    ]
+
+
+def test_a_row_says_what_is_different_for_its_prompt(file):
+    row = {"prompt": "jeans", "negative_prompt": "blurred", "seed": 7, "steps": 30, "scheduler": "ddim",
+           "guidance_scale": 2.5, "guidance_rescale": 0.7, "num_images": 3, "height": 96, "width": 64}  # fmt: skip
+    rows = [row, {"text": "a skirt", "seed": None}, {"prompt": ""}]
+    assert read_wishes(file("\n".join(map(json.dumps, rows)), "p.jsonl")) == [
+        Wish("jeans", "blurred", 7, 30, "ddim", 2.5, 0.7, 3, 96, 64),
+        Wish("a skirt"),
+        Wish(""),
+    ]
+
+
+def test_a_data_sets_metadata_is_a_prompts_file(file):
+    wishes = read_wishes(DATASET / "metadata.jsonl")
+    rows = [json.loads(line) for line in (DATASET / "metadata.jsonl").read_text().splitlines()]
+    assert wishes == [Wish(row["text"]) for row in rows]
+    several = {"file_name": "1.jpg", "text": ["jeans", "blue jeans"], "licence": "mine", "width": 4032, "seed": "x"}
+    assert read_wishes(file(json.dumps(several), "metadata.jsonl")) == [Wish("jeans"), Wish("blue jeans")]
+
+
+def test_what_was_drawn_is_a_prompts_file_with_its_seeds(file):
+    row = {"file_name": "x.png", "prompt": "jeans", "seed": 3, "steps": 20, "scheduler": "ddim", "guidance": 4.0}
+    wish = Wish("jeans", seed=3, steps=20, scheduler="ddim", guidance_scale=4.0, num_images=1)
+    assert read_wishes(file(json.dumps({**row, "model": "x"}), "images.jsonl")) == [wish]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[1]", "line 2: not a JSON object"),
+        ('{"seed": 1}', "line 2: `prompt`"),
+        ('{"prompt": 7}', "line 2: `prompt`"),
+        ('{"prompt": []}', "line 2: `prompt`"),
+        ('{"prompt": "x", "guidence_scale": 4}', "line 2: unknown: guidence_scale"),
+        ('{"prompt": "x", "seed": -1}', "line 2: `seed`"),
+        ('{"prompt": "x", "seed": 1.5}', "line 2: `seed`"),
+        ('{"prompt": "x", "steps": true}', "line 2: `steps`"),
+        ('{"prompt": "x", "guidance_scale": NaN}', "line 2: `guidance_scale`"),
+        ('{"prompt": "x", "negative_prompt": 1}', "line 2: `negative_prompt`"),
+        ('{"prompt": "\\ud800"}', "line 2: `prompt`"),
+        ('{"prompt": "x", "negative_prompt": "\\ud800"}', "line 2: `negative_prompt`"),
+        ('{"prompt": "x", "scheduler": "eulr"}', "line 2: `scheduler`"),
+    ],
+)
+def test_every_bad_line_is_named(file, row, complaint):
+    with pytest.raises(UserError) as caught:
+        read_wishes(file(f'{{"prompt": "good"}}\n{row}\n{{"seed": 2}}', "p.jsonl"))
+    assert complaint in str(caught.value) and "line 3" in str(caught.value)
+
+
+def test_a_file_that_cannot_be_used_is_named(file, tmp_path):
+    for path, complaint in [
+        (tmp_path / "none.txt", "cannot be read"),
+        (file("\n\n"), "no prompt in it"),
+        (file(b"caf\xe9", "latin.txt"), "not UTF-8"),
+    ]:
+        with pytest.raises(UserError, match=f"--prompts_file {path}: {complaint}"):
+            read_wishes(path)

@@ -1,0 +1,197 @@
+"""sources.py: which weights draw, and that they are the right ones."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+
+from generation.weights import find_source, load_source_text_encoder, load_source_unet, missing_trigger, sampler_of
+from models.loading import load_text_encoder, load_unet
+from models.lora import LORA_FILE
+from runs.checkpoints import MANIFEST
+from runtime.errors import UserError
+
+LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, captioned_folder, tmp_path_factory) -> dict[str, Path]:
+    """A run of the whole UNet with its average, and one of a LoRA, each with two checkpoints."""
+    from train_text_to_image import parse_args
+    from training.train import train
+
+    where = tmp_path_factory.mktemp("runs")
+    usual = ["--pretrained_model_name_or_path", tiny_model, "--dataset", captioned_folder, "--max_train_steps", 2]
+    usual += ["--checkpointing_steps", 1, "--learning_rate", 0.01, "--trigger", "sks"]
+    for name, flags in {"unet": ["--use_ema"], "lora": ["--lora_rank", 2]}.items():
+        train(parse_args([str(word) for word in [*usual, "--output_dir", where / name, *flags]]))
+    return {name: where / name for name in ("unet", "lora")}
+
+
+def weights(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return unet.state_dict()
+
+
+def same(one: dict, other: dict, tolerance: float = 1e-6) -> bool:
+    return one.keys() == other.keys() and all(torch.allclose(one[k], other[k], atol=tolerance) for k in one)
+
+
+def unet_of(*asked, **more) -> dict[str, torch.Tensor]:
+    return weights(load_source_unet(find_source(*map(str, asked), **more), torch.float32))
+
+
+def test_a_checkpoint_draws_with_its_averaged_weights_unless_the_others_are_asked_for(runs):
+    own = runs["unet"] / "checkpoint-2"
+    averaged, plain = (weights(UNet2DConditionModel.from_pretrained(own / part)) for part in ("unet_ema", "unet"))
+    assert not same(averaged, plain)
+    assert same(unet_of(runs["unet"], "checkpoint-2"), averaged)
+    assert same(unet_of(runs["unet"], "checkpoint-2/unet"), plain)
+
+
+def test_the_latest_checkpoint_of_a_run_that_is_not_finished_draws_on_its_base(runs, tiny_model, tmp_path):
+    folder = shutil.copytree(runs["unet"], tmp_path / "run")
+    (folder / "model_index.json").unlink()
+    with pytest.raises(UserError, match="not finished; --checkpoint latest"):
+        find_source(str(folder))
+    source = find_source(str(folder), "latest")
+    assert (source.base, source.unet, source.subfolder) == (tiny_model, folder / "checkpoint-2", "unet_ema")
+    assert "checkpoint-2/unet_ema" in source.told()
+    assert same(unet_of(folder, "latest"), weights(load_unet(folder / "checkpoint-2", subfolder="unet_ema")))
+    (folder / "checkpoint-2" / MANIFEST).unlink()  # half-written
+    assert find_source(str(folder), "latest").unet == folder / "checkpoint-1"
+
+
+def test_a_lora_counts_as_strongly_as_is_said(runs, tiny_model):
+    base = weights(load_unet(tiny_model))
+    whole, half, none = (unet_of(runs["lora"], lora_scale=scale) for scale in (1.0, 0.5, 0.0))
+    assert same(none, base) and not same(whole, base, 1e-4)
+    assert same(half, {name: (base[name] + whole[name]) / 2 for name in base}, 1e-5)
+    assert same(unet_of(tiny_model, lora=str(runs["lora"])), whole)
+    assert same(unet_of(tiny_model, lora=str(runs["lora"] / LORA_FILE)), whole)
+    checkpoint = find_source(str(runs["lora"]), "latest")
+    assert checkpoint.loras == ((runs["lora"] / "checkpoint-2" / LORA_FILE, 1.0),)
+
+
+def test_a_lora_draws_on_the_unet_that_it_was_trained_on(runs, tiny_model, tmp_path, monkeypatch):
+    """--non_ema_revision takes the UNet from another revision than the rest."""
+    other = shutil.copytree(tiny_model, tmp_path / "other revision")
+    monkeypatch.setattr("generation.weights.find_bases", lambda args: (tiny_model, other))
+    source = find_source(str(runs["lora"]))
+    assert (source.base, source.unet) == (tiny_model, other) and "other revision" in source.told()
+
+
+def test_a_base_that_is_gone_is_named(runs, tmp_path):
+    folder = shutil.copytree(runs["lora"], tmp_path / "run")
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**run, "base_model": str(tmp_path / "gone")}))
+    with pytest.raises(UserError, match=f"what it was trained on: .*{tmp_path / 'gone'}"):
+        find_source(str(folder))
+
+
+def test_two_loras_add_up_and_the_scale_is_the_last_ones(runs, tiny_model):
+    base, one = weights(load_unet(tiny_model)), unet_of(runs["lora"])
+    both = unet_of(runs["lora"], lora=str(runs["lora"]), lora_scale=0.5)
+    assert same(both, {name: one[name] + (one[name] - base[name]) / 2 for name in base}, 1e-5)
+
+
+def test_a_lora_in_kohyas_format_is_read_with_its_alpha(tiny_model, tmp_path):
+    base = weights(load_unet(tiny_model))
+    shape = base[f"{LAYER}.weight"].shape
+    torch.manual_seed(0)
+    down, up = torch.randn(2, shape[1]), torch.randn(shape[0], 2)
+    name = "lora_unet_" + LAYER.replace(".", "_")
+    told = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+    save_file(told, tmp_path / "style.safetensors")
+    changed = unet_of(tiny_model, lora=str(tmp_path / "style.safetensors"))
+    assert torch.allclose(changed[f"{LAYER}.weight"], base[f"{LAYER}.weight"] + up @ down / 2, atol=1e-5)
+    assert same({**changed, f"{LAYER}.weight": base[f"{LAYER}.weight"]}, base)
+
+
+def test_a_loras_part_for_the_text_encoder_is_used(tiny_model, tmp_path):
+    torch.manual_seed(0)
+    name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    told = {f"{name}.lora_A.weight": torch.randn(2, 16), f"{name}.lora_B.weight": torch.randn(16, 2)}
+    save_file(told, tmp_path / LORA_FILE)
+    tokens = torch.tensor([[1, 2, 3]])
+    plain, changed, none = (
+        load_source_text_encoder(find_source(str(tiny_model), lora=lora, lora_scale=scale), torch.float32)(tokens)[0]
+        for lora, scale in ((None, 1.0), (str(tmp_path), 1.0), (str(tmp_path), 0.0))
+    )
+    assert not torch.allclose(plain, changed, atol=1e-4)
+    assert torch.allclose(plain, load_text_encoder(tiny_model)(tokens)[0]) and torch.allclose(plain, none, atol=1e-6)
+
+
+def test_other_weights_have_another_fingerprint(runs, tiny_model):
+    sources = [find_source(str(tiny_model)), find_source(str(runs["unet"]))]
+    sources += [find_source(str(runs["unet"]), name) for name in ("checkpoint-1", "checkpoint-2", "checkpoint-2/unet")]
+    sources += [find_source(str(runs["lora"]), lora_scale=scale) for scale in (0.5, 1.0)]
+    assert len({source.fingerprint() for source in sources}) == len(sources)
+    assert find_source(str(tiny_model)).fingerprint() == sources[0].fingerprint()
+
+
+def test_a_base_is_sampled_as_what_was_trained_on_it_needs(runs, tmp_path):
+    folder = shutil.copytree(runs["lora"], tmp_path / "run")
+    run = json.loads((folder / "run.json").read_text())
+    run["arguments"] |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    (folder / "run.json").write_text(json.dumps(run))
+    config = sampler_of(find_source(str(folder)), "ddim").config
+    assert config.prediction_type == "v_prediction" and config.rescale_betas_zero_snr
+    with pytest.raises(UserError, match="--scheduler pndm.*ddim"):
+        sampler_of(find_source(str(folder)), "pndm")
+
+
+def test_prompts_without_the_trigger_phrase_are_counted(runs, tiny_model):
+    source = find_source(str(runs["unet"]))
+    assert "1 of 2 prompts lack" in missing_trigger(source, ["SKS, denim jeans", "jeans"])
+    assert (
+        missing_trigger(source, ["sks, jeans"]) is None
+        and missing_trigger(find_source(str(tiny_model)), ["x"]) is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "lora", "scale", "complaint"),
+    [
+        (
+            "checkpoint-9",
+            None,
+            1,
+            "checkpoint-9: there is no such checkpoint.*checkpoint-1, checkpoint-2",
+        ),
+        ("../unet", None, 1, "--checkpoint"),
+        ("checkpoint-1/vae", None, 1, "there is unet, unet_ema"),
+        (None, "no/such-lora", 1, "--lora no/such-lora"),
+        (None, None, 0.5, "--lora_scale 0.5"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(runs, monkeypatch, checkpoint, lora, scale, complaint):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=complaint):
+        find_source(str(runs["unet"]), checkpoint, lora, scale)
+
+
+def test_a_checkpoint_needs_a_run_and_a_lora_its_base(runs, tiny_model, tmp_path):
+    with pytest.raises(UserError, match="is no run"):
+        find_source(str(tiny_model), "latest")
+    (tmp_path / LORA_FILE).write_bytes((runs["lora"] / LORA_FILE).read_bytes())
+    with pytest.raises(UserError, match=f"--lora {tmp_path}"):
+        find_source(str(tmp_path))
+    (tmp_path / "other.safetensors").write_bytes(b"\0" * 8)
+    with pytest.raises(UserError, match="other.safetensors"):
+        load_source_unet(find_source(str(tiny_model), lora=str(tmp_path / "other.safetensors")), torch.float32)
+
+
+def test_a_lora_of_another_kind_of_model_is_refused(tiny_model, tmp_path):
+    save_file({"transformer.blocks.0.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "flux.safetensors")
+    with pytest.raises(UserError, match="no LoRA for Stable Diffusion 1.x or 2.x"):
+        load_source_unet(find_source(str(tiny_model), lora=str(tmp_path / "flux.safetensors")), torch.float32)
+
+
+def test_a_lora_tells_what_it_was_trained_for_whatever_base_is_named(runs, tiny_model):
+    source = find_source(str(tiny_model), lora=str(runs["lora"] / "checkpoint-2"))
+    assert source.run["trigger"] == "sks" and missing_trigger(source, ["jeans"])
+    assert source.told_of_sampling == source.run["arguments"]

@@ -1,0 +1,103 @@
+"""Drawing: as plain diffusers draws, whatever the batch."""
+
+import inspect
+import json
+import shutil
+
+import diffusers
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+from models.loading import load_text_encoder, load_tokenizer, load_unet, load_vae
+from models.samplers import SAMPLERS
+from models.sampling import decode_latents, draw_latents, initial_noise, load_sampler, seeded
+from models.text_encoding import encode_prompt
+from tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def model(request, tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture
+def draw(model):
+    tokenizer, text_encoder, unet = load_tokenizer(model), load_text_encoder(model), load_unet(model).eval()
+
+    def draw(prompts, seeds, guidance_scale=5.0, negative="", steps=5, rescale=0.0, name="dpmpp_2m_karras"):
+        embeddings = [encode_prompt(tokenizer, text_encoder, prompt, 3) for prompt in prompts]
+        generators = [seeded(seed) for seed in seeds]
+        noise = torch.stack([initial_noise(generator, (4, 36, 28)) for generator in generators])
+        away = [encode_prompt(tokenizer, text_encoder, negative, 3)] * len(prompts)
+        sampler = load_sampler(model, name=name)
+        return draw_latents(unet, sampler, noise, embeddings, away, guidance_scale, steps, rescale, generators)
+
+    return draw
+
+
+@pytest.mark.parametrize(("guidance_scale", "negative"), [(5.0, ""), (7.5, "a red shirt"), (1.0, "")])
+def test_latents_and_pictures_are_those_of_plain_diffusers(model, draw, guidance_scale, negative):
+    pipeline = StableDiffusionPipeline.from_pretrained(model)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"height": 72, "width": 56, "num_inference_steps": 5, "guidance_scale": guidance_scale}
+    settings |= {"negative_prompt": negative, "generator": torch.Generator().manual_seed(3), "output_type": "latent"}
+    expected = pipeline("denim jeans", **settings).images
+    latents = draw(["denim jeans"], [3], guidance_scale, negative)
+    assert torch.allclose(latents, expected, atol=1e-3 * expected.abs().max())
+    decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0].detach()
+    assert decode_latents(load_vae(model), latents)[0] == pipeline.image_processor.postprocess(decoded)[0]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_draws_as_its_scheduler_in_plain_diffusers(model, draw, name):
+    pipeline = StableDiffusionPipeline.from_pretrained(model)
+    scheduler = getattr(diffusers, SAMPLERS[name].scheduler)
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **SAMPLERS[name].settings)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"height": 72, "width": 56, "num_inference_steps": 6, "guidance_scale": 5.0, "guidance_rescale": 0.7}
+    settings |= {"generator": torch.Generator().manual_seed(3), "output_type": "latent"}
+    expected = pipeline("denim jeans", **settings).images
+    latents = draw(["denim jeans"], [3], steps=6, rescale=0.7, name=name)
+    assert torch.isfinite(latents).all()
+    assert torch.allclose(latents, expected, atol=1e-3 * expected.abs().max())
+
+
+def test_a_models_own_settings_do_not_change_what_a_sampler_is(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    path = folder / "scheduler" / "scheduler_config.json"
+    own = {**json.loads(path.read_text()), "use_karras_sigmas": True, "skip_prk_steps": False, "clip_sample": True}
+    path.write_text(json.dumps(own))
+    for name in SAMPLERS:
+        sampler = load_sampler(folder, name=name)
+        known = {key: sampler.config[key] for key in inspect.signature(type(sampler)).parameters}
+        assert bool(known.get("use_karras_sigmas")) == name.endswith("karras"), name
+        assert known.get("skip_prk_steps", True) and not known.get("clip_sample", False), name
+
+
+def test_noise_on_the_way_is_the_pictures_own_too(draw):
+    together = draw(["denim jeans", "the white"], [4, 5], name="euler_a")
+    alone = draw(["the white"], [5], name="euler_a")
+    assert torch.allclose(together[1], alone[0], atol=1e-3 * alone.abs().max())
+    assert not torch.allclose(draw(["the white"], [6], name="euler_a"), alone, atol=0.1)
+
+
+def test_a_picture_does_not_depend_on_the_batch_it_is_drawn_in(draw):
+    prompts, seeds = ["denim jeans", "a red t-shirt " * 30, "the white"], [0, 1, 2]
+    together = draw(prompts, seeds)
+    alone = torch.cat([draw([prompt], [seed]) for prompt, seed in zip(prompts, seeds, strict=True)])
+    assert torch.allclose(together, alone, atol=1e-3 * alone.abs().max())
+
+
+def test_guidance_and_the_negative_prompt_have_an_effect(draw):
+    plain, guided = draw(["denim jeans"], [0], 1.0), draw(["denim jeans"], [0], 7.5)
+    away = draw(["denim jeans"], [0], 7.5, negative="a red shirt")
+    assert not torch.allclose(plain, guided, atol=1e-3) and not torch.allclose(guided, away, atol=1e-3)
+
+
+def test_noise_is_a_function_of_the_seed_alone():
+    torch.manual_seed(5)
+    first = initial_noise(1, (4, 2, 2))
+    assert torch.equal(initial_noise(1, (4, 2, 2)), first)
+    assert not torch.equal(initial_noise(2, (4, 2, 2)), first)

@@ -1,0 +1,90 @@
+"""A disk that is full, or will be: the last good checkpoint stays, one line tells, and the run goes on later."""
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from background import Background
+from conftest import write_captioned_folder
+from run_folder import losses, rows
+from runs import disk_space
+from runs.disk_space import Space, check_space
+from runtime.errors import WorkError
+
+USUAL = ["--learning_rate", 1e-3, "--checkpointing_steps", 2, "--seed", 0]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 16 MB, where this user may mount one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a tmpfs; test_checkpoints.py has the same with an injected error")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_1_and_it_goes_on_when_there_is_room(
+    train_run, tiny_model, captioned_folder, small_disk, tmp_path
+):
+    whole = train_run("whole", "--max_train_steps", 8, *USUAL)
+    log, out, ballast = tmp_path / "log", small_disk / "out", small_disk / "ballast"
+    flags = ["--pretrained_model_name_or_path", tiny_model, "--dataset", captioned_folder, "--output_dir", out]
+    flags += ["--max_train_steps", 8, *USUAL, "--checkpoints_total_limit", 2]
+    run = Background(log, *flags).until((out / "checkpoint-2" / "manifest.json").is_file)
+    _fill(ballast)
+    assert run.ended() == 1, log.read_text()
+    said = log.read_text()
+    assert "Traceback" not in said and "error: " in said and "make room" in said.lower()
+    assert (out / "checkpoint-2" / "manifest.json").is_file() and not list(out.glob(".partial-*"))
+    ballast.unlink()
+    assert Background(log, *flags).ended() == 0, log.read_text()
+    assert losses(out) == losses(whole) and [row["step"] for row in rows(out)] == list(range(1, 9))
+
+
+def _fill(ballast: Path) -> None:
+    with open(ballast, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError:
+            pass
+
+
+def test_a_run_that_will_not_fit_is_refused_before_it_writes_anything(train_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(WorkError, match=r"will write .* GB .*, 1e-06 GB are free.*--checkpoints_total_limit"):
+        train_run("out", "--max_train_steps", 4, *USUAL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_needed_is_free_or_the_run_is_refused():
+    check_space(Space(checkpoint=10, kept=2, needed=40, free=40), Path("out"))
+    with pytest.raises(WorkError):
+        check_space(Space(checkpoint=10, kept=2, needed=41, free=40), Path("out"))
+
+
+def test_the_estimate_of_the_captions_is_what_they_take(train_run, tmp_path, monkeypatch):
+    told, real = [], disk_space.texts_size
+    monkeypatch.setattr(disk_space, "texts_size", lambda *of: told.append(real(*of)) or told[-1])
+    out = train_run("out", "--max_train_steps", 1)
+    taken = sum(path.stat().st_size for path in (out / "cache" / "text").iterdir())
+    assert told[0] == pytest.approx(taken, rel=0.2)
+
+    write_captioned_folder(tmp_path / "alike", {f"{i}.jpg": "denim jeans" for i in range(4)})
+    train_run("alike", "--max_train_steps", 1, dataset=tmp_path / "alike")
+    assert told[1] * 3 < told[0]  # one file for all of them
+
+
+def test_the_estimate_of_a_checkpoint_is_what_it_takes(train_run, capsys):
+    for flags in ([], ["--use_ema"]):
+        name = f"out{len(flags)}"
+        out = train_run(name, "--max_train_steps", 2, *USUAL, *flags)
+        taken = sum(path.stat().st_size for path in (out / "checkpoint-2").rglob("*") if path.is_file())
+        [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("output")]
+        told = float(line.split("of about ")[1].split(" GB")[0]) * 1e9
+        assert told == pytest.approx(taken, rel=0.3)  # of a tiny model a good part is not weights

@@ -1,0 +1,115 @@
+"""How a script ends: its exit code, and one line in place of a traceback."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import huggingface_hub.errors
+import pytest
+import torch
+
+from clone import ROOT
+from runtime.errors import HUB_REFUSALS, Stopped, UserError, WorkError, exit_with, first_line, hub_says
+
+
+def end(problem: BaseException | None = None, code: int | None = None):
+    def work() -> int | None:
+        if problem:
+            raise problem
+        return code
+
+    with pytest.raises(SystemExit) as ended:
+        exit_with(work)
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "said"),
+    [
+        (UserError("--steps: wrong"), 2, "error: --steps: wrong"),
+        (WorkError("2 of 3 pictures"), 1, "error: 2 of 3 pictures"),
+        (PermissionError(errno.EACCES, "Permission denied", "pictures"), 2, "pictures: no permission"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "run.json"), 1, "run.json"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "run.json"), 1, "quota exceeded"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 1, "make room"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, "--dataloader_num_workers"),
+        (Stopped("SIGTERM: stopped after step 3"), 75, "SIGTERM: stopped after step 3"),
+    ],
+)
+def test_what_is_no_bug_ends_with_its_code_and_one_line(capsys, problem, code, said):
+    assert end(problem) == code
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+
+
+def test_a_lost_connection_is_another_process_of_the_run_only_where_there_is_one(capsys, monkeypatch):
+    lost = RuntimeError("[pair.cc:545] Connection closed by peer [127.0.0.1]:4")
+    with pytest.raises(RuntimeError):
+        end(lost)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert end(lost) == 1 and "another process of this run" in capsys.readouterr().err
+
+
+def test_memory_that_is_not_there_is_one_line_with_the_flags_that_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        exit_with(lambda: torch.empty(1 << 60))
+    assert ended.value.code == 1
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "not enough memory" in line and "--gradient_checkpointing" in line
+
+
+def test_work_that_is_done_ends_with_its_own_code_or_0():
+    assert (end(), end(code=75)) == (0, 75)
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), PermissionError(errno.EACCES, "Permission denied")])
+def test_a_bug_keeps_its_traceback(bug):
+    with pytest.raises(type(bug)):
+        exit_with(lambda: (_ for _ in ()).throw(bug))
+
+
+def test_of_a_librarys_error_the_first_line_is_told():
+    assert first_line(OSError("no such model\n\nif this is a private one ...")) == "no such model"
+    assert first_line(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        ("GatedRepoError", "accept terms"),
+        ("RepositoryNotFoundError", "none of this name"),
+        ("RevisionNotFoundError", "not this revision"),
+        ("OfflineModeIsEnabled", "HF_HUB_OFFLINE"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_by_its_cause_and_not_by_the_library_on_top(refusal, said):
+    kind = getattr(huggingface_hub.errors, refusal)
+    error = OSError("not fully cached locally ... check out the root cause in the stacktrace above")
+    error.__cause__ = kind.__new__(kind)
+    assert refusal in HUB_REFUSALS and said in hub_says(error)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_and_any_other_error_by_its_first_line():
+    error = OSError("Couldn't connect\nlong advice")
+    assert hub_says(error) == "Couldn't connect"
+    error.__context__ = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+    assert hub_says(error) == "the hub cannot be reached"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])  # within the buffer, and more
+def test_a_reader_that_wants_no_more_ends_a_script_without_a_word(lines):
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from errors import exit_with\n"
+    script += f"exit_with(lambda: [print('x') for _ in range({lines})] and None)"
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", script, ROOT / "text_to_image"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_pipe_to_anything_else_that_breaks_is_no_such_end():
+    with pytest.raises(BrokenPipeError):
+        exit_with(lambda: (_ for _ in ()).throw(BrokenPipeError(errno.EPIPE, "Broken pipe")))

@@ -1,0 +1,77 @@
+"""Flags: nothing unknown or out of range gets through, and only what was given counts as given."""
+
+import pytest
+
+from runtime.errors import UserError
+from runtime.flags import (
+    FlagParser,
+    YesNo,
+    count,
+    fraction,
+    given_flags,
+    non_negative_float,
+    path,
+    positive_float,
+    positive_int,
+    seed,
+)
+
+
+@pytest.fixture
+def parser() -> FlagParser:
+    parser = FlagParser("script.py [flags]", "A script.", "  python script.py")
+    parser.add_argument("--steps", type=positive_int, default=25)
+    parser.add_argument("--ema", "--use_ema", action=YesNo, default=False)
+    parser.add_argument("--prompt", action="append")
+    return parser
+
+
+def test_only_what_stands_on_the_command_line_is_given(parser):
+    assert given_flags(parser, ["--prompt", "a", "--prompt", "b"]) == {"prompt": ["a", "b"]}
+    assert given_flags(parser, ["--steps", "25"]) == {"steps": 25}
+
+
+def test_a_text_without_quotes_is_told_as_that_and_not_shown(parser):
+    with pytest.raises(
+        UserError, match="^words that belong to no flag: 2; a text of several words wants quotes"
+    ) as said:
+        parser.parse_args(["--prompt", "denim", "jeans", "hf_secret"])
+    assert "hf_secret" not in str(said.value)
+
+
+def test_a_path_may_begin_with_ones_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert str(path("~/run")) == "/somewhere/run" and str(path("run/~")) == "run/~"
+
+
+def test_a_yes_no_flag_and_each_of_its_names_can_be_negated(parser):
+    assert given_flags(parser, ["--use_ema"]) == {"ema": True}
+    assert given_flags(parser, ["--use_ema", "--no_ema"]) == {"ema": False}
+    assert given_flags(parser, ["--no_use_ema"]) == {"ema": False}
+
+
+@pytest.mark.parametrize("argv", [["--step", "3"], ["--unknown"], ["--steps"], ["stray"]])
+def test_unknown_abbreviated_and_incomplete_flags_are_one_line(parser, argv):
+    with pytest.raises(UserError) as error:
+        given_flags(parser, argv)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "right"),
+    [
+        (positive_int, ["0", "-1", "1.5", "nan", "x", "", "9" * 400], "1"),
+        (count, ["-1", "1e3", "inf"], "0"),
+        (positive_float, ["0", "nan", "inf", "-1"], "1e-5"),
+        (non_negative_float, ["-0.1", "nan"], "0"),
+        (fraction, ["1.1", "-0.1", "nan"], "1"),
+        (seed, ["-1", "0.5", str(2**63)], str(2**62)),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name_of_the_flag(kind, wrong, right):
+    parser = FlagParser("x", "x", "x")
+    parser.add_argument("--number", type=kind)
+    assert given_flags(parser, [f"--number={right}"])["number"] == float(right)
+    for text in wrong:
+        with pytest.raises(UserError, match="--number"):
+            given_flags(parser, [f"--number={text}"])

@@ -1,0 +1,45 @@
+"""ahead.py: results come in order, few of them wait, and a failure comes when its turn has come."""
+
+import threading
+
+import pytest
+
+from runtime.prefetching import work_ahead
+
+
+def test_results_are_in_order_and_no_more_are_made_than_may_wait():
+    made = []
+
+    def work(number: int) -> int:
+        made.append(number)
+        return number * number
+
+    results = work_ahead(work, iter(range(100)), ahead=4)
+    for number in range(100):
+        assert next(results) == (number, number * number)
+        assert len(made) <= number + 5
+    assert next(results, None) is None
+
+
+def test_the_next_are_worked_on_while_one_is_used():
+    begun, used = threading.Event(), threading.Event()
+
+    def work(number: int) -> bool:
+        if number == 0:
+            return True
+        begun.set()
+        return used.wait(20)
+
+    results = work_ahead(work, range(2), ahead=2)
+    assert next(results) == (0, True)
+    assert begun.wait(20)
+    used.set()
+    assert next(results) == (1, True)  # it was not waited for before
+
+
+def test_a_failure_comes_in_its_turn_and_whoever_stops_waits_for_nothing():
+    results = work_ahead(lambda number: 1 // number, [2, 1, 0, 1])
+    assert [next(results)[1], next(results)[1]] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    work_ahead(abs, range(10**9)).close()

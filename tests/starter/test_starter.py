@@ -1,0 +1,132 @@
+"""The starter model is an ordinary pipeline that draws what it is asked for, and its judge can be trusted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from classifier import accuracy, classify, load_classifier
+from clone import ROOT
+from measure_base import draw, psnr_on
+from models.defaults import guidance_scale_of
+from models.loading import load_text_encoder, load_tokenizer
+from models.text_encoding import count_tokens, encode_prompt
+from pictures import HELD_OUT
+from render_garments import render, sample_spec
+from runtime.paths import STARTER
+
+# Sentences with the number of tokens that CLIP's own tokenizer makes of them, start and end included.
+ENGLISH = {
+    "A photo of an astronaut riding a horse on the moon, highly detailed": 16,
+    "The old man walked slowly through the quiet village while his dog slept beneath the kitchen table": 19,
+    "Two children are playing football in the park near a small lake, with mountains in the background": 20,
+    "A bowl of fresh strawberries and blueberries on a rustic wooden table, soft morning light": 18,
+    "She bought a leather jacket, a woollen scarf and three pairs of cotton socks at the market yesterday": 22,
+    "The quick brown fox jumps over the lazy dog": 11,
+    "Portrait of a young woman with curly hair and freckles, wearing a green velvet dress, studio lighting": 21,
+}
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return load_classifier()
+
+
+def test_it_is_a_small_folder_with_everything_that_other_tools_look_for():
+    files = {str(path.relative_to(STARTER)) for path in STARTER.rglob("*") if path.is_file()}
+    assert sum(path.stat().st_size for path in STARTER.rglob("*") if path.is_file()) <= 20e6
+    assert {"model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt", "LICENSE", "README.md"} <= files
+    assert all(f"{part}/config.json" in files for part in ("unet", "vae", "text_encoder"))
+    assert json.loads((STARTER / "scheduler" / "scheduler_config.json").read_text())["_class_name"] == "PNDMScheduler"
+
+
+def test_it_loads_and_draws_in_plain_diffusers():
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(STARTER, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"guidance_scale": guidance_scale_of(STARTER), "generator": torch.Generator().manual_seed(0)}
+    image = pipeline("a red t-shirt", num_inference_steps=25, **settings).images[0]
+    red, green, _ = np.asarray(image)[96:160, 96:160].reshape(-1, 3).mean(0)
+    assert image.size == (256, 256) and red > green + 60
+
+
+def test_its_own_pictures_tell_of_nothing_that_the_data_set_shows():
+    """A white shirt with the jeans' black square lent them its white and its buttons."""
+    defaults = json.loads((STARTER / "training_defaults.json").read_text())
+    prompts = defaults["prior_prompts"]
+    assert defaults["prior_images"] % len(prompts) == 0
+    assert not [prompt for prompt in prompts for word in ("denim", "jeans", "upper right") if word in prompt]
+
+
+@pytest.mark.parametrize("sentence", ENGLISH)
+def test_an_english_sentence_takes_few_more_tokens_than_clips(sentence):
+    assert count_tokens(load_tokenizer(STARTER), sentence) + 2 <= 1.5 * ENGLISH[sentence]
+
+
+@torch.no_grad()
+def test_words_it_never_read_are_heard_so_that_they_can_be_taught():
+    """A text that the encoder takes for the empty caption can mean nothing to the UNet."""
+    tokenizer, text_encoder = load_tokenizer(STARTER), load_text_encoder(STARTER)
+    texts = {text: encode_prompt(tokenizer, text_encoder, text, 1) for text in ("", "denim jeans", "red t-shirt")}
+    unknown, known = ((texts[text] - texts[""]).norm() for text in ("denim jeans", "red t-shirt"))
+    assert unknown > 0.3 * known
+
+
+def test_the_judge_is_right_about_renders_it_never_saw(judge):
+    shares = accuracy(judge, 60)
+    assert shares.pop("view") >= 0.93  # front and back are the hardest to tell
+    assert all(share >= 0.95 for share in shares.values()), shares
+
+
+def test_the_judge_sees_trousers_where_jeans_are(judge):
+    found = classify(judge, [render(sample_spec(HELD_OUT + i, "jeans"), 224, 288) for i in range(12)])
+    assert sum(f["kind"] == "trousers" for f in found) >= 11
+
+
+def test_it_draws_the_garments_and_colours_it_is_asked_for(judge):
+    asked = [("red", "t-shirt"), ("green", "trousers"), ("yellow", "dress"), ("purple", "hoodie"), ("black", "skirt")]
+    prompts = [f"A {colour} {kind} laid flat on a white background" for colour, kind in asked]
+    found = classify(judge, draw(STARTER, prompts, [(256, 256)] * len(asked), 25, guidance_scale_of(STARTER)))
+    right = sum((f["colour"], f["kind"]) == pair for f, pair in zip(found, asked, strict=True))
+    assert right >= len(asked) - 1, found
+
+
+def test_its_vae_keeps_the_data_sets_pictures():
+    whole, garment = psnr_on(STARTER, ROOT / "dataset")
+    assert whole >= 32 and garment >= 27
+
+
+def test_pretraining_goes_through_all_stages_and_on_after_a_stop(tmp_path):
+    def pretrain(*flags: str) -> str:
+        sizes = ["--pictures", "24", "--vae_steps", "2", "--decoder_steps", "1", "--samples", "128", "64", "24", "12"]
+        command = [ROOT / "text_to_image" / "starter" / "pretrain_base.py", "--work", tmp_path / "work", *sizes]
+        done = subprocess.run(
+            [sys.executable, *map(str, command), "--to", str(tmp_path / "base"), *flags],
+            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stderr
+
+    pretrain("--stage", "render")
+    rendered = (tmp_path / "work" / "pictures-256x256.npy").stat().st_mtime_ns
+    pretrain()
+    assert (tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    assert (tmp_path / "work" / "pictures-256x256.npy").stat().st_mtime_ns == rendered
+    before = Path(tmp_path / "work" / "unet256.pt").stat().st_mtime_ns
+    pretrain()
+    assert Path(tmp_path / "work" / "unet256.pt").stat().st_mtime_ns == before
+
+    for checkpoint in (tmp_path / "work").glob("*.pt"):
+        checkpoint.unlink()
+    pretrain("--stage", "trousers", "--base", str(tmp_path / "base"))
+    assert {path.name for path in (tmp_path / "work").glob("*.pt")} == {"trousers.pt"}
+    begun_with = UNet2DConditionModel.from_pretrained(tmp_path / "base", subfolder="unet").conv_in.weight.float()
+    learned = torch.load(tmp_path / "work" / "trousers.pt", weights_only=True)["model"]["unet.conv_in.weight"]
+    assert 0 < (learned - begun_with).abs().max() < 1e-3  # one step of the warm-up away

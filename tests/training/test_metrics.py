@@ -1,0 +1,138 @@
+"""The start table, metrics.jsonl and the estimate."""
+
+import json
+
+import pytest
+import torch
+
+from runtime.progress import duration
+from training.metrics import StepLog, keep_rows, origins_line
+
+NORM = torch.tensor(1.0)
+
+
+def rows(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def log_of(folder, first_step=0, read_every=1, quiet=False) -> StepLog:
+    return StepLog(folder, first_step, steps=12, images_per_step=6, read_every=read_every, quiet=quiet)
+
+
+@pytest.mark.parametrize("read_every", [1, 5, 100])
+def test_there_is_one_row_for_each_step_however_seldom_losses_are_read(tmp_path, read_every):
+    log = log_of(tmp_path, read_every=read_every)
+    for step in range(1, 13):
+        log.step(step, step / 3, torch.tensor(step * 0.5), NORM, 1e-5)
+    log.close()
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 13))
+    assert [row["train_loss"] for row in rows(tmp_path)] == [step * 0.5 for step in range(1, 13)]
+    keys = {"step", "epoch", "train_loss", "lr", "images_per_second", "peak_memory_gb"}
+    assert all(row.keys() == keys and row["images_per_second"] > 0 for row in rows(tmp_path))
+
+
+def test_rows_are_on_disk_after_flush_not_only_at_the_end(tmp_path):
+    log = log_of(tmp_path, read_every=100)
+    log.step(1, 0.3, torch.tensor(1.0), NORM, 1e-5)
+    log.flush()
+    assert len(rows(tmp_path)) == 1
+
+
+def test_a_loss_kept_for_later_is_not_the_tensor_that_goes_on_changing(tmp_path):
+    log, loss = log_of(tmp_path, read_every=2), torch.tensor(1.0, requires_grad=True)
+    log.step(1, 0.1, loss * 2, NORM, 1e-5)
+    log.step(2, 0.2, loss * 3, NORM, 1e-5)
+    assert [row["train_loss"] for row in rows(tmp_path)] == [2.0, 3.0]
+
+
+def test_a_resumed_run_drops_the_rows_it_will_write_again_and_a_line_cut_in_two(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(f'{{"step": {step}}}\n' for step in range(1, 8)) + '{"step": 8, "tr'
+    )
+    log = log_of(tmp_path, first_step=4)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+    log.step(5, 1.0, torch.tensor(1.0), NORM, 1e-5)
+    log.close()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_only_the_main_process_writes(tmp_path):
+    log = log_of(tmp_path, quiet=True)
+    for step in range(1, 13):
+        log.step(step, 0.1, torch.tensor(1.0), NORM, 1e-5)
+    log.close()
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("read_every", [1, 10])
+def test_after_the_first_steps_it_says_once_how_long_it_will_take(tmp_path, capsys, read_every):
+    log = log_of(tmp_path, read_every=read_every)
+    for step in range(1, 13):
+        log.step(step, 0.1, torch.tensor(1.0), NORM, 1e-5)
+    log.close()
+    assert capsys.readouterr().out.count("a step: about") == 1
+
+
+def test_in_a_log_file_the_bar_is_not_drawn_again_at_each_step(tmp_path, capsys):
+    log = log_of(tmp_path)
+    for step in range(1, 13):
+        log.step(step, 0.1, torch.tensor(1.0), NORM, 1e-5)
+    log.close()
+    said = capsys.readouterr().err
+    assert said.count("training:") <= 4 and "12/12" in said and "loss=1.0000" in said
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (45, "45 s"), (600, "10 min"), (7200, "2.0 h")])
+def test_durations_are_in_the_unit_one_would_say(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_values_are_listed_by_where_they_come_from():
+    origins = {"epochs": "flag", "use_ema": "file", "seed": "flag"}
+    assert origins_line({"epochs": 3, "use_ema": True, "seed": 1}, origins, "flag") == "epochs=3 seed=1"
+    assert origins_line({}, {}, "flag") == "none"
+    assert origins_line({"prior_prompts": ["a", "b"]}, {"prior_prompts": "file"}, "file") == "prior_prompts=(2)"
+
+
+def test_keeping_rows_of_a_run_without_any_makes_an_empty_file(tmp_path):
+    keep_rows(tmp_path / "metrics.jsonl", 0)
+    assert rows(tmp_path) == []
+
+
+def test_a_loss_that_is_no_number_is_null_in_its_row(tmp_path):
+    log = log_of(tmp_path, read_every=2)
+    log.step(1, 0.1, torch.tensor(1.0), NORM, 1e-5)
+    log.step(2, 0.2, torch.tensor(float("nan")), NORM, 1e-5)
+    assert [row["train_loss"] for row in rows(tmp_path)] == [1.0, None]
+
+
+def test_a_tracker_is_told_each_row_with_its_step(tmp_path):
+    told = []
+    log = StepLog(tmp_path, 0, 12, 6, 1, False, track=lambda row, step: told.append((step, row)))
+    log.step(1, 0.1, torch.tensor(1.0), NORM, 1e-5, measure=lambda: {"val_loss": 0.5})
+    log.close()
+    [(step, row)] = told
+    assert step == 1 and row["train_loss"] == 1.0 and row["val_loss"] == 0.5 and "step" not in row
+    assert rows(tmp_path)[0]["val_loss"] == 0.5
+
+
+def test_the_time_that_measuring_takes_is_not_the_steps(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def wait(seconds: float) -> dict:
+        clock[0] += seconds
+        return {}
+
+    monkeypatch.setattr("training.metrics.wait_for_device", lambda: wait(2))  # steps that the device still works on
+    log = log_of(tmp_path)
+    log.step(1, 0.1, torch.tensor(1.0), NORM, 1e-5, measure=lambda: wait(100))
+    assert rows(tmp_path)[0]["images_per_second"] == 3  # 6 pictures in 2 s
+
+
+def test_the_bar_shows_a_smoothed_loss(tmp_path, capsys):
+    log = log_of(tmp_path)
+    for step in range(1, 13):
+        log.step(step, 0.1, torch.tensor(1.0 if step < 12 else 9.0), NORM, 1e-5)
+    log.close()
+    assert "loss=1.4000" in capsys.readouterr().err

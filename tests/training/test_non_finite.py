@@ -1,0 +1,148 @@
+"""Losses that are no numbers are skipped before the weights are touched, named, counted, and too many end the run."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from run_folder import rows, weights
+from runtime.errors import WorkError
+from training import train as training
+from training.metrics import StepLog
+from training.non_finite import BadSteps
+
+USUAL = ["--learning_rate", 1e-3, "--seed", 0, "--train_batch_size", 2]
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """`spoil(steps)` makes the loss of these steps (from 1) infinite."""
+
+    def choose(*steps: int) -> None:
+        taken, real = [0], training.diffusion_loss
+
+        def spoiled(unet, objective, batch):
+            taken[0] += 1
+            losses = real(unet, objective, batch)
+            return losses * float("inf") if taken[0] in steps else losses
+
+        monkeypatch.setattr(training, "diffusion_loss", spoiled)
+
+    return choose
+
+
+def test_a_bad_step_is_named_skipped_and_counted(train_run, spoil, capsys):
+    spoil(2)
+    out = train_run("out", "--max_train_steps", 3, *USUAL)
+    said = capsys.readouterr().out
+    assert "step 2: the loss is inf" in said and "skipped; its pictures: 11 (" in said
+    assert [row["train_loss"] is None for row in rows(out)] == [False, True, False]
+    assert json.loads((out / "run.json").read_text())["skipped_steps"] == 1
+    assert all(tensor.isfinite().all() for tensor in weights(out).values())
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_skipped_step_leaves_the_weights_as_they_were_and_the_average_clean(train_run, spoil, precision):
+    flags = [*USUAL, "--use_ema", "--checkpointing_steps", 1, "--lr_scheduler", "constant"]
+    spoil(2)
+    out = train_run("out", "--max_train_steps", 3, "--mixed_precision", precision, *flags)
+    before, after, later = (weights(out / f"checkpoint-{step}", "unet") for step in (1, 2, 3))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in later.items())
+    assert all(tensor.isfinite().all() for tensor in weights(out / "checkpoint-3", "unet_ema").values())
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_bad_loss_or_a_bad_gradient_alone_leaves_weights_and_the_optimizers_state(bad):
+    weight, judge = torch.nn.Parameter(torch.ones(3)), BadSteps(Accelerator(cpu=True), 5, lambda step: [])
+    optimizer = Accelerator(cpu=True).prepare(torch.optim.AdamW([weight], lr=1, fused=True))
+
+    def step(loss: float, gradient: float) -> list[torch.Tensor]:
+        weight.grad = torch.full((3,), gradient)
+        judge.guard(optimizer, torch.tensor(loss), weight.grad.norm())
+        optimizer.step()
+        return [tensor.clone() for tensor in (weight.detach(), *optimizer.state[weight].values())]
+
+    good = step(1.0, 1.0)
+    skipped = step(float("nan"), 1.0) if bad == "loss" else step(1.0, float("inf"))
+    assert all(torch.equal(*pair) for pair in zip(good, skipped, strict=True))
+    assert not torch.equal(step(1.0, 1.0)[0], good[0])
+
+
+def test_a_first_step_that_is_bad_is_skipped_like_any_other(train_run, spoil, tiny_model):
+    spoil(1)
+    out = train_run("out", "--max_train_steps", 1, *USUAL)
+    before, after = weights(tiny_model), weights(out)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_a_dry_run_names_a_loss_that_is_no_number(train_run, spoil, capsys):
+    spoil(1)
+    train_run("out", "--max_train_steps", 3, *USUAL, "--dry_run")
+    assert "step 1: the loss is inf" in capsys.readouterr().out
+
+
+class Operators(TorchDispatchMode):
+    """Notes the name of every operator that runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_step_reads_no_number_from_the_device_from_its_first_loss_to_its_log(train_run, monkeypatch, precision):
+    operators, seen = Operators(), []
+    real_loss, real_log = training.diffusion_loss, training.StepLog.step
+
+    def first(*arguments):
+        operators.names.clear()
+        return real_loss(*arguments)
+
+    def last(*arguments, **more):
+        seen.append(list(operators.names))
+        return real_log(*arguments, **more)
+
+    monkeypatch.setattr(training, "diffusion_loss", first)
+    monkeypatch.setattr(training.StepLog, "step", last)
+    with operators:
+        train_run("out", "--max_train_steps", 3, *USUAL, "--use_ema", "--mixed_precision", precision)
+    assert len(seen) == 3 and all("aten.convolution_backward.default" in names for names in seen)
+    assert not any("_local_scalar_dense" in name for names in seen for name in names)
+
+
+def test_an_optimizer_that_is_not_fused_is_kept_from_bad_gradients_too():
+    optimizer = Accelerator(cpu=True).prepare(torch.optim.AdamW([weight := torch.nn.Parameter(torch.ones(3))], lr=1))
+    judge = BadSteps(Accelerator(cpu=True), 5, lambda step: [])
+    for loss, moved in ((torch.tensor(1.0), True), (torch.tensor(float("nan")), False)):
+        before = weight.detach().clone()
+        weight.grad = loss * torch.ones(3)
+        judge.guard(optimizer, loss, weight.grad.norm())
+        optimizer.step()
+        assert torch.equal(weight, before) != moved
+
+
+def test_steps_read_late_are_judged_in_their_order_and_those_before_the_last_one_are_kept(tmp_path):
+    judge = BadSteps(Accelerator(cpu=True), 2, lambda step: [f"{step}.png"])
+    log = StepLog(tmp_path, 0, 12, 1, 10, False, judge.is_bad)
+    with pytest.raises(WorkError, match=r"step 8: the loss is nan.* of 7.png"):
+        for step in range(1, 11):
+            loss = float("nan") if step in (3, 7, 8) else 1.0
+            log.step(step, 0.1, torch.tensor(loss), torch.tensor(1.0), 1e-5)
+    assert [row.get("skipped", False) for row in rows(tmp_path)] == [step in (3, 7) for step in range(1, 8)]
+
+
+def test_too_many_in_a_row_end_the_run_and_the_last_checkpoint_is_good(train_run, spoil, tmp_path):
+    spoil(3, 4, 6, 7, 8)
+    flags = ["--max_train_steps", 9, *USUAL, "--checkpointing_steps", 2, "--max_bad_steps", 3]
+    with pytest.raises(WorkError, match=r"step 8: .* 3 of them in a row \(--max_bad_steps\)"):
+        train_run("out", *flags)
+    assert len(rows(tmp_path / "out")) == 7
+    checkpoint = weights(tmp_path / "out" / "checkpoint-6")
+    assert all(tensor.isfinite().all() for tensor in checkpoint.values())

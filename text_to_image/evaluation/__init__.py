@@ -1,0 +1,1 @@
+"""Whether generated pictures are copies of the training pictures."""

@@ -1,0 +1,1 @@
+"""One-file checkpoints for other programs."""

@@ -1,0 +1,1 @@
+"""Prompts to pictures: requests, which weights generate them, the image generator, output files, sheets."""

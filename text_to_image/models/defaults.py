@@ -1,0 +1,81 @@
+"""Defaults that a model's folder may bring, because what suits 4 M parameters does not suit 860 M.
+
+Two small JSON files beside `model_index.json`; flags win over both, and fine-tuning copies both to its result:
+
+- `training_defaults.json`: flags of train_text_to_image.py without the dashes, such as {"learning_rate": 3e-4};
+- `generation_defaults.json`: flags of inference.py, such as {"guidance_scale": 4.0, "steps": 25}.
+
+Standard library only: read before anything heavy is imported.
+"""
+
+import argparse
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from runtime.errors import UserError
+from runtime.flags import FlagParser, given_flags, non_negative_float
+
+TRAINING_DEFAULTS, GENERATION_DEFAULTS = "training_defaults.json", "generation_defaults.json"
+FROM_FLAG, FROM_SCRIPT = "flag", "default"
+GUIDANCE_SCALE = 7.5
+REAL_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # what the scripts name as an example
+
+
+def merge_defaults(
+    parser: FlagParser, given: dict[str, object], file: Path, not_allowed: Collection[str]
+) -> argparse.Namespace:
+    """Flags win over the model folder's `file` (it may be missing), the file wins over the script's own defaults.
+
+    The result's `origins` says for every name which of the three it comes from. UserError names a key that is no flag
+    or is `not_allowed` in a file, and a wrong value.
+    """
+    from_file = _flags_in(parser, file)
+    if wrong := sorted(set(from_file).intersection(not_allowed)):
+        raise UserError(f"{file}: {', '.join(wrong)} cannot be set by a model, only as a flag")
+    literals = vars(parser.parse_args([]))
+    origins = {
+        name: FROM_FLAG if name in given else file.name if name in from_file else FROM_SCRIPT for name in literals
+    }
+    return argparse.Namespace(**{**literals, **from_file, **given}, origins=origins)
+
+
+def guidance_scale_of(folder: Path) -> float:
+    """The guidance scale that suits the model in `folder`."""
+    file = folder / GENERATION_DEFAULTS
+    try:
+        return non_negative_float(str(_read_json(file).get("guidance_scale", GUIDANCE_SCALE)))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{file}: guidance_scale: {error}") from None
+
+
+def _flags_in(parser: FlagParser, file: Path) -> dict[str, object]:
+    """The file's values through the parser itself, so names, types and ranges are checked as on a command line."""
+    try:
+        return given_flags(
+            parser, [_as_flag(name, item) for name, value in _read_json(file).items() for item in _items(value)]
+        )
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _read_json(file: Path) -> dict[str, object]:
+    if not file.is_file():
+        return {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f'{file}: must hold one JSON object, such as {{"learning_rate": 1e-5}}')
+    return values
+
+
+def _items(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def _as_flag(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no_{name}"
+    return f"--{name}={value}"

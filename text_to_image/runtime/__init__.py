@@ -1,0 +1,1 @@
+"""What every script stands on: errors and exit codes, flags, whole files, locks, signals, processes, devices."""

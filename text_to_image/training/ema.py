@@ -1,0 +1,76 @@
+"""The weights' moving average, or none: both are stepped, saved and copied in the same way."""
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+
+from models.loading import load_unet
+from runtime.devices import wait_for_device
+
+
+class NoAverage:
+    """Stands where no average is wanted: the trained weights are what is saved."""
+
+    kept = False
+
+    def step(self, parameters: Iterable[torch.nn.Parameter]) -> None: ...
+
+    def store(self, parameters: Iterable[torch.nn.Parameter]) -> None: ...
+
+    def copy_to(self, parameters: Iterable[torch.nn.Parameter]) -> None: ...
+
+    def restore(self, parameters: Iterable[torch.nn.Parameter]) -> None: ...
+
+    def save_pretrained(self, path: Path) -> None: ...
+
+
+class Average(EMAModel):
+    """diffusers' exponential moving average."""
+
+    kept = True
+
+
+class OffloadedAverage(Average):
+    """The same in CPU memory; every step copies the weights over, from a GPU into page-locked memory, all at once."""
+
+    copies: Sequence[torch.nn.Parameter] = ()
+
+    @torch.no_grad()
+    def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        parameters = list(parameters)
+        self.copies = self.copies or [torch.nn.Parameter(_room_for(p), p.requires_grad) for p in parameters]
+        for copy, parameter in zip(self.copies, parameters, strict=True):
+            copy.copy_(parameter, non_blocking=True)
+        wait_for_device()
+        super().step(self.copies)
+
+
+def _room_for(tensor: torch.Tensor) -> torch.Tensor:
+    """In CPU memory; page-locked for what comes from a GPU."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+
+
+def make_average(
+    args: argparse.Namespace, unet: UNet2DConditionModel, parameters: Sequence[torch.nn.Parameter],
+    checkpoint: Path | None,
+) -> Average | NoAverage:  # fmt: skip
+    """The average of the trained `parameters` as they begin, or as `checkpoint` has it.
+
+    Its decay at step n is at most (1 + n) / (10 + n): a run of 300 steps ends with the average of about its last 30,
+    where a fixed 0.9999 would still hold mostly the base.
+    """
+    if not args.use_ema:
+        return NoAverage()
+    begun = load_unet(checkpoint, subfolder="unet_ema").parameters() if checkpoint else parameters
+    kind = OffloadedAverage if args.offload_ema else Average
+    average = kind(begun, model_cls=UNet2DConditionModel, model_config=unet.config, foreach=args.foreach_ema)
+    if checkpoint:  # how far its decay has risen
+        config = json.loads((checkpoint / "unet_ema" / "config.json").read_text())
+        average.optimization_step = config["optimization_step"]
+    average.to("cpu" if args.offload_ema else unet.device)
+    return average

@@ -1,0 +1,192 @@
+"""What a run will do, worked out from arguments, data set and model before anything is loaded."""
+
+import argparse
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from data.augmentation import AS_IT_IS, View, list_views
+from data.buckets import Bucket, Size, Subject, choose_sizes, list_buckets
+from data.caption_variants import first_sentence, short_prompts
+from data.dataset import Picture, before_trigger, hash_pictures, read_pictures, with_trigger, without_trigger
+from data.hub_datasets import find_dataset
+from data.metadata import pictures_below, unread_files
+from data.mirroring import mentions_writing
+from models.defaults import guidance_scale_of
+from models.folders import ModelShape, find_bases, fingerprint_model, read_shape
+from models.text_encoding import count_chunks
+from runs.records import fingerprint_run, seed_of, without_secrets
+from runtime.errors import PACKAGES, UserError
+from training.batches import DATA, HELD_OUT
+from training.prior import prior_batch_size, repeat_prompts
+from training.samples import generator
+from training.schedule import total_steps, warmup_steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that follows from arguments, data and model before a weight is loaded."""
+
+    folder: Path  # of the data set
+    without_caption: list[str]  # names of pictures in it, and in folders below, that have no row
+    unread: list[str]  # names of pictures in it of a kind that cannot be read
+    pictures: list[Picture]
+    sizes: list[Size]  # of each picture
+    views: list[tuple[View, ...]]  # of each picture
+    held_out: list[Picture]  # to measure the loss on, never trained on
+    base: Path
+    unet_base: Path  # another than `base` with --non_ema_revision
+    shape: ModelShape
+    global_batch: int  # samples of the data set in a step, over processes and accumulation
+    prior_batch: int  # pictures of the base's own that ride along
+    steps: int
+    warmup: int
+    learning_rate: float
+    prior_prompts: list[str]  # one for each of the base's own pictures
+    held_out_sizes: list[Size]
+    interpolation: str
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        return list_buckets(self.pictures, self.sizes)
+
+    @property
+    def main_size(self) -> Size:
+        """What most pictures are trained at."""
+        return self.buckets[0].size
+
+    @property
+    def largest_size(self) -> Size:
+        return max([*self.sizes, *self.held_out_sizes], key=lambda size: size[0] * size[1])
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.global_batch + self.prior_batch
+
+    @property
+    def subjects(self) -> dict[tuple[str, int], Subject]:
+        """Everything that is encoded, by stream and number."""
+        data = zip(self.pictures, self.sizes, self.views, strict=True)
+        held_out = ((p, size, AS_IT_IS) for p, size in zip(self.held_out, self.held_out_sizes, strict=True))
+        return {
+            (stream, index): Subject(*what, self.interpolation)
+            for stream, subjects in ((DATA, data), (HELD_OUT, held_out))
+            for index, what in enumerate(subjects)
+        }
+
+
+def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
+    """Raises UserError where the data set or the model is not usable."""
+    with accelerator.local_main_process_first():  # one of a node downloads
+        folder = find_dataset(args)
+        base, unet_base = find_bases(args)
+    pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger)
+    known = {picture.path for picture in pictures}
+    without_caption = [path for path in pictures_below(folder) if path not in known]
+    pictures, held_out = hold_out(args, pictures)
+    shape = read_shape(base)
+    sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
+    global_batch = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    steps = total_steps(len(pictures), args.repeats, args.epochs, global_batch, args.max_train_steps)
+    said = [without_trigger(picture.captions[0], args.trigger) for picture in pictures]  # the base does not know it
+    own_prompts = args.prior_prompts or [first_sentence(caption) for caption in said]
+    return Plan(
+        folder=folder,
+        without_caption=[str(path.relative_to(folder)) for path in without_caption],
+        unread=[path.name for path in unread_files(folder)],
+        pictures=pictures,
+        sizes=choose_sizes(pictures, *sizing),
+        views=[list_views(args.random_flip and not writing_in(p), args.random_affine) for p in pictures],
+        held_out=held_out,
+        held_out_sizes=choose_sizes(held_out, *sizing),
+        base=base,
+        unet_base=unet_base,
+        shape=shape,
+        global_batch=global_batch,
+        prior_batch=prior_batch_size(global_batch, args.prior_images),
+        steps=steps,
+        warmup=warmup_steps(args.lr_warmup_steps, steps),
+        learning_rate=args.learning_rate * (global_batch if args.scale_lr else 1),
+        prior_prompts=repeat_prompts(own_prompts, args.prior_images),
+        interpolation=args.image_interpolation_mode,
+    )
+
+
+def names_of(plan: Plan, pictures: Sequence[int]) -> list[str]:
+    return [plan.pictures[picture].path.name for picture in pictures]
+
+
+def writing_in(picture: Picture) -> str | None:
+    """The word of a caption for which the picture must not be mirrored."""
+    return next(filter(None, map(mentions_writing, picture.captions)), None)
+
+
+def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
+    """(trained on, held out), in the data set's order; which ones follows from --seed, or is always the same."""
+    shuffled = torch.randperm(len(pictures), generator=generator(args.seed or 0, "choice of pictures")).tolist()
+    chosen = sorted(shuffled[: args.max_train_samples])
+    count = round(args.validation_split * len(chosen))
+    if args.validation_split and not 0 < count < len(chosen):
+        raise UserError(
+            f"--validation_split {args.validation_split:g}: of {len(chosen)} pictures that would hold out {count}; "
+            "name other pictures with --validation_dir, or leave it out"
+        )
+    out = set(shuffled[:count])
+    trained = [pictures[i] for i in chosen if i not in out]
+    if args.validation_dir:
+        return trained, read_pictures(args.validation_dir, False, args.caption_column, args.trigger)
+    return trained, [pictures[i] for i in sorted(out)]
+
+
+def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator, tokenizer, precision: str) -> dict:
+    """What run.json says, at the start of the run."""
+    arguments = without_secrets({name: value for name, value in vars(args).items() if name != "origins"})
+    captions = [caption for picture in plan.pictures for caption in picture.captions]
+    run = {
+        "finished": False,
+        "base_model": base_name(args.pretrained_model_name_or_path),
+        "base_model_hash": fingerprint_model(plan.base),
+        "dataset_hash": hash_pictures(plan.pictures),
+        "seed_asked": args.seed,
+        "global_batch": plan.global_batch,
+        "prior_guidance_scale": guidance_scale_of(plan.base),
+        "steps": plan.steps,
+        "num_processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "mixed_precision": precision,
+        "saved_dtype": "float32",
+        "trained": f"LoRA of rank {args.lora_rank}" if args.lora_rank else "UNet",
+        "sizes": [
+            {"height": bucket.size[0], "width": bucket.size[1], "pictures": bucket.pictures} for bucket in plan.buckets
+        ],
+        "token_chunks": max(count_chunks(tokenizer, caption, args.max_token_chunks) for caption in captions),
+        "max_token_chunks": args.max_token_chunks,
+        "trigger": args.trigger,
+        "example_prompts": example_prompts(plan, args.short_captions, args.trigger),
+        "arguments": arguments,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+    }
+    fingerprint = fingerprint_run(run)
+    return {**run, "fingerprint": fingerprint, "seed": seed_of(args.seed, fingerprint)}
+
+
+def base_name(name: str) -> str:
+    """A hub id as it is, a folder so that it is found from anywhere."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def example_prompts(plan: Plan, short_captions: bool, trigger: str | None) -> list[str]:
+    """What the model can surely be asked for: two short forms of the first caption, where it learns such, and three
+    captions."""
+    captions = [picture.captions[0] for picture in plan.pictures[:3]]
+    short = short_prompts(before_trigger(captions[0], trigger)) if short_captions else []
+    return list(dict.fromkeys([with_trigger(prompt, trigger) for prompt in short] + captions))

@@ -1,0 +1,162 @@
+"""What a run says before its first step and after its last: rows of (what, how)."""
+
+import argparse
+import math
+import shlex
+import textwrap
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from data.augmentation import POSES
+from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
+from models.folders import count_parameters
+from models.text_encoding import count_tokens
+from runs.disk_space import Space
+from runtime.paths import SCRIPTS, shown
+from training.metrics import origins_line
+from training.plan import Plan, writing_in
+from training.resume import Start
+
+Rows = list[tuple[str, str]]
+PRECISIONS = {"no": "fp32", "bf16": "a bf16 copy of fp32 weights", "fp16": "fp16 autocast, fp32 weights"}
+
+
+def start_table(
+    args: argparse.Namespace, plan: Plan, run: dict, accelerator: Accelerator, tokenizer, folder: Path, start: Start,
+    space: Space,
+) -> Rows:  # fmt: skip
+    """What will be done."""
+    parameters = count_parameters(plan.base) / 1e6
+    precision = PRECISIONS[run["mixed_precision"]]
+    return [
+        ("model", f"{shown(args.pretrained_model_name_or_path)} (UNet of {parameters:.1f} M parameters)"),
+        ("", f"a real one: --pretrained_model_name_or_path {REAL_MODEL}"),
+        ("trained", run["trained"]),
+        ("pictures", _pictures_line(plan)),
+        *_bucket_rows(plan),
+        *_view_rows(args, plan),
+        ("captions", _captions_line(args, plan, tokenizer)),
+        *_cut_prompt_rows(args, plan, tokenizer),
+        *_same_words_rows(plan),
+        ("steps", _steps_line(args, plan, start.first_step)),
+        *(("", note) for note in start.notes),
+        ("batch", _batch_line(args, plan, accelerator.num_processes)),
+        ("learning rate", f"{plan.learning_rate:g}, {args.lr_scheduler}, {plan.warmup} steps of warm-up"),
+        ("device", f"{accelerator.device} x {accelerator.num_processes}, {precision}; seed {run['seed']}"),
+        ("flags", origins_line(vars(args), args.origins, FROM_FLAG)),
+        ("from the model", f"{origins_line(vars(args), args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
+        ("output", f"{shown(folder)}, fp32; {space.line}"),
+    ]
+
+
+def _pictures_line(plan: Plan) -> str:
+    line = f"{len(plan.pictures)} in {shown(plan.folder)}"
+    if plan.held_out:
+        line += f", and {len(plan.held_out)} held out to measure the loss on"
+    if plan.without_caption:
+        line += f"; WITHOUT A CAPTION, left out: {_names(plan.without_caption)}"
+    if plan.unread:
+        line += f"; NOT READABLE, left out: {_names(plan.unread)} (save them as JPEG or PNG)"
+    return line
+
+
+def _bucket_rows(plan: Plan) -> Rows:
+    """A row for each size: its pictures, what is cut off of them, and which are enlarged."""
+    rows = []
+    for bucket in plan.buckets:
+        height, width = bucket.size
+        inside = [p for p, size in zip(plan.pictures, plan.sizes, strict=True) if size == bucket.size]
+        small = [p.path.name for p in inside if p.width < width or p.height < height]
+        line = f"{width} x {height} px: {_counted(bucket.pictures)}, at most {bucket.cropped:.1%} cropped"
+        rows.append(("size" if not rows else "", line + (f"; SMALLER and enlarged: {_names(small)}" if small else "")))
+    return rows
+
+
+def _view_rows(args: argparse.Namespace, plan: Plan) -> Rows:
+    rows = []
+    if args.random_flip:
+        kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := writing_in(p))]
+        line = f"{len(plan.pictures) - len(kept)} of {len(plan.pictures)} pictures are mirrored half of the time"
+        line += f"; never, because their captions tell of writing: {_names(kept)}" if kept else ""
+        rows.append(("mirrored", line))
+    if args.random_affine:
+        most, turn = args.random_affine, math.degrees(args.random_affine / 4)
+        line = f"in {POSES} poses each: as it is, or smaller by up to {most:.0%}, turned by up to {turn:.1f}°"
+        rows.append(("moved", line))
+    return rows
+
+
+def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer) -> str:
+    tokens = {caption: count_tokens(tokenizer, caption) for picture in plan.pictures for caption in picture.captions}
+    chunk = tokenizer.model_max_length - 2
+    room = _room(args, tokenizer)
+    cut = [p.path.name for p in plan.pictures if any(tokens[caption] > room for caption in p.captions)]
+    cut += [f"{p.path.name} (held out)" for p in plan.held_out if count_tokens(tokenizer, p.captions[0]) > room]
+    line = f"{len(tokens)} with their shorter forms, the longest of {max(tokens.values())} tokens"
+    line += f", read up to {room}; {sum(count > chunk for count in tokens.values())} of more than {chunk}"
+    return line + (f"; CUT at {room} tokens: {', '.join(cut)}" if cut else "")
+
+
+def _cut_prompt_rows(args: argparse.Namespace, plan: Plan, tokenizer) -> Rows:
+    """The prompts that --prior_prompts and --validation_prompts give and that are not read to their end."""
+    room = _room(args, tokenizer)
+    used = dict.fromkeys(plan.prior_prompts) if args.prior_prompts else ()
+    given = {"prior": used, "validation": args.validation_prompts or ()}
+    return [
+        ("", f"CUT at {room} tokens: --{name}_prompts {textwrap.shorten(prompt, 60, placeholder=' ...')!r}")
+        for name, prompts in given.items()
+        for prompt in prompts
+        if count_tokens(tokenizer, prompt) > room
+    ]
+
+
+def _same_words_rows(plan: Plan) -> Rows:
+    """A prior prompt that is also taught: the pictures of the base and those of the data set then contend for it."""
+    taught = {_plain(caption) for picture in plan.pictures for caption in picture.captions}
+    if not (both := [prompt for prompt in dict.fromkeys(plan.prior_prompts) if _plain(prompt) in taught]):
+        return []
+    words = textwrap.shorten(both[0], 60, placeholder=" ...")
+    return [
+        ("", f"THE SAME WORDS for your pictures and for the base's own, which then stay as they are: {words!r};"),
+        ("", 'give yours a name with --trigger "sks jeans", or say with --prior_prompts what the base draws'),
+    ]
+
+
+def _plain(words: str) -> str:
+    return " ".join(words.casefold().split()).rstrip(".")
+
+
+def _room(args: argparse.Namespace, tokenizer) -> int:
+    """How many tokens of a caption are read."""
+    return args.max_token_chunks * (tokenizer.model_max_length - 2)
+
+
+def _steps_line(args: argparse.Namespace, plan: Plan, first_step: int) -> str:
+    passes = f"{args.epochs} epochs x {_counted(len(plan.pictures))} x {args.repeats} repeats"
+    why = "--max_train_steps" if args.max_train_steps else f"{passes} / batch of {plan.global_batch}"
+    line = f"{plan.steps} ({why})"
+    return line + (f", going on after step {first_step}" if first_step else "")
+
+
+def _batch_line(args: argparse.Namespace, plan: Plan, processes: int) -> str:
+    line = f"{args.train_batch_size} x {args.gradient_accumulation_steps} accumulated x {processes} processes"
+    if plan.prior_batch:
+        line += f", and {plan.prior_batch} of the {len(plan.prior_prompts)} pictures that the base draws first"
+    return line
+
+
+def _counted(number: int) -> str:
+    return f"{number} picture" if number == 1 else f"{number} pictures"
+
+
+def _names(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def closing_lines(folder: Path, run: dict) -> Rows:
+    """Where the model is and the command that draws with it, ready to paste."""
+    script = shlex.quote(shown(SCRIPTS / "inference.py"))
+    prompt = shlex.quote(run["example_prompts"][0])
+    command = f"python {script} --model {shlex.quote(shown(folder))} --prompt {prompt}"
+    return [("the model", shown(folder)), ("draw with it", command)]

@@ -37,7 +37,7 @@ def pickled(model: Path) -> Path:
 
 
 def test_pickles_are_refused_with_the_way_out_and_converted_where_allowed(train_run, own_model, monkeypatch, tmp_path):
-    monkeypatch.setattr("training.plan.OUTPUTS", tmp_path / "output")
+    monkeypatch.setattr("models.folders.OUTPUTS", tmp_path / "output")
     usual = ["--max_train_steps", 2, "--learning_rate", 1e-3, "--seed", 0]
     plain = train_run("plain", *usual)
     pickled(own_model)

@@ -18,7 +18,7 @@ from background import DRAW, Background, finish, start
 from data.metadata import read_captions
 from generation import image_generator as painting
 from generation.generate import generate
-from generation.image_generator import Painter
+from generation.image_generator import ImageGenerator
 from inference import parse_args
 from models.loading import load_noise_scheduler, load_unet, save_pipeline
 from runtime.errors import UserError, WorkError
@@ -92,7 +92,7 @@ def test_which_weights_draw_is_what_was_asked_for(monkeypatch, tiny_model):
     def find(*asked):
         raise UserError(str(asked))
 
-    monkeypatch.setattr("generation.generate.find_source", find)
+    monkeypatch.setattr("generation.generate.find_weights", find)
     flags = ["--checkpoint", "checkpoint-2", "--lora", "x", "--lora_scale", "0.5", "--prompt", "x"]
     with pytest.raises(UserError, match=r"'checkpoint-2', 'x', 0\.5\)"):
         generate(parse_args(["--model", str(tiny_model), *flags]))
@@ -314,7 +314,7 @@ def test_one_picture_that_does_not_fit_is_a_line(draw, monkeypatch):
     def never(self, batch):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(Painter, "paint", never)
+    monkeypatch.setattr(ImageGenerator, "paint", never)
     with pytest.raises(WorkError, match="56 x 72 px; a smaller --width"):
         draw("--prompt", "jeans", "--num_images", 2)
 
@@ -365,7 +365,7 @@ def test_a_picture_that_was_thrown_away_stops_no_later_run(draw, tmp_path):
 
 
 def test_numbers_that_overflow_are_told_and_no_black_picture_is_written(draw, monkeypatch, tmp_path):
-    monkeypatch.setattr("generation.image_generator.draw_latents", lambda *_: torch.full((1, 4, 36, 28), float("nan")))
+    monkeypatch.setattr("generation.image_generator.generate_latents", lambda *_: torch.full((1, 4, 36, 28), float("nan")))
     with pytest.raises(WorkError, match="--dtype bf16"):
         draw("--prompt", "jeans", "--num_images", 1)
     assert not list((tmp_path / "pictures").glob("*.png"))

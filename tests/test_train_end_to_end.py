@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from conftest import write_captioned_folder
-from data.images import load_picture
+from data.images import load_pixel_values
 from models.loading import load_noise_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
 from models.text_encoding import encode_prompt
 from run_folder import losses, rows, weights
@@ -108,7 +108,7 @@ def fixed_loss(model: Path, unet: UNet2DConditionModel, folder: Path, captions: 
     noise_scheduler, total = load_noise_scheduler(model), 0.0
     with torch.no_grad():
         for name, caption in captions.items():
-            pixels = load_picture(folder / name, 72, 56)[None]
+            pixels = load_pixel_values(folder / name, 72, 56)[None]
             latents = (vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor).repeat(16, 1, 1, 1)
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
             text = encode_prompt(tokenizer, text_encoder, caption, 3)[None].repeat(16, 1, 1)

@@ -59,9 +59,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     require_packages()
-    from evaluation.copies import check
+    from evaluation.copies import check_copies
 
-    check(args)
+    check_copies(args)
 
 
 if __name__ == "__main__":

@@ -51,15 +51,15 @@ def main(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
 
         caption_folder(args, file, model, stop)
     elif args.check:
-        from captioning.audit import check
+        from captioning.audit import run_audit
 
-        check(file)
+        run_audit(file)
     else:
-        from captioning.audit import tell
-        from captioning.lengths import load_tokenizer, tell_lengths
+        from captioning.audit import print_audit
+        from captioning.lengths import load_caption_tokenizer, print_lengths
 
-        tell_lengths(load_tokenizer(args.tokenizer), args.tokenizer, file.rows())
-        tell(file)
+        print_lengths(load_caption_tokenizer(args.tokenizer), args.tokenizer, file.rows())
+        print_audit(file)
 
 
 def _starter() -> str:

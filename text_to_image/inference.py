@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from generation.request_list import Wish, read_wishes
+from generation.request_list import GenerationRequest, read_requests
 from models.defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, merge_defaults
 from models.samplers import DEFAULT_SAMPLER, SAMPLERS
 from runs.records import newest_finished_run, newest_run, read_run
@@ -130,9 +130,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     known = {**given, **choose_model(given)}
     folder = Path(known["model"]).expanduser()
     run = read_run(folder) or {}
-    wishes = [Wish(prompt) for prompt in given.get("prompt", ())]
-    wishes += read_wishes(given["prompts_file"]) if "prompts_file" in given else ()
-    wishes = wishes or [Wish(prompt) for prompt in run.get("example_prompts", ())]
+    wishes = [GenerationRequest(prompt) for prompt in given.get("prompt", ())]
+    wishes += read_requests(given["prompts_file"]) if "prompts_file" in given else ()
+    wishes = wishes or [GenerationRequest(prompt) for prompt in run.get("example_prompts", ())]
     if not wishes:
         raise UserError(f"--prompt is needed: {folder} was not trained here, so there is no caption to draw")
     names = vars(parser.parse_args([]))

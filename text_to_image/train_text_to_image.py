@@ -10,10 +10,10 @@ from runtime.flags import (
     FlagParser,
     YesNo,
     below_one,
-    count,
     fraction,
     given_flags,
     non_negative_float,
+    non_negative_int,
     path,
     positive_float,
     positive_int,
@@ -121,7 +121,7 @@ def add_data_flags(group) -> None:
          help="how often a caption is left empty, for guidance; 0: never (default: 0.1)")
     flag("--max_token_chunks", type=positive_int, default=3, metavar="N",
          help="captions are read up to N x 75 tokens; 1: cut at 75 (default: 3)")
-    flag("--prior_images", type=count, default=0, metavar="N",
+    flag("--prior_images", type=non_negative_int, default=0, metavar="N",
          help="pictures the base draws itself, against forgetting; half as many as yours in a step (default: 0)")
     flag("--prior_prompts", action="append", type=text, metavar="TEXT",
          help="what they show, repeatable (default: the first sentence of each caption)")
@@ -158,7 +158,7 @@ def add_optimization_flags(group) -> None:
          help="batches whose gradients are averaged in one step (default: 1)")
     flag("--lr_scheduler", default="cosine", choices=LR_SCHEDULERS, metavar="NAME",
          help=f"how the rate goes on after the warm-up: {', '.join(LR_SCHEDULERS)} (default: cosine)")
-    flag("--lr_warmup_steps", type=count, metavar="N",
+    flag("--lr_warmup_steps", type=non_negative_int, metavar="N",
          help="steps in which the rate rises from 0; 0: none (default: a twentieth of the run, at most 500)")
     flag("--scale_lr", action=YesNo, default=False, help="multiply the rate by the pictures of a step (default: no)")
     flag("--max_grad_norm", type=positive_float, default=1.0, metavar="X",
@@ -181,7 +181,7 @@ def add_validation_flags(group) -> None:
          help="drawn into OUTPUT/validation/ (default: none)")
     flag("--validation_epochs", type=positive_int, metavar="N",
          help="draw them after every N epochs instead (default: with --validation_steps)")
-    flag("--num_validation_images", type=count, default=1, metavar="N",
+    flag("--num_validation_images", type=non_negative_int, default=1, metavar="N",
          help="pictures of each prompt, the same seeds every time (default: 1)")
 
 
@@ -194,7 +194,7 @@ def add_memory_flags(group) -> None:
          help="encode pictures and captions once, on disk; --no_cache: at every step (default: yes)")
     flag("--latents_cache_dir", type=path, metavar="FOLDER",
          help="where the encoded pictures and captions are kept (default: OUTPUT/cache)")
-    flag("--dataloader_num_workers", type=count, default=0, metavar="N",
+    flag("--dataloader_num_workers", type=non_negative_int, default=0, metavar="N",
          help="processes that read pictures while others are encoded into the cache (default: 0, the main one)")
     flag("--offload_ema", action=YesNo, default=False, help="keep the moving average in CPU memory (default: no)")
     flag("--foreach_ema", action=YesNo, default=True,

@@ -39,9 +39,9 @@ def compare(folder: Path, number: int, rounds: int, batch_size: int) -> None:
     from transformers.utils import logging
 
     from captioning.captioners import load_captioner
-    from runtime.devices import keep_large_blocks
+    from runtime.devices import keep_freed_memory
 
-    keep_large_blocks()  # for both sides: the plain loop gains little by it
+    keep_freed_memory()  # for both sides: the plain loop gains little by it
     captioner = load_captioner(str(make_blip_base(folder / "blip-base")), None, NEW_TOKENS)
     captioner.model.text_decoder.generation_config.min_new_tokens = NEW_TOKENS
     logging.set_verbosity_error()

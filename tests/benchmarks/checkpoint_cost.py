@@ -26,13 +26,13 @@ def main() -> None:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from runs.checkpoints import save_checkpoint, what_is_damaged
-    from training.parameters import Lora, WholeUNet
+    from runs.checkpoints import find_damage, save_checkpoint
+    from training.parameters import FullUNet, Lora
 
     unet = UNet2DConditionModel(
         sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)
     )
-    trainable = Lora(args.lora_rank, None) if args.lora_rank else WholeUNet()
+    trainable = Lora(args.lora_rank, None) if args.lora_rank else FullUNet()
     if args.lora_rank:
         unet.requires_grad_(False).add_adapter(trainable.config)
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
@@ -52,7 +52,7 @@ def main() -> None:
         begun = time.perf_counter()
         checkpoint = save_checkpoint(Path(folder), 1, trainable.kind, save, state, None, set())
         saved = time.perf_counter()
-        assert what_is_damaged(checkpoint) is None
+        assert find_damage(checkpoint) is None
         verified = time.perf_counter()
         size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
     print(

@@ -23,7 +23,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(ROOT / "text_to_image")]
 
-from data.images import load_picture  # noqa: E402
+from data.images import load_pixel_values  # noqa: E402
 from data.metadata import read_captions  # noqa: E402
 from models.loading import (  # noqa: E402
     load_noise_scheduler,
@@ -66,7 +66,7 @@ def fixed_loss(unet_folder: Path, args: argparse.Namespace) -> float:
     unet, vae, noise_scheduler = load_unet(unet_folder).eval(), load_vae(base), load_noise_scheduler(base)
     tokenizer, text_encoder = load_tokenizer(base), load_text_encoder(base)
     text = [encode_prompt(tokenizer, text_encoder, row.captions[0], 1) for row in rows]
-    pixels = torch.stack([load_picture(row.path(args.dataset), args.resolution, args.resolution) for row in rows])
+    pixels = torch.stack([load_pixel_values(row.path(args.dataset), args.resolution, args.resolution) for row in rows])
     latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
     total = 0.0
     for i in range(TRIPLES):

@@ -25,9 +25,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "text_to_image"))
 from generation.generate import plan_drawings  # noqa: E402
-from generation.image_generator import Painter, load_samplers  # noqa: E402
-from generation.output_files import Drawing, PictureFolder  # noqa: E402
-from generation.weights import find_source  # noqa: E402
+from generation.image_generator import ImageGenerator, load_samplers  # noqa: E402
+from generation.output_files import OutputWriter, PlannedImage  # noqa: E402
+from generation.weights import find_weights  # noqa: E402
 from inference import parse_args  # noqa: E402
 from models.folders import read_shape  # noqa: E402
 from models.loading import quiet_libraries  # noqa: E402
@@ -56,14 +56,14 @@ class Ours:
         words = ["--model", args.model, "--num_images", str(args.seeds), "--output_dir", str(folder)]
         words += ["--width", str(args.width), "--height", str(args.height)]
         words += [word for prompt in args.prompts for word in ("--prompt", prompt)]
-        self.args, source = parse_args(words), find_source(args.model)
+        self.args, source = parse_args(words), find_weights(args.model)
         self.plan = plan_drawings(self.args, source, read_shape(source.base))
-        self.painter = Painter(self.args, source, load_samplers(source, self.plan), choose_device(), self.plan)
+        self.painter = ImageGenerator(self.args, source, load_samplers(source, self.plan), choose_device(), self.plan)
 
     def draw(self, wanted: Wanted, steps: int = OWN_STEPS) -> Pictures:
         asked = [drawing for drawing in self.plan if (drawing.prompt, drawing.seed) in wanted]
-        plan = [Drawing(d.prompt, d.seed, {**d.settings, "steps": steps}) for d in asked]
-        with PictureFolder(self.args.output_dir, plan, metadata=False, is_main=True) as folder:
+        plan = [PlannedImage(d.prompt, d.seed, {**d.settings, "steps": steps}) for d in asked]
+        with OutputWriter(self.args.output_dir, plan, metadata=False, is_main=True) as folder:
             for batch, images, withheld in self.painter.draw(plan):
                 folder.add(batch, images, withheld)
         return {(d.prompt, d.seed): read(self.args.output_dir / d.file_name) for d in plan}

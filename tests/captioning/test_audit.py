@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from captioning import audit as inspecting
-from captioning.audit import View, check, look_at, nearly_alike, view
+from captioning.audit import ImageFacts, look_at, nearly_alike, run_audit, view
 from captioning.caption_file import caption_file
 from data.metadata import append_captions
 from img_captioning import DATASET, main, parse_args
@@ -116,7 +116,7 @@ def test_a_picture_turned_by_exif_is_noted_and_not_wrong(folder, capsys):
     exif[inspecting.EXIF_ORIENTATION] = 6
     draw(7).save(folder / "turned.jpg", exif=exif)
     append_captions(folder, [("turned.jpg", "turned")])
-    check(caption_file(folder, None, False))
+    run_audit(caption_file(folder, None, False))
     said = capsys.readouterr().out
     assert "nothing is wrong" in said and "turned by EXIF" in said and "turned.jpg" in said
 
@@ -166,6 +166,6 @@ def test_each_of_many_pictures_is_compared_with_each(monkeypatch):
     bits[999, :3] ^= 255
     bits[400] = bits[5]
     bits[400, :4] ^= 255  # 32 bits: too far
-    views = [View(str(number), bits=row.tobytes(), colour=(9.0, 9.0, 9.0)) for number, row in enumerate(bits)]
+    views = [ImageFacts(str(number), bits=row.tobytes(), colour=(9.0, 9.0, 9.0)) for number, row in enumerate(bits)]
     alike = [(one.name, like.name, distance) for one, like, distance in nearly_alike(views)]
     assert alike == [("700", "3", 0), ("999", "998", 24)]

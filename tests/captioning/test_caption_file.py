@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from captioning.caption_file import KeptRows, ReplacedRows, caption_file, remove_litter
-from data.metadata import append_captions, existing_captions
+from captioning.caption_file import KeptRows, ReplacedRows, caption_file, remove_partial_caption_files
+from data.metadata import append_captions, read_existing_captions
 from runtime.errors import UserError, WorkError
 
 ROWS = (
@@ -147,7 +147,7 @@ def test_a_row_that_somebody_adds_meanwhile_is_left_alone(folder):
         pending = writer.pending()
         append_captions(folder, [("a.jpg", "mine")])
         writer.add(dict.fromkeys(names(writer.file, pending), "ours"))
-    rows = {row.file_name: row.captions for row in existing_captions(folder)}
+    rows = {row.file_name: row.captions for row in read_existing_captions(folder)}
     assert rows == {"a.jpg": ("mine",), "b.PNG": ("ours",), "c.webp": ("ours",)}
     assert told == ["b.PNG", "c.webp"]
 
@@ -164,7 +164,7 @@ def test_each_caption_is_told_once_it_is_in_the_file(folder):
     told = []
 
     def written(captions):
-        in_file = {row.file_name for row in existing_captions(folder)}
+        in_file = {row.file_name for row in read_existing_captions(folder)}
         assert set(captions) <= in_file
         told.extend(captions)
 
@@ -188,7 +188,7 @@ def test_half_written_files_of_a_killed_run_are_removed_and_no_others(folder):
     others = [".metadata.jsonl.lock.host.2.part", ".other.jsonl.host.1.part", "metadata.jsonl.part"]
     for name in [*ours, *others]:
         (folder / name).touch()
-    remove_litter(open_file(folder))
+    remove_partial_caption_files(open_file(folder))
     assert {path.name for path in folder.glob("*.part")} | {path.name for path in folder.glob(".*.part")} == set(
         others
     )
@@ -200,7 +200,7 @@ def test_half_written_files_of_what_a_link_leads_to_are_removed_too(folder, tmp_
     (folder / "metadata.jsonl").symlink_to(elsewhere / "captions of mine")
     (elsewhere / ".captions of mine.host.1.part").touch()
     (elsewhere / ".metadata.jsonl.host.1.part").touch()  # of another file
-    remove_litter(open_file(folder))
+    remove_partial_caption_files(open_file(folder))
     assert sorted(path.name for path in elsewhere.iterdir()) == [".metadata.jsonl.host.1.part", "captions of mine"]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from captioning.lengths import cut_words, describe_lengths, load_tokenizer, whole_sentences
+from captioning.lengths import cut_words, describe_lengths, load_caption_tokenizer, whole_sentences
 from runtime.errors import UserError
 from runtime.paths import STARTER
 
@@ -32,7 +32,7 @@ def test_what_has_no_sentence_stays_whole():
 
 
 def test_tokens_are_counted_with_both_marks_and_in_the_chunks_of_training():
-    tokenizer = load_tokenizer(str(STARTER))
+    tokenizer = load_caption_tokenizer(str(STARTER))
     line = describe_lengths(tokenizer, ["shirt", "shirt " * 75, "shirt " * 76, "shirt " * 300], 3)
     assert line == (
         "tokens of 4 captions: 3 to 302, half of them up to 78; CLIP's 77 at a time, training reads 2 in 1 chunk, "
@@ -42,8 +42,8 @@ def test_tokens_are_counted_with_both_marks_and_in_the_chunks_of_training():
 
 
 def test_a_tokenizer_is_found_in_a_pipeline_and_by_itself_and_its_lack_is_told():
-    found = [load_tokenizer(str(folder))("shirt").input_ids for folder in (STARTER, STARTER / "tokenizer")]
+    found = [load_caption_tokenizer(str(folder))("shirt").input_ids for folder in (STARTER, STARTER / "tokenizer")]
     assert found[0] == found[1] and len(found[0]) == 3
     for name in ("/no such model", str(STARTER / "unet")):
         with pytest.raises(UserError, match=f"--tokenizer {name}"):
-            load_tokenizer(name)
+            load_caption_tokenizer(name)

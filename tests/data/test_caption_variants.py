@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.caption_variants import caption_forms, first_sentence, short_prompts
+from data.caption_variants import caption_variants, first_sentence, short_prompts
 
 LONG = (
     "A single pair of denim jeans laid flat on a white background, seen from the back. The blue denim is faded. "
@@ -12,7 +12,7 @@ LONG = (
 
 def test_a_long_caption_also_teaches_its_first_sentence_its_first_clause_its_thing_and_two_words():
     first = "A single pair of denim jeans laid flat on a white background, seen from the back."
-    assert caption_forms(LONG) == (
+    assert caption_variants(LONG) == (
         (LONG,),
         (first, "A single pair of denim jeans laid flat on a white background"),
         ("A single pair of denim jeans",),
@@ -30,7 +30,7 @@ def test_a_long_caption_also_teaches_its_first_sentence_its_first_clause_its_thi
     ],
 )
 def test_a_single_sentence_is_read_itself_at_least_every_other_time(caption, groups):
-    assert caption_forms(caption) == groups
+    assert caption_variants(caption) == groups
 
 
 @pytest.mark.parametrize(
@@ -56,23 +56,23 @@ def test_a_single_sentence_is_read_itself_at_least_every_other_time(caption, gro
     ],
 )
 def test_the_thing_is_named_without_its_determiner(caption, thing):
-    assert thing in {form for group in caption_forms(caption) for form in group}
+    assert thing in {form for group in caption_variants(caption) for form in group}
 
 
 @pytest.mark.parametrize("caption", ["sks", "on a table", "   spaced   out  ", "猫が座っている。", "A.", "a", "..."])
 def test_a_caption_of_any_kind_keeps_itself_first_and_no_form_is_empty_or_twice(caption):
-    forms = [form for group in caption_forms(caption) for form in group]
+    forms = [form for group in caption_variants(caption) for form in group]
     assert forms[0] == " ".join(caption.split())
     assert all(forms) and len(forms) == len(set(forms))
 
 
 @pytest.mark.parametrize("caption", ["It lies on a table.", "There it is, on a table.", "This is it."])
 def test_a_word_that_only_points_is_no_thing(caption):
-    assert not {"It", "it", "There", "This"} & {form for group in caption_forms(caption) for form in group}
+    assert not {"It", "it", "There", "This"} & {form for group in caption_variants(caption) for form in group}
 
 
 def test_no_clause_is_cut_within_the_thing():
-    forms = {form for group in caption_forms("A red, blue and green shirt on a table, folded.") for form in group}
+    forms = {form for group in caption_variants("A red, blue and green shirt on a table, folded.") for form in group}
     assert "A red, blue and green shirt on a table" in forms and "A red" not in forms
 
 
@@ -90,12 +90,12 @@ def test_one_may_ask_for_the_thing_and_for_the_first_clause():
     ],
 )
 def test_a_sentence_also_teaches_its_first_clause(caption, clause):
-    assert clause in {form for group in caption_forms(caption) for form in group}
+    assert clause in {form for group in caption_variants(caption) for form in group}
 
 
 @pytest.mark.parametrize("caption", ['A shirt that reads "Hello, world".', "Jeans (blue, faded) on a table."])
 def test_no_form_ends_within_quotes_or_brackets_at_a_comma(caption):
-    forms = {form for group in caption_forms(caption) for form in group}
+    forms = {form for group in caption_variants(caption) for form in group}
     assert not any("Hello" in form or "(blue" in form for form in forms - {caption})
 
 

@@ -85,6 +85,6 @@ def test_a_model_card_is_written_anew_unless_somebody_has_written_it(card, repla
         upload_file=lambda **what: uploaded.append(what["path_in_repo"]),
     )
     monkeypatch.setattr("huggingface_hub.HfApi", lambda token: api)
-    monkeypatch.setattr("data.hub_datasets.model_card", lambda folder, repository: "the card")
+    monkeypatch.setattr("runs.upload.model_card", lambda folder, repository: "the card")
     upload(parse_args(["--dataset", "x", "--push_to_hub"]), tmp_path)
     assert uploaded == ["README.md"] * replaced

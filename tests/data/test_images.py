@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageCms
 
 from conftest import write_captioned_folder
-from data.dataset import hash_pictures, read_pictures, without_trigger
-from data.images import PIXEL_LIMIT, load_picture, measure, open_picture
+from data.dataset import hash_dataset, read_pictures, without_trigger
+from data.images import PIXEL_LIMIT, load_pixel_values, open_image, read_image_size
 from runtime.errors import UserError
 
 
@@ -22,7 +22,7 @@ def test_a_portrait_picture_keeps_its_top_and_its_bottom(tmp_path):
     image.paste("red", (0, 0, 768, 60))
     image.paste("blue", (0, 964, 768, 1024))
     image.save(tmp_path / "portrait.png")
-    pixels = load_picture(tmp_path / "portrait.png", 288, 224)
+    pixels = load_pixel_values(tmp_path / "portrait.png", 288, 224)
     assert pixels.shape == (3, 288, 224)
     assert torch.allclose(pixels[:, 2, 100], torch.tensor([1.0, -1.0, -1.0]), atol=0.02)
     assert torch.allclose(pixels[:, -3, 100], torch.tensor([-1.0, -1.0, 1.0]), atol=0.02)
@@ -34,8 +34,8 @@ def test_a_turned_photograph_stands_upright(tmp_path):
     exif = Image.Exif()
     exif[274] = 6  # to be turned by 90 degrees clockwise
     upright.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
-    assert measure(tmp_path / "turned.png") == (40, 80)
-    pixels = load_picture(tmp_path / "turned.png", 80, 40)
+    assert read_image_size(tmp_path / "turned.png") == (40, 80)
+    pixels = load_pixel_values(tmp_path / "turned.png", 80, 40)
     assert pixels[:, :18].max() < -0.9 and pixels[:, 22:].min() > 0.9
 
 
@@ -44,19 +44,19 @@ def test_transparency_becomes_white(tmp_path, mode):
     image = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
     image.paste((0, 0, 0, 255), (0, 0, 20, 8))
     image.convert(mode).save(tmp_path / "clear.png", **({"transparency": 0} if mode == "P" else {}))
-    pixels = load_picture(tmp_path / "clear.png", 20, 20)
+    pixels = load_pixel_values(tmp_path / "clear.png", 20, 20)
     assert pixels[:, 12:].min() > 0.99
 
 
 def test_a_clear_colour_of_a_palette_becomes_white(tmp_path):
     Image.new("P", (4, 4), 0).save(tmp_path / "palette.gif", transparency=0)
-    assert open_picture(tmp_path / "palette.gif").getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(tmp_path / "palette.gif").getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "CMYK"])
 def test_pictures_of_other_modes_become_rgb(tmp_path, mode):
     Image.new("RGB", (20, 20), "white").convert(mode).save(tmp_path / "picture.tiff")
-    assert load_picture(tmp_path / "picture.tiff", 20, 20).min() > 0.99
+    assert load_pixel_values(tmp_path / "picture.tiff", 20, 20).min() > 0.99
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -100,15 +100,15 @@ def test_a_list_of_captions_is_kept_whole(tmp_path):
 
 def test_the_hash_changes_with_a_pixel_and_with_a_caption(tmp_path):
     folder = write_captioned_folder(tmp_path / "data", {"1.png": "a", "2.png": "b"})
-    before = hash_pictures(read_pictures(folder, True))
-    assert hash_pictures(read_pictures(folder, True)) == before
-    assert hash_pictures(read_pictures(folder, True)[::-1]) != before
+    before = hash_dataset(read_pictures(folder, True))
+    assert hash_dataset(read_pictures(folder, True)) == before
+    assert hash_dataset(read_pictures(folder, True)[::-1]) != before
     image = Image.open(folder / "1.png").convert("RGB")
     image.putpixel((0, 0), (1, 2, 3))
     image.save(folder / "1.png")
-    changed = hash_pictures(read_pictures(folder, True))
+    changed = hash_dataset(read_pictures(folder, True))
     (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text().replace('"b"', '"c"'))
-    assert len({before, changed, hash_pictures(read_pictures(folder, True))}) == 3
+    assert len({before, changed, hash_dataset(read_pictures(folder, True))}) == 3
 
 
 SRGB_PRIMARIES = [(0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410)]
@@ -167,8 +167,8 @@ BROWN_INK = cmyk_profile((128, 158, 158))
 
 def pixel(path: Path) -> tuple[int, ...]:
     """What the picture shows at its first pixel; `measure` has to accept it."""
-    measure(path)
-    picture = open_picture(path)
+    read_image_size(path)
+    picture = open_image(path)
     assert picture.mode == "RGB"
     return picture.getpixel((0, 0))
 
@@ -216,7 +216,7 @@ def test_a_profile_changes_the_colours_and_not_the_transparency(tmp_path):
     image.convert("PA").save(tmp_path / "palette.tiff", icc_profile=LINEAR)
     for path in tmp_path.iterdir():
         assert pixel(path) == near((188, 188, 188))
-        assert open_picture(path).getpixel((1, 0)) == (255, 255, 255)
+        assert open_image(path).getpixel((1, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(
@@ -235,15 +235,15 @@ def test_a_profile_that_says_nothing_new_leaves_every_pixel_as_it_is(tmp_path, p
     stored = Image.effect_noise((64, 64), 90).convert("RGB")
     stored.putdata(list(product(range(0, 256, 17), repeat=3)))
     stored.save(tmp_path / "picture.png", icc_profile=profile)
-    measure(tmp_path / "picture.png")
-    assert open_picture(tmp_path / "picture.png").tobytes() == stored.tobytes()
+    read_image_size(tmp_path / "picture.png")
+    assert open_image(tmp_path / "picture.png").tobytes() == stored.tobytes()
 
 
 def test_the_profile_and_the_orientation_of_a_file_do_not_outlive_its_opening(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.jpg", exif=exif, icc_profile=SRGB_BY_ANOTHER_NAME)
-    picture = open_picture(tmp_path / "picture.jpg")
+    picture = open_image(tmp_path / "picture.jpg")
     assert "icc_profile" not in picture.info and 274 not in picture.getexif()
 
 
@@ -254,14 +254,14 @@ def test_a_turned_photograph_with_malformed_exif_data_stands_upright(tmp_path):
     as_rational, as_bytes = struct.pack(">HH", 282, 5), struct.pack(">HH", 282, 2)
     damaged = (tmp_path / "turned.jpg").read_bytes().replace(as_rational, as_bytes)
     (tmp_path / "turned.jpg").write_bytes(damaged)
-    assert measure(tmp_path / "turned.jpg") == open_picture(tmp_path / "turned.jpg").size == (16, 8)
+    assert read_image_size(tmp_path / "turned.jpg") == open_image(tmp_path / "turned.jpg").size == (16, 8)
 
 
 def shown_greys(path: Path, values: list, kind: str) -> list[int]:
     """What a picture of one row of these values shows."""
     Image.fromarray(np.array([values], dtype=kind)).save(path)
-    measure(path)
-    red, green, blue = np.asarray(open_picture(path))[0].T.tolist()
+    read_image_size(path)
+    red, green, blue = np.asarray(open_image(path))[0].T.tolist()
     assert red == green == blue
     return red
 
@@ -316,13 +316,13 @@ def test_only_the_grey_of_sixteen_bits_that_is_called_clear_becomes_white(tmp_pa
     clear = (b"tRNS", struct.pack(">H", 1000))
     (tmp_path / "deep.png").write_bytes(png(16, 0, struct.pack(">HH", 1001, 1000), clear))
     assert pixel(tmp_path / "deep.png") == (4, 4, 4)
-    assert open_picture(tmp_path / "deep.png").getpixel((1, 0)) == (255, 255, 255)
+    assert open_image(tmp_path / "deep.png").getpixel((1, 0)) == (255, 255, 255)
 
 
 def test_a_clear_value_of_any_depth_of_png_becomes_white(tmp_path):
     for depth, colour_type, pixels, clear in [(1, 0, b"\x40", b"\0\1"), (8, 0, b"\0\7", b"\0\7")]:
         (tmp_path / "clear.png").write_bytes(png(depth, colour_type, pixels, (b"tRNS", clear)))
-        picture = open_picture(tmp_path / "clear.png")
+        picture = open_image(tmp_path / "clear.png")
         assert (pixel(tmp_path / "clear.png"), picture.getpixel((1, 0))) == ((0, 0, 0), (255, 255, 255))
 
 
@@ -333,7 +333,7 @@ def test_a_palette_with_degrees_of_transparency_is_laid_on_white(tmp_path):
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "palette.png", transparency=bytes([255, 128]))
     assert pixel(tmp_path / "palette.png") == (255, 0, 0)
-    assert open_picture(tmp_path / "palette.png").getpixel((1, 0)) == pytest.approx((127, 127, 255), abs=1)
+    assert open_image(tmp_path / "palette.png").getpixel((1, 0)) == pytest.approx((127, 127, 255), abs=1)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_a_jpeg_of_photoshop_with_inverted_inks_shows_its_colours(tmp_path, prof
 @pytest.mark.parametrize("size", [(1, 1), (7, 20), (8, 8)])
 def test_the_smallest_jpeg_is_a_picture(tmp_path, size):
     Image.new("RGB", size, "red").save(tmp_path / "small.jpg")
-    assert measure(tmp_path / "small.jpg") == open_picture(tmp_path / "small.jpg").size == size
+    assert read_image_size(tmp_path / "small.jpg") == open_image(tmp_path / "small.jpg").size == size
 
 
 def test_a_picture_that_cannot_become_rgb_is_refused_when_it_is_measured(tmp_path, monkeypatch):
@@ -386,9 +386,9 @@ def test_a_picture_that_cannot_become_rgb_is_refused_when_it_is_measured(tmp_pat
         raise ValueError(f"conversion from {image.mode} to RGB not supported")
 
     Image.new("RGB", (9, 9)).save(tmp_path / "picture.png")
-    monkeypatch.setattr("data.dataset._in_srgb", refuse)
+    monkeypatch.setattr("data.images._in_srgb", refuse)
     with pytest.raises(ValueError, match="not supported"):
-        measure(tmp_path / "picture.png")
+        read_image_size(tmp_path / "picture.png")
 
 
 def test_bad_rows_and_bad_pictures_are_listed_together(tmp_path):

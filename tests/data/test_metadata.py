@@ -8,12 +8,12 @@ import pytest
 
 from data.metadata import (
     append_captions,
-    existing_captions,
-    found_rows,
     image_files,
-    pictures_below,
+    image_files_below,
     read_captions,
-    unread_files,
+    read_existing_captions,
+    scan_rows,
+    unsupported_files,
 )
 from runtime.errors import UserError, WorkError
 
@@ -126,7 +126,7 @@ def test_pictures_are_in_natural_order_without_hidden_ones(folder):
 def test_what_phones_and_cameras_write_is_named_where_it_cannot_be_read(folder):
     for name in ("2.HEIC", "11.heic", "a.dng", "._3.heic"):
         (folder / name).touch()
-    assert [path.name for path in unread_files(folder)] == ["2.HEIC", "11.heic"]  # a.jpg was made of a.dng
+    assert [path.name for path in unsupported_files(folder)] == ["2.HEIC", "11.heic"]  # a.jpg was made of a.dng
     for path in image_files(folder):
         path.unlink()
     assert "2.HEIC is of a kind that is not; save it as JPEG or PNG" in refusal(folder)
@@ -136,17 +136,17 @@ def test_pictures_below_are_found_unless_a_folder_may_not_be_entered(folder, mon
     (folder / "below").mkdir()
     (folder / "below" / "c.jpg").write_bytes(b"x")
     right_in_it = image_files(folder)
-    assert sorted(pictures_below(folder)) == sorted([*right_in_it, folder / "below" / "c.jpg"])
+    assert sorted(image_files_below(folder)) == sorted([*right_in_it, folder / "below" / "c.jpg"])
 
     def closed(path, onerror):
         onerror(PermissionError(13, "Permission denied", "lost+found"))
 
     monkeypatch.setattr("os.walk", closed)
-    assert pictures_below(folder) == right_in_it
+    assert image_files_below(folder) == right_in_it
 
 
 def test_a_folder_without_metadata_has_no_rows_yet(folder):
-    assert existing_captions(folder) == []
+    assert read_existing_captions(folder) == []
 
 
 def test_a_picture_that_has_a_row_gets_no_second_one(folder):
@@ -174,7 +174,7 @@ def test_rows_of_gone_pictures_and_without_captions_are_found_as_they_stand(fold
         folder, {"file_name": "a.jpg", "text": ["one", " "]}, {"file_name": "gone.jpg", "text": "t"}, "",
         {"file_name": "../a.jpg", "text": None}, {"file_name": "./a.jpg", "text": "again"},
     )  # fmt: skip
-    rows = found_rows(folder / "metadata.jsonl", folder)
+    rows = scan_rows(folder / "metadata.jsonl", folder)
     assert [(row.file_name, row.captions, row.line) for row in rows] == [
         ("a.jpg", ("one",), 1), ("gone.jpg", ("t",), 2), ("../a.jpg", (), 4), ("./a.jpg", ("again",), 5),
     ]  # fmt: skip
@@ -189,8 +189,8 @@ def test_rows_of_gone_pictures_and_without_captions_are_found_as_they_stand(fold
 def test_rows_without_a_readable_name_are_refused_all_at_once(folder):
     write(folder, {"file_name": "a.jpg", "text": ""}, "{", {"text": "no name"})
     with pytest.raises(UserError, match="^2 bad rows in .*\n.*line 2: not JSON.*\n.*line 3: `file_name` must be"):
-        found_rows(folder / "metadata.jsonl", folder)
-    assert found_rows(folder / "none.jsonl", folder) == []
+        scan_rows(folder / "metadata.jsonl", folder)
+    assert scan_rows(folder / "none.jsonl", folder) == []
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from data.mirroring import mentions_writing, mirrored_caption
+from data.mirroring import mentions_writing, mirror_caption
 
 SWAPPED = [
     ("a pocket on the left", "a pocket on the right"),
@@ -47,13 +47,13 @@ KEPT = [
 
 @pytest.mark.parametrize(("caption", "mirrored"), SWAPPED)
 def test_sides_are_swapped_as_they_are_written(caption, mirrored):
-    assert mirrored_caption(caption) == mirrored
-    assert mirrored_caption(mirrored) == caption
+    assert mirror_caption(caption) == mirrored
+    assert mirror_caption(mirrored) == caption
 
 
 @pytest.mark.parametrize("caption", KEPT)
 def test_what_is_no_side_is_kept(caption):
-    assert mirrored_caption(caption) == caption
+    assert mirror_caption(caption) == caption
 
 
 def test_a_caption_mirrored_twice_is_the_caption():
@@ -62,7 +62,7 @@ def test_a_caption_mirrored_twice_is_the_caption():
     draw = random.Random(0)
     for _ in range(5000):
         caption = "".join(draw.choice(words) + draw.choice(["", " ", " ", " "]) for _ in range(draw.randint(1, 9)))
-        assert mirrored_caption(mirrored_caption(caption)) == caption
+        assert mirror_caption(mirror_caption(caption)) == caption
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-import check_copies
 from check_copies import parse_args
 from clone import ROOT
-from evaluation.copies import Scale, check, generated_pictures, known_copies, training_pictures
-from evaluation.similarity import StructuralLikeness
+from evaluation.copies import Scale, check_copies, generated_pictures, known_copies, training_pictures
+from evaluation.similarity import StructuralSimilarity
 from render_garments import render, sample_spec
 from runtime.errors import UserError, WorkError
 
@@ -46,7 +45,7 @@ def last_line(capsys):
     """Checks in this process: `last_line(generated, dataset, flag, ...)` is the verdict."""
 
     def run(generated: Path, dataset: Path, *flags: object) -> str:
-        check(parse_args(["--generated", str(generated), "--dataset", str(dataset), *map(str, flags)]))
+        check_copies(parse_args(["--generated", str(generated), "--dataset", str(dataset), *map(str, flags)]))
         run.output = capsys.readouterr().out
         return run.output.splitlines()[-1]
 
@@ -125,7 +124,7 @@ def test_of_many_training_pictures_some_give_the_scale_and_all_are_compared(fold
     assert "measured on 2 of the 5 training pictures" in last_line.output
     assert "0 of 2 would be taken for copies of each other" in last_line.output
     told = float(re.search(r"two training pictures \(2 of them\) are ([\d.]+) apart", last_line.output)[1])
-    likeness = StructuralLikeness()
+    likeness = StructuralSimilarity()
     pair = (originals[0], originals[4]), (originals[4], originals[0])
     assert told == pytest.approx(np.mean([likeness.distances([one], [other]) for one, other in pair]), abs=2e-3)
 
@@ -133,7 +132,7 @@ def test_of_many_training_pictures_some_give_the_scale_and_all_are_compared(fold
 def test_the_order_of_pictures_of_several_shapes_is_kept():
     shapes = [(168, 216), (216, 168), (168, 216), (168, 168)]
     pictures = [picture(2).resize(shape) for shape in shapes]
-    likeness = StructuralLikeness()
+    likeness = StructuralSimilarity()
     alone = np.concatenate([likeness.distances([each], [picture(2), picture(60)]) for each in pictures])
     assert np.array_equal(likeness.distances(pictures, [picture(2), picture(60)]), alone)
 
@@ -148,7 +147,7 @@ def test_training_pictures_that_are_the_same_are_said_to_tell_little(folder, las
 def test_known_copies_are_changed_and_have_the_shape_of_the_samples():
     for made in known_copies(picture(3), (96, 96)):
         assert made.size == (96, 96)
-        assert StructuralLikeness().distances([made], [picture(3)])[0, 0] > 0.005
+        assert StructuralSimilarity().distances([made], [picture(3)])[0, 0] > 0.005
 
 
 def test_diversity_is_the_mean_distance_of_all_pairs(folder, last_line, training):
@@ -194,7 +193,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_judged(folder
     generated = folder("generated", {"a.png": picture(1)})
     (generated / "broken.png").write_bytes(b"no picture")
     with pytest.raises(WorkError, match=r"broken\.png: not a picture"):
-        check(Namespace(generated=generated, dataset=training, embedder=None, output=None))
+        check_copies(Namespace(generated=generated, dataset=training, embedder=None, output=None))
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 are copies"
 
 
@@ -217,10 +216,10 @@ def test_wrong_input_is_refused_by_name(monkeypatch, folder, training, flags, na
     folder("empty", {})
     (folder("broken", {}) / "a.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=named) as caught:
-        check(parse_args(["--generated", "generated", "--dataset", "training", *flags]))
+        check_copies(parse_args(["--generated", "generated", "--dataset", "training", *flags]))
     assert "\n" not in str(caught.value)
 
 
 def test_the_defaults_are_this_repositorys_own_folders():
-    args = check_copies.parse_args([])
+    args = parse_args([])
     assert (args.generated, args.dataset) == (ROOT / "Generated_sample", DATASET)

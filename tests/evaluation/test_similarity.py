@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from evaluation.similarity import FeatureLikeness, StructuralLikeness, ground_of, small_size
+from evaluation.similarity import FeatureSimilarity, StructuralSimilarity, ground_of, small_size
 from render_garments import render, sample_spec
 from runtime.errors import UserError
 
@@ -64,7 +64,7 @@ def originals() -> list[Image.Image]:
 
 @pytest.mark.parametrize("change", COPIES)
 def test_a_copy_lies_near_its_original_and_that_is_the_nearest(originals, change):
-    distances = StructuralLikeness().distances([COPIES[change](picture) for picture in originals], originals)
+    distances = StructuralSimilarity().distances([COPIES[change](picture) for picture in originals], originals)
     assert np.diag(distances).max() < 0.05
     assert (distances.argmin(1) == [0, 1, 2]).all()
 
@@ -72,7 +72,7 @@ def test_a_copy_lies_near_its_original_and_that_is_the_nearest(originals, change
 def test_other_jeans_and_other_garments_lie_far(originals):
     others = [jeans(100 + seed) for seed in range(12)]
     others += [render(sample_spec(200 + seed), WIDTH, HEIGHT, 1) for seed in range(12)]
-    assert StructuralLikeness().distances(others, originals).min() > 0.08
+    assert StructuralSimilarity().distances(others, originals).min() > 0.08
 
 
 def test_ground_of_any_colour_proves_nothing():
@@ -81,14 +81,14 @@ def test_ground_of_any_colour_proves_nothing():
     one.paste(jeans(1).resize((42, 54)), (60, 50))
     other.paste(render(sample_spec(3, "t-shirt"), 42, 54, 1), (60, 50))
     assert ground_of(one) == (120, 140, 90)
-    assert StructuralLikeness().distances([one], [other])[0, 0] > 0.2
-    assert StructuralLikeness().distances([ground], [ground])[0, 0] == pytest.approx(0)
+    assert StructuralSimilarity().distances([one], [other])[0, 0] > 0.2
+    assert StructuralSimilarity().distances([ground], [ground])[0, 0] == pytest.approx(0)
 
 
 def test_sizes_and_shapes_may_be_any():
     pictures = [Image.new("RGB", size, "white") for size in ((8, 8), (400, 20), (20, 400))]
     assert small_size(pictures[1]) == (64, 24)
-    assert np.isfinite(StructuralLikeness().distances(pictures, [jeans(0), *pictures])).all()
+    assert np.isfinite(StructuralSimilarity().distances(pictures, [jeans(0), *pictures])).all()
 
 
 # --- a vision model -------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def embedder(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["dinov2", "clip"])
 def test_a_vision_models_features_find_exact_and_mirrored_copies(embedder, originals, kind):
-    likeness = FeatureLikeness(str(embedder(kind)))
+    likeness = FeatureSimilarity(str(embedder(kind)))
     copies = [originals[2], ImageOps.mirror(originals[0]), originals[1]]
     distances = likeness.distances(copies, originals)
     assert (distances.argmin(1) == [2, 0, 1]).all()
@@ -135,5 +135,5 @@ def test_an_embedder_of_pickles_or_of_another_kind_is_refused_in_one_line(embedd
     torch.save({}, folder / "pytorch_model.bin")
     for name in (folder, tiny_model / "text_encoder", tmp_path / "nothing"):
         with pytest.raises(UserError, match="--embedder .*: not a vision model") as caught:
-            FeatureLikeness(str(name))
+            FeatureSimilarity(str(name))
         assert "\n" not in str(caught.value)

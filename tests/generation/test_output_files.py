@@ -12,12 +12,12 @@ from PIL import Image
 from data.images import save_image
 from data.metadata import image_files, read_captions
 from generation.output_files import (
-    Drawing,
-    PictureFolder,
+    OutputWriter,
+    PlannedImage,
     found,
-    is_whole,
+    is_intact_image,
     prepare_folder,
-    read_rows,
+    read_image_rows,
     save_drawing,
     webui_parameters,
 )
@@ -30,8 +30,8 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def drawing(prompt: str = "denim jeans", seed: int = 965400086, suffix: str = "png", **changes) -> Drawing:
-    return Drawing(prompt, seed, {**SETTINGS, **changes}, "0123", "jeans, blue", suffix)
+def drawing(prompt: str = "denim jeans", seed: int = 965400086, suffix: str = "png", **changes) -> PlannedImage:
+    return PlannedImage(prompt, seed, {**SETTINGS, **changes}, "0123", "jeans, blue", suffix)
 
 
 @pytest.fixture
@@ -78,14 +78,14 @@ def test_a_jpeg_tells_it_in_its_exif_comment(tmp_path, picture):
 def test_another_picture_has_another_name_and_the_same_the_same():
     changes = [{"steps": 24}, {"scheduler": "ddim"}, {"negative_prompt": ""}, {"dtype": "bf16"}, {"height": 56}]
     others = [drawing("jeans"), drawing(seed=1), drawing(suffix="jpg"), *(drawing(**change) for change in changes)]
-    others.append(Drawing("denim jeans", 965400086, SETTINGS, "4567", "jeans, blue"))
+    others.append(PlannedImage("denim jeans", 965400086, SETTINGS, "4567", "jeans, blue"))
     assert len({one.file_name for one in [drawing(), *others]}) == len(others) + 1
     assert drawing(model="elsewhere").file_name == drawing().file_name
     assert drawing("../ä/é?*").file_name.startswith("ä-é-")
 
 
-def folder_of(path: Path, plan: list[Drawing], metadata: bool = True) -> PictureFolder:
-    return PictureFolder(path, plan, metadata, is_main=True)
+def folder_of(path: Path, plan: list[PlannedImage], metadata: bool = True) -> OutputWriter:
+    return OutputWriter(path, plan, metadata, is_main=True)
 
 
 def test_a_picture_has_one_row_in_the_order_of_the_plan(tmp_path, picture):
@@ -93,7 +93,7 @@ def test_a_picture_has_one_row_in_the_order_of_the_plan(tmp_path, picture):
     for part in (plan[:2], [plan[2], plan[0]]):
         with folder_of(tmp_path, part) as folder:
             folder.add(part, [picture] * 2, [False] * 2)
-    rows = read_rows(tmp_path / "images.jsonl")
+    rows = read_image_rows(tmp_path / "images.jsonl")
     assert [row["seed"] for row in rows.values()] == [2, 3, 965400086]
     assert rows[drawing().file_name]["model_hash"] == "0123"
 
@@ -106,7 +106,7 @@ def test_a_withheld_picture_says_so_by_its_name_and_is_in_no_data_set(tmp_path, 
     assert found(tmp_path, plan[0]).endswith("-withheld.png") and found(tmp_path, plan[1]) == plan[1].file_name
     there = folder_of(tmp_path, plan).list_pictures()
     assert list(there.values()) == [plan[0].withheld_name, plan[1].file_name]
-    assert [row.get("withheld") for row in read_rows(tmp_path / "images.jsonl").values()] == [True, None]
+    assert [row.get("withheld") for row in read_image_rows(tmp_path / "images.jsonl").values()] == [True, None]
     assert [row.file_name for row in read_captions(tmp_path)] == [plan[1].file_name]
     assert [path.name for path in image_files(tmp_path)] == [plan[1].file_name]
 
@@ -126,9 +126,9 @@ def test_the_folder_is_a_data_set_at_once(tmp_path, picture):
 
 def test_a_picture_that_is_cut_short_is_not_whole(tmp_path, picture):
     path = save_image(picture, tmp_path / "x.png")
-    assert is_whole(path) and not is_whole(tmp_path / "y.png")
+    assert is_intact_image(path) and not is_intact_image(tmp_path / "y.png")
     path.write_bytes(path.read_bytes()[:-200])
-    assert not is_whole(path)
+    assert not is_intact_image(path)
 
 
 def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path, picture):

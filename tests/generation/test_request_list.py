@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from generation.request_list import Wish, read_wishes
+from generation.request_list import GenerationRequest, read_requests
 from runtime.errors import UserError
 from runtime.paths import DATASET
 
@@ -21,10 +21,10 @@ def file(tmp_path):
 
 def test_a_text_file_has_a_prompt_a_line(file):
     path = file("\ufeffdenim jeans\r\n\n  a red t-shirt, laid flat \nwith a \u2028 separator")
-    assert read_wishes(path) == [
-        Wish("denim jeans"),
-        Wish("a red t-shirt, laid flat"),
-        Wish("with a \u2028 separator"),
+    assert read_requests(path) == [
+        GenerationRequest("denim jeans"),
+        GenerationRequest("a red t-shirt, laid flat"),
+        GenerationRequest("with a \u2028 separator"),
     ]
 
 
@@ -32,25 +32,28 @@ def test_a_row_says_what_is_different_for_its_prompt(file):
     row = {"prompt": "jeans", "negative_prompt": "blurred", "seed": 7, "steps": 30, "scheduler": "ddim",
            "guidance_scale": 2.5, "guidance_rescale": 0.7, "num_images": 3, "height": 96, "width": 64}  # fmt: skip
     rows = [row, {"text": "a skirt", "seed": None}, {"prompt": ""}]
-    assert read_wishes(file("\n".join(map(json.dumps, rows)), "p.jsonl")) == [
-        Wish("jeans", "blurred", 7, 30, "ddim", 2.5, 0.7, 3, 96, 64),
-        Wish("a skirt"),
-        Wish(""),
+    assert read_requests(file("\n".join(map(json.dumps, rows)), "p.jsonl")) == [
+        GenerationRequest("jeans", "blurred", 7, 30, "ddim", 2.5, 0.7, 3, 96, 64),
+        GenerationRequest("a skirt"),
+        GenerationRequest(""),
     ]
 
 
 def test_a_data_sets_metadata_is_a_prompts_file(file):
-    wishes = read_wishes(DATASET / "metadata.jsonl")
+    wishes = read_requests(DATASET / "metadata.jsonl")
     rows = [json.loads(line) for line in (DATASET / "metadata.jsonl").read_text().splitlines()]
-    assert wishes == [Wish(row["text"]) for row in rows]
+    assert wishes == [GenerationRequest(row["text"]) for row in rows]
     several = {"file_name": "1.jpg", "text": ["jeans", "blue jeans"], "licence": "mine", "width": 4032, "seed": "x"}
-    assert read_wishes(file(json.dumps(several), "metadata.jsonl")) == [Wish("jeans"), Wish("blue jeans")]
+    assert read_requests(file(json.dumps(several), "metadata.jsonl")) == [
+        GenerationRequest("jeans"),
+        GenerationRequest("blue jeans"),
+    ]
 
 
 def test_what_was_drawn_is_a_prompts_file_with_its_seeds(file):
     row = {"file_name": "x.png", "prompt": "jeans", "seed": 3, "steps": 20, "scheduler": "ddim", "guidance": 4.0}
-    wish = Wish("jeans", seed=3, steps=20, scheduler="ddim", guidance_scale=4.0, num_images=1)
-    assert read_wishes(file(json.dumps({**row, "model": "x"}), "images.jsonl")) == [wish]
+    wish = GenerationRequest("jeans", seed=3, steps=20, scheduler="ddim", guidance_scale=4.0, num_images=1)
+    assert read_requests(file(json.dumps({**row, "model": "x"}), "images.jsonl")) == [wish]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_what_was_drawn_is_a_prompts_file_with_its_seeds(file):
 )
 def test_every_bad_line_is_named(file, row, complaint):
     with pytest.raises(UserError) as caught:
-        read_wishes(file(f'{{"prompt": "good"}}\n{row}\n{{"seed": 2}}', "p.jsonl"))
+        read_requests(file(f'{{"prompt": "good"}}\n{row}\n{{"seed": 2}}', "p.jsonl"))
     assert complaint in str(caught.value) and "line 3" in str(caught.value)
 
 
@@ -85,4 +88,4 @@ def test_a_file_that_cannot_be_used_is_named(file, tmp_path):
         (file(b"caf\xe9", "latin.txt"), "not UTF-8"),
     ]:
         with pytest.raises(UserError, match=f"--prompts_file {path}: {complaint}"):
-            read_wishes(path)
+            read_requests(path)

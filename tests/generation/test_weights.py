@@ -9,7 +9,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from generation.weights import find_source, load_source_text_encoder, load_source_unet, missing_trigger, sampler_of
+from generation.weights import (
+    find_weights,
+    load_generation_text_encoder,
+    load_generation_unet,
+    missing_trigger,
+    sampler_of,
+)
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE
 from runs.checkpoints import MANIFEST
@@ -41,7 +47,7 @@ def same(one: dict, other: dict, tolerance: float = 1e-6) -> bool:
 
 
 def unet_of(*asked, **more) -> dict[str, torch.Tensor]:
-    return weights(load_source_unet(find_source(*map(str, asked), **more), torch.float32))
+    return weights(load_generation_unet(find_weights(*map(str, asked), **more), torch.float32))
 
 
 def test_a_checkpoint_draws_with_its_averaged_weights_unless_the_others_are_asked_for(runs):
@@ -56,13 +62,13 @@ def test_the_latest_checkpoint_of_a_run_that_is_not_finished_draws_on_its_base(r
     folder = shutil.copytree(runs["unet"], tmp_path / "run")
     (folder / "model_index.json").unlink()
     with pytest.raises(UserError, match="not finished; --checkpoint latest"):
-        find_source(str(folder))
-    source = find_source(str(folder), "latest")
+        find_weights(str(folder))
+    source = find_weights(str(folder), "latest")
     assert (source.base, source.unet, source.subfolder) == (tiny_model, folder / "checkpoint-2", "unet_ema")
     assert "checkpoint-2/unet_ema" in source.told()
     assert same(unet_of(folder, "latest"), weights(load_unet(folder / "checkpoint-2", subfolder="unet_ema")))
     (folder / "checkpoint-2" / MANIFEST).unlink()  # half-written
-    assert find_source(str(folder), "latest").unet == folder / "checkpoint-1"
+    assert find_weights(str(folder), "latest").unet == folder / "checkpoint-1"
 
 
 def test_a_lora_counts_as_strongly_as_is_said(runs, tiny_model):
@@ -72,7 +78,7 @@ def test_a_lora_counts_as_strongly_as_is_said(runs, tiny_model):
     assert same(half, {name: (base[name] + whole[name]) / 2 for name in base}, 1e-5)
     assert same(unet_of(tiny_model, lora=str(runs["lora"])), whole)
     assert same(unet_of(tiny_model, lora=str(runs["lora"] / LORA_FILE)), whole)
-    checkpoint = find_source(str(runs["lora"]), "latest")
+    checkpoint = find_weights(str(runs["lora"]), "latest")
     assert checkpoint.loras == ((runs["lora"] / "checkpoint-2" / LORA_FILE, 1.0),)
 
 
@@ -80,7 +86,7 @@ def test_a_lora_draws_on_the_unet_that_it_was_trained_on(runs, tiny_model, tmp_p
     """--non_ema_revision takes the UNet from another revision than the rest."""
     other = shutil.copytree(tiny_model, tmp_path / "other revision")
     monkeypatch.setattr("generation.weights.find_bases", lambda args: (tiny_model, other))
-    source = find_source(str(runs["lora"]))
+    source = find_weights(str(runs["lora"]))
     assert (source.base, source.unet) == (tiny_model, other) and "other revision" in source.told()
 
 
@@ -89,7 +95,7 @@ def test_a_base_that_is_gone_is_named(runs, tmp_path):
     run = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**run, "base_model": str(tmp_path / "gone")}))
     with pytest.raises(UserError, match=f"what it was trained on: .*{tmp_path / 'gone'}"):
-        find_source(str(folder))
+        find_weights(str(folder))
 
 
 def test_two_loras_add_up_and_the_scale_is_the_last_ones(runs, tiny_model):
@@ -118,7 +124,9 @@ def test_a_loras_part_for_the_text_encoder_is_used(tiny_model, tmp_path):
     save_file(told, tmp_path / LORA_FILE)
     tokens = torch.tensor([[1, 2, 3]])
     plain, changed, none = (
-        load_source_text_encoder(find_source(str(tiny_model), lora=lora, lora_scale=scale), torch.float32)(tokens)[0]
+        load_generation_text_encoder(find_weights(str(tiny_model), lora=lora, lora_scale=scale), torch.float32)(
+            tokens
+        )[0]
         for lora, scale in ((None, 1.0), (str(tmp_path), 1.0), (str(tmp_path), 0.0))
     )
     assert not torch.allclose(plain, changed, atol=1e-4)
@@ -126,11 +134,13 @@ def test_a_loras_part_for_the_text_encoder_is_used(tiny_model, tmp_path):
 
 
 def test_other_weights_have_another_fingerprint(runs, tiny_model):
-    sources = [find_source(str(tiny_model)), find_source(str(runs["unet"]))]
-    sources += [find_source(str(runs["unet"]), name) for name in ("checkpoint-1", "checkpoint-2", "checkpoint-2/unet")]
-    sources += [find_source(str(runs["lora"]), lora_scale=scale) for scale in (0.5, 1.0)]
+    sources = [find_weights(str(tiny_model)), find_weights(str(runs["unet"]))]
+    sources += [
+        find_weights(str(runs["unet"]), name) for name in ("checkpoint-1", "checkpoint-2", "checkpoint-2/unet")
+    ]
+    sources += [find_weights(str(runs["lora"]), lora_scale=scale) for scale in (0.5, 1.0)]
     assert len({source.fingerprint() for source in sources}) == len(sources)
-    assert find_source(str(tiny_model)).fingerprint() == sources[0].fingerprint()
+    assert find_weights(str(tiny_model)).fingerprint() == sources[0].fingerprint()
 
 
 def test_a_base_is_sampled_as_what_was_trained_on_it_needs(runs, tmp_path):
@@ -138,18 +148,18 @@ def test_a_base_is_sampled_as_what_was_trained_on_it_needs(runs, tmp_path):
     run = json.loads((folder / "run.json").read_text())
     run["arguments"] |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     (folder / "run.json").write_text(json.dumps(run))
-    config = sampler_of(find_source(str(folder)), "ddim").config
+    config = sampler_of(find_weights(str(folder)), "ddim").config
     assert config.prediction_type == "v_prediction" and config.rescale_betas_zero_snr
     with pytest.raises(UserError, match="--scheduler pndm.*ddim"):
-        sampler_of(find_source(str(folder)), "pndm")
+        sampler_of(find_weights(str(folder)), "pndm")
 
 
 def test_prompts_without_the_trigger_phrase_are_counted(runs, tiny_model):
-    source = find_source(str(runs["unet"]))
+    source = find_weights(str(runs["unet"]))
     assert "1 of 2 prompts lack" in missing_trigger(source, ["SKS, denim jeans", "jeans"])
     assert (
         missing_trigger(source, ["sks, jeans"]) is None
-        and missing_trigger(find_source(str(tiny_model)), ["x"]) is None
+        and missing_trigger(find_weights(str(tiny_model)), ["x"]) is None
     )
 
 
@@ -171,27 +181,27 @@ def test_prompts_without_the_trigger_phrase_are_counted(runs, tiny_model):
 def test_what_is_not_there_is_refused_by_name(runs, monkeypatch, checkpoint, lora, scale, complaint):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=complaint):
-        find_source(str(runs["unet"]), checkpoint, lora, scale)
+        find_weights(str(runs["unet"]), checkpoint, lora, scale)
 
 
 def test_a_checkpoint_needs_a_run_and_a_lora_its_base(runs, tiny_model, tmp_path):
     with pytest.raises(UserError, match="is no run"):
-        find_source(str(tiny_model), "latest")
+        find_weights(str(tiny_model), "latest")
     (tmp_path / LORA_FILE).write_bytes((runs["lora"] / LORA_FILE).read_bytes())
     with pytest.raises(UserError, match=f"--lora {tmp_path}"):
-        find_source(str(tmp_path))
+        find_weights(str(tmp_path))
     (tmp_path / "other.safetensors").write_bytes(b"\0" * 8)
     with pytest.raises(UserError, match="other.safetensors"):
-        load_source_unet(find_source(str(tiny_model), lora=str(tmp_path / "other.safetensors")), torch.float32)
+        load_generation_unet(find_weights(str(tiny_model), lora=str(tmp_path / "other.safetensors")), torch.float32)
 
 
 def test_a_lora_of_another_kind_of_model_is_refused(tiny_model, tmp_path):
     save_file({"transformer.blocks.0.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "flux.safetensors")
     with pytest.raises(UserError, match="no LoRA for Stable Diffusion 1.x or 2.x"):
-        load_source_unet(find_source(str(tiny_model), lora=str(tmp_path / "flux.safetensors")), torch.float32)
+        load_generation_unet(find_weights(str(tiny_model), lora=str(tmp_path / "flux.safetensors")), torch.float32)
 
 
 def test_a_lora_tells_what_it_was_trained_for_whatever_base_is_named(runs, tiny_model):
-    source = find_source(str(tiny_model), lora=str(runs["lora"] / "checkpoint-2"))
+    source = find_weights(str(tiny_model), lora=str(runs["lora"] / "checkpoint-2"))
     assert source.run["trigger"] == "sks" and missing_trigger(source, ["jeans"])
-    assert source.told_of_sampling == source.run["arguments"]
+    assert source.scheduler_overrides == source.run["arguments"]

@@ -66,7 +66,7 @@ def test_a_half_precision_folder_is_loaded_in_the_precision_asked_for(tiny_model
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_unet_computes_in_the_devices_layout_and_is_saved_as_ever(layout, tiny_model, monkeypatch, tmp_path):
-    monkeypatch.setattr("models.loading.convolution_layout", lambda: layout)
+    monkeypatch.setattr("models.loading.convolution_memory_format", lambda: layout)
     unet = load_unet(tiny_model, torch.float16)
     assert unet.conv_in.weight.is_contiguous(memory_format=layout)
     unet.save_pretrained(tmp_path / "unet")

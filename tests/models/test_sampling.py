@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from models.loading import load_text_encoder, load_tokenizer, load_unet, load_vae
 from models.samplers import SAMPLERS
-from models.sampling import decode_latents, draw_latents, initial_noise, load_sampler, seeded
+from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler, seeded_generator
 from models.text_encoding import encode_prompt
 from tiny_model import make_tiny_model
 
@@ -27,11 +27,11 @@ def draw(model):
 
     def draw(prompts, seeds, guidance_scale=5.0, negative="", steps=5, rescale=0.0, name="dpmpp_2m_karras"):
         embeddings = [encode_prompt(tokenizer, text_encoder, prompt, 3) for prompt in prompts]
-        generators = [seeded(seed) for seed in seeds]
+        generators = [seeded_generator(seed) for seed in seeds]
         noise = torch.stack([initial_noise(generator, (4, 36, 28)) for generator in generators])
         away = [encode_prompt(tokenizer, text_encoder, negative, 3)] * len(prompts)
         sampler = load_sampler(model, name=name)
-        return draw_latents(unet, sampler, noise, embeddings, away, guidance_scale, steps, rescale, generators)
+        return generate_latents(unet, sampler, noise, embeddings, away, guidance_scale, steps, rescale, generators)
 
     return draw
 

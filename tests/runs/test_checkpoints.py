@@ -9,13 +9,13 @@ from accelerate import Accelerator
 
 from models.loading import load_unet
 from runs.checkpoints import (
+    checkpoint_step,
     complete_checkpoints,
     find_checkpoint,
+    foreign_checkpoints,
     load_training_state,
-    remove_later,
+    remove_later_checkpoints,
     save_checkpoint,
-    step_of,
-    strangers,
 )
 from runtime.errors import UserError, WorkError
 from tiny_model import tiny_unet
@@ -42,7 +42,7 @@ def run(tmp_path, unet):
 
 def test_a_checkpoint_is_read_back_as_it_was_written(run, unet):
     checkpoint = run / "checkpoint-4"
-    assert step_of(checkpoint) == 4 and load_training_state(checkpoint)["optimizer"] == {"rate": 4}
+    assert checkpoint_step(checkpoint) == 4 and load_training_state(checkpoint)["optimizer"] == {"rate": 4}
     loaded = load_unet(checkpoint).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in unet.state_dict().items())
 
@@ -154,15 +154,17 @@ def test_another_runs_are_told_apart_and_neither_taken_nor_removed(run):
         "checkpoint-4 is of another run: not taken",
         "checkpoint-2 is of another run: not taken",
     ]
-    assert [path.name for path in strangers(run, "f", own_folder=False)] == ["checkpoint-7"]
-    assert not strangers(run, "f", own_folder=True) and len(strangers(run, "g", own_folder=True)) == 3
-    remove_later(run, 0, "g")
+    assert [path.name for path in foreign_checkpoints(run, "f", own_folder=False)] == ["checkpoint-7"]
+    assert (
+        not foreign_checkpoints(run, "f", own_folder=True) and len(foreign_checkpoints(run, "g", own_folder=True)) == 3
+    )
+    remove_later_checkpoints(run, 0, "g")
     assert len(list(run.glob("checkpoint-*"))) == 4
 
 
 def test_what_an_earlier_start_wrote_after_the_step_it_goes_on_from_is_removed(run):
     (run / ".partial-12").mkdir()
-    remove_later(run, 4, "f")
+    remove_later_checkpoints(run, 4, "f")
     assert not (run / ".partial-12").exists()
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4"]
 

@@ -10,7 +10,7 @@ from background import Background
 from conftest import write_captioned_folder
 from run_folder import losses, rows
 from runs import disk_space
-from runs.disk_space import Space, check_space
+from runs.disk_space import DiskSpace, check_space
 from runtime.errors import WorkError
 
 USUAL = ["--learning_rate", 1e-3, "--checkpointing_steps", 2, "--seed", 0]
@@ -63,9 +63,9 @@ def test_a_run_that_will_not_fit_is_refused_before_it_writes_anything(train_run,
 
 
 def test_what_is_needed_is_free_or_the_run_is_refused():
-    check_space(Space(checkpoint=10, kept=2, needed=40, free=40), Path("out"))
+    check_space(DiskSpace(checkpoint=10, kept=2, needed=40, free=40), Path("out"))
     with pytest.raises(WorkError):
-        check_space(Space(checkpoint=10, kept=2, needed=41, free=40), Path("out"))
+        check_space(DiskSpace(checkpoint=10, kept=2, needed=41, free=40), Path("out"))
 
 
 def test_the_estimate_of_the_captions_is_what_they_take(train_run, tmp_path, monkeypatch):

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from runs.records import (
-    differences,
     fingerprint_run,
     newest_finished_run,
     output_folder,
     read_run,
     remove_run,
-    seed_of,
+    run_differences,
+    seed_for,
     write_run,
 )
 from runtime.errors import UserError, WorkError
@@ -43,9 +43,9 @@ def test_the_fingerprint_is_of_what_changes_the_weights():
 
 
 def test_without_a_seed_the_run_has_one_of_its_own_that_stays():
-    assert seed_of(None, fingerprint()) == seed_of(None, fingerprint(epochs=3))
-    assert seed_of(None, fingerprint()) != seed_of(None, fingerprint(data="e"))
-    assert seed_of(0, fingerprint()) == 0
+    assert seed_for(None, fingerprint()) == seed_for(None, fingerprint(epochs=3))
+    assert seed_for(None, fingerprint()) != seed_for(None, fingerprint(data="e"))
+    assert seed_for(0, fingerprint()) == 0
 
 
 def test_a_run_goes_to_a_folder_of_its_own_unless_one_is_named():
@@ -68,18 +68,20 @@ def test_run_json_is_read_back(tmp_path):
 
 def test_what_differs_between_two_runs_is_listed(tmp_path):
     write_run(tmp_path, run(seed=1))
-    assert differences(read_run(tmp_path), run(seed=1, epochs=3, output_dir=Path("x"))) == []
-    assert differences(read_run(tmp_path), run(seed=2, learning_rate=1, data="other")) == [
+    assert run_differences(read_run(tmp_path), run(seed=1, epochs=3, output_dir=Path("x"))) == []
+    assert run_differences(read_run(tmp_path), run(seed=2, learning_rate=1, data="other")) == [
         "the data set: other pictures, captions or shorter forms of them",
         "learning_rate: 1e-05 there, 1 here",
         "seed_asked: 1 there, 2 here",
     ]
-    assert differences(read_run(tmp_path), run(seed=1, a_new_flag=0.0)) == []
-    assert differences(read_run(tmp_path), run(seed=1, a_new_flag=0.1)) == ["a_new_flag: null there, 0.1 here"]
+    assert run_differences(read_run(tmp_path), run(seed=1, a_new_flag=0.0)) == []
+    assert run_differences(read_run(tmp_path), run(seed=1, a_new_flag=0.1)) == ["a_new_flag: null there, 0.1 here"]
     assert (
-        differences(run(seed=1, a_flag=None), run(seed=1, a_flag=0.0)) == differences(run(a_flag=False), run()) == []
+        run_differences(run(seed=1, a_flag=None), run(seed=1, a_flag=0.0))
+        == run_differences(run(a_flag=False), run())
+        == []
     )
-    assert differences({"steps": 3}, run()) == ["its run.json does not say what it was"]
+    assert run_differences({"steps": 3}, run()) == ["its run.json does not say what it was"]
 
 
 def test_of_a_run_that_is_removed_other_files_stay(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clone import ROOT
-from runtime.errors import HUB_REFUSALS, Stopped, UserError, WorkError, exit_with, first_line, hub_says
+from runtime.errors import HUB_REFUSALS, Stopped, UserError, WorkError, exit_with, first_line, hub_error_reason
 
 
 def end(problem: BaseException | None = None, code: int | None = None):
@@ -88,19 +88,19 @@ def test_what_the_hub_refuses_is_told_by_its_cause_and_not_by_the_library_on_top
     kind = getattr(huggingface_hub.errors, refusal)
     error = OSError("not fully cached locally ... check out the root cause in the stacktrace above")
     error.__cause__ = kind.__new__(kind)
-    assert refusal in HUB_REFUSALS and said in hub_says(error)
+    assert refusal in HUB_REFUSALS and said in hub_error_reason(error)
 
 
 def test_a_hub_that_cannot_be_reached_is_told_and_any_other_error_by_its_first_line():
     error = OSError("Couldn't connect\nlong advice")
-    assert hub_says(error) == "Couldn't connect"
+    assert hub_error_reason(error) == "Couldn't connect"
     error.__context__ = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
-    assert hub_says(error) == "the hub cannot be reached"
+    assert hub_error_reason(error) == "the hub cannot be reached"
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])  # within the buffer, and more
 def test_a_reader_that_wants_no_more_ends_a_script_without_a_word(lines):
-    script = "import sys; sys.path.insert(0, sys.argv[1]); from errors import exit_with\n"
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.errors import exit_with\n"
     script += f"exit_with(lambda: [print('x') for _ in range({lines})] and None)"
     reader, writer = os.pipe()
     os.close(reader)

@@ -6,10 +6,10 @@ from runtime.errors import UserError
 from runtime.flags import (
     FlagParser,
     YesNo,
-    count,
     fraction,
     given_flags,
     non_negative_float,
+    non_negative_int,
     path,
     positive_float,
     positive_int,
@@ -61,7 +61,7 @@ def test_unknown_abbreviated_and_incomplete_flags_are_one_line(parser, argv):
     ("kind", "wrong", "right"),
     [
         (positive_int, ["0", "-1", "1.5", "nan", "x", "", "9" * 400], "1"),
-        (count, ["-1", "1e3", "inf"], "0"),
+        (non_negative_int, ["-1", "1e3", "inf"], "0"),
         (positive_float, ["0", "nan", "inf", "-1"], "1e-5"),
         (non_negative_float, ["-0.1", "nan"], "0"),
         (fraction, ["1.1", "-0.1", "nan"], "1"),

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from runtime.prefetching import work_ahead
+from runtime.prefetching import prefetch
 
 
 def test_results_are_in_order_and_no_more_are_made_than_may_wait():
@@ -14,7 +14,7 @@ def test_results_are_in_order_and_no_more_are_made_than_may_wait():
         made.append(number)
         return number * number
 
-    results = work_ahead(work, iter(range(100)), ahead=4)
+    results = prefetch(work, iter(range(100)), ahead=4)
     for number in range(100):
         assert next(results) == (number, number * number)
         assert len(made) <= number + 5
@@ -30,7 +30,7 @@ def test_the_next_are_worked_on_while_one_is_used():
         begun.set()
         return used.wait(20)
 
-    results = work_ahead(work, range(2), ahead=2)
+    results = prefetch(work, range(2), ahead=2)
     assert next(results) == (0, True)
     assert begun.wait(20)
     used.set()
@@ -38,8 +38,8 @@ def test_the_next_are_worked_on_while_one_is_used():
 
 
 def test_a_failure_comes_in_its_turn_and_whoever_stops_waits_for_nothing():
-    results = work_ahead(lambda number: 1 // number, [2, 1, 0, 1])
+    results = prefetch(lambda number: 1 // number, [2, 1, 0, 1])
     assert [next(results)[1], next(results)[1]] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
-    work_ahead(abs, range(10**9)).close()
+    prefetch(abs, range(10**9)).close()

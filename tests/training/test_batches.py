@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.augmentation import AS_IT_IS
+from data.augmentation import NO_AUGMENTATION
 from training.batches import DATA, PRIOR, Batches, make_batch, micro_batches, step_samples
-from training.samples import Chances, SampleId, Source, draw_sample
+from training.samples import SampleKey, SampleSettings, SampleSource, make_sample
 
 
-def numbers(samples: list[SampleId], stream: str) -> list[int]:
+def numbers(samples: list[SampleKey], stream: str) -> list[int]:
     return [sample.number for sample in samples if sample.stream == stream]
 
 
@@ -38,14 +38,14 @@ class Encodings:
         return latents, torch.zeros(len(draws), 3, 8), None
 
 
-def source(caption: str, shapes: list[tuple[int, int, int]], run: int = 1) -> Source:
-    return Source([((caption,),)] * len(shapes), tuple(shapes), [AS_IT_IS] * len(shapes), run)
+def source(caption: str, shapes: list[tuple[int, int, int]], run: int = 1) -> SampleSource:
+    return SampleSource([((caption,),)] * len(shapes), tuple(shapes), [NO_AUGMENTATION] * len(shapes), run)
 
 
 def batches(processes: int, process: int, accumulation: int, shapes=((1, 2, 2),) * 5) -> Batches:
     sources = {DATA: source("a", list(shapes), run=4), PRIOR: source("b", [(1, 2, 2)] * 3)}
     return Batches(
-        encodings=Encodings(), sources=sources, chances=Chances(0.1, 1000), seed=0, data_batch=4, prior_batch=2,
+        encodings=Encodings(), sources=sources, chances=SampleSettings(0.1, 1000), seed=0, data_batch=4, prior_batch=2,
         process=process, processes=processes, accumulation=accumulation, device=torch.device("cpu"),
         dtype=torch.float32,
     )  # fmt: skip
@@ -104,7 +104,8 @@ def test_a_run_cut_anywhere_and_split_otherwise_trains_on_the_uncut_sequence(
         for process in range(processes):
             part = Batches(
                 encodings=recorder, sources=sources,
-                chances=Chances(0.1, 1000), seed=seed, data_batch=global_batch, prior_batch=prior, process=process,
+                chances=SampleSettings(0.1, 1000),
+                seed=seed, data_batch=global_batch, prior_batch=prior, process=process,
                 processes=processes, accumulation=accumulation, device=torch.device("cpu"), dtype=torch.float32,
             )  # fmt: skip
             list(part.of_step(step))
@@ -128,12 +129,16 @@ def test_a_run_cut_anywhere_and_split_otherwise_trains_on_the_uncut_sequence(
 
 def _pictures(pictures: list, global_batch: int, seed: int, step: int) -> list[int]:
     sources = {DATA: source("a", pictures, run=global_batch)}
-    run = Batches(Recorder(), sources, Chances(0, 1000), seed, global_batch, 0, 0, 1, 1, torch.device("cpu"), None)
+    run = Batches(
+        Recorder(), sources, SampleSettings(0, 1000), seed, global_batch, 0, 0, 1, 1, torch.device("cpu"), None
+    )
     return run.pictures_of(step)
 
 
 def test_what_the_unet_sees_may_be_noisier_than_what_it_is_to_find():
-    draw = draw_sample(0, SampleId(DATA, 0), source("a", [(1, 2, 2)]), Chances(0.0, 1000, input_perturbation=0.5))
+    draw = make_sample(
+        0, SampleKey(DATA, 0), source("a", [(1, 2, 2)]), SampleSettings(0.0, 1000, input_perturbation=0.5)
+    )
     batch = make_batch(Encodings(), [draw], torch.device("cpu"), torch.float32)
     assert torch.equal(batch.noise[0], draw.noise) and torch.equal(batch.input_noise[0], draw.input_noise)
     assert not torch.equal(draw.noise, draw.input_noise)

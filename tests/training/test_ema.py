@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tiny_model import tiny_unet
-from training.ema import NoAverage, make_average
+from training.ema import NoEMA, make_ema
 
 
 def average_of(unet, parameters, checkpoint=None, **flags):
     args = Namespace(**{"use_ema": True, "offload_ema": False, "foreach_ema": False, **flags})
-    return make_average(args, unet, parameters, checkpoint)
+    return make_ema(args, unet, parameters, checkpoint)
 
 
 @pytest.mark.parametrize("kept", [{}, {"foreach_ema": True}, {"offload_ema": True}])
@@ -49,7 +49,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path):
 def test_without_one_the_weights_are_what_is_saved(tmp_path):
     unet = tiny_unet()
     average = average_of(unet, list(unet.parameters()), use_ema=False)
-    assert isinstance(average, NoAverage) and not average.kept
+    assert isinstance(average, NoEMA) and not average.enabled
     before = [p.detach().clone() for p in unet.parameters()]
     average.copy_to(unet.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, unet.parameters(), strict=True))

@@ -10,20 +10,20 @@ import torch
 from PIL import Image
 
 from conftest import write_captioned_folder
-from data.augmentation import AS_IT_IS, list_views
-from data.buckets import Subject
+from data.augmentation import NO_AUGMENTATION, list_augmentations
+from data.buckets import ImageToEncode
 from data.dataset import read_pictures
-from data.images import load_picture
+from data.images import load_pixel_values
 from models.loading import load_text_encoder, load_tokenizer, load_vae
 from models.text_encoding import encode_prompt
 from tiny_model import make_tiny_model
 from training.batches import DATA, PRIOR
-from training.encodings import LiveEncodings, StoredEncodings, TextEncoding, is_whole, store_latents, store_texts
-from training.samples import Chances, SampleId, Source, draw_sample
+from training.encodings import CachedEncodings, LiveEncodings, TextEncoding, is_intact, store_latents, store_texts
+from training.samples import SampleKey, SampleSettings, SampleSource, make_sample
 
 SIZES = [(72, 56), (72, 56), (64, 64)]
 ALL = slice(None)
-BOTH = list_views(True, 0.0)
+BOTH = list_augmentations(True, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +36,22 @@ def text(tiny_model):
     return TextEncoding(load_tokenizer(tiny_model), load_text_encoder(tiny_model), 3, "hash")
 
 
-def subjects_of(folder, views=AS_IT_IS):
+def subjects_of(folder, augmentations=NO_AUGMENTATION):
     pictures = read_pictures(folder, short_captions=True)
     return {
-        (DATA, i): Subject(picture, size, views, "lanczos")
+        (DATA, i): ImageToEncode(picture, size, augmentations, "lanczos")
         for i, (picture, size) in enumerate(zip(pictures, SIZES, strict=True))
     }
 
 
 @pytest.fixture(scope="module")
-def subjects(captioned_folder):
+def images_to_encode(captioned_folder):
     return subjects_of(captioned_folder, BOTH)
 
 
-def store(folder, subjects, vae, text, shares=(ALL,)) -> StoredEncodings:
+def store(folder, subjects, vae, text, shares=(ALL,)) -> CachedEncodings:
     for share in shares:
-        encodings = StoredEncodings(folder)
+        encodings = CachedEncodings(folder)
         store_latents(encodings, subjects, vae, "hash", share, workers=0, quiet=True)
         store_texts(encodings, [s.captions for s in subjects.values()] + [[""]], text, share, quiet=True)
     return encodings
@@ -65,17 +65,19 @@ def encodings(tmp_path_factory, subjects, vae, text):
 def draws(subjects, numbers, dropout=0.0, flip=False, indices=range(3)):
     own = [subjects[DATA, i] for i in indices]
     shapes = tuple((4, s.size[0] // 2, s.size[1] // 2) for s in own)
-    source = Source([s.picture.forms for s in own], shapes, [BOTH if flip else AS_IT_IS] * len(own))
-    return [draw_sample(0, SampleId(DATA, number), source, Chances(dropout, 1000)) for number in numbers]
+    source = SampleSource(
+        [s.picture.caption_groups for s in own], shapes, [BOTH if flip else NO_AUGMENTATION] * len(own)
+    )
+    return [make_sample(0, SampleKey(DATA, number), source, SampleSettings(dropout, 1000)) for number in numbers]
 
 
 @torch.no_grad()
 def test_stored_latents_are_the_vaes_own_sample_also_mirrored(vae, subjects, encodings):
     drawn = draws(subjects, range(12), flip=True)
-    assert {draw.view.mirrored for draw in drawn} == {True, False}
+    assert {draw.augmentation.mirrored for draw in drawn} == {True, False}
     for draw in drawn:
-        pixels = load_picture(subjects[DATA, draw.picture].picture.path, *SIZES[draw.picture])[None]
-        posterior = vae.encode(pixels.flip(-1) if draw.view.mirrored else pixels).latent_dist
+        pixels = load_pixel_values(subjects[DATA, draw.picture].picture.path, *SIZES[draw.picture])[None]
+        posterior = vae.encode(pixels.flip(-1) if draw.augmentation.mirrored else pixels).latent_dist
         live = (posterior.mean + posterior.std * draw.posterior_noise) * vae.config.scaling_factor
         assert torch.allclose(encodings.latent(draw), live[0], atol=1e-5)
 
@@ -107,8 +109,8 @@ def test_a_batch_of_long_and_short_captions_is_padded_and_masked(text, subjects,
 def test_the_bases_own_pictures_have_no_spread(subjects, encodings):
     latent = torch.randn(4, 36, 28)
     encodings.prior = [latent]
-    source = Source([((next(iter(encodings.texts)),),)], ((4, 36, 28),), [AS_IT_IS])
-    drawn = [draw_sample(0, SampleId(PRIOR, number), source, Chances(0.0, 1000)) for number in range(2)]
+    source = SampleSource([((next(iter(encodings.texts)),),)], ((4, 36, 28),), [NO_AUGMENTATION])
+    drawn = [make_sample(0, SampleKey(PRIOR, number), source, SampleSettings(0.0, 1000)) for number in range(2)]
     assert torch.equal(encodings.encode(drawn)[0], torch.stack([latent, latent]))
 
 
@@ -140,7 +142,7 @@ def test_nothing_is_encoded_twice_and_what_has_changed_is_encoded_again(tmp_path
     assert encoded_anew(cache, subjects_of(data, BOTH), vae, text) == 6
     Image.new("RGB", (48, 64), "green").save(data / "11 (1).JPG", format="JPEG")
     assert encoded_anew(cache, subjects_of(data), vae, text) == 1
-    store_latents(StoredEncodings(cache), subjects_of(data), counting := Counting(vae), "another VAE", ALL, 0, True)
+    store_latents(CachedEncodings(cache), subjects_of(data), counting := Counting(vae), "another VAE", ALL, 0, True)
     assert counting.encoded == 3
 
 
@@ -163,9 +165,9 @@ def test_a_damaged_file_is_made_again(tmp_path, vae, text, subjects, encodings, 
         content[-5] ^= 1
         damaged = {"cut": content[:-9], "flip": content}.get(damage)
         path.write_bytes(damaged) if damaged else path.unlink()
-        assert not is_whole(path)
+        assert not is_intact(path)
     again = store(cache, subjects, vae, text)
-    assert all(is_whole(path) for path in cache.rglob("*.safetensors"))
+    assert all(is_intact(path) for path in cache.rglob("*.safetensors"))
     draw = draws(subjects, [0])[0]
     assert torch.allclose(again.latent(draw), encodings.latent(draw), atol=1e-5)
 
@@ -187,7 +189,7 @@ class Elsewhere(str):
 
 def test_pictures_that_are_encoded_together_keep_their_own_views(tmp_path, vae, subjects, encodings):
     together = SimpleNamespace(device=Elsewhere("cpu"), dtype=vae.dtype, config=vae.config, encode=vae.encode)
-    store_latents(again := StoredEncodings(tmp_path), subjects, together, "hash", ALL, 0, True)
+    store_latents(again := CachedEncodings(tmp_path), subjects, together, "hash", ALL, 0, True)
     for draw in draws(subjects, range(12), flip=True):
         assert torch.allclose(again.latent(draw), encodings.latent(draw), atol=1e-5)
 
@@ -197,7 +199,7 @@ def test_another_text_encoders_or_lengths_embeddings_are_never_served(tmp_path, 
     other = load_text_encoder(make_tiny_model(tmp_path / "model", seed=1))
     readers = text, TextEncoding(text.tokenizer, other, 3, "another"), replace(text, max_chunks=1)
     for reader in readers:
-        store_texts(cached := StoredEncodings(tmp_path / "cache"), [[caption]], reader, ALL, quiet=True)
+        store_texts(cached := CachedEncodings(tmp_path / "cache"), [[caption]], reader, ALL, quiet=True)
         [live] = reader.encode([caption])
         assert cached.text(caption).shape == live.shape and torch.allclose(cached.text(caption), live, atol=1e-6)
     shapes = {tuple(reader.encode([caption])[0].shape) for reader in readers}

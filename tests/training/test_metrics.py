@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from runtime.progress import duration
-from training.metrics import StepLog, keep_rows, origins_line
+from runtime.progress import format_duration
+from training.metrics import MetricsLog, keep_rows, origins_line
 
 NORM = torch.tensor(1.0)
 
@@ -15,8 +15,8 @@ def rows(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def log_of(folder, first_step=0, read_every=1, quiet=False) -> StepLog:
-    return StepLog(folder, first_step, steps=12, images_per_step=6, read_every=read_every, quiet=quiet)
+def log_of(folder, first_step=0, read_every=1, quiet=False) -> MetricsLog:
+    return MetricsLog(folder, first_step, steps=12, images_per_step=6, read_every=read_every, quiet=quiet)
 
 
 @pytest.mark.parametrize("read_every", [1, 5, 100])
@@ -84,7 +84,7 @@ def test_in_a_log_file_the_bar_is_not_drawn_again_at_each_step(tmp_path, capsys)
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (45, "45 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_durations_are_in_the_unit_one_would_say(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_values_are_listed_by_where_they_come_from():
@@ -108,7 +108,7 @@ def test_a_loss_that_is_no_number_is_null_in_its_row(tmp_path):
 
 def test_a_tracker_is_told_each_row_with_its_step(tmp_path):
     told = []
-    log = StepLog(tmp_path, 0, 12, 6, 1, False, track=lambda row, step: told.append((step, row)))
+    log = MetricsLog(tmp_path, 0, 12, 6, 1, False, track=lambda row, step: told.append((step, row)))
     log.step(1, 0.1, torch.tensor(1.0), NORM, 1e-5, measure=lambda: {"val_loss": 0.5})
     log.close()
     [(step, row)] = told
@@ -124,7 +124,7 @@ def test_the_time_that_measuring_takes_is_not_the_steps(tmp_path, monkeypatch):
         clock[0] += seconds
         return {}
 
-    monkeypatch.setattr("training.metrics.wait_for_device", lambda: wait(2))  # steps that the device still works on
+    monkeypatch.setattr("training.metrics.synchronize", lambda: wait(2))  # steps that the device still works on
     log = log_of(tmp_path)
     log.step(1, 0.1, torch.tensor(1.0), NORM, 1e-5, measure=lambda: wait(100))
     assert rows(tmp_path)[0]["images_per_second"] == 3  # 6 pictures in 2 s

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from run_folder import rows, weights
 from runtime.errors import WorkError
 from training import train as training
-from training.metrics import StepLog
-from training.non_finite import BadSteps
+from training.metrics import MetricsLog
+from training.non_finite import NonFiniteSteps
 
 USUAL = ["--learning_rate", 1e-3, "--seed", 0, "--train_batch_size", 2]
 
@@ -56,7 +56,7 @@ def test_a_skipped_step_leaves_the_weights_as_they_were_and_the_average_clean(tr
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_a_bad_loss_or_a_bad_gradient_alone_leaves_weights_and_the_optimizers_state(bad):
-    weight, judge = torch.nn.Parameter(torch.ones(3)), BadSteps(Accelerator(cpu=True), 5, lambda step: [])
+    weight, judge = torch.nn.Parameter(torch.ones(3)), NonFiniteSteps(Accelerator(cpu=True), 5, lambda step: [])
     optimizer = Accelerator(cpu=True).prepare(torch.optim.AdamW([weight], lr=1, fused=True))
 
     def step(loss: float, gradient: float) -> list[torch.Tensor]:
@@ -119,7 +119,7 @@ def test_a_step_reads_no_number_from_the_device_from_its_first_loss_to_its_log(t
 
 def test_an_optimizer_that_is_not_fused_is_kept_from_bad_gradients_too():
     optimizer = Accelerator(cpu=True).prepare(torch.optim.AdamW([weight := torch.nn.Parameter(torch.ones(3))], lr=1))
-    judge = BadSteps(Accelerator(cpu=True), 5, lambda step: [])
+    judge = NonFiniteSteps(Accelerator(cpu=True), 5, lambda step: [])
     for loss, moved in ((torch.tensor(1.0), True), (torch.tensor(float("nan")), False)):
         before = weight.detach().clone()
         weight.grad = loss * torch.ones(3)
@@ -129,8 +129,8 @@ def test_an_optimizer_that_is_not_fused_is_kept_from_bad_gradients_too():
 
 
 def test_steps_read_late_are_judged_in_their_order_and_those_before_the_last_one_are_kept(tmp_path):
-    judge = BadSteps(Accelerator(cpu=True), 2, lambda step: [f"{step}.png"])
-    log = StepLog(tmp_path, 0, 12, 1, 10, False, judge.is_bad)
+    judge = NonFiniteSteps(Accelerator(cpu=True), 2, lambda step: [f"{step}.png"])
+    log = MetricsLog(tmp_path, 0, 12, 1, 10, False, judge.is_bad)
     with pytest.raises(WorkError, match=r"step 8: the loss is nan.* of 7.png"):
         for step in range(1, 11):
             loss = float("nan") if step in (3, 7, 8) else 1.0

@@ -7,7 +7,7 @@ from diffusers import StableDiffusionPipeline
 from models.loading import load_unet
 from models.lora import LORA_FILE, read_lora, write_lora
 from tiny_model import tiny_unet
-from training.parameters import Lora, MasterWeights, OwnWeights, WholeUNet
+from training.parameters import FullUNet, Lora, MasterWeights, ModelParameters
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def changed_lora(tiny_model):
     """A UNet with an adapter that is not zero any more."""
     unet = Lora(2, 4.0).load(tiny_model, None)
     with torch.no_grad():
-        for parameter in OwnWeights(unet).parameters:
+        for parameter in ModelParameters(unet).parameters:
             parameter += 0.1
     return unet
 
@@ -37,7 +37,7 @@ def changed_lora(tiny_model):
 def test_a_new_lora_changes_nothing_and_trains_the_adapter_alone(tiny_model):
     unet = Lora(2, None).load(tiny_model, None)
     assert torch.allclose(output(unet), output(load_unet(tiny_model)), atol=1e-6)
-    trained, whole = (sum(p.numel() for p in ps) for ps in (OwnWeights(unet).parameters, unet.parameters()))
+    trained, whole = (sum(p.numel() for p in ps) for ps in (ModelParameters(unet).parameters, unet.parameters()))
     assert 0 < trained < whole / 4
 
 
@@ -69,8 +69,8 @@ def test_a_file_of_another_rank_does_not_pass_for_ours(tiny_model, tmp_path):
 
 
 def test_the_whole_unets_checkpoint_is_read_back(unet, tiny_model, tmp_path):
-    WholeUNet().save_checkpoint(unet, tmp_path)
-    assert torch.allclose(output(WholeUNet().load(tiny_model, tmp_path)), output(unet), atol=1e-5)
+    FullUNet().save_checkpoint(unet, tmp_path)
+    assert torch.allclose(output(FullUNet().load(tiny_model, tmp_path)), output(unet), atol=1e-5)
 
 
 def test_small_steps_are_not_lost_in_the_copys_half_precision(unet):
@@ -83,7 +83,7 @@ def test_small_steps_are_not_lost_in_the_copys_half_precision(unet):
         for _ in range(100):
             for p in weights.parameters:
                 p.mul_(1 + 1e-4)
-    weights.publish()
+    weights.sync_to_model()
     moved = [
         ((p - b).abs().sum() / b.abs().sum().clamp(min=1e-9)).item()
         for p, b in zip(weights.parameters, before, strict=True)

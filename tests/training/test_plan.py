@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.augmentation import AS_IT_IS, View, list_views
+from data.augmentation import NO_AUGMENTATION, Augmentation, list_augmentations
 from data.buckets import Size
 from data.dataset import Picture
 from models.folders import ModelShape
@@ -19,7 +19,7 @@ def picture(number: int, *captions: str) -> Picture:
 
 
 PICTURES = [picture(i) for i in range(20)]
-BOTH = list_views(True, 0.0)
+BOTH = list_augmentations(True, 0.0)
 
 
 def chosen(**flags) -> tuple[list[str], list[str]]:
@@ -54,9 +54,10 @@ def test_a_split_that_holds_out_none_or_all_is_refused():
             chosen(validation_split=split)
 
 
-def plan_of(sizes: list[Size], views: list[tuple[View, ...]], held_out: list[Picture]) -> Plan:
+def plan_of(sizes: list[Size], views: list[tuple[Augmentation, ...]], held_out: list[Picture]) -> Plan:
     return Plan(
-        folder=Path("data"), without_caption=[], unread=[], pictures=PICTURES[: len(sizes)], sizes=sizes, views=views,
+        folder=Path("data"), without_caption=[], unread=[], pictures=PICTURES[: len(sizes)], sizes=sizes,
+        augmentations=views,
         held_out=held_out, base=Path("base"), unet_base=Path("base"), shape=ModelShape(2, 2, 4, 64, (1,)),
         global_batch=4, prior_batch=2, steps=10, warmup=1, learning_rate=1e-4, prior_prompts=[],
         held_out_sizes=[(64, 96)] * len(held_out), interpolation="lanczos",
@@ -64,12 +65,17 @@ def plan_of(sizes: list[Size], views: list[tuple[View, ...]], held_out: list[Pic
 
 
 def test_everything_that_is_encoded_is_known_by_stream_and_number():
-    plan = plan_of([(72, 56), (64, 64), (72, 56)], [BOTH, AS_IT_IS, AS_IT_IS], [picture(9)])
+    plan = plan_of([(72, 56), (64, 64), (72, 56)], [BOTH, NO_AUGMENTATION, NO_AUGMENTATION], [picture(9)])
     assert plan.main_size == (72, 56) and plan.largest_size == (64, 96) and plan.samples_per_step == 6
-    subjects = plan.subjects
+    subjects = plan.images_to_encode
     assert list(subjects) == [(DATA, 0), (DATA, 1), (DATA, 2), (HELD_OUT, 0)]
     assert subjects[DATA, 1].size == (64, 64) and subjects[HELD_OUT, 0].size == (64, 96)
-    assert [subject.views for subject in subjects.values()] == [BOTH, AS_IT_IS, AS_IT_IS, AS_IT_IS]
+    assert [subject.augmentations for subject in subjects.values()] == [
+        BOTH,
+        NO_AUGMENTATION,
+        NO_AUGMENTATION,
+        NO_AUGMENTATION,
+    ]
 
 
 def test_one_caption_that_tells_of_writing_keeps_a_picture_from_being_mirrored():

@@ -5,7 +5,7 @@ import torch
 from models.loading import load_text_encoder, load_tokenizer, load_unet
 from models.sampling import load_sampler
 from models.text_encoding import encode_prompt
-from training.prior import draw_prior, prior_batch_size, read_prior, repeat_prompts, write_prior
+from training.prior import generate_prior, prior_batch_size, read_prior, repeat_prompts, write_prior
 
 
 def test_half_as_many_as_data_set_pictures_join_each_batch_rounded_up():
@@ -25,7 +25,7 @@ def test_a_picture_is_the_same_whichever_process_draws_it(tiny_model):
 
     def draw(indices) -> dict[int, torch.Tensor]:
         unet, sampler = load_unet(tiny_model).eval(), load_sampler(tiny_model)
-        return draw_prior(unet, sampler, prompts, text, (4, 8, 8), 4.0, 0, indices, quiet=True)
+        return generate_prior(unet, sampler, prompts, text, (4, 8, 8), 4.0, 0, indices, quiet=True)
 
     together, apart = draw(range(3)), {**draw(range(0, 3, 2)), **draw(range(1, 3, 2))}
     assert together.keys() == apart.keys()
@@ -38,7 +38,7 @@ def test_its_prompt_draws_it_and_the_empty_one_is_steered_away_from(monkeypatch)
     monkeypatch.setattr(
         "training.prior.draw_latents", lambda unet, sampler, noise, to, away, *_: seen.append((to, away)) or noise
     )
-    draw_prior(None, None, ["a", "b"], {"": 0, "a": 1, "b": 2}, (1, 2, 2), 4.0, 0, range(2), quiet=True)
+    generate_prior(None, None, ["a", "b"], {"": 0, "a": 1, "b": 2}, (1, 2, 2), 4.0, 0, range(2), quiet=True)
     assert seen == [([1, 2], [0, 0])]
 
 

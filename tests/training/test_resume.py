@@ -157,15 +157,15 @@ def test_a_signal_while_encoding_ends_at_once_and_leaves_nothing_half_written(ti
 def test_a_signal_while_prompts_are_drawn_waits_for_them_and_nothing_is_half_written(train_run, monkeypatch, tmp_path):
     from PIL import Image
 
-    from training.validation import PromptDrawer
+    from training.validation import ValidationSampler
 
-    real = PromptDrawer.draw
+    real = ValidationSampler.draw
 
     def signalled(self, unet, step):
         os.kill(os.getpid(), signal.SIGTERM)
         real(self, unet, step)
 
-    monkeypatch.setattr(PromptDrawer, "draw", signalled)
+    monkeypatch.setattr(ValidationSampler, "draw", signalled)
     with StopSignals() as stop, pytest.raises(Stopped, match="stopped after step 2 of 4"):
         train_run("out", "--max_train_steps", 4, "--validation_steps", 2, "--validation_prompts", "jeans", stop=stop)
     out = tmp_path / "out"

@@ -2,18 +2,18 @@
 
 import torch
 
-from data.augmentation import AS_IT_IS, list_views
-from training.samples import Chances, Draw, SampleId, Source, draw_sample, generator, picture_of
+from data.augmentation import NO_AUGMENTATION, list_augmentations
+from training.samples import Sample, SampleKey, SampleSettings, SampleSource, generator, make_sample, picture_index
 
 FORMS = [((f"picture {i} at the left",), ("short", "shorter")) for i in range(5)]
-SOURCE = Source(FORMS, ((4, 3, 2),) * 5, views=[AS_IT_IS] * 5)
+SOURCE = SampleSource(FORMS, ((4, 3, 2),) * 5, augmentations=[NO_AUGMENTATION] * 5)
 
 
-def draw(seed: int, number: int, stream: str = "data", dropout: float = 0.1, source=SOURCE, **chances) -> Draw:
-    return draw_sample(seed, SampleId(stream, number), source, Chances(dropout, 1000, **chances))
+def draw(seed: int, number: int, stream: str = "data", dropout: float = 0.1, source=SOURCE, **chances) -> Sample:
+    return make_sample(seed, SampleKey(stream, number), source, SampleSettings(dropout, 1000, **chances))
 
 
-def same(one: Draw, other: Draw) -> bool:
+def same(one: Sample, other: Sample) -> bool:
     return one.timestep == other.timestep and torch.equal(one.noise, other.noise)
 
 
@@ -41,7 +41,7 @@ def test_neighbouring_seeds_and_streams_share_no_sample():
 
 
 def test_every_pass_shows_each_picture_once_and_passes_differ_in_order():
-    passes = [[picture_of(3, SampleId("data", 5 * p + i), SOURCE) for i in range(5)] for p in range(8)]
+    passes = [[picture_index(3, SampleKey("data", 5 * p + i), SOURCE) for i in range(5)] for p in range(8)]
     assert all(sorted(shown) == list(range(5)) for shown in passes)
     assert len({tuple(shown) for shown in passes}) > 1
 
@@ -72,21 +72,25 @@ def test_a_generator_is_a_function_of_its_whole_key():
 
 def test_a_pass_over_several_sizes_shows_each_picture_once_and_keeps_one_size_together():
     shapes = tuple((4, 3, 2) if i % 3 else (4, 2, 3) for i in range(30))
-    source = Source([(("x",),)] * 30, shapes, [AS_IT_IS] * 30, run=5)
+    source = SampleSource([(("x",),)] * 30, shapes, [NO_AUGMENTATION] * 30, run=5)
     for number in range(4):
-        shown = [picture_of(3, SampleId("data", 30 * number + i), source) for i in range(30)]
+        shown = [picture_index(3, SampleKey("data", 30 * number + i), source) for i in range(30)]
         assert sorted(shown) == list(range(30))
         steps = [{shapes[picture] for picture in shown[at : at + 5]} for at in range(0, 30, 5)]
         assert all(len(step) == 1 for step in steps)
 
 
 def test_half_of_the_samples_are_mirrored_with_their_captions_and_never_those_that_may_not():
-    source = Source(FORMS, SOURCE.latent_shapes, views=[list_views(True, 0.0)] * 4 + [AS_IT_IS])
+    source = SampleSource(
+        FORMS, SOURCE.latent_shapes, augmentations=[list_augmentations(True, 0.0)] * 4 + [NO_AUGMENTATION]
+    )
     drawn = [draw(0, number, dropout=0, source=source) for number in range(2000)]
     flippable = [sample for sample in drawn if sample.picture != 4]
-    assert 0.46 < sum(sample.view.mirrored for sample in flippable) / len(flippable) < 0.54
-    assert not any(sample.view.mirrored for sample in drawn if sample.picture == 4)
-    assert all(("right" in sample.caption) == sample.view.mirrored for sample in drawn if "picture" in sample.caption)
+    assert 0.46 < sum(sample.augmentation.mirrored for sample in flippable) / len(flippable) < 0.54
+    assert not any(sample.augmentation.mirrored for sample in drawn if sample.picture == 4)
+    assert all(
+        ("right" in sample.caption) == sample.augmentation.mirrored for sample in drawn if "picture" in sample.caption
+    )
 
 
 def test_perturbation_is_seen_and_not_to_be_found_and_an_offset_is_one_number_for_a_channel():

@@ -344,7 +344,7 @@ def test_held_out_pictures_are_not_trained_on(run, tmp_path):
 
 def test_the_best_checkpoint_is_not_pruned(run, tmp_path, monkeypatch):
     found = iter([0.5, 0.1, 0.5, 0.5])
-    monkeypatch.setattr("training.validation.FixedLoss.measure", lambda self, *_: {"val_loss": next(found)})
+    monkeypatch.setattr("training.validation.FixedNoiseLoss.measure", lambda self, *_: {"val_loss": next(found)})
     flags = ["--validation_steps", 1, "--checkpointing_steps", 1, "--checkpoints_total_limit", 1]
     out = run("out", "--max_train_steps", 4, *flags)
     assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
@@ -353,7 +353,7 @@ def test_the_best_checkpoint_is_not_pruned(run, tmp_path, monkeypatch):
 
 def test_the_best_of_the_checkpoints_is_not_pruned_where_a_step_between_was_better(run, monkeypatch):
     found = iter([0.5, 0.2, 0.1, 0.4, 0.5, 0.6])
-    monkeypatch.setattr("training.validation.FixedLoss.measure", lambda self, *_: {"val_loss": next(found)})
+    monkeypatch.setattr("training.validation.FixedNoiseLoss.measure", lambda self, *_: {"val_loss": next(found)})
     flags = ["--validation_steps", 1, "--checkpointing_steps", 2, "--checkpoints_total_limit", 1]
     out = run("out", "--max_train_steps", 6, *flags)
     assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-6"]

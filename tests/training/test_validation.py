@@ -9,18 +9,18 @@ from PIL import Image
 
 from models.loading import load_noise_scheduler
 from tiny_model import tiny_unet
-from training.ema import NoAverage, make_average
+from training.ema import NoEMA, make_ema
 from training.objective import Objective
-from training.parameters import OwnWeights
+from training.parameters import ModelParameters
 from training.validation import (
-    FixedLoss,
-    PromptDrawer,
-    Watch,
+    FixedNoiseLoss,
+    ValidationSampler,
+    Validator,
     averaged,
     best_step,
-    drawn_steps,
-    fixed_draws,
+    fixed_samples,
     measured_steps,
+    sampled_steps,
 )
 
 SHAPES = [(4, 8, 8), (4, 8, 12), (4, 8, 8)]
@@ -33,23 +33,23 @@ class Encodings:
 
 @pytest.fixture
 def fixed_loss(tiny_model):
-    draws = {"data": fixed_draws("data", ["a", "b", "c"], SHAPES, 1000)}
+    draws = {"data": fixed_samples("data", ["a", "b", "c"], SHAPES, 1000)}
     objective = Objective(load_noise_scheduler(tiny_model))
-    return FixedLoss(draws, Encodings(), objective, torch.device("cpu"), torch.float32)
+    return FixedNoiseLoss(draws, Encodings(), objective, torch.device("cpu"), torch.float32)
 
 
 def test_the_draws_are_the_same_every_time_whatever_chance_did_before():
     torch.manual_seed(1)
-    first = fixed_draws("data", ["a", "b", "c"], SHAPES, 1000)
+    first = fixed_samples("data", ["a", "b", "c"], SHAPES, 1000)
     torch.manual_seed(2)
-    second = fixed_draws("data", ["a", "b", "c"], SHAPES, 1000)
+    second = fixed_samples("data", ["a", "b", "c"], SHAPES, 1000)
     assert all(torch.equal(a.noise, b.noise) and a.timestep == b.timestep for a, b in zip(first, second, strict=True))
     assert sorted({draw.timestep for draw in first}) == [125, 375, 625, 875]
     assert [draw.picture for draw in first] == sorted([0, 1, 2] * 4)
 
 
 def test_of_many_pictures_some_are_taken_evenly():
-    drawn = {draw.picture for draw in fixed_draws("data", ["x"] * 1000, [(4, 2, 2)] * 1000, 1000)}
+    drawn = {draw.picture for draw in fixed_samples("data", ["x"] * 1000, [(4, 2, 2)] * 1000, 1000)}
     assert len(drawn) == 16 and {0, 999} <= drawn
 
 
@@ -66,15 +66,15 @@ def test_measuring_gives_the_same_number_again_and_touches_neither_weights_nor_c
 
 def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
     unet = tiny_unet()
-    weights = OwnWeights(unet)
-    average = make_average(
+    weights = ModelParameters(unet)
+    average = make_ema(
         SimpleNamespace(use_ema=True, offload_ema=False, foreach_ema=True), unet, weights.parameters, None
     )
     with torch.no_grad():
         for p in weights.parameters:
             p += 0.05
     trained = [p.clone() for p in weights.parameters]
-    measured = Watch(Accelerator(), unet, weights, average, fixed_loss, None, {3}, {3})
+    measured = Validator(Accelerator(), unet, weights, average, fixed_loss, None, {3}, {3})
     assert measured.at(2) is None
     found = measured.at(3)()
     assert found.keys() == {"train_fixed_loss", "train_fixed_loss_ema"}
@@ -87,15 +87,15 @@ def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
 
 def test_prompts_are_drawn_with_the_averaged_weights_that_are_put_back(fixed_loss):
     unet, seen = tiny_unet(), []
-    weights = OwnWeights(unet)
+    weights = ModelParameters(unet)
     settings = SimpleNamespace(use_ema=True, offload_ema=False, foreach_ema=True)
-    average = make_average(settings, unet, weights.parameters, None)
+    average = make_ema(settings, unet, weights.parameters, None)
     begun = [p.detach().clone() for p in weights.parameters]
     with torch.no_grad():
         for parameter in weights.parameters:
             parameter += 1
     drawer = SimpleNamespace(draw=lambda unet, step: seen.extend(p.detach().clone() for p in unet.parameters()))
-    Watch(Accelerator(), unet, weights, average, fixed_loss, drawer, set(), {5}).at(5)()
+    Validator(Accelerator(), unet, weights, average, fixed_loss, drawer, set(), {5}).at(5)()
     assert all(torch.equal(*pair) for pair in zip(seen, begun, strict=True))
     assert all(torch.equal(parameter, before + 1) for parameter, before in zip(weights.parameters, begun, strict=True))
 
@@ -109,19 +109,19 @@ def test_its_prompt_draws_a_picture_and_the_empty_one_is_steered_away_from(tmp_p
         "training.validation.decode_latents", lambda vae, latents: [Image.new("RGB", (8, 8))] * len(latents)
     )
     encodings = SimpleNamespace(text={"": 0, "a": 1, "b": 2}.get)
-    PromptDrawer(["a", "b"], 2, encodings, None, None, (4, 2, 2), 4.0, tmp_path).draw(None, 7)
+    ValidationSampler(["a", "b"], 2, encodings, None, None, (4, 2, 2), 4.0, tmp_path).draw(None, 7)
     assert asked == [([1], [0]), ([1], [0]), ([2], [0]), ([2], [0])]
     assert len(list(tmp_path.glob("step-000007-*.png"))) == 4
 
 
 def test_without_an_average_only_the_weights_are_measured(fixed_loss):
     unet = tiny_unet()
-    watch = Watch(Accelerator(), unet, OwnWeights(unet), NoAverage(), fixed_loss, None, {1}, {1})
+    watch = Validator(Accelerator(), unet, ModelParameters(unet), NoEMA(), fixed_loss, None, {1}, {1})
     assert watch.at(1)().keys() == {"train_fixed_loss"}
 
 
 def draws_of(pictures: int, stream: str = "data") -> dict:
-    return {stream: fixed_draws(stream, ["x"] * pictures, [(4, 2, 2)] * pictures, 1000)}
+    return {stream: fixed_samples(stream, ["x"] * pictures, [(4, 2, 2)] * pictures, 1000)}
 
 
 def test_the_loss_is_measured_four_times_in_a_run_and_ten_with_held_out_pictures_and_where_a_checkpoint_is_kept():
@@ -141,9 +141,9 @@ def test_measuring_takes_at_most_a_tenth_of_a_short_run_but_the_end_is_always_me
 
 
 def test_prompts_are_drawn_four_times_or_as_the_flags_say_and_always_at_the_end():
-    assert drawn_steps(600, 6, None, None) == {150, 300, 450, 600}
-    assert drawn_steps(600, 6, None, 250) == {250, 500, 600}
-    assert drawn_steps(20, 2.5, 3, 250) == {8, 16, 20}  # an epoch ends within a step
+    assert sampled_steps(600, 6, None, None) == {150, 300, 450, 600}
+    assert sampled_steps(600, 6, None, 250) == {250, 500, 600}
+    assert sampled_steps(20, 2.5, 3, 250) == {8, 16, 20}  # an epoch ends within a step
 
 
 def test_the_best_step_is_that_of_the_weights_that_are_saved():

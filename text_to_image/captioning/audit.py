@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from captioning.caption_file import CaptionFile
-from data.images import EXIF_ORIENTATION, TURNS_BY_ORIENTATION, measure, open_picture
+from data.images import EXIF_ORIENTATION, TURNS_BY_ORIENTATION, open_image, read_image_size
 from data.metadata import FoundRow
-from runtime.errors import UserError, WorkError, harmless
-from runtime.prefetching import work_ahead
-from runtime.progress import progress
+from runtime.errors import UserError, WorkError, escape_control_chars
+from runtime.prefetching import prefetch
+from runtime.progress import progress_bar
 
 TINY = 256  # pixels: a shorter side below is enlarged twofold and more for Stable Diffusion 1.5
 SEEN_AT = 512  # pixels, the longer side: how sharp a picture is depends on its size
@@ -30,7 +30,7 @@ PAIRS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class View:
+class ImageFacts:
     """What is seen of one picture."""
 
     name: str
@@ -54,16 +54,16 @@ class Finding:
     wrong: bool = True
 
 
-def lacking() -> str | None:
+def missing_packages() -> str | None:
     """The line that helps where the packages that measure pictures are not installed, None where they are."""
     packages = {"imagehash": "ImageHash", "skimage": "scikit-image"}
     missing = [name for module, name in packages.items() if importlib.util.find_spec(module) is None]
     return f"{' and '.join(missing)} not installed; pip install {' '.join(missing)}" if missing else None
 
 
-def check(file: CaptionFile) -> None:
+def run_audit(file: CaptionFile) -> None:
     """Prints all that is found. WorkError where something is wrong."""
-    if packages := lacking():
+    if packages := missing_packages():
         raise UserError(f"--check: {packages}")
     findings = look_at(file, file.rows())
     report(findings)
@@ -72,9 +72,9 @@ def check(file: CaptionFile) -> None:
         raise WorkError(f"{things} wrong with the data in {file.image_dir}; the list stands above")
 
 
-def tell(file: CaptionFile) -> None:
+def print_audit(file: CaptionFile) -> None:
     """Prints what is found, the first of each kind; nothing follows from it."""
-    if packages := lacking():
+    if packages := missing_packages():
         print(f"no look at the data: {packages}")
     else:
         report(look_at(file, file.rows()), most=10)
@@ -91,14 +91,14 @@ def report(findings: Sequence[Finding], most: int | None = None) -> None:
         texts = [finding.text for finding in findings if finding.kind == kind]
         shown = texts[:most]
         more = [f"... and {len(texts) - len(shown)} more; --check lists all"] if len(shown) < len(texts) else []
-        print(harmless("\n    ".join([f"  {kind}: {len(texts)}", *shown, *more])), flush=True)
+        print(escape_control_chars("\n    ".join([f"  {kind}: {len(texts)}", *shown, *more])), flush=True)
 
 
 def look_at(file: CaptionFile, rows: Sequence[FoundRow]) -> list[Finding]:
     """All that is found, kind by kind, pictures in order."""
     paths = file.pictures()
-    seen = work_ahead(lambda path: view(path, file.name_of(path)), paths)
-    views = [one for _, one in progress(seen, total=len(paths), desc="looking at the pictures", unit="picture")]
+    seen = prefetch(lambda path: view(path, file.name_of(path)), paths)
+    views = [one for _, one in progress_bar(seen, total=len(paths), desc="looking at the pictures", unit="picture")]
     return [*look_at_files(file, rows), *look_at_pictures(views), *look_at_rows(rows, [one.name for one in views])]
 
 
@@ -117,18 +117,18 @@ def look_at_files(file: CaptionFile, rows: Sequence[FoundRow]) -> list[Finding]:
     ]
 
 
-def view(path: Path, name: str) -> View:
+def view(path: Path, name: str) -> ImageFacts:
     """Looks at one picture; what is wrong with one that cannot be read stands in `fault`."""
     import imagehash
     from skimage.measure import blur_effect
 
     try:
-        width, height = measure(path)
-        picture = open_picture(path)
+        width, height = read_image_size(path)
+        picture = open_image(path)
         with Image.open(path) as image:
             turned = image.getexif().get(EXIF_ORIENTATION) in TURNS_BY_ORIENTATION
     except (OSError, ValueError) as error:
-        return View(name, fault=str(error))
+        return ImageFacts(name, fault=str(error))
     pixels = hashlib.sha256(repr(picture.size).encode())
     pixels.update(picture.tobytes())
     colour = tuple(np.asarray(picture.resize((16, 16), Image.Resampling.BOX)).mean((0, 1)).tolist())
@@ -137,10 +137,12 @@ def view(path: Path, name: str) -> View:
     grey.thumbnail((SEEN_AT, SEEN_AT), Image.Resampling.LANCZOS)
     darkest, brightest = grey.getextrema()
     blur = blur_effect(np.asarray(grey)) if min(width, height) >= TINY and brightest > darkest else 0.0
-    return View(name, None, width, height, turned, pixels.digest(), bits, colour, float(blur), brightest - darkest)
+    return ImageFacts(
+        name, None, width, height, turned, pixels.digest(), bits, colour, float(blur), brightest - darkest
+    )
 
 
-def look_at_pictures(views: Sequence[View]) -> list[Finding]:
+def look_at_pictures(views: Sequence[ImageFacts]) -> list[Finding]:
     whole = [one for one in views if one.fault is None]
     return [
         *(Finding("broken", f"{one.name}: {one.fault}") for one in views if one.fault),
@@ -161,9 +163,9 @@ def look_at_pictures(views: Sequence[View]) -> list[Finding]:
     ]  # fmt: skip
 
 
-def repeated(views: Sequence[View]) -> Iterator[Finding]:
+def repeated(views: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Pictures that an earlier one equals, pixel by pixel or nearly."""
-    first: dict[bytes, View] = {}
+    first: dict[bytes, ImageFacts] = {}
     for one in views:
         if (same := first.setdefault(one.pixels, one)) is not one:
             yield Finding("the same picture twice", f"{one.name} = {same.name}")
@@ -174,7 +176,7 @@ def repeated(views: Sequence[View]) -> Iterator[Finding]:
         )
 
 
-def nearly_alike(views: Sequence[View]) -> Iterator[tuple[View, View, int]]:
+def nearly_alike(views: Sequence[ImageFacts]) -> Iterator[tuple[ImageFacts, ImageFacts, int]]:
     """(picture, the earlier one that it is most like, bits in which their hashes differ), where these are few.
 
     Blocks of rows at once: 10,000 pictures are 50 million pairs.

@@ -15,19 +15,19 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 
 from data.metadata import (
+    LINK_ADVICE,
     METADATA,
-    NO_LINK,
     Captions,
     FoundRow,
-    found_rows,
     image_files,
-    no_pictures,
-    pictures_below,
-    unread_files,
+    image_files_below,
+    no_pictures_message,
+    scan_rows,
+    unsupported_files,
     write_captions,
 )
 from runtime.errors import UserError, WorkError
-from runtime.files import replace_text, replacing
+from runtime.files import atomic_write, write_text_atomically
 
 WRITING_SHARE = 0.05  # of the time: a file of many rows takes long to be written anew for every batch
 
@@ -50,17 +50,17 @@ class CaptionFile:
         return image_files(self.image_dir, self.recursive)
 
     def unread(self) -> list[Path]:
-        return unread_files(self.image_dir, self.recursive)
+        return unsupported_files(self.image_dir, self.recursive)
 
     def in_sub_folders(self) -> list[Path]:
         """Pictures that only `recursive` would find."""
-        return [] if self.recursive else [p for p in pictures_below(self.image_dir) if p.parent != self.image_dir]
+        return [] if self.recursive else [p for p in image_files_below(self.image_dir) if p.parent != self.image_dir]
 
     def name_of(self, picture: Path) -> str:
         return (self.prefix / picture.relative_to(self.image_dir).as_posix()).as_posix()
 
     def rows(self) -> list[FoundRow]:
-        return found_rows(self.path, self.root)
+        return scan_rows(self.path, self.root)
 
     def without_row(self, rows: Iterable[FoundRow], among: Iterable[Path] | None = None) -> list[Path]:
         """Those that no row names, of `among` or of all pictures."""
@@ -85,7 +85,7 @@ class CaptionFile:
 def refuse_nothing(file: CaptionFile) -> None:
     """UserError where there is neither a picture nor a row."""
     if not file.pictures() and not file.rows():
-        raise UserError(no_pictures(file.image_dir, file.recursive))
+        raise UserError(no_pictures_message(file.image_dir, file.recursive))
 
 
 def refuse_links(file: CaptionFile) -> None:
@@ -95,7 +95,9 @@ def refuse_links(file: CaptionFile) -> None:
     root = file.root.resolve()
     if strays := [file.name_of(path) for path in file.pictures() if not path.resolve().is_relative_to(root)]:
         links = "1 picture is a link" if len(strays) == 1 else f"{len(strays)} pictures are links"
-        raise UserError(f"{file.image_dir}: {links} out of the folder, which training refuses: {strays[0]}; {NO_LINK}")
+        raise UserError(
+            f"{file.image_dir}: {links} out of the folder, which training refuses: {strays[0]}; {LINK_ADVICE}"
+        )
 
 
 def caption_file(image_dir: Path, output: Path | None, recursive: bool) -> CaptionFile:
@@ -224,7 +226,7 @@ class ReplacedRows(KeptRows):
     def _note(self) -> None:
         noted = {"settings": self.settings, "backups": self.backups, "done": self.done, "left_as": self.left_as}
         try:
-            replace_text(self.journal, json.dumps(noted))
+            write_text_atomically(self.journal, json.dumps(noted))
         except OSError as error:
             raise WorkError(f"cannot write {self.journal}: {error.strerror}") from None
 
@@ -244,14 +246,14 @@ class ReplacedRows(KeptRows):
         numbered = (path.with_name(f"{path.name}.backup-{number}") for number in count(1))
         backup = next(name for name in numbered if not os.path.lexists(name))
         try:
-            with replacing(backup) as beside:
+            with atomic_write(backup) as beside:
                 beside.write_bytes(path.read_bytes())
         except OSError as error:
             raise WorkError(f"cannot write {backup}: {error.strerror}") from None
         return backup.name
 
 
-def remove_litter(file: CaptionFile) -> None:
+def remove_partial_caption_files(file: CaptionFile) -> None:
     """What a killed run has left half-written; only for the holder of the lock."""
     for one in {file.path, file.path.resolve()}:  # what is written through a link has the name of what it leads to
         folder, name = one.parent, one.name

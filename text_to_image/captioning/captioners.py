@@ -35,8 +35,8 @@ from transformers import (
 from transformers.utils import logging
 
 from captioning.lengths import whole_sentences
-from runtime.devices import choose_device, mixed_precision
-from runtime.errors import UserError, WorkError, first_line, hub_says, is_out_of_memory, what_helps
+from runtime.devices import best_mixed_precision, choose_device
+from runtime.errors import UserError, WorkError, advice_for, first_line, hub_error_reason, is_out_of_memory
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 PRECISIONS = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -259,14 +259,14 @@ def load_captioner(
         processor = family.processor_class.from_pretrained(name, **trust)
         family.check_processor(name, processor)
         model = family.model_class.from_pretrained(
-            name, dtype=PRECISIONS[mixed_precision()], use_safetensors=None if allow_pickle else True, **trust
+            name, dtype=PRECISIONS[best_mixed_precision()], use_safetensors=None if allow_pickle else True, **trust
         ).to(choose_device())
     except UserError:
         raise
     except Exception as error:  # the hub's errors and those of broken configs have no common class
         if is_out_of_memory(error):
             raise WorkError(f"--model {name} does not fit into the memory; a smaller one is needed") from None
-        if what_helps(error):
+        if advice_for(error):
             raise
         raise UserError(_what_to_do(name, error, allow_pickle)) from None
     if not model.config.is_encoder_decoder:
@@ -340,4 +340,4 @@ def download_captioner(name: str, whole: bool = False) -> Path:
         patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=None if whole else patterns))
     except Exception as error:  # the hub's errors have no common class
-        raise UserError(f"CAPTIONER {name}: not to be had from the hub: {hub_says(error)}") from None
+        raise UserError(f"CAPTIONER {name}: not to be had from the hub: {hub_error_reason(error)}") from None

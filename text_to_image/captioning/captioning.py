@@ -11,19 +11,19 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from captioning.audit import tell
-from captioning.caption_file import CaptionFile, KeptRows, ReplacedRows, remove_litter
+from captioning.audit import print_audit
+from captioning.caption_file import CaptionFile, KeptRows, ReplacedRows, remove_partial_caption_files
 from captioning.captioners import Captioner, load_captioner
-from captioning.lengths import cut_words, load_tokenizer, tell_lengths
+from captioning.lengths import cut_words, load_caption_tokenizer, print_lengths
 from captioning.sidecars import read_sidecar
 from data.dataset import with_trigger
-from data.images import measure, open_picture
+from data.images import open_image, read_image_size
 from data.metadata import Captions
-from runtime.devices import keep_large_blocks
-from runtime.errors import WorkError, first_line, harmless
-from runtime.locking import Held, RunLock
-from runtime.prefetching import AHEAD, work_ahead
-from runtime.progress import progress
+from runtime.devices import keep_freed_memory
+from runtime.errors import WorkError, escape_control_chars, first_line
+from runtime.locking import LockHeld, RunLock
+from runtime.prefetching import PREFETCHED, prefetch
+from runtime.progress import progress_bar
 from runtime.stopping import StopSignals
 
 LONGEST_SIDE = 1536  # pixels: some captioners could see more, but all pictures that wait are in memory at once
@@ -42,10 +42,10 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str, stop
         file.path.parent, f".{file.path.name}.lock", f"writes captions into {file.path.name}", "name another --output"
     )
     _take(lock, args.wait)
-    keep_large_blocks()
+    keep_freed_memory()
     try:
-        remove_litter(file)
-        tokenizer = load_tokenizer(args.tokenizer)
+        remove_partial_caption_files(file)
+        tokenizer = load_caption_tokenizer(args.tokenizer)
         broken = take_sidecars(file, args.trigger, stop) if args.existing == "keep" else None
         if broken is not None and broken.keys() >= {*map(file.name_of, file.without_row(file.rows()))}:
             print(file.complete() or f"all other pictures in {file.image_dir} have a row", flush=True)
@@ -60,8 +60,8 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str, stop
         lock.release()
     stop.saved = "while looking at the pictures, after the last caption was written; --check looks again"
     try:
-        tell_lengths(tokenizer, args.tokenizer, file.rows())
-        tell(file)
+        print_lengths(tokenizer, args.tokenizer, file.rows())
+        print_audit(file)
     except Exception as error:
         if not failures:
             raise
@@ -76,8 +76,8 @@ def take_sidecars(file: CaptionFile, trigger: str | None, stop: StopSignals) -> 
     with KeptRows(file, _say, stop.undisturbed) as writer:
         beside = {path: captions for path in writer.pending() if (captions := read_sidecar(path))}
         faults = {}
-        for path, fault in progress(
-            work_ahead(_fault_of, beside), total=len(beside), desc="text files", unit="picture", disable=not beside
+        for path, fault in progress_bar(
+            prefetch(_fault_of, beside), total=len(beside), desc="text files", unit="picture", disable=not beside
         ):
             if fault:
                 faults[file.name_of(path)] = fault
@@ -96,7 +96,7 @@ def _take(lock: RunLock, wait: bool) -> None:
     while True:
         try:
             return lock.take()
-        except Held as held:
+        except LockHeld as held:
             if not wait:
                 raise
             if not told:
@@ -116,8 +116,8 @@ def caption_pending(
     failures: list[str] = []
     tried = described = 0
     print(f"captioning {wanted} of {_pictures(len(file.pictures()))} in {args.image_dir} with {model}", flush=True)
-    opened = open_ahead(pending, min(AHEAD, wanted))
-    with progress(total=wanted, desc="captioning", unit="picture") as bar, writer:
+    opened = open_ahead(pending, min(PREFETCHED, wanted))
+    with progress_bar(total=wanted, desc="captioning", unit="picture") as bar, writer:
         # Pictures that cannot be read do not count, or --limit would stand still before them.
         while batch := list(islice(opened, min(args.batch_size, wanted - described))):
             texts, faults = describe_batch(captioner, {file.name_of(path): image for path, image in batch})
@@ -171,14 +171,14 @@ def _writer(args: argparse.Namespace, file: CaptionFile, model: str, stop: StopS
 def _say(captions: Captions) -> None:
     for name, caption in captions.items():
         text = caption if isinstance(caption, str) else " | ".join(caption)
-        tqdm.write(harmless(f"{name}: {text}"), file=sys.stdout)
+        tqdm.write(escape_control_chars(f"{name}: {text}"), file=sys.stdout)
     sys.stdout.flush()
 
 
 def _say_faults(faults: Mapping[str, str]) -> list[str]:
     lines = [f"{name}: {fault}" for name, fault in faults.items()]
     for line in lines:
-        tqdm.write(harmless(line), file=sys.stderr)
+        tqdm.write(escape_control_chars(line), file=sys.stderr)
     return lines
 
 
@@ -187,16 +187,16 @@ def _fit(text: str, args: argparse.Namespace) -> str:
     return with_trigger(cut_words(text, args.max_words), args.trigger) if text else ""
 
 
-def open_ahead(paths: Iterable[Path], ahead: int = AHEAD) -> Iterator[tuple[Path, Image.Image | str]]:
+def open_ahead(paths: Iterable[Path], ahead: int = PREFETCHED) -> Iterator[tuple[Path, Image.Image | str]]:
     """(path, picture) of each path in order, or (path, what is wrong with it); opened ahead of their use."""
-    return work_ahead(_open, paths, ahead)
+    return prefetch(_open, paths, ahead)
 
 
 def _open(path: Path) -> Image.Image | str:
     """The picture, as large as a captioner can see it."""
     if fault := _fault_of(path):
         return fault
-    picture = open_picture(path, LONGEST_SIDE)
+    picture = open_image(path, LONGEST_SIDE)
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     return picture
 
@@ -205,7 +205,7 @@ def _fault_of(path: Path) -> str | None:
     """What is wrong with a picture, in words."""
     try:
         os.fsencode(path).decode("utf-8")
-        measure(path)
+        read_image_size(path)
     except UnicodeDecodeError:
         return "its name is not UTF-8, so no row can hold it; rename it"
     except (OSError, ValueError) as error:

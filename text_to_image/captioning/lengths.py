@@ -32,7 +32,7 @@ def cut_words(text: str, max_words: int | None) -> str:
     return whole_sentences(cut) if SENTENCE_ENDS.search(cut) else cut.rstrip(LOOSE_ENDS)
 
 
-def load_tokenizer(name: str) -> CLIPTokenizer:
+def load_caption_tokenizer(name: str) -> CLIPTokenizer:
     """The CLIP tokenizer of a Stable Diffusion model, a folder or a hub id; nothing else of it is fetched.
 
     Raises UserError where there is none.
@@ -61,7 +61,7 @@ def describe_lengths(tokenizer: CLIPTokenizer, captions: Sequence[str], max_chun
     return f"tokens of {len(captions)} captions: {spread}; CLIP's {room} at a time, training reads {read}{ends}"
 
 
-def tell_lengths(tokenizer: CLIPTokenizer, name: str, rows: Iterable[FoundRow]) -> None:
+def print_lengths(tokenizer: CLIPTokenizer, name: str, rows: Iterable[FoundRow]) -> None:
     """Prints how long the captions are to training, by the tokenizer of the model `name`; nothing where none is."""
     if captions := [caption for row in rows for caption in row.captions]:
         print(f"{describe_lengths(tokenizer, captions, TRAINING_READS)} (by the tokenizer of {name})", flush=True)

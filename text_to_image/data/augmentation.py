@@ -11,11 +11,11 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-POSES = 16  # of each picture; few enough to encode them all once
+AFFINE_VARIANTS = 16  # of each picture; few enough to encode them all once
 
 
 @dataclass(frozen=True)
-class Pose:
+class Affine:
     """Where in the frame a picture lies."""
 
     scale: float = 1.0  # at most: a turned picture is made smaller until it fits
@@ -25,40 +25,40 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class View:
+class Augmentation:
     """A picture as training sees it."""
 
     mirrored: bool = False
-    pose: Pose = Pose()
+    affine: Affine = Affine()
 
 
-AS_IT_IS = (View(),)
+NO_AUGMENTATION = (Augmentation(),)
 
 
 @cache
-def list_views(may_flip: bool, random_affine: float) -> tuple[View, ...]:
+def list_augmentations(may_flip: bool, random_affine: float) -> tuple[Augmentation, ...]:
     """All views of a picture, equally often seen; as it is comes first.
 
     `random_affine` A: smaller by up to A, and turned by up to A / 4 radians.
     """
-    poses = [Pose(), *(_spread_poses(random_affine) if random_affine else [])]
-    return tuple(View(mirrored, pose) for mirrored in (False, True)[: 1 + may_flip] for pose in poses)
+    poses = [Affine(), *(_spread_poses(random_affine) if random_affine else [])]
+    return tuple(Augmentation(mirrored, pose) for mirrored in (False, True)[: 1 + may_flip] for pose in poses)
 
 
-def _spread_poses(most: float) -> list[Pose]:
+def _spread_poses(most: float) -> list[Affine]:
     """Evenly over all that is possible, the same for every picture and run: Sobol points (Joe & Kuo 2008)."""
-    points = torch.quasirandom.SobolEngine(4, scramble=True, seed=0).draw(POSES - 1).tolist()
-    return [Pose(1 - most * a, most * (b - 0.5) / 2, 2 * c - 1, 2 * d - 1) for a, b, c, d in points]
+    points = torch.quasirandom.SobolEngine(4, scramble=True, seed=0).draw(AFFINE_VARIANTS - 1).tolist()
+    return [Affine(1 - most * a, most * (b - 0.5) / 2, 2 * c - 1, 2 * d - 1) for a, b, c, d in points]
 
 
-def show(pixels: torch.Tensor, view: View) -> torch.Tensor:
+def apply_augmentation(pixels: torch.Tensor, view: Augmentation) -> torch.Tensor:
     """(3, H, W) in [-1, 1] → the same of this view."""
     if view.mirrored:
         pixels = pixels.flip(-1)
-    return pixels if view.pose == Pose() else _laid(pixels, view.pose)
+    return pixels if view.affine == Affine() else _laid(pixels, view.affine)
 
 
-def place(pose: Pose, height: int, width: int) -> tuple[float, float, float]:
+def place(pose: Affine, height: int, width: int) -> tuple[float, float, float]:
     """How large a picture lies in its own frame so that all of it is in there, and where its middle is: (scale, x, y),
     the frame reaching from -1 to 1."""
     cos, sin = math.cos(pose.turn), abs(math.sin(pose.turn))
@@ -67,7 +67,7 @@ def place(pose: Pose, height: int, width: int) -> tuple[float, float, float]:
     return scale, pose.right * (1 - scale * wide), pose.down * (1 - scale * high)
 
 
-def _laid(pixels: torch.Tensor, pose: Pose) -> torch.Tensor:
+def _laid(pixels: torch.Tensor, pose: Affine) -> torch.Tensor:
     height, width = pixels.shape[-2:]
     scale, x, y = place(pose, height, width)
     cos, sin = math.cos(pose.turn) / scale, math.sin(pose.turn) / scale

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.augmentation import View
+from data.augmentation import Augmentation
 from data.dataset import Picture
-from data.mirroring import mirrored_caption
+from data.mirroring import mirror_caption
 
 Size = tuple[int, int]  # height, width in pixels
 
@@ -22,19 +22,19 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ImageToEncode:
     """A picture to encode: in its size, in all its views, with all its captions."""
 
     picture: Picture
     size: Size
-    views: tuple[View, ...]
+    augmentations: tuple[Augmentation, ...]
     interpolation: str
 
     @property
     def captions(self) -> list[str]:
         said = self.picture.captions
-        mirrored = any(view.mirrored for view in self.views)
-        return said + [mirrored_caption(caption) for caption in said] if mirrored else said
+        mirrored = any(view.mirrored for view in self.augmentations)
+        return said + [mirror_caption(caption) for caption in said] if mirrored else said
 
 
 def choose_sizes(pictures: Sequence[Picture], resolution: int, multiple: int, square: bool) -> list[Size]:

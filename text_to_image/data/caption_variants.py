@@ -40,7 +40,7 @@ NOT_THE_THING = re.compile(
 )
 
 
-def caption_forms(caption: str) -> tuple[tuple[str, ...], ...]:
+def caption_variants(caption: str) -> tuple[tuple[str, ...], ...]:
     """The forms of one caption in groups that are drawn equally often; no form stands in two groups.
 
     (the caption,), (its first sentence, that one's first clause), (the thing it names,), (that without determiner,),

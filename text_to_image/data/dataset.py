@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.caption_variants import caption_forms
-from data.images import measure
+from data.caption_variants import caption_variants
+from data.images import read_image_size
 from data.metadata import CaptionRow, read_captions
 
 
@@ -18,11 +18,11 @@ class Picture:
     path: Path
     width: int
     height: int
-    forms: tuple[tuple[str, ...], ...]  # groups of captions that are drawn equally often
+    caption_groups: tuple[tuple[str, ...], ...]  # groups of captions that are drawn equally often
 
     @property
     def captions(self) -> list[str]:
-        return [caption for group in self.forms for caption in group]
+        return [caption for group in self.caption_groups for caption in group]
 
 
 def read_pictures(
@@ -33,7 +33,7 @@ def read_pictures(
 
     def add(row: CaptionRow) -> None:
         try:
-            width, height = measure(row.path(folder))
+            width, height = read_image_size(row.path(folder))
         except ValueError as fault:
             raise ValueError(f"{row.file_name}: {fault}") from None
         pictures.append(Picture(row.path(folder), width, height, _forms(row, short_captions, trigger)))
@@ -46,7 +46,7 @@ def _forms(row: CaptionRow, short_captions: bool, trigger: str | None) -> tuple[
     groups = [row.captions]
     if short_captions:
         own = [before_trigger(caption, trigger) for caption in row.captions]  # they may have it already
-        groups = [group for caption in own for group in caption_forms(caption)]
+        groups = [group for caption in own for group in caption_variants(caption)]
     return tuple(tuple(with_trigger(caption, trigger) for caption in group) for group in groups)
 
 
@@ -67,10 +67,10 @@ def without_trigger(caption: str, trigger: str | None) -> str:
     return re.sub(rf"^{re.escape(trigger)}(?!\w)[,.:;]?\s*", "", caption) or caption if trigger else caption
 
 
-def hash_pictures(pictures: Sequence[Picture]) -> str:
+def hash_dataset(pictures: Sequence[Picture]) -> str:
     """A hash of all that the data set teaches: the pictures' bytes and their captions, in order."""
     digest = hashlib.sha256()
     for picture in pictures:
         digest.update(hashlib.sha256(picture.path.read_bytes()).digest())
-        digest.update(repr(picture.forms).encode())
+        digest.update(repr(picture.caption_groups).encode())
     return digest.hexdigest()

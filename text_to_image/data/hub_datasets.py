@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from data.metadata import METADATA
-from runtime.errors import UserError, hub_says
+from runtime.errors import UserError, hub_error_reason
 from runtime.files import hash_key
 
 
@@ -42,7 +42,7 @@ def load_split(args: argparse.Namespace):
         )
     except Exception as error:  # the hub's errors have no common class
         raise UserError(
-            f"--dataset {args.dataset}: no captioned folder, and not to be had from the hub: {hub_says(error)}"
+            f"--dataset {args.dataset}: no captioned folder, and not to be had from the hub: {hub_error_reason(error)}"
         ) from None
     for flag, column in (("image_column", args.image_column), ("caption_column", args.caption_column)):
         if column not in split.column_names:

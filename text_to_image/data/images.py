@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageChops, ImageCms, ImageOps
 
 from runtime.errors import WorkError
-from runtime.files import replacing
+from runtime.files import atomic_write
 
 PIXEL_LIMIT = 150_000_000  # refused above: a small file can unpack to all of the memory
 
@@ -44,7 +44,7 @@ BYTE_MODES = {"La": "LA", "P": "RGBA", "PA": "RGBA", "YCbCr": "RGB"}
 WHITES = {"I;16": (65535,), "I": (255, 65535, 2**31 - 1), "F": (1, 255, 65535)}
 
 
-def measure(path: Path) -> tuple[int, int]:
+def read_image_size(path: Path) -> tuple[int, int]:
     """(width, height) as looked at. Decodes the picture, so that a truncated one is found now and not in mid-run.
 
     Raises ValueError that says what is wrong with it.
@@ -69,18 +69,18 @@ def measure(path: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def load_picture(path: Path, height: int, width: int, interpolation: str = "lanczos") -> torch.Tensor:
+def load_pixel_values(path: Path, height: int, width: int, interpolation: str = "lanczos") -> torch.Tensor:
     """(3, height, width) in [-1, 1]: resized to cover the size and cut at the centre.
 
     `interpolation` is a name of torchvision's; Pillow's 'nearest' is what torchvision calls nearest_exact.
     """
     resampling = Image.Resampling[interpolation.removesuffix("_exact").upper()]
-    picture = ImageOps.fit(open_picture(path), (width, height), resampling)
+    picture = ImageOps.fit(open_image(path), (width, height), resampling)
     pixels = np.asarray(picture, dtype=np.float32) / 127.5 - 1
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def open_picture(path: Path, side: int | None = None) -> Image.Image:
+def open_image(path: Path, side: int | None = None) -> Image.Image:
     """The picture in sRGB, upright by its EXIF orientation, transparency on white; for one that `measure` accepts.
 
     Where `side` is given a large JPEG may be decoded at a fraction of its size, its sides no shorter than that:
@@ -170,7 +170,7 @@ def save_image(image: Image.Image, path: Path, **settings) -> Path:
     """Written beside and renamed: whoever watches the folder never opens half a picture."""
     kind = {"format": "JPEG", "quality": JPEG_QUALITY} if path.suffix == ".jpg" else {"format": "PNG"}
     try:
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             image.save(beside, **kind, **settings)
     except OSError as error:
         raise WorkError(f"{path}: cannot be written ({error.strerror or error})") from None

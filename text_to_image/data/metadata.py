@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from runtime.errors import UserError, WorkError
-from runtime.files import replacing
+from runtime.files import atomic_write
 from runtime.paths import SCRIPTS
 
 METADATA = "metadata.jsonl"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # What our scripts write among pictures and is none of the data set's: sheets, and what a safety checker has blackened.
 SHEETS = frozenset({"contact_sheet.jpg", "copies_sheet.jpg"})
-WITHHELD = "-withheld"
+WITHHELD_SUFFIX = "-withheld"
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # Pictures of phones, cameras and the like that Pillow does not read by itself.
 UNREAD_SUFFIXES = frozenset(
     {".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".orf", ".raf", ".raw", ".rw2"}
 )
 Captions = Mapping[str, str | Sequence[str]]  # by file_name
-NO_LINK = "copy the picture, or link it hard (`cp -l`)"
+LINK_ADVICE = "copy the picture, or link it hard (`cp -l`)"
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def read_captions(
     folder = Path(folder)
     if not (folder / METADATA).is_file():
         raise UserError(_what_is_missing(folder))
-    rows = existing_captions(folder, column, check)
+    rows = read_existing_captions(folder, column, check)
     if not rows:
         raise UserError(f"{folder / METADATA} has no rows; {_how_to_caption(folder)}")
     return rows
 
 
-def existing_captions(
+def read_existing_captions(
     folder: Path, column: str = "text", check: Callable[[CaptionRow], object] = lambda row: None
 ) -> list[CaptionRow]:
     """As `read_captions`, but a folder that has no metadata.jsonl yet, or an empty one, has no rows."""
@@ -92,7 +92,7 @@ def existing_captions(
     return rows
 
 
-def found_rows(path: Path, folder: Path, column: str = "text") -> list[FoundRow]:
+def scan_rows(path: Path, folder: Path, column: str = "text") -> list[FoundRow]:
     """The rows of the metadata file `path` in file order, none where there is no such file; names are from `folder`.
 
     A row may be of a picture that is gone or have no caption, but UserError lists those that no picture's name can be
@@ -125,13 +125,13 @@ def image_files(folder: Path, recursive: bool = False) -> list[Path]:
     return _files(folder, recursive, _is_picture)
 
 
-def unread_files(folder: Path, recursive: bool = False) -> list[Path]:
+def unsupported_files(folder: Path, recursive: bool = False) -> list[Path]:
     """Where `image_files` looks: pictures of kinds that cannot be read, but not a raw beside the JPEG made of it."""
     read = {path.with_suffix("") for path in image_files(folder, recursive)}
     return [path for path in _files(folder, recursive, _is_unread) if path.with_suffix("") not in read]
 
 
-def pictures_below(folder: Path) -> list[Path]:
+def image_files_below(folder: Path) -> list[Path]:
     """As `image_files` with `recursive`, but only those right in `folder` where one below cannot be read."""
     try:
         return image_files(folder, recursive=True)
@@ -168,7 +168,7 @@ def write_captions(path: Path, captions: Captions, replace: bool = False, column
         replaced, without_row = _replaced(content, captions, column)
         written = captions if replace else without_row
         if written:
-            with replacing(path) as beside:
+            with atomic_write(path) as beside:
                 beside.write_bytes(_appended(replaced if replace else content, without_row, column))
     except OSError as error:
         raise WorkError(f"cannot write {path}: {error.strerror}") from None
@@ -289,7 +289,7 @@ def _check_picture(folder: Path, file_name: str) -> None:
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, a lone surrogate, links in a circle
         raise ValueError(f"`file_name` cannot be a file: {_shown(file_name)}") from None
     if not inside:
-        raise ValueError(f"`file_name` is a link out of the folder: {_shown(file_name)}; {NO_LINK}")
+        raise ValueError(f"`file_name` is a link out of the folder: {_shown(file_name)}; {LINK_ADVICE}")
     if not size:
         raise ValueError(f"the picture {_shown(file_name)} is {'missing' if size is None else 'an empty file'}")
 
@@ -322,13 +322,13 @@ def _what_is_missing(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder; name the folder that holds the pictures and {METADATA}"
     pictures = image_files(folder)
-    return f"no {METADATA} in {folder}; {_how_to_caption(folder)}" if pictures else no_pictures(folder)
+    return f"no {METADATA} in {folder}; {_how_to_caption(folder)}" if pictures else no_pictures_message(folder)
 
 
-def no_pictures(folder: Path, recursive: bool = False) -> str:
+def no_pictures_message(folder: Path, recursive: bool = False) -> str:
     """Says so, and what lies there instead."""
     words = f"no pictures in {folder}"
-    if unread := unread_files(folder, recursive):
+    if unread := unsupported_files(folder, recursive):
         return f"{words} that can be read: {unread[0].name} is of a kind that is not; save it as JPEG or PNG"
     return words if recursive else f"{words}; img_captioning.py --recursive looks into its sub-folders as well"
 
@@ -353,7 +353,7 @@ def _raise(error: OSError) -> None:
 
 
 def _is_picture(path: Path) -> bool:
-    if path.name in SHEETS or path.stem.endswith(WITHHELD):
+    if path.name in SHEETS or path.stem.endswith(WITHHELD_SUFFIX):
         return False
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 

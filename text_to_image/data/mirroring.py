@@ -55,7 +55,7 @@ QUOTED = r"""(?<!\w)"[^"]*\w[^"]*"|“[^”]*\w[^”]*”|«[^»]*\w[^»]*»|‘
 WRITTEN = re.compile(rf"\b(?:{NOT_WRITING})|(?P<writing>\b(?:{'|'.join(WRITING)})\b|{QUOTED})", re.IGNORECASE)
 
 
-def mirrored_caption(text: str) -> str:
+def mirror_caption(text: str) -> str:
     """The caption of the mirrored picture: each left is a right, each right a left. Twice gives `text` again."""
     return SIDES.sub(lambda match: OTHER_SIDE.get(match["side"], match[0]), text)
 

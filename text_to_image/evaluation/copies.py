@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from data.images import measure, open_picture, save_image
-from data.metadata import existing_captions, image_files
+from data.images import open_image, read_image_size, save_image
+from data.metadata import image_files, read_existing_captions
 from evaluation.copies_sheet import make_copies_sheet
-from evaluation.similarity import FeatureLikeness, StructuralLikeness, ground_of, resized_on_ground
-from generation.output_files import IMAGES_FILE, read_rows
-from runtime.errors import UserError, WorkError, harmless
-from runtime.paths import shown
+from evaluation.similarity import FeatureSimilarity, StructuralSimilarity, ground_of, resized_on_ground
+from generation.output_files import IMAGES_FILE, read_image_rows
+from runtime.errors import UserError, WorkError, escape_control_chars
+from runtime.paths import display_path
 
 SHEET_FILE = "copies_sheet.jpg"
 SHEETS = {"example.jpg", "before_after.jpg"}  # of this repository, beside those that are never pictures
@@ -27,7 +27,7 @@ COMPARED = 60  # samples, compared with each other, and training pictures, with 
 
 
 @dataclass(frozen=True)
-class Finding:
+class NearestMatch:
     """A generated picture, the training picture nearest to it, and how near that is."""
 
     picture: Path
@@ -58,7 +58,7 @@ class Scale:
         return bool(len(self.own)) and float(np.median(self.own)) <= 2 * float(np.median(self.known))
 
 
-def check(args: argparse.Namespace) -> None:
+def check_copies(args: argparse.Namespace) -> None:
     """Prints what is found and writes the sheet. WorkError at the end where pictures could not be read."""
     sheet = sheet_path(args)
     likeness = _likeness(args.embedder)
@@ -77,7 +77,7 @@ def check(args: argparse.Namespace) -> None:
     _print_table(findings)
     _print_diversity(likeness, samples, among[:, chosen], len(originals))
     save_image(make_copies_sheet([_pair(f, generated, training) for f in findings], scale.limit), sheet)
-    print(f"generated | nearest: {shown(sheet)}")
+    print(f"generated | nearest: {display_path(sheet)}")
     print(f"{sum(f.is_copy for f in findings)} of {len(findings)} are copies", flush=True)
     if faults := [*faults, *more_faults]:
         raise WorkError("\n  ".join([f"{len(faults)} pictures could not be read and are not counted:", *faults]))
@@ -96,13 +96,13 @@ def sheet_path(args: argparse.Namespace) -> Path:
     return args.generated / SHEET_FILE
 
 
-def _likeness(embedder: str | None) -> StructuralLikeness | FeatureLikeness:
+def _likeness(embedder: str | None) -> StructuralSimilarity | FeatureSimilarity:
     if not embedder:
-        return StructuralLikeness()
+        return StructuralSimilarity()
     from models.loading import quiet_libraries  # loads diffusers, which takes seconds
 
     quiet_libraries()
-    return FeatureLikeness(embedder)
+    return FeatureSimilarity(embedder)
 
 
 # --- the pictures ---------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def generated_pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"--generated {folder}: no such folder; inference.py draws into Generated_sample/")
     found = [path for path in image_files(folder) if path.name not in SHEETS]
-    listed = read_rows(folder / IMAGES_FILE)
+    listed = read_image_rows(folder / IMAGES_FILE)
     if not found:
         raise UserError(f"--generated {folder}: no pictures in it; inference.py draws some")
     names = {path.name for path in found}
@@ -130,7 +130,7 @@ def generated_pictures(folder: Path) -> list[Path]:
 def training_pictures(folder: Path) -> list[Path]:
     """Those that metadata.jsonl names, else all in the folder. UserError where there are none."""
     found = image_files(folder)
-    if not (pictures := [row.path(folder) for row in existing_captions(folder)] or found):
+    if not (pictures := [row.path(folder) for row in read_existing_captions(folder)] or found):
         raise UserError(f"--dataset {folder}: no pictures in it")
     return pictures
 
@@ -140,8 +140,8 @@ def open_all(paths: Sequence[Path], flag: str, folder: Path) -> tuple[dict[Path,
     opened, faults = {}, []
     for path in paths:
         try:
-            measure(path)
-            opened[path] = open_picture(path)
+            read_image_size(path)
+            opened[path] = open_image(path)
             opened[path].thumbnail((KEPT_SIDE, KEPT_SIDE), Image.Resampling.LANCZOS)
         except ValueError as fault:
             faults.append(f"{path}: {fault}")
@@ -186,10 +186,12 @@ def _recoloured(picture: Image.Image) -> Image.Image:
     return Image.merge("HSV", (hue.point(lambda level: (level + 100) % 256), saturation, value)).convert("RGB")
 
 
-def judge(pictures: Sequence[Path], training: Sequence[Path], distances: np.ndarray, limit: float) -> list[Finding]:
+def judge(
+    pictures: Sequence[Path], training: Sequence[Path], distances: np.ndarray, limit: float
+) -> list[NearestMatch]:
     """The nearest first. Which is a copy: what is nearer than `limit` to any training picture."""
     found = [
-        Finding(picture, training[row.argmin()], float(row.min()), bool(row.min() <= limit))
+        NearestMatch(picture, training[row.argmin()], float(row.min()), bool(row.min() <= limit))
         for picture, row in zip(pictures, distances, strict=True)
     ]
     return sorted(found, key=lambda finding: finding.distance)
@@ -226,12 +228,12 @@ def _print_scale(scale: Scale, pictures: int) -> None:
         print("the training pictures resemble each other as copies do: look at the sheet, the count tells little")
 
 
-def _print_table(findings: Sequence[Finding]) -> None:
+def _print_table(findings: Sequence[NearestMatch]) -> None:
     width = max(len("nearest training picture"), *(len(f.nearest.name) for f in findings))
     print(f"\ndistance        {'nearest training picture':<{width}}  generated")
     for f in findings:
         row = f"{f.distance:8.3f}  {'copy' if f.is_copy else '':<4}  {f.nearest.name:<{width}}  {f.picture.name}"
-        print(harmless(row))
+        print(escape_control_chars(row))
 
 
 def _print_diversity(likeness, samples: Sequence[Image.Image], among: np.ndarray, originals: int) -> None:
@@ -244,6 +246,6 @@ def _print_diversity(likeness, samples: Sequence[Image.Image], among: np.ndarray
         print(f"           two training pictures{of} are {apart:.3f} apart on average")
 
 
-def _pair(finding: Finding, generated: dict, training: dict) -> tuple[Image.Image, Image.Image, str, bool]:
+def _pair(finding: NearestMatch, generated: dict, training: dict) -> tuple[Image.Image, Image.Image, str, bool]:
     words = f"{finding.distance:.3f}{' copy of' if finding.is_copy else ' from'} {finding.nearest.name}"
     return generated[finding.picture], training[finding.nearest], words, finding.is_copy

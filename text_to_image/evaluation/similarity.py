@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from runtime.devices import choose_device
 from runtime.errors import UserError, first_line
-from runtime.progress import progress
+from runtime.progress import progress_bar
 
 try:
     from scipy import fft, ndimage
@@ -31,7 +31,7 @@ BATCH = 16
 BAR = {"delay": 5, "leave": False}  # what is done within seconds shows none
 
 
-class StructuralLikeness:
+class StructuralSimilarity:
     """1 - SSIM (Wang et al., 2004) of the grey pictures at 64 px, the other one moved to where it fits best.
 
     It may be mirrored, shifted by 8 % and resized by 9 %, and has its grey levels matched, so that a copy that is
@@ -46,7 +46,7 @@ class StructuralLikeness:
         """(pictures, others), 0 for the same, about 1 for what has nothing in common; with a bar named `desc`."""
         sizes, apart = [small_size(picture) for picture in pictures], np.empty((len(pictures), len(others)))
         by_size = sorted(range(len(pictures)), key=sizes.__getitem__)  # as the poses of one size fill much memory
-        told = progress(by_size, desc=desc, unit="picture", disable=desc is None, **BAR)
+        told = progress_bar(by_size, desc=desc, unit="picture", disable=desc is None, **BAR)
         for size, group in groupby(told, key=sizes.__getitem__):
             posed = [_Poses.of(other, size) for other in others]
             for i in group:
@@ -169,7 +169,7 @@ def _deviation(grey: np.ndarray) -> np.ndarray:
     return np.sqrt(np.where(variance > 0.01, variance, 0))  # what is less is rounding
 
 
-class FeatureLikeness:
+class FeatureSimilarity:
     """1 - cosine of the features that a vision model (DINOv2, CLIP) has for two pictures, mirrored or not."""
 
     def __init__(self, name: str):
@@ -199,7 +199,7 @@ class FeatureLikeness:
     def features(self, pictures: Sequence[Image.Image], desc: str | None = None) -> np.ndarray:
         """(pictures, D) of length 1. Each is laid on a square first: processors cut the ends of what is not one."""
         rows, starts = [], range(0, len(pictures), BATCH)
-        for start in progress(starts, desc=desc, unit="batch", disable=desc is None, **BAR):
+        for start in progress_bar(starts, desc=desc, unit="batch", disable=desc is None, **BAR):
             squares = [_squared(picture) for picture in pictures[start : start + BATCH]]
             rows.append(self._encode(self.processor(images=squares, return_tensors="pt").to(self.model.device)))
         return torch.nn.functional.normalize(torch.cat(rows).float(), dim=-1).cpu().numpy()

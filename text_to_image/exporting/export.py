@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 
 from exporting.file_metadata import Kind, kind_of, ldm_config, modelspec
 from exporting.ldm_keys import Weights, text_weights, unet_weights, vae_weights
-from generation.weights import Source, find_source, load_source_text_encoder, load_source_unet
+from generation.weights import GenerationWeights, find_weights, load_generation_text_encoder, load_generation_unet
 from models.folders import ModelShape, count_parameters
 from models.loading import DTYPES, load_vae, quiet_libraries
 from runtime.devices import choose_device
-from runtime.errors import UserError, WorkError, first_line, what_helps
-from runtime.files import remove_dead_litter, replace_text, replacing
-from runtime.paths import shown
+from runtime.errors import UserError, WorkError, advice_for, first_line
+from runtime.files import atomic_write, remove_stale_partial_files, write_text_atomically
+from runtime.paths import display_path
 
 SUFFIX = ".safetensors"
 PENDING_HASH = "0x" + "0" * 64  # as long as the real one, which takes its place when the file is there
@@ -33,20 +33,23 @@ SAME = 1.5 / 255  # a rounding apart
 def export(args: argparse.Namespace) -> None:
     """Writes `args.to`, whole and verified, or leaves no trace. UserError where model or target is not usable."""
     check_target(args.to, args.overwrite)
-    remove_dead_litter(args.to.absolute().parent)
+    remove_stale_partial_files(args.to.absolute().parent)
     quiet_libraries()
-    source = find_source(args.model, args.checkpoint)
-    kind, dtype = kind_of(source.base, source.told_of_sampling), DTYPES[args.dtype]
+    source = find_weights(args.model, args.checkpoint)
+    kind, dtype = kind_of(source.base, source.scheduler_overrides), DTYPES[args.dtype]
     config = ldm_config(kind)
     check_room(args.to, source.base, dtype)
     print(f"exporting {source.told()}, in {args.dtype}", flush=True)
 
-    with replacing(args.to) as beside:
+    with atomic_write(args.to) as beside:
         metadata = {"format": "pt", **modelspec(kind, source.run, args.title or args.to.stem)}
         write_file(beside, gather(source, kind.version, dtype), metadata)
         verdict = verify(beside, source, dtype, kind.shape) if args.verify else "not verified"
         _place_config(args.to.with_suffix(".yaml"), config)
-    print(f"{shown(args.to)}: {args.to.stat().st_size / 1e9:.3g} GB, {metadata['modelspec.architecture']}; {verdict}")
+    print(
+        f"{display_path(args.to)}: {args.to.stat().st_size / 1e9:.3g} GB, "
+        f"{metadata['modelspec.architecture']}; {verdict}"
+    )
     _say_more(args, kind, config, metadata, source.base)
 
 
@@ -76,16 +79,16 @@ def check_room(path: Path, folder: Path, dtype: torch.dtype) -> None:
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-def parts_of(source: Source) -> dict[str, Callable[[torch.dtype], torch.nn.Module]]:
+def parts_of(source: GenerationWeights) -> dict[str, Callable[[torch.dtype], torch.nn.Module]]:
     """What loads each part that has weights, in the precision asked for."""
     return {
-        "unet": lambda dtype: load_source_unet(source, dtype),
+        "unet": lambda dtype: load_generation_unet(source, dtype),
         "vae": lambda dtype: load_vae(source.base, dtype),
-        "text_encoder": lambda dtype: load_source_text_encoder(source, dtype),
+        "text_encoder": lambda dtype: load_generation_text_encoder(source, dtype),
     }
 
 
-def gather(source: Source, version: int, dtype: torch.dtype) -> Weights:
+def gather(source: GenerationWeights, version: int, dtype: torch.dtype) -> Weights:
     """All weights under their original names, one part loaded after the other."""
     rename = {
         "unet": unet_weights,
@@ -118,7 +121,7 @@ def write_file(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
 
 def _place_config(path: Path, config: str | None) -> None:
     if config:
-        replace_text(path, config)
+        write_text_atomically(path, config)
     else:
         path.unlink(missing_ok=True)
 
@@ -126,7 +129,7 @@ def _place_config(path: Path, config: str | None) -> None:
 # --- verification ---------------------------------------------------------------------------------------------------
 
 
-def verify(file: Path, source: Source, dtype: torch.dtype, shape: ModelShape) -> str:
+def verify(file: Path, source: GenerationWeights, dtype: torch.dtype, shape: ModelShape) -> str:
     """Reads the file back with diffusers, compares every weight and draws a picture with it and with the source.
 
     Returns what to say of it; WorkError where anything differs.
@@ -154,7 +157,7 @@ def read_back(file: Path, folder: Path) -> StableDiffusionPipeline:
                 str(named), config=str(folder), dtype=torch.float32, local_files_only=True
             )
         except Exception as error:  # whatever the libraries raise for a file that they cannot read
-            if what_helps(error):
+            if advice_for(error):
                 raise
             raise WorkError(
                 f"from_single_file cannot read it back ({first_line(error)}), so it is not kept; --no_verify keeps it"
@@ -186,7 +189,7 @@ def draw(pipeline: StableDiffusionPipeline, prompt: str, shape: ModelShape) -> n
 def _say_more(args: argparse.Namespace, kind: Kind, config: str | None, metadata: dict, folder: Path) -> None:
     """What one needs to know to use the file."""
     if config and kind.has_own_sizes:
-        print(f"{shown(args.to.with_suffix('.yaml'))}: AUTOMATIC1111 wants it beside the file")
+        print(f"{display_path(args.to.with_suffix('.yaml'))}: AUTOMATIC1111 wants it beside the file")
     if trigger := metadata.get("modelspec.trigger_phrase"):
         print(f"trigger phrase: {trigger}")
     if not kind.has_own_sizes:

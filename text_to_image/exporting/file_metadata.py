@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from models.folders import ModelShape, loading, read_shape
+from models.folders import ModelShape, loading_errors, read_shape
 from runtime.errors import UserError
 
 OWN_SIZES = {  # what other programs take for granted; the text encoder's follow from the UNet's
@@ -68,7 +68,7 @@ def kind_of(folder: Path, told: dict) -> Kind:
 
 
 def _read_config(folder: Path, part: str, name: str = "config.json") -> dict:
-    with loading(folder, part):
+    with loading_errors(folder, part):
         return json.loads((folder / part / name).read_text(encoding="utf-8"))
 
 

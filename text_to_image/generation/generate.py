@@ -12,19 +12,19 @@ from accelerate import PartialState
 
 from data.images import save_image
 from generation.contact_sheet import make_contact_sheet
-from generation.image_generator import Painter, load_samplers
-from generation.output_files import SHEET_FILE, Drawing, PictureFolder, found, is_whole, prepare_folder
-from generation.request_list import KEYS, Wish
+from generation.image_generator import ImageGenerator, load_samplers
+from generation.output_files import SHEET_FILE, OutputWriter, PlannedImage, found, is_intact_image, prepare_folder
+from generation.request_list import KEYS, GenerationRequest
 from generation.safety_checker import has_checker
-from generation.weights import Source, find_source, missing_trigger
+from generation.weights import GenerationWeights, find_weights, missing_trigger
 from models.defaults import REAL_MODEL
 from models.folders import ModelShape, read_shape
 from models.loading import quiet_libraries
 from runtime.devices import choose_device
-from runtime.errors import UserError, harmless
-from runtime.paths import REPOSITORY, shown
-from runtime.processes import do_without_peer_access
-from runtime.progress import progress
+from runtime.errors import UserError, escape_control_chars
+from runtime.paths import REPOSITORY, display_path
+from runtime.processes import disable_unsupported_p2p
+from runtime.progress import progress_bar
 from runtime.stopping import StopSignals
 
 MAX_TOKEN_CHUNKS = 3
@@ -34,14 +34,14 @@ PATIENCE = timedelta(days=7)  # that a process waits for the others at the end: 
 def generate(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     """Draws what `args` ask for. UserError where model, size or prompts are not usable."""
     quiet_libraries()
-    do_without_peer_access()
+    disable_unsupported_p2p()
     state = PartialState(cpu=choose_device().type == "cpu", timeout=PATIENCE)
     with contextlib.redirect_stdout(sys.stdout if state.is_main_process else None):
         _generate(args, stop or StopSignals(), state)
 
 
 def _generate(args: argparse.Namespace, stop: StopSignals, state: PartialState) -> None:
-    source = find_source(args.model, args.checkpoint, args.lora, args.lora_scale)
+    source = find_weights(args.model, args.checkpoint, args.lora, args.lora_scale)
     plan = plan_drawings(args, source, read_shape(source.base))
     samplers = load_samplers(source, plan)
     check_compiler(args.compile)
@@ -53,10 +53,10 @@ def _generate(args: argparse.Namespace, stop: StopSignals, state: PartialState) 
     state.wait_for_everyone()
 
     # Draw:
-    folder = PictureFolder(args.output_dir, plan, args.write_metadata, state.is_main_process)
+    folder = OutputWriter(args.output_dir, plan, args.write_metadata, state.is_main_process)
     if own := missing[state.process_index :: state.num_processes]:
-        painter, drawn = Painter(args, source, samplers, state.device, own), 0
-        with folder, progress(total=len(own), desc="drawing", unit="picture", disable=not folder.is_main) as bar:
+        painter, drawn = ImageGenerator(args, source, samplers, state.device, own), 0
+        with folder, progress_bar(total=len(own), desc="drawing", unit="picture", disable=not folder.is_main) as bar:
             for batch, images, withheld in painter.draw(own):
                 folder.add(batch, images, withheld)
                 bar.update(len(batch))
@@ -69,10 +69,10 @@ def _generate(args: argparse.Namespace, stop: StopSignals, state: PartialState) 
         finish(args, source, folder)
 
 
-def is_there(folder: Path, drawing: Drawing) -> bool:
+def is_there(folder: Path, drawing: PlannedImage) -> bool:
     """Whether it is drawn, whole, as a picture or as one that was withheld."""
     name = found(folder, drawing)
-    return name is not None and is_whole(folder / name)
+    return name is not None and is_intact_image(folder / name)
 
 
 def check_compiler(wanted: bool) -> None:
@@ -80,7 +80,7 @@ def check_compiler(wanted: bool) -> None:
         raise UserError("--compile needs a C compiler (cc, gcc or clang) and there is none; leave it out")
 
 
-def plan_drawings(args: argparse.Namespace, source: Source, shape: ModelShape) -> list[Drawing]:
+def plan_drawings(args: argparse.Namespace, source: GenerationWeights, shape: ModelShape) -> list[PlannedImage]:
     """Every prompt with every seed, each picture once."""
     model_hash, name, title = source.fingerprint(), recorded_name(args, source), Path(args.model).name
     chunks, wishes = source.run.get("max_token_chunks", MAX_TOKEN_CHUNKS), wishes_of(args)
@@ -102,20 +102,22 @@ def plan_drawings(args: argparse.Namespace, source: Source, shape: ModelShape) -
             "model": name,
         }
         seeds = range(wish.seed, wish.seed + wish.num_images)
-        drawings += [Drawing(wish.prompt, seed, settings, model_hash, title, args.format) for seed in seeds]
+        drawings += [PlannedImage(wish.prompt, seed, settings, model_hash, title, args.format) for seed in seeds]
     return list({drawing.file_name: drawing for drawing in drawings}.values())
 
 
-def wishes_of(args: argparse.Namespace) -> list[Wish]:
+def wishes_of(args: argparse.Namespace) -> list[GenerationRequest]:
     """The prompts with all that their rows leave open filled in from the flags."""
     flags = {name: getattr(args, name) for name in KEYS}
     return [
-        Wish(w.prompt, **{name: value if (own := getattr(w, name)) is None else own for name, value in flags.items()})
+        GenerationRequest(
+            w.prompt, **{name: value if (own := getattr(w, name)) is None else own for name, value in flags.items()}
+        )
         for w in args.wishes
     ]
 
 
-def recorded_name(args: argparse.Namespace, source: Source) -> str:
+def recorded_name(args: argparse.Namespace, source: GenerationWeights) -> str:
     """How a model is recorded: a folder of this repository without the place where the repository happens to be."""
     path = Path(args.model).expanduser().resolve()
     inside = path.is_dir() and path.is_relative_to(REPOSITORY)
@@ -139,14 +141,14 @@ def picture_size(height: int | None, width: int | None, run: dict, shape: ModelS
     return rounded
 
 
-def say_start(args: argparse.Namespace, source: Source, plan: Sequence[Drawing], there: int) -> None:
+def say_start(args: argparse.Namespace, source: GenerationWeights, plan: Sequence[PlannedImage], there: int) -> None:
     already = f", {there} of them there already" if there else ""
     print(f"{len(plan)} pictures{already}, drawn by {source.told()} (another: --model {REAL_MODEL})", flush=True)
     if line := missing_trigger(source, [wish.prompt for wish in args.wishes]):
-        print(harmless(line), flush=True)
+        print(escape_control_chars(line), flush=True)
 
 
-def finish(args: argparse.Namespace, source: Source, folder: PictureFolder) -> None:
+def finish(args: argparse.Namespace, source: GenerationWeights, folder: OutputWriter) -> None:
     """The lists and the contact sheet of all that was asked for, and the last lines."""
     drawn = folder.list_pictures()
     captions = [(drawing.prompt, drawing.seed) for drawing in drawn]
@@ -155,4 +157,4 @@ def finish(args: argparse.Namespace, source: Source, folder: PictureFolder) -> N
     if withheld := [name for drawing, name in drawn.items() if name != drawing.file_name]:
         print(f"{len(withheld)} withheld by the model's safety checker, black here (--no_safety_checker):")
         print("  " + "\n  ".join(withheld))
-    print(f"{len(drawn)} pictures in {shown(folder.path)}, all of them in {shown(path)}")
+    print(f"{len(drawn)} pictures in {display_path(folder.path)}, all of them in {display_path(path)}")

@@ -16,10 +16,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from data.images import save_image
-from data.metadata import METADATA, WITHHELD, append_captions, found_rows
+from data.metadata import METADATA, WITHHELD_SUFFIX, append_captions, scan_rows
 from models.samplers import SAMPLERS
 from runtime.errors import UserError, first_line
-from runtime.files import remove_dead_litter, replace_text
+from runtime.files import remove_stale_partial_files, write_text_atomically
 
 IMAGES_FILE, SHEET_FILE = "images.jsonl", "contact_sheet.jpg"
 OWN_KEY, WEBUI_KEY = "text_to_image", "parameters"
@@ -28,7 +28,7 @@ LISTED_EVERY = 10  # seconds: what is drawn since is listed at the end, or by --
 
 
 @dataclass(frozen=True, eq=False)
-class Drawing:
+class PlannedImage:
     """A picture to draw; `settings` are the fields of its row in images.jsonl that come after the seed."""
 
     prompt: str
@@ -48,7 +48,7 @@ class Drawing:
     @property
     def withheld_name(self) -> str:
         """What it is called where the safety checker has blackened it."""
-        return self.file_name.replace(f".{self.suffix}", f"{WITHHELD}.{self.suffix}")
+        return self.file_name.replace(f".{self.suffix}", f"{WITHHELD_SUFFIX}.{self.suffix}")
 
     def row(self, name: str) -> dict:
         """All that is needed to draw it again, for the file `name`."""
@@ -57,7 +57,7 @@ class Drawing:
         return row if name == self.file_name else {**row, "withheld": True}
 
 
-def webui_parameters(drawing: Drawing) -> str:
+def webui_parameters(drawing: PlannedImage) -> str:
     """What AUTOMATIC1111's 'PNG Info', ComfyUI and Civitai read of a picture."""
     settings = drawing.settings
     facts = {
@@ -78,7 +78,7 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
 
 
-def save_drawing(image: Image.Image, folder: Path, drawing: Drawing, withheld: bool = False) -> Path:
+def save_drawing(image: Image.Image, folder: Path, drawing: PlannedImage, withheld: bool = False) -> Path:
     """The picture with `webui_parameters` and its row in it: as PNG text, or in the EXIF comment of a JPEG."""
     name = drawing.withheld_name if withheld else drawing.file_name
     told = {WEBUI_KEY: webui_parameters(drawing), OWN_KEY: json.dumps(drawing.row(name), ensure_ascii=False)}
@@ -92,13 +92,13 @@ def save_drawing(image: Image.Image, folder: Path, drawing: Drawing, withheld: b
     return save_image(image, folder / name, pnginfo=text)
 
 
-def found(folder: Path, drawing: Drawing) -> str | None:
+def found(folder: Path, drawing: PlannedImage) -> str | None:
     """The name of its file in `folder`, as a picture or as one that was withheld; None where it is not drawn."""
     names = (drawing.file_name, drawing.withheld_name)
     return next((name for name in names if (folder / name).is_file()), None)
 
 
-def is_whole(path: Path) -> bool:
+def is_intact_image(path: Path) -> bool:
     """Whether it is a picture that opens to its end."""
     try:
         with Image.open(path) as image:
@@ -117,22 +117,22 @@ def prepare_folder(folder: Path) -> None:
         raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"--output_dir {folder}: cannot be written into; see `ls -ld` of it")
-    remove_dead_litter(folder)
-    read_rows(folder / IMAGES_FILE)
-    found_rows(folder / METADATA, folder)
+    remove_stale_partial_files(folder)
+    read_image_rows(folder / IMAGES_FILE)
+    scan_rows(folder / METADATA, folder)
 
 
-def write_rows(folder: Path, drawn: dict[Drawing, str]) -> None:
+def write_rows(folder: Path, drawn: dict[PlannedImage, str]) -> None:
     """One row of images.jsonl for each picture, in the order of the plan after those of other runs."""
-    rows = read_rows(folder / IMAGES_FILE)
+    rows = read_image_rows(folder / IMAGES_FILE)
     for drawing, name in drawn.items():
         rows.pop(name, None)
         rows[name] = drawing.row(name)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
-    replace_text(folder / IMAGES_FILE, text)
+    write_text_atomically(folder / IMAGES_FILE, text)
 
 
-def read_rows(path: Path) -> dict[str, dict]:
+def read_image_rows(path: Path) -> dict[str, dict]:
     """The rows of images.jsonl by the name of their picture."""
     try:
         # Only \n ends a row: str.splitlines() would also cut a prompt at U+2028.
@@ -142,16 +142,16 @@ def read_rows(path: Path) -> dict[str, dict]:
         raise UserError(f"{path}: not readable ({first_line(error)}); move it away") from None
 
 
-def write_metadata(folder: Path, drawn: dict[Drawing, str]) -> None:
+def write_metadata(folder: Path, drawn: dict[PlannedImage, str]) -> None:
     """Adds the pictures to metadata.jsonl, their prompts as captions, so that the folder is a data set. Those of an
     empty prompt stay out, as there is no caption for them, and those that were withheld."""
-    there = {row.file_name for row in found_rows(folder / METADATA, folder)}
+    there = {row.file_name for row in scan_rows(folder / METADATA, folder)}
     fit = {drawing.file_name: drawing.prompt for drawing, name in drawn.items() if name == drawing.file_name}
     append_captions(folder, [(name, text) for name, text in fit.items() if text.strip() and name not in there])
 
 
 @dataclass
-class PictureFolder:
+class OutputWriter:
     """Where a plan is drawn into: files are written by a thread of their own while the next batch is drawn.
 
     The lists tell of those of the plan that are there, whoever drew them, so the main process alone writes them. Left
@@ -159,17 +159,17 @@ class PictureFolder:
     """
 
     path: Path
-    plan: Sequence[Drawing]
+    plan: Sequence[PlannedImage]
     metadata: bool
     is_main: bool
     pending: list[Future] = field(default_factory=list)
     listed: float = -math.inf  # when, in seconds
 
-    def __enter__(self) -> "PictureFolder":
+    def __enter__(self) -> "OutputWriter":
         self.thread = ThreadPoolExecutor(1)
         return self
 
-    def add(self, batch: Sequence[Drawing], images: Sequence[Image.Image], withheld: Sequence[bool]) -> None:
+    def add(self, batch: Sequence[PlannedImage], images: Sequence[Image.Image], withheld: Sequence[bool]) -> None:
         self._settle()
         self.pending = [
             self.thread.submit(save_drawing, image, self.path, drawing, bad)
@@ -184,7 +184,7 @@ class PictureFolder:
             saved.result()
         self.pending = []
 
-    def list_pictures(self) -> dict[Drawing, str]:
+    def list_pictures(self) -> dict[PlannedImage, str]:
         """Brings images.jsonl, and metadata.jsonl where it is asked for, up to date; those that are there, with the
         names of their files."""
         names = {drawing: found(self.path, drawing) for drawing in self.plan}

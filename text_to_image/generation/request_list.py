@@ -12,7 +12,7 @@ from runtime.flags import fraction, non_negative_float, positive_int, seed, text
 
 
 @dataclass(frozen=True)
-class Wish:
+class GenerationRequest:
     """A prompt, and what its row in a file says of it; None: as the flags say."""
 
     prompt: str
@@ -49,7 +49,7 @@ KEYS: dict[str, Callable[[str], object]] = {
 }
 
 
-def read_wishes(path: Path) -> list[Wish]:
+def read_requests(path: Path) -> list[GenerationRequest]:
     """The wishes in a file: one prompt a line, or, where its name ends in .jsonl, a JSON object a line.
 
     A row with `file_name` is one of a data set's metadata.jsonl, of which the captions alone are read, or of an
@@ -77,11 +77,11 @@ def read_wishes(path: Path) -> list[Wish]:
     return wishes
 
 
-def _wish_of_line(line: str) -> list[Wish]:
-    return [Wish(line)]
+def _wish_of_line(line: str) -> list[GenerationRequest]:
+    return [GenerationRequest(line)]
 
 
-def _wish_of_row(line: str) -> list[Wish]:
+def _wish_of_row(line: str) -> list[GenerationRequest]:
     """The row's wish, or one for each of its captions; raises ValueError that says what is wrong."""
     try:
         row = json.loads(line)
@@ -91,13 +91,13 @@ def _wish_of_row(line: str) -> list[Wish]:
         raise ValueError("not a JSON object")
     prompts = _prompts_of(row)
     if "file_name" in row and "prompt" not in row:
-        return [Wish(prompt) for prompt in prompts]
+        return [GenerationRequest(prompt) for prompt in prompts]
     if "file_name" in row:  # `guidance` is images.jsonl's name for it
         row = {"num_images": 1, "guidance_scale": row.get("guidance"), **{k: v for k, v in row.items() if k in KEYS}}
     if unknown := set(row) - set(KEYS) - set(PROMPT_KEYS):
         raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known are prompt, text, {', '.join(KEYS)}")
     settings = {key: _checked(key, row[key]) for key in KEYS if row.get(key) is not None}
-    return [Wish(prompt, **settings) for prompt in prompts]
+    return [GenerationRequest(prompt, **settings) for prompt in prompts]
 
 
 def _prompts_of(row: dict) -> list[str]:

@@ -9,7 +9,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from models.folders import loading, variant_of
+from models.folders import loading_errors, variant_of
 
 FOLDER = "safety_checker"
 
@@ -22,7 +22,7 @@ class SafetyChecker:
     """The checker of the pipeline in `folder`, as Stable Diffusion 1.x has one."""
 
     def __init__(self, folder: Path, device: torch.device):
-        with loading(folder, FOLDER):
+        with loading_errors(folder, FOLDER):
             variant = variant_of(folder, FOLDER)
             checker = StableDiffusionSafetyChecker.from_pretrained(
                 folder, subfolder=FOLDER, use_safetensors=True, variant=variant

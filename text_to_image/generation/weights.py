@@ -12,18 +12,18 @@ from huggingface_hub import hf_hub_download
 from transformers import CLIPTextModel
 
 from models.defaults import REAL_MODEL
-from models.folders import PARTS, find_bases, find_model, fingerprint_file, fingerprint_model, loading
+from models.folders import PARTS, find_bases, find_model, fingerprint_file, fingerprint_model, loading_errors
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE
 from models.sampling import load_sampler
-from runs.checkpoints import complete_checkpoints, what_is_missing
+from runs.checkpoints import complete_checkpoints, missing_files
 from runs.records import RUN_FILE, read_run
-from runtime.errors import UserError, hub_says
-from runtime.paths import shown
+from runtime.errors import UserError, hub_error_reason
+from runtime.paths import display_path
 
 
 @dataclass(frozen=True)
-class Source:
+class GenerationWeights:
     """What draws. `base` is a whole pipeline; its UNet may be another's, and LoRAs may change it."""
 
     name: str  # as it was asked for
@@ -34,7 +34,7 @@ class Source:
     run: dict  # run.json of what was trained here, else empty
 
     @property
-    def told_of_sampling(self) -> dict:
+    def scheduler_overrides(self) -> dict:
         """The arguments of the run, where they say how it is sampled: a pipeline does so itself, and a base does not
         know what was trained on it."""
         is_pipeline = self.unet == self.base and not self.loras
@@ -42,10 +42,12 @@ class Source:
 
     def told(self) -> str:
         """In one line what it is made of."""
-        parts = [shown(self.base)]
+        parts = [display_path(self.base)]
         if self.unet != self.base:
-            parts.append(f"the UNet of {shown(self.unet / self.subfolder)}")
-        parts += [f"the LoRA {shown(path)}{'' if scale == 1 else f' at {scale:g}'}" for path, scale in self.loras]
+            parts.append(f"the UNet of {display_path(self.unet / self.subfolder)}")
+        parts += [
+            f"the LoRA {display_path(path)}{'' if scale == 1 else f' at {scale:g}'}" for path, scale in self.loras
+        ]
         return " with ".join(parts)
 
     def fingerprint(self) -> str:
@@ -56,7 +58,9 @@ class Source:
         return hashlib.sha256(" ".join(facts).encode()).hexdigest()
 
 
-def find_source(model: str, checkpoint: str | None = None, lora: str | None = None, lora_scale: float = 1.0) -> Source:
+def find_weights(
+    model: str, checkpoint: str | None = None, lora: str | None = None, lora_scale: float = 1.0
+) -> GenerationWeights:
     """`model` is a folder, a run of this repository or a hub id; `checkpoint` one of the run's ('latest' the newest,
     'checkpoint-100/unet' the weights and not their average); `lora` a folder, a file or a hub id.
 
@@ -85,7 +89,7 @@ def find_source(model: str, checkpoint: str | None = None, lora: str | None = No
         raise UserError(f"--lora_scale {lora_scale:g}: there is no LoRA; name one with --lora FOLDER")
     scales = [1.0] * (len(loras) - 1) + [lora_scale]  # it is meant for the last one
     subfolder = subfolder if unet else "unet"
-    return Source(model, base, unet or own_unet, subfolder, tuple(zip(loras, scales, strict=False)), run)
+    return GenerationWeights(model, base, unet or own_unet, subfolder, tuple(zip(loras, scales, strict=False)), run)
 
 
 def _is_pipeline(folder: Path) -> bool:
@@ -120,7 +124,7 @@ def _checkpoint(folder: Path, run: dict, asked: str) -> tuple[Path, str]:
     name, _, part = asked.strip("/").partition("/")
     place = there[-1] if name == "latest" and there else folder / name
     if place not in there:
-        reason = what_is_missing(place) if place.is_dir() and name else "there is no such checkpoint"
+        reason = missing_files(place) if place.is_dir() and name else "there is no such checkpoint"
         names = ", ".join(path.name for path in there) or "none"
         raise UserError(f"--checkpoint {asked}: {reason}; complete in {folder}: {names}")
     part = part or ("unet_ema" if (place / "unet_ema").is_dir() else "unet")
@@ -145,15 +149,15 @@ def _lora_file(name: str) -> Path:
         return Path(hf_hub_download(name, LORA_FILE))
     except Exception as error:  # the hub's errors have no common class
         raise UserError(
-            f"--lora {name}: no such file or folder, and not to be had from the hub: {hub_says(error)}"
+            f"--lora {name}: no such file or folder, and not to be had from the hub: {hub_error_reason(error)}"
         ) from None
 
 
-def load_source_unet(source: Source, dtype: torch.dtype) -> UNet2DConditionModel:
+def load_generation_unet(source: GenerationWeights, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet with the LoRAs melted into its weights, in fp32 before it becomes `dtype`."""
     unet = load_unet(source.unet, subfolder=source.subfolder)
     for path, scale in source.loras:
-        with loading(path.parent, path.name):
+        with loading_errors(path.parent, path.name):
             state, alphas, metadata = _lora_state(path, unet)
             StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, metadata=metadata)
             unet.fuse_lora(lora_scale=scale)
@@ -161,11 +165,11 @@ def load_source_unet(source: Source, dtype: torch.dtype) -> UNet2DConditionModel
     return unet.to(dtype, memory_format=torch.channels_last).eval()
 
 
-def load_source_text_encoder(source: Source, dtype: torch.dtype) -> CLIPTextModel:
+def load_generation_text_encoder(source: GenerationWeights, dtype: torch.dtype) -> CLIPTextModel:
     """The text encoder, changed by those LoRAs that have a part for it."""
     text_encoder = load_text_encoder(source.base)
     for path, scale in source.loras:
-        with loading(path.parent, path.name):
+        with loading_errors(path.parent, path.name):
             state, alphas, metadata = _lora_state(path, None)
             if any(name.startswith("text_encoder.") for name in state):
                 StableDiffusionPipeline.load_lora_into_text_encoder(
@@ -188,13 +192,13 @@ def _lora_state(path: Path, unet: UNet2DConditionModel | None) -> tuple[dict, di
     return state, alphas, metadata
 
 
-def sampler_of(source: Source, name: str):
+def sampler_of(source: GenerationWeights, name: str):
     """The sampler SAMPLERS[`name`] on the schedule that was trained."""
-    told = source.told_of_sampling
+    told = source.scheduler_overrides
     return load_sampler(source.base, told.get("prediction_type"), told.get("rescale_betas_zero_snr", False), name)
 
 
-def missing_trigger(source: Source, prompts: Sequence[str]) -> str | None:
+def missing_trigger(source: GenerationWeights, prompts: Sequence[str]) -> str | None:
     """A line about the phrase that the run was trained to answer to, where prompts lack it."""
     trigger = source.run.get("trigger")
     lacking = [prompt for prompt in prompts if trigger and trigger.lower() not in prompt.lower()]

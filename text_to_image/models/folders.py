@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from runtime.errors import UserError, first_line, hub_says, what_helps
+from runtime.errors import UserError, advice_for, first_line, hub_error_reason
 from runtime.paths import OUTPUTS
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -124,7 +124,7 @@ def convert_pickles(folder: Path, pickles: Sequence[Path], to: Path) -> Path:
     shutil.copytree(folder, part, dirs_exist_ok=True, ignore=lambda _, found: [n for n in found if n in names])
     for path in pickles:
         stem = path.stem if path.stem.startswith("diffusion_") else path.stem.replace("pytorch_model", "model")
-        with loading(folder, path.parent.name):
+        with loading_errors(folder, path.parent.name):
             weights = torch.load(path, map_location="cpu", weights_only=True)
             weights = {name: tensor.contiguous() for name, tensor in weights.items()}
         save_file(weights, part / path.parent.name / f"{stem}.safetensors", {"format": "pt"})
@@ -144,7 +144,7 @@ def _download(name: str, flag: str, revision, variant, cache_dir, use_safetensor
         )
     except Exception as error:  # the hub's errors have no common class (OSError, ValueError, requests' and httpx's)
         raise UserError(
-            f"{flag} {name}: no such folder, and not to be had from the Hugging Face hub: {hub_says(error)}"
+            f"{flag} {name}: no such folder, and not to be had from the Hugging Face hub: {hub_error_reason(error)}"
         ) from None
 
 
@@ -212,7 +212,7 @@ def count_lora_parameters(folder: Path, rank: int, targets: Sequence[str]) -> in
 
 
 def _safetensors_head(path: Path) -> dict:
-    with loading(path.parent.parent, path.parent.name), open(path, "rb") as file:
+    with loading_errors(path.parent.parent, path.parent.name), open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
             raise ValueError(f"{path.name} is no safetensors file (without Git LFS, a clone has a note in its place)")
@@ -238,12 +238,12 @@ def fingerprint_file(path: Path) -> str:
 
 
 @contextmanager
-def loading(folder: Path, part: str) -> Iterator[None]:
+def loading_errors(folder: Path, part: str) -> Iterator[None]:
     """Whatever a library raises while it loads `part` becomes a UserError that names it, in one line."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
-        if what_helps(error):  # a full disk or memory is no fault of the model
+        if advice_for(error):  # a full disk or memory is no fault of the model
             raise
         raise UserError(f"{folder}: its {part} cannot be loaded: {first_line(error)}") from None
 

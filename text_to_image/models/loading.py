@@ -19,8 +19,8 @@ from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_ba
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from models.defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
-from models.folders import ModelShape, loading, variant_of
-from runtime.devices import convolution_layout
+from models.folders import ModelShape, loading_errors, variant_of
+from runtime.devices import convolution_memory_format
 from runtime.errors import UserError
 
 CARRIED_FORWARD = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
@@ -40,16 +40,16 @@ def quiet_libraries() -> None:
 
 def load_unet(folder: Path, dtype=torch.float32, subfolder: str = "unet") -> UNet2DConditionModel:
     """With weights laid out as the device likes them."""
-    with loading(folder, subfolder):
+    with loading_errors(folder, subfolder):
         unet = UNet2DConditionModel.from_pretrained(
             folder, subfolder=subfolder, use_safetensors=True, variant=variant_of(folder, subfolder)
         )
         # .to(): the libraries' versions name the dtype argument differently and differ in what they do without it.
-        return unet.to(dtype, memory_format=convolution_layout())
+        return unet.to(dtype, memory_format=convolution_memory_format())
 
 
 def load_vae(folder: Path, dtype=torch.float32) -> AutoencoderKL:
-    with loading(folder, "vae"):
+    with loading_errors(folder, "vae"):
         vae = AutoencoderKL.from_pretrained(
             folder, subfolder="vae", use_safetensors=True, variant=variant_of(folder, "vae")
         )
@@ -58,7 +58,7 @@ def load_vae(folder: Path, dtype=torch.float32) -> AutoencoderKL:
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """The tokenizer, its model_max_length what the text encoder really reads (77 for CLIP)."""
-    with loading(folder, "tokenizer"):
+    with loading_errors(folder, "tokenizer"):
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
         positions = json.loads((folder / "text_encoder" / "config.json").read_text())["max_position_embeddings"]
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
@@ -66,7 +66,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def load_text_encoder(folder: Path, dtype=torch.float32) -> CLIPTextModel:
-    with loading(folder, "text_encoder"):
+    with loading_errors(folder, "text_encoder"):
         text_encoder = CLIPTextModel.from_pretrained(
             folder, subfolder="text_encoder", use_safetensors=True, variant=variant_of(folder, "text_encoder")
         )
@@ -80,7 +80,7 @@ def load_noise_scheduler(folder: Path, prediction_type: str | None = None, zero_
     """
     changes = {"rescale_betas_zero_snr": True} if zero_snr else {}
     changes |= {"prediction_type": prediction_type} if prediction_type else {}
-    with loading(folder, "scheduler"):
+    with loading_errors(folder, "scheduler"):
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **changes)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
         raise UserError(f"{folder}: prediction type {scheduler.config.prediction_type!r} cannot be trained here")
@@ -101,7 +101,7 @@ def save_pipeline(unet: UNet2DConditionModel, base: Path, output: Path, noise_sc
 
     What else `base` has stays as it is (SD 1.x's safety checker, the scheduler's class), licence and defaults too.
     """
-    with loading(base, "pipeline"):
+    with loading_errors(base, "pipeline"):
         pipeline = StableDiffusionPipeline.from_pretrained(
             base, unet=unet, vae=load_vae(base), text_encoder=load_text_encoder(base), use_safetensors=True,
             variant=variant_of(base, "unet"),
@@ -109,10 +109,10 @@ def save_pipeline(unet: UNet2DConditionModel, base: Path, output: Path, noise_sc
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler, noise_scheduler)
     pipeline.save_pretrained(output, safe_serialization=True)
     save_vocabulary(pipeline.tokenizer, output / "tokenizer")
-    carry_forward(base, output)
+    copy_license_and_defaults(base, output)
 
 
-def carry_forward(base: Path, output: Path) -> None:
+def copy_license_and_defaults(base: Path, output: Path) -> None:
     """The base's licence and defaults, for what was made from it."""
     for pattern in CARRIED_FORWARD:
         for path in base.glob(pattern):

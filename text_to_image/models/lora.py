@@ -13,7 +13,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # the attention's projections, as in diffusers' example
 
 
-def _lora_config(rank: int, alpha: float):
+def lora_config(rank: int, alpha: float):
     try:
         from peft import LoraConfig
     except ImportError:

@@ -9,7 +9,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from PIL import Image
 
-from models.folders import loading
+from models.folders import loading_errors
 from models.samplers import DEFAULT_SAMPLER, SAMPLERS
 from models.text_encoding import join_embeddings
 from runtime.errors import UserError
@@ -28,7 +28,7 @@ def load_sampler(
     settings |= {"prediction_type": prediction_type} if prediction_type else {}
     settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_snr else {}
     scheduler = getattr(diffusers, chosen.scheduler)
-    with loading(folder, "scheduler"):
+    with loading_errors(folder, "scheduler"):
         own = scheduler.load_config(folder, subfolder="scheduler")
         if (zero_snr or own.get("rescale_betas_zero_snr")) and not _knows_zero_snr(scheduler):
             able = [n for n, s in SAMPLERS.items() if _knows_zero_snr(getattr(diffusers, s.scheduler))]
@@ -40,19 +40,19 @@ def _knows_zero_snr(scheduler: type) -> bool:
     return "rescale_betas_zero_snr" in inspect.signature(scheduler).parameters
 
 
-def seeded(seed: int) -> torch.Generator:
+def seeded_generator(seed: int) -> torch.Generator:
     """A picture's own source of noise, on the CPU: its batch and the device change nothing."""
     return torch.Generator().manual_seed(seed)
 
 
 def initial_noise(seed: int | torch.Generator, latent_shape: tuple[int, int, int]) -> torch.Tensor:
     """(C, h, w), drawn on the CPU for one picture, from its seed or from its generator."""
-    generator = seed if isinstance(seed, torch.Generator) else seeded(seed)
+    generator = seed if isinstance(seed, torch.Generator) else seeded_generator(seed)
     return torch.randn((1, *latent_shape), generator=generator)[0]
 
 
 @torch.no_grad()
-def draw_latents(
+def generate_latents(
     unet,
     sampler,
     noise: torch.Tensor,
@@ -72,22 +72,22 @@ def draw_latents(
     texts = [*negatives, *prompts] if guided else prompts
     hidden_states, mask = join_embeddings([text.to(unet.device, unet.dtype) for text in texts])
     sampler.set_timesteps(steps, device=unet.device)
-    chance = {"generator": list(generators)} if generators and takes_noise(sampler) else {}
+    chance = {"generator": list(generators)} if generators and is_stochastic(sampler) else {}
     latents = noise.to(unet.device) * sampler.init_noise_sigma
     for t in sampler.timesteps:
         scaled = sampler.scale_model_input(latents, t).to(unet.dtype)
         model_input = torch.cat([scaled, scaled]) if guided else scaled
         model_pred = unet(model_input, t, hidden_states, encoder_attention_mask=mask).sample.float()
         if guided:
-            away, towards = model_pred.chunk(2)
-            model_pred = away + guidance_scale * (towards - away)
+            noise_pred_uncond, noise_pred_text = model_pred.chunk(2)
+            model_pred = noise_pred_uncond + guidance_scale * (noise_pred_text - noise_pred_uncond)
             if guidance_rescale > 0:
-                model_pred = rescale_noise_cfg(model_pred, towards, guidance_rescale)
+                model_pred = rescale_noise_cfg(model_pred, noise_pred_text, guidance_rescale)
         latents = sampler.step(model_pred, t, latents, **chance).prev_sample
     return latents
 
 
-def takes_noise(sampler) -> bool:
+def is_stochastic(sampler) -> bool:
     """Whether the sampler may add noise on the way."""
     return "generator" in inspect.signature(sampler.step).parameters
 

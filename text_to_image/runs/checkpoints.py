@@ -54,7 +54,7 @@ def save_checkpoint(
         shutil.rmtree(whole, ignore_errors=True)
         os.replace(part, whole)
         flush_to_disk(folder)
-        if missing := what_is_missing(whole):
+        if missing := missing_files(whole):
             raise OSError(f"what was written is not there: {missing}")
     except Exception as error:
         written = sum(path.stat().st_size for path in _files(part))
@@ -62,7 +62,7 @@ def save_checkpoint(
         shutil.rmtree(part, ignore_errors=True)
         raise _not_written(error, folder, step, written, free) from None
     for old in complete_checkpoints(folder)[: -limit if limit else 0]:
-        if step_of(old) not in keep:
+        if checkpoint_step(old) not in keep:
             _remove(old)
     return whole
 
@@ -118,7 +118,7 @@ def _sha256(path: Path) -> str:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run with every file of their manifest, oldest step first; contents are not read."""
-    return [path for path in _named(folder) if not what_is_missing(path)]
+    return [path for path in _named(folder) if not missing_files(path)]
 
 
 def _named(folder: Path) -> list[Path]:
@@ -126,7 +126,7 @@ def _named(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def what_is_missing(checkpoint: Path) -> str | None:
+def missing_files(checkpoint: Path) -> str | None:
     """What a checkpoint lacks of its manifest, by the sizes of its files; None where it is complete."""
     try:
         files = _manifest(checkpoint)["files"].items()
@@ -140,9 +140,9 @@ def what_is_missing(checkpoint: Path) -> str | None:
     return None
 
 
-def what_is_damaged(checkpoint: Path) -> str | None:
+def find_damage(checkpoint: Path) -> str | None:
     """As `what_is_missing`, but every file is read and its hash compared."""
-    if missing := what_is_missing(checkpoint):
+    if missing := missing_files(checkpoint):
         return missing
     files = _manifest(checkpoint)["files"]
     found = _facts({name: checkpoint / name for name in files})
@@ -150,7 +150,7 @@ def what_is_damaged(checkpoint: Path) -> str | None:
     return f"{changed[0]} is damaged: its SHA-256 is not the manifest's" if changed else None
 
 
-def step_of(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     return _manifest(checkpoint)["step"]
 
 
@@ -158,7 +158,7 @@ def _manifest(checkpoint: Path) -> dict:
     return json.loads((checkpoint / MANIFEST).read_text())
 
 
-def remove_later(folder: Path, step: int, fingerprint: str) -> None:
+def remove_later_checkpoints(folder: Path, step: int, fingerprint: str) -> None:
     """A run that goes on from `step` writes its checkpoints after it anew; what is left of them would mix two starts.
 
     What a kill has left of one that was being written or removed goes as well; what is not this run's stays.
@@ -171,10 +171,12 @@ def remove_later(folder: Path, step: int, fingerprint: str) -> None:
 
 def later_checkpoints(folder: Path, step: int, fingerprint: str) -> list[Path]:
     """Those of the run with this fingerprint that lie after `step`."""
-    return [path for path in _named(folder) if fingerprint_of(path) == fingerprint and step_of(path) > step]
+    return [
+        path for path in _named(folder) if checkpoint_fingerprint(path) == fingerprint and checkpoint_step(path) > step
+    ]
 
 
-def fingerprint_of(checkpoint: Path) -> str | None:
+def checkpoint_fingerprint(checkpoint: Path) -> str | None:
     """Of the run that wrote it; None where it does not say."""
     try:
         return _manifest(checkpoint)["fingerprint"]
@@ -182,10 +184,10 @@ def fingerprint_of(checkpoint: Path) -> str | None:
         return None
 
 
-def strangers(folder: Path, fingerprint: str, own_folder: bool) -> list[Path]:
+def foreign_checkpoints(folder: Path, fingerprint: str, own_folder: bool) -> list[Path]:
     """The checkpoints in `folder` that another run or program wrote; one without a readable manifest counts as damaged
     in the run's `own_folder`."""
-    found = {path: fingerprint_of(path) for path in _named(folder)}
+    found = {path: checkpoint_fingerprint(path) for path in _named(folder)}
     return [path for path, of in found.items() if of != fingerprint and not (own_folder and of is None)]
 
 
@@ -199,7 +201,7 @@ def find_checkpoint(asked: str | None, folder: Path, fingerprint: str) -> tuple[
         return _latest(folder, fingerprint)
     for checkpoint in (folder / asked, Path(asked)):
         if checkpoint.is_dir():
-            if damaged := what_is_damaged(checkpoint):
+            if damaged := find_damage(checkpoint):
                 raise UserError(f"--resume_from_checkpoint {asked}: {checkpoint} is not whole: {damaged}")
             return checkpoint, []
     names = ", ".join(path.name for path in complete_checkpoints(folder)) or "none"
@@ -210,8 +212,8 @@ def _latest(folder: Path, fingerprint: str) -> tuple[Path | None, list[str]]:
     cut = sorted(path for path in folder.glob(f"{PARTIAL}*") if path.name.removeprefix(PARTIAL).isdigit())
     notes = [f"{path.name} was being written when the run ended: not taken" for path in cut]
     for checkpoint in reversed(_named(folder)):
-        damaged = what_is_damaged(checkpoint)
-        if not damaged and fingerprint_of(checkpoint) == fingerprint:
+        damaged = find_damage(checkpoint)
+        if not damaged and checkpoint_fingerprint(checkpoint) == fingerprint:
             return checkpoint, notes
         notes.append(f"{checkpoint.name} is {f'not whole ({damaged})' if damaged else 'of another run'}: not taken")
     return None, notes

@@ -18,7 +18,7 @@ FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
-class Space:
+class DiskSpace:
     """In bytes."""
 
     checkpoint: int  # each
@@ -32,7 +32,7 @@ class Space:
         return f"{kept} of about {self.checkpoint / 1e9:.2g} GB, {self.free / 1e9:.3g} GB free"
 
 
-def measure_space(args: argparse.Namespace, plan: Plan, tokenizer, folder: Path) -> Space:
+def measure_space(args: argparse.Namespace, plan: Plan, tokenizer, folder: Path) -> DiskSpace:
     """A checkpoint holds the weights, Adam's two averages of them and perhaps EMA; the result a whole pipeline."""
     if args.lora_rank:
         weights = result = FLOAT * count_lora_parameters(plan.base, args.lora_rank, LORA_TARGETS)
@@ -49,25 +49,25 @@ def measure_space(args: argparse.Namespace, plan: Plan, tokenizer, folder: Path)
     if args.cache and not args.latents_cache_dir and not (folder / "cache").is_dir():
         encoded = latents_size(plan) + texts_size(plan, tokenizer, args.max_token_chunks)
     there = next(path for path in [folder, *folder.resolve().parents] if path.is_dir())
-    return Space(checkpoint, kept, encoded + still * checkpoint + result, shutil.disk_usage(there).free)
+    return DiskSpace(checkpoint, kept, encoded + still * checkpoint + result, shutil.disk_usage(there).free)
 
 
 def latents_size(plan: Plan) -> int:
     """Bytes of all pictures' encodings: mean and standard deviation in each of their views."""
-    subjects = plan.subjects.values()
-    return sum(2 * FLOAT * math.prod(plan.shape.latent_shape(*s.size)) * len(s.views) for s in subjects)
+    subjects = plan.images_to_encode.values()
+    return sum(2 * FLOAT * math.prod(plan.shape.latent_shape(*s.size)) * len(s.augmentations) for s in subjects)
 
 
 def texts_size(plan: Plan, tokenizer, max_chunks: int) -> int:
     """Bytes of all captions' embeddings, in all their forms."""
-    groups = {tuple(subject.captions) for subject in plan.subjects.values()}  # one file each
+    groups = {tuple(subject.captions) for subject in plan.images_to_encode.values()}  # one file each
     captions = [caption for group in groups for caption in group]
     chunks = {caption: count_chunks(tokenizer, caption, max_chunks) for caption in set(captions)}
     width = json.loads((plan.base / "text_encoder" / "config.json").read_text())["hidden_size"]
     return FLOAT * width * tokenizer.model_max_length * sum(chunks[caption] for caption in captions)
 
 
-def check_space(space: Space, folder: Path) -> None:
+def check_space(space: DiskSpace, folder: Path) -> None:
     """WorkError where the run would end in a full disk."""
     if space.needed > space.free:
         raise WorkError(

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from runtime.errors import UserError, WorkError
-from runtime.files import replace_text
+from runtime.files import write_text_atomically
 from runtime.paths import OUTPUTS
 
 RUN_FILE = "run.json"
@@ -62,7 +62,7 @@ def _told(identity: dict) -> dict:
     return {name: value for name, value in identity.items() if value not in off or name in ZERO_IS_NOT_OFF}
 
 
-def differences(earlier: dict, run: dict) -> list[str]:
+def run_differences(earlier: dict, run: dict) -> list[str]:
     """What changes the weights and is not in both runs the same, a line each; empty for the same run."""
     try:
         before = _told(identity_of(earlier))
@@ -84,7 +84,7 @@ def without_secrets(arguments: dict) -> dict:
     return {name: value for name, value in arguments.items() if name not in SECRETS}
 
 
-def seed_of(seed: int | None, fingerprint: str) -> int:
+def seed_for(seed: int | None, fingerprint: str) -> int:
     """`seed`, else one that follows from the run's fingerprint: every process and every restart has the same."""
     return int(fingerprint[-8:], 16) if seed is None else seed
 
@@ -122,7 +122,7 @@ def write_run(folder: Path, run: dict) -> None:
     """run.json, replaced as a whole, so that a reader never sees half of it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / RUN_FILE, json.dumps(run, indent=2, default=str) + "\n")
+        write_text_atomically(folder / RUN_FILE, json.dumps(run, indent=2, default=str) + "\n")
     except OSError as error:
         raise WorkError(f"{folder}: cannot be written ({error.strerror})") from None
 

@@ -17,19 +17,19 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
 
 
-def mixed_precision() -> str | None:
+def best_mixed_precision() -> str | None:
     """'bf16' on a GPU that computes in it, 'fp16' on an older one, None without one."""
     if choose_device().type == "cpu":
         return None
-    return "bf16" if computes_in_bf16() else "fp16"
+    return "bf16" if supports_bf16() else "fp16"
 
 
-def computes_in_bf16() -> bool:
+def supports_bf16() -> bool:
     """Whether the GPU does so itself: PyTorch also calls it supported where it is emulated and convolutions fail."""
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def convolution_layout() -> torch.memory_format:
+def convolution_memory_format() -> torch.memory_format:
     """How convolutions' weights are laid out in training: on a GPU in channels_last, in which it computes in half
     precision.
 
@@ -46,13 +46,13 @@ def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | N
     return tensor.to(device, dtype)
 
 
-def wait_for_device() -> None:
+def synchronize() -> None:
     """Until the GPU has done what it was given; a CPU always has."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
-def keep_large_blocks() -> None:
+def keep_freed_memory() -> None:
     """Lets memory that is freed be used again: glibc gives blocks above 32 MB back to the system at once, which then
     clears them for every layer of a large batch (a quarter of its time on a CPU; at SD 1.5's size 1.3 s of 4.5 s of a
     training step). The process keeps what it once had. Elsewhere than on glibc nothing."""

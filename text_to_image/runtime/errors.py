@@ -72,7 +72,7 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
         code = work() or EXIT_DONE
         sys.stdout.flush()
     except (UserError, WorkError) as error:
-        print(harmless(f"error: {error}"), file=sys.stderr)
+        print(escape_control_chars(f"error: {error}"), file=sys.stderr)
         code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
     except Stopped as stopped:
         print(f"\n{stopped}", file=sys.stderr)  # on a line of its own: a bar's is not ended
@@ -89,13 +89,13 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
     except PermissionError as error:
         if error.filename is None:
             raise
-        name = harmless(str(error.filename))
+        name = escape_control_chars(str(error.filename))
         print(f"error: {name}: no permission; see `ls -ld` of it and of the folders above", file=sys.stderr)
         code = EXIT_USER
     except Exception as error:
-        if not (helps := what_helps(error)):
+        if not (helps := advice_for(error)):
             raise
-        print(harmless(f"error: {helps} ({first_line(error)})"), file=sys.stderr)
+        print(escape_control_chars(f"error: {helps} ({first_line(error)})"), file=sys.stderr)
         code = EXIT_FAILED
     sys.exit(code)
 
@@ -122,7 +122,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def what_helps(error: Exception) -> str | None:
+def advice_for(error: Exception) -> str | None:
     """For a failure that is no bug: what has happened and what to do. None for anything else."""
     if is_disk_full(error):
         return FAILURES[0][1]
@@ -130,7 +130,7 @@ def what_helps(error: Exception) -> str | None:
     return next((helps for words, helps in possible if any(word in str(error) for word in words)), None)
 
 
-def harmless(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     """The text without what a terminal would obey: other people's captions and file names may hold such codes."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
@@ -140,7 +140,7 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def hub_says(error: Exception) -> str:
+def hub_error_reason(error: Exception) -> str:
     """Why something is not to be had from the hub; where no cause is known, the first line of the error itself."""
     cause: BaseException | None = error
     while cause:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     """A name to write under, whose file becomes `path` at the end of the block, or leaves no trace when it fails.
 
     Not `durable`: a crash of the whole machine may leave it empty, for what can be made again.
@@ -27,8 +27,8 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def replace_text(path: Path, text: str) -> None:
-    with replacing(path) as beside:
+def write_text_atomically(path: Path, text: str) -> None:
+    with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
@@ -44,14 +44,14 @@ def flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def remove_litter(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """What processes that were killed have left half-written in `folder`."""
     for path in [*folder.glob(".*.part"), *folder.glob("*/.*.part")]:
         if not path.name.startswith(".lock"):  # of another process that waits for this one
             path.unlink(missing_ok=True)
 
 
-def remove_dead_litter(folder: Path) -> None:
+def remove_stale_partial_files(folder: Path) -> None:
     """Of what is half-written in `folder` that whose process, of this host, is gone: others may be at work there."""
     for path in folder.glob(f".*.{socket.gethostname()}.*.part"):
         pid = path.name.split(".")[-2]

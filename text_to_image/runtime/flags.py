@@ -46,7 +46,7 @@ def positive_int(text: str) -> int:
     return _number(text, int, "a whole number of at least 1", lambda number: number >= 1)
 
 
-def count(text: str) -> int:
+def non_negative_int(text: str) -> int:
     return _number(text, int, "a whole number of at least 0", lambda number: number >= 0)
 
 

@@ -19,7 +19,7 @@ LOCK = ".lock"
 RENEWED_EVERY, STALE_AFTER, TAKING_LASTS = 20, 300, 10  # seconds
 
 
-class Held(UserError):
+class LockHeld(UserError):
     """Another run holds the lock; `holder` says who, in words."""
 
     def __init__(self, holder: str, instead: str):
@@ -58,7 +58,7 @@ class RunLock:
         try:
             while not _link(beside, self.path):
                 if why := held_by(self.path, beside, self.work):
-                    raise Held(f"{self.path.parent}: {why}", self.instead)
+                    raise LockHeld(f"{self.path.parent}: {why}", self.instead)
                 self._remove_dead(beside)
         finally:
             beside.unlink()

@@ -11,7 +11,7 @@ STARTER = SCRIPTS / "starter" / "base"
 STARTER_CAPTIONER = SCRIPTS / "starter" / "captioner"
 
 
-def shown(path: Path | str) -> str:
+def display_path(path: Path | str) -> str:
     """A path as one would type it: relative where it lies below the current folder."""
     try:
         return str(Path(path).resolve().relative_to(Path.cwd()))

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-AHEAD = 32  # results that are made or wait to be taken
+PREFETCHED = 32  # results that are made or wait to be taken
 MOST_THREADS = 8
 
 
-def work_ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], ahead: int = AHEAD
+def prefetch(
+    work: Callable[[Item], Result], items: Iterable[Item], ahead: int = PREFETCHED
 ) -> Iterator[tuple[Item, Result]]:
     """(item, work(item)) of each item in order; raises what `work` raises when that item's turn has come."""
     waiting: deque = deque()

@@ -14,7 +14,7 @@ from runtime.errors import UserError, WorkError
 Result = TypeVar("Result")
 
 
-def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+def run_on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     """What `work` returns on the main process, on all of them; and so with the mistake or failure that it raises."""
     told: list = [None, None]
     failure: Exception | None = None
@@ -31,7 +31,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     return told[0]
 
 
-class Agreement:
+class CrossProcessFlag:
     """Lets all processes know what one of them has learned, over gloo: asking does not wait for the GPUs' work.
 
     A process that does not answer for `minutes` ends the others.
@@ -51,7 +51,7 @@ class Agreement:
         return bool(holds)
 
 
-def do_without_peer_access() -> None:
+def disable_unsupported_p2p() -> None:
     """Tells NCCL where GPUs cannot reach each other's memory (RTX 40 with an older driver), as `accelerate launch`
     does; accelerate refuses to start otherwise."""
     if not check_cuda_p2p_ib_support():

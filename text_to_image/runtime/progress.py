@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from runtime.errors import harmless
+from runtime.errors import escape_control_chars
 
 
 def print_table(rows: Sequence[tuple[str, str]], quiet: bool) -> None:
     if not quiet:
         width = max(len(name) for name, _ in rows)
-        print(harmless("\n".join(f"{name:<{width}}  {text}" for name, text in rows)), flush=True)
+        print(escape_control_chars("\n".join(f"{name:<{width}}  {text}" for name, text in rows)), flush=True)
 
 
-def progress(iterable=None, **settings) -> tqdm:
+def progress_bar(iterable=None, **settings) -> tqdm:
     """A progress bar; in a log file a line of its own every ten seconds, or TQDM_MININTERVAL."""
     if sys.stderr.isatty():
         return tqdm(iterable, **settings)
@@ -34,7 +34,7 @@ class _Lines:
         sys.stderr.flush()
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """About how long, in the unit one would say."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"

@@ -24,12 +24,12 @@ sys.path.insert(1, str(HERE.parent))  # the rooms of the three scripts
 
 from generation.contact_sheet import make_contact_sheet  # noqa: E402
 from generation.generate import MAX_TOKEN_CHUNKS  # noqa: E402
-from generation.image_generator import encode_prompts  # noqa: E402
-from generation.weights import find_source  # noqa: E402
+from generation.image_generator import encode_all_prompts  # noqa: E402
+from generation.weights import find_weights  # noqa: E402
 from models.defaults import guidance_scale_of  # noqa: E402
 from models.folders import read_shape  # noqa: E402
 from models.loading import choose_attention, load_unet, load_vae, quiet_libraries  # noqa: E402
-from models.sampling import decode_latents, draw_latents, initial_noise, load_sampler  # noqa: E402
+from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler  # noqa: E402
 from runtime.devices import choose_device  # noqa: E402
 
 GOALS = {"kind": 0.97, "colour": 0.97, "marker": 0.95, "pattern": 0.90, "view": 0.90}
@@ -66,8 +66,8 @@ def draw(
 ) -> list[Image.Image]:
     """One picture for each prompt at inference.py's settings; picture i has noise of seed + i."""
     device = choose_device()
-    shape, source = read_shape(folder), find_source(str(folder))
-    text = encode_prompts(source, ["", *prompts], MAX_TOKEN_CHUNKS, device, torch.float32)
+    shape, source = read_shape(folder), find_weights(str(folder))
+    text = encode_all_prompts(source, ["", *prompts], MAX_TOKEN_CHUNKS, device, torch.float32)
     unet, vae = load_unet(folder).to(device).eval(), load_vae(folder).to(device)
     choose_attention(unet, shape, 256, 256, device.type)
     sampler, images = load_sampler(folder), {}
@@ -77,7 +77,7 @@ def draw(
             part = indices[start : start + 8]
             noise = torch.stack([initial_noise(seed + i, shape.latent_shape(size[1], size[0])) for i in part])
             wanted, away = [text[prompts[i]] for i in part], [text[""]] * len(part)
-            latents = draw_latents(unet, sampler, noise, wanted, away, guidance, steps)
+            latents = generate_latents(unet, sampler, noise, wanted, away, guidance, steps)
             images.update(zip(part, decode_latents(vae, latents), strict=True))
             print(f"drawn {len(images)} of {len(prompts)}", file=sys.stderr, flush=True)
     return [images[i] for i in range(len(prompts))]

@@ -7,7 +7,7 @@ from itertools import groupby
 import torch
 
 from runtime.devices import to_device
-from training.samples import Chances, Draw, SampleId, Source, draw_sample, picture_of
+from training.samples import Sample, SampleKey, SampleSettings, SampleSource, make_sample, picture_index
 
 # The streams: the data set's pictures, those the base has drawn, and those that are never trained on.
 DATA, PRIOR, HELD_OUT = "data", "prior", "held out"
@@ -25,7 +25,7 @@ class Batch:
     encoder_attention_mask: torch.Tensor | None
 
 
-def make_batch(encodings, draws: Sequence[Draw], device: torch.device, dtype: torch.dtype) -> Batch:
+def make_batch(encodings, draws: Sequence[Sample], device: torch.device, dtype: torch.dtype) -> Batch:
     """The tensors of draws of one shape; `dtype` is the UNet's, for what it reads as it is."""
     latents, hidden_states, mask = encodings.encode(draws)
     return Batch(
@@ -43,8 +43,8 @@ class Batches:
     """A process's batches of every step, the same whenever they are asked for."""
 
     encodings: object  # has encode(draws) -> (latents, encoder_hidden_states, encoder_attention_mask)
-    sources: dict[str, Source]
-    chances: Chances
+    sources: dict[str, SampleSource]
+    chances: SampleSettings
     seed: int
     data_batch: int  # samples of a step over all processes and accumulation parts
     prior_batch: int
@@ -63,29 +63,29 @@ class Batches:
         parts = micro_batches(samples, self.process, self.processes, self.accumulation)
         alike = [list(group) for part in parts for _, group in groupby(part, key=self._shape)]
         for group in alike:
-            draws = [draw_sample(self.seed, sample, self.sources[sample.stream], self.chances) for sample in group]
+            draws = [make_sample(self.seed, sample, self.sources[sample.stream], self.chances) for sample in group]
             yield make_batch(self.encodings, draws, self.device, self.dtype), group is alike[-1]
 
     def pictures_of(self, step: int) -> list[int]:
         """The data set's pictures in step `step` (from 0), over all processes."""
-        samples = (SampleId(DATA, step * self.data_batch + i) for i in range(self.data_batch))
-        return [picture_of(self.seed, sample, self.sources[DATA]) for sample in samples]
+        samples = (SampleKey(DATA, step * self.data_batch + i) for i in range(self.data_batch))
+        return [picture_index(self.seed, sample, self.sources[DATA]) for sample in samples]
 
-    def _shape(self, sample: SampleId) -> tuple[int, int, int]:
+    def _shape(self, sample: SampleKey) -> tuple[int, int, int]:
         source = self.sources[sample.stream]
-        return source.latent_shapes[picture_of(self.seed, sample, source)]
+        return source.latent_shapes[picture_index(self.seed, sample, source)]
 
 
-def step_samples(step: int, data_batch: int, prior_batch: int) -> list[SampleId]:
+def step_samples(step: int, data_batch: int, prior_batch: int) -> list[SampleKey]:
     """The samples of step `step` (from 0). Batches flow over the border between epochs: none is short."""
-    data = [SampleId(DATA, step * data_batch + i) for i in range(data_batch)]
-    prior = [SampleId(PRIOR, step * prior_batch + i) for i in range(prior_batch)]
+    data = [SampleKey(DATA, step * data_batch + i) for i in range(data_batch)]
+    prior = [SampleKey(PRIOR, step * prior_batch + i) for i in range(prior_batch)]
     return data + prior
 
 
 def micro_batches(
-    samples: Sequence[SampleId], process: int, processes: int, accumulation: int
-) -> list[Sequence[SampleId]]:
+    samples: Sequence[SampleKey], process: int, processes: int, accumulation: int
+) -> list[Sequence[SampleKey]]:
     """A process's share of a step in `accumulation` parts, none empty: neighbours stay together."""
     parts = processes * accumulation
     assert len(samples) >= parts

@@ -10,13 +10,13 @@ from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
 from models.loading import load_unet
-from runtime.devices import wait_for_device
+from runtime.devices import synchronize
 
 
-class NoAverage:
+class NoEMA:
     """Stands where no average is wanted: the trained weights are what is saved."""
 
-    kept = False
+    enabled = False
 
     def step(self, parameters: Iterable[torch.nn.Parameter]) -> None: ...
 
@@ -29,13 +29,13 @@ class NoAverage:
     def save_pretrained(self, path: Path) -> None: ...
 
 
-class Average(EMAModel):
+class EMA(EMAModel):
     """diffusers' exponential moving average."""
 
-    kept = True
+    enabled = True
 
 
-class OffloadedAverage(Average):
+class OffloadedEMA(EMA):
     """The same in CPU memory; every step copies the weights over, from a GPU into page-locked memory, all at once."""
 
     copies: Sequence[torch.nn.Parameter] = ()
@@ -46,7 +46,7 @@ class OffloadedAverage(Average):
         self.copies = self.copies or [torch.nn.Parameter(_room_for(p), p.requires_grad) for p in parameters]
         for copy, parameter in zip(self.copies, parameters, strict=True):
             copy.copy_(parameter, non_blocking=True)
-        wait_for_device()
+        synchronize()
         super().step(self.copies)
 
 
@@ -55,19 +55,19 @@ def _room_for(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
 
 
-def make_average(
+def make_ema(
     args: argparse.Namespace, unet: UNet2DConditionModel, parameters: Sequence[torch.nn.Parameter],
     checkpoint: Path | None,
-) -> Average | NoAverage:  # fmt: skip
+) -> EMA | NoEMA:  # fmt: skip
     """The average of the trained `parameters` as they begin, or as `checkpoint` has it.
 
     Its decay at step n is at most (1 + n) / (10 + n): a run of 300 steps ends with the average of about its last 30,
     where a fixed 0.9999 would still hold mostly the base.
     """
     if not args.use_ema:
-        return NoAverage()
+        return NoEMA()
     begun = load_unet(checkpoint, subfolder="unet_ema").parameters() if checkpoint else parameters
-    kind = OffloadedAverage if args.offload_ema else Average
+    kind = OffloadedEMA if args.offload_ema else EMA
     average = kind(begun, model_cls=UNet2DConditionModel, model_config=unet.config, foreach=args.foreach_ema)
     if checkpoint:  # how far its decay has risen
         config = json.loads((checkpoint / "unet_ema" / "config.json").read_text())

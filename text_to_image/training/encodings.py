@@ -14,21 +14,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch.utils.data import DataLoader
 
-from data.augmentation import View, show
-from data.buckets import Subject
-from data.images import load_picture
+from data.augmentation import Augmentation, apply_augmentation
+from data.buckets import ImageToEncode
+from data.images import load_pixel_values
 from models.text_encoding import encode_prompts, join_embeddings
-from runtime.files import hash_key, replacing
-from runtime.progress import progress
+from runtime.files import atomic_write, hash_key
+from runtime.progress import progress_bar
 from training.batches import PRIOR
-from training.samples import Draw
+from training.samples import Sample
 
 PIXELS_AT_ONCE = 1 << 19  # of pictures that a GPU encodes together: two of 512 x 512 take 2 GB
 
 Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
-Subjects = Mapping[tuple[str, int], Subject]  # by stream and number
+Subjects = Mapping[tuple[str, int], ImageToEncode]  # by stream and number
 
 
 class Encodings:
@@ -45,36 +45,36 @@ class Encodings:
         """(L, D)"""
         raise NotImplementedError
 
-    def posterior(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+    def posterior(self, draw: Sample) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation (C, h, w) of a picture's scaled latents."""
         raise NotImplementedError
 
-    def latent(self, draw: Draw) -> torch.Tensor:
+    def latent(self, draw: Sample) -> torch.Tensor:
         """(C, h, w)"""
         if draw.stream == PRIOR:
             return self.prior[draw.picture]
         mean, std = self.posterior(draw)
         return mean + std * draw.posterior_noise
 
-    def encode(self, draws: Sequence[Draw]) -> Encoded:
+    def encode(self, draws: Sequence[Sample]) -> Encoded:
         """latents (B, C, h, w), encoder_hidden_states (B, L, D) and its mask (B, L) or None."""
         latents = torch.stack([self.latent(draw) for draw in draws])
         return latents, *join_embeddings([self.text(draw.caption) for draw in draws])
 
 
-class StoredEncodings(Encodings):
+class CachedEncodings(Encodings):
     """In a folder; what a step needs is read when it needs it, so a large data set takes no memory."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
         self.texts: dict[str, tuple[Path, str]] = {}  # caption -> its file, its name in there
-        self.posteriors: dict[tuple[str, int, View], tuple[Path, str]] = {}
+        self.posteriors: dict[tuple[str, int, Augmentation], tuple[Path, str]] = {}
 
     def text(self, caption: str) -> torch.Tensor:
         return _read(*self.texts[caption])
 
-    def posterior(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-        return _read(*self.posteriors[draw.stream, draw.picture, draw.view]).unbind()
+    def posterior(self, draw: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+        return _read(*self.posteriors[draw.stream, draw.picture, draw.augmentation]).unbind()
 
 
 class LiveEncodings(Encodings):
@@ -82,13 +82,13 @@ class LiveEncodings(Encodings):
 
     def __init__(self, folder: Path, subjects: Subjects, vae, text: "TextEncoding"):
         super().__init__(folder)
-        self.subjects, self.vae, self.text_encoding = subjects, vae, text
+        self.images_to_encode, self.vae, self.text_encoding = subjects, vae, text
 
     def text(self, caption: str) -> torch.Tensor:
         return self.text_encoding.encode([caption])[0]
 
-    def posterior(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = show(load_pixels(self.subjects[draw.stream, draw.picture]), draw.view)
+    def posterior(self, draw: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = apply_augmentation(load_pixels(self.images_to_encode[draw.stream, draw.picture]), draw.augmentation)
         return encode_pixels(self.vae, pixels[None])[0]
 
 
@@ -115,39 +115,43 @@ class TextEncoding:
 
 
 def store_latents(
-    encodings: StoredEncodings, subjects: Subjects, vae, vae_hash: str, share: slice, workers: int, quiet: bool
+    encodings: CachedEncodings, subjects: Subjects, vae, vae_hash: str, share: slice, workers: int, quiet: bool
 ) -> None:
     """Encodes those of this process's `share` of the pictures that the folder lacks, and notes where all will lie."""
     files = {key: encodings.file("latents", latent_key(s, vae_hash, vae.dtype)) for key, s in subjects.items()}
-    missing = [key for key in list(subjects)[share] if not is_whole(files[key])]
-    with progress(
+    missing = [key for key in list(subjects)[share] if not is_intact(files[key])]
+    with progress_bar(
         total=len(missing), desc="encoding pictures", unit="picture", disable=quiet or not missing, leave=False
     ) as bar:
         # One by one on a CPU: it is no slower, and what comes out does not depend on which others were missing.
         at_once = 1 if vae.device.type == "cpu" else PIXELS_AT_ONCE
         for keys, pictures in _load_ahead(subjects, missing, workers, at_once):
-            views = subjects[keys[0]].views
-            seen = [show(picture, view) for picture in pictures for view in views]
+            views = subjects[keys[0]].augmentations
+            seen = [apply_augmentation(picture, view) for picture in pictures for view in views]
             together = max(1, at_once // pictures[0, 0].numel())
             parts = (torch.stack(seen[at : at + together]) for at in range(0, len(seen), together))
             posteriors = iter([posterior for part in parts for posterior in encode_pixels(vae, part)])
             for key in keys:
-                write_whole(files[key], {str(view): torch.stack(next(posteriors)) for view in range(len(views))})
+                save_with_checksum(
+                    files[key], {str(view): torch.stack(next(posteriors)) for view in range(len(views))}
+                )
             bar.update(len(keys))
     for key, subject in subjects.items():
-        encodings.posteriors.update({(*key, view): (files[key], str(i)) for i, view in enumerate(subject.views)})
+        encodings.posteriors.update(
+            {(*key, view): (files[key], str(i)) for i, view in enumerate(subject.augmentations)}
+        )
 
 
 def store_texts(
-    encodings: StoredEncodings, groups: Iterable[Sequence[str]], text: TextEncoding, share: slice, quiet: bool
+    encodings: CachedEncodings, groups: Iterable[Sequence[str]], text: TextEncoding, share: slice, quiet: bool
 ) -> None:
     """A file for the captions of each group: all forms of a picture's captions, or one prompt."""
     files = {group: encodings.file("text", text.key(group)) for group in dict.fromkeys(map(tuple, groups))}
-    missing = [group for group in list(files)[share] if not is_whole(files[group])]
-    for group in progress(
+    missing = [group for group in list(files)[share] if not is_intact(files[group])]
+    for group in progress_bar(
         missing, desc="encoding captions", unit="picture", disable=quiet or not missing, leave=False
     ):
-        write_whole(files[group], {str(i): hidden_states for i, hidden_states in enumerate(text.encode(group))})
+        save_with_checksum(files[group], {str(i): hidden_states for i, hidden_states in enumerate(text.encode(group))})
     for group, path in files.items():
         encodings.texts.update({caption: (path, str(i)) for i, caption in enumerate(group)})
 
@@ -158,7 +162,7 @@ def _load_ahead(
     """Batches of pictures of one size and the same views, (B, 3, H, W), read by `workers` processes ahead."""
     alike: dict[tuple, list[tuple[str, int]]] = {}
     for key in wanted:
-        alike.setdefault((subjects[key].size, subjects[key].views), []).append(key)
+        alike.setdefault((subjects[key].size, subjects[key].augmentations), []).append(key)
     batches = []
     for (size, views), keys in alike.items():
         at_once = max(1, pixels_at_once // (size[0] * size[1] * len(views)))
@@ -171,19 +175,19 @@ def _load_ahead(
 class _Pixels:
     """Batches of pixel values by their number, as a DataLoader asks for them."""
 
-    subjects: Subjects
+    images_to_encode: Subjects
     batches: Sequence[Sequence[tuple[str, int]]]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        return torch.stack([load_pixels(self.subjects[key]) for key in self.batches[number]])
+        return torch.stack([load_pixels(self.images_to_encode[key]) for key in self.batches[number]])
 
 
-def load_pixels(subject: Subject) -> torch.Tensor:
+def load_pixels(subject: ImageToEncode) -> torch.Tensor:
     """(3, H, W) in [-1, 1], as it is"""
-    return load_picture(subject.picture.path, *subject.size, subject.interpolation)
+    return load_pixel_values(subject.picture.path, *subject.size, subject.interpolation)
 
 
 @torch.no_grad()
@@ -198,21 +202,21 @@ def encode_pixels(vae, pixel_values: torch.Tensor) -> list[tuple[torch.Tensor, t
 # --- Files ----------------------------------------------------------------------------------------------------------
 
 
-def latent_key(subject: Subject, vae_hash: str, dtype: torch.dtype) -> str:
+def latent_key(subject: ImageToEncode, vae_hash: str, dtype: torch.dtype) -> str:
     content = hashlib.sha256(subject.picture.path.read_bytes()).hexdigest()
-    shown = (*subject.size, repr(subject.views), subject.interpolation)
+    shown = (*subject.size, repr(subject.augmentations), subject.interpolation)
     return hash_key("latents", vae_hash, str(dtype), content, *shown)
 
 
-def write_whole(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def save_with_checksum(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Written beside and renamed; a checksum in the file's head."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path, durable=False) as beside:  # its checksum tells
+    with atomic_write(path, durable=False) as beside:  # its checksum tells
         save_file(tensors, beside, {"checksum": _checksum(tensors)})
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether the file is there and undamaged."""
     try:
         content = path.read_bytes()

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from runs.records import without_secrets
-from runtime.devices import peak_memory_gb, wait_for_device
-from runtime.files import replace_text
-from runtime.progress import duration, progress
+from runtime.devices import peak_memory_gb, synchronize
+from runtime.files import write_text_atomically
+from runtime.progress import format_duration, progress_bar
 
 METRICS_FILE = "metrics.jsonl"
 ESTIMATE_AFTER_STEPS = 5
@@ -39,7 +39,7 @@ def start_trackers(args: argparse.Namespace, accelerator, folder: Path) -> None:
     accelerator.init_trackers(args.tracker_project_name, config=plain)
 
 
-class StepLog:
+class MetricsLog:
     """Rows for metrics.jsonl and the progress bar over optimisation steps.
 
     Losses and gradient norms are kept as tensors and read every `read_every` steps: reading one waits for the GPU.
@@ -59,7 +59,7 @@ class StepLog:
         self.started = self.read_at = time.perf_counter()
         self.estimated = False
         self.smoothed = 0.0
-        self.bar = progress(total=steps, initial=first_step, desc="training", unit="step", disable=quiet)
+        self.bar = progress_bar(total=steps, initial=first_step, desc="training", unit="step", disable=quiet)
         if self.path:
             keep_rows(self.path, first_step)
 
@@ -80,7 +80,7 @@ class StepLog:
 
     def timed_apart(self, work: Callable[[], dict | None]) -> dict | None:
         """Does the work and returns what it returns; the time it takes is not the steps'."""
-        wait_for_device()  # or the steps that it still works on would count as this work
+        synchronize()  # or the steps that it still works on would count as this work
         begun = time.perf_counter()
         found = work()
         took = time.perf_counter() - begun
@@ -134,7 +134,7 @@ class StepLog:
             return
         self.estimated = True
         per_step = (time.perf_counter() - self.started) / (step - self.first_step)
-        text = f"{per_step:.2f} s a step: about {duration(per_step * (self.steps - step))} to go"
+        text = f"{per_step:.2f} s a step: about {format_duration(per_step * (self.steps - step))} to go"
         self.bar.write(text, file=sys.stdout)
 
     def close(self) -> None:
@@ -145,10 +145,10 @@ class StepLog:
 def keep_rows(path: Path, last_step: int) -> None:
     """Drops the rows after `last_step`, which a resumed run writes again."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    replace_text(path, "".join(line for line in lines if _step_of(line) <= last_step))
+    write_text_atomically(path, "".join(line for line in lines if _step_of(line) <= last_step))
 
 
-def read_rows(path: Path) -> list[dict]:
+def read_metrics(path: Path) -> list[dict]:
     """The rows of metrics.jsonl."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 import torch
 from accelerate import Accelerator
 
-from runtime.errors import WorkError, harmless
+from runtime.errors import WorkError, escape_control_chars
 
 OVERFLOWS = 50  # in a row that the fp16 scaler may need to find its scale; it begins some 20 halvings too high
 
 
-class BadSteps:
+class NonFiniteSteps:
     """Judges every step of a run by its loss and its gradient's norm, the same on all processes."""
 
     def __init__(self, accelerator: Accelerator, limit: int, pictures_of: Callable[[int], Sequence[str]]):
@@ -52,5 +52,5 @@ class BadSteps:
                 "were not touched by them; a lower --learning_rate or --mixed_precision no may help, and the run goes "
                 "on from its last checkpoint, where there is one"
             )
-        self.accelerator.print(harmless(f"{said}: skipped; its pictures: {pictures}"), flush=True)
+        self.accelerator.print(escape_control_chars(f"{said}: skipped; its pictures: {pictures}"), flush=True)
         return True

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-from models.loading import carry_forward, load_unet, save_pipeline
-from models.lora import _lora_config, read_lora, write_lora
+from models.loading import copy_license_and_defaults, load_unet, save_pipeline
+from models.lora import lora_config, read_lora, write_lora
 
 
-class WholeUNet:
+class FullUNet:
     """All weights are trained; the result is a pipeline."""
 
     kind = "UNet"
@@ -32,7 +32,7 @@ class Lora:
     def __init__(self, rank: int, alpha: float | None, seed: int = 0):
         self.rank, self.alpha, self.seed = rank, alpha or rank, seed
         self.kind = f"LoRA of rank {rank}"
-        self.config = _lora_config(self.rank, self.alpha)
+        self.config = lora_config(self.rank, self.alpha)
 
     def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
         unet = load_unet(base).requires_grad_(False)
@@ -48,17 +48,17 @@ class Lora:
 
     def save_result(self, unet: UNet2DConditionModel, base: Path, folder: Path, noise_scheduler) -> None:
         write_lora(unet, folder)
-        carry_forward(base, folder)
+        copy_license_and_defaults(base, folder)
 
 
-def make_trainable(lora_rank: int | None, lora_alpha: float | None, seed: int) -> WholeUNet | Lora:
-    return Lora(lora_rank, lora_alpha, seed) if lora_rank else WholeUNet()
+def make_trainable(lora_rank: int | None, lora_alpha: float | None, seed: int) -> FullUNet | Lora:
+    return Lora(lora_rank, lora_alpha, seed) if lora_rank else FullUNet()
 
 
 # --- Precision ------------------------------------------------------------------------------------------------------
 
 
-class OwnWeights:
+class ModelParameters:
     """The optimiser changes the UNet's weights themselves."""
 
     def __init__(self, unet: UNet2DConditionModel):
@@ -66,7 +66,7 @@ class OwnWeights:
 
     def collect_gradients(self, last: bool) -> None: ...
 
-    def publish(self) -> None: ...
+    def sync_to_model(self) -> None: ...
 
     def full_precision(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
@@ -99,7 +99,7 @@ class MasterWeights:
                 copied.grad = None
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def sync_to_model(self) -> None:
         """What the optimiser has changed goes into the copies."""
         torch._foreach_copy_(self.copies, self.parameters)
 
@@ -123,5 +123,5 @@ class MasterWeights:
                 setattr(module, name, instead.get(id(parameter), parameter))
 
 
-def hold_weights(unet: UNet2DConditionModel, precision: str, processes: int = 1) -> OwnWeights | MasterWeights:
-    return MasterWeights(unet, processes) if precision == "bf16" else OwnWeights(unet)
+def make_parameters(unet: UNet2DConditionModel, precision: str, processes: int = 1) -> ModelParameters | MasterWeights:
+    return MasterWeights(unet, processes) if precision == "bf16" else ModelParameters(unet)

@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from data.augmentation import AS_IT_IS, View, list_views
-from data.buckets import Bucket, Size, Subject, choose_sizes, list_buckets
+from data.augmentation import NO_AUGMENTATION, Augmentation, list_augmentations
+from data.buckets import Bucket, ImageToEncode, Size, choose_sizes, list_buckets
 from data.caption_variants import first_sentence, short_prompts
-from data.dataset import Picture, before_trigger, hash_pictures, read_pictures, with_trigger, without_trigger
+from data.dataset import Picture, before_trigger, hash_dataset, read_pictures, with_trigger, without_trigger
 from data.hub_datasets import find_dataset
-from data.metadata import pictures_below, unread_files
+from data.metadata import image_files_below, unsupported_files
 from data.mirroring import mentions_writing
 from models.defaults import guidance_scale_of
 from models.folders import ModelShape, find_bases, fingerprint_model, read_shape
 from models.text_encoding import count_chunks
-from runs.records import fingerprint_run, seed_of, without_secrets
+from runs.records import fingerprint_run, seed_for, without_secrets
 from runtime.errors import PACKAGES, UserError
 from training.batches import DATA, HELD_OUT
 from training.prior import prior_batch_size, repeat_prompts
@@ -37,7 +37,7 @@ class Plan:
     unread: list[str]  # names of pictures in it of a kind that cannot be read
     pictures: list[Picture]
     sizes: list[Size]  # of each picture
-    views: list[tuple[View, ...]]  # of each picture
+    augmentations: list[tuple[Augmentation, ...]]  # of each picture
     held_out: list[Picture]  # to measure the loss on, never trained on
     base: Path
     unet_base: Path  # another than `base` with --non_ema_revision
@@ -69,12 +69,12 @@ class Plan:
         return self.global_batch + self.prior_batch
 
     @property
-    def subjects(self) -> dict[tuple[str, int], Subject]:
+    def images_to_encode(self) -> dict[tuple[str, int], ImageToEncode]:
         """Everything that is encoded, by stream and number."""
-        data = zip(self.pictures, self.sizes, self.views, strict=True)
-        held_out = ((p, size, AS_IT_IS) for p, size in zip(self.held_out, self.held_out_sizes, strict=True))
+        data = zip(self.pictures, self.sizes, self.augmentations, strict=True)
+        held_out = ((p, size, NO_AUGMENTATION) for p, size in zip(self.held_out, self.held_out_sizes, strict=True))
         return {
-            (stream, index): Subject(*what, self.interpolation)
+            (stream, index): ImageToEncode(*what, self.interpolation)
             for stream, subjects in ((DATA, data), (HELD_OUT, held_out))
             for index, what in enumerate(subjects)
         }
@@ -87,7 +87,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         base, unet_base = find_bases(args)
     pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger)
     known = {picture.path for picture in pictures}
-    without_caption = [path for path in pictures_below(folder) if path not in known]
+    without_caption = [path for path in image_files_below(folder) if path not in known]
     pictures, held_out = hold_out(args, pictures)
     shape = read_shape(base)
     sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
@@ -98,10 +98,12 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     return Plan(
         folder=folder,
         without_caption=[str(path.relative_to(folder)) for path in without_caption],
-        unread=[path.name for path in unread_files(folder)],
+        unread=[path.name for path in unsupported_files(folder)],
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),
-        views=[list_views(args.random_flip and not writing_in(p), args.random_affine) for p in pictures],
+        augmentations=[
+            list_augmentations(args.random_flip and not writing_in(p), args.random_affine) for p in pictures
+        ],
         held_out=held_out,
         held_out_sizes=choose_sizes(held_out, *sizing),
         base=base,
@@ -151,7 +153,7 @@ def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator,
         "finished": False,
         "base_model": base_name(args.pretrained_model_name_or_path),
         "base_model_hash": fingerprint_model(plan.base),
-        "dataset_hash": hash_pictures(plan.pictures),
+        "dataset_hash": hash_dataset(plan.pictures),
         "seed_asked": args.seed,
         "global_batch": plan.global_batch,
         "prior_guidance_scale": guidance_scale_of(plan.base),
@@ -175,7 +177,7 @@ def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator,
         },
     }
     fingerprint = fingerprint_run(run)
-    return {**run, "fingerprint": fingerprint, "seed": seed_of(args.seed, fingerprint)}
+    return {**run, "fingerprint": fingerprint, "seed": seed_for(args.seed, fingerprint)}
 
 
 def base_name(name: str) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from models.sampling import draw_latents
-from runtime.progress import progress
-from training.encodings import is_whole, write_whole
+from models.sampling import generate_latents
+from runtime.progress import progress_bar
+from training.encodings import is_intact, save_with_checksum
 from training.samples import generator
 
 PRIOR_STEPS, PRIOR_BATCH = 20, 4
@@ -27,12 +27,12 @@ def repeat_prompts(prompts: Sequence[str], prior_images: int) -> list[str]:
     return [prompts[index % len(prompts)] for index in range(prior_images)]
 
 
-def draw_prior(
+def generate_prior(
     unet, sampler, prompts: Sequence[str], text: dict, latent_shape, guidance_scale: float, seed: int, indices, quiet
 ) -> dict[int, torch.Tensor]:
     """Scaled latents (C, h, w) of the pictures `indices` of `prompts`, whose embeddings are in `text`."""
     drawn = {}
-    with progress(
+    with progress_bar(
         total=len(indices), desc="the base's own pictures", unit="picture", disable=quiet, leave=False
     ) as bar:
         for start in range(0, len(indices), PRIOR_BATCH):
@@ -42,7 +42,7 @@ def draw_prior(
             )
             embeddings = [text[prompts[i]] for i in part]
             away = [text[""]] * len(part)
-            latents = draw_latents(unet, sampler, noise, embeddings, away, guidance_scale, PRIOR_STEPS)
+            latents = generate_latents(unet, sampler, noise, embeddings, away, guidance_scale, PRIOR_STEPS)
             drawn.update(zip(part, latents.float().cpu(), strict=True))
             bar.update(len(part))
     return drawn
@@ -50,11 +50,11 @@ def draw_prior(
 
 def read_prior(path: Path) -> list[torch.Tensor] | None:
     """The latents that an earlier start has drawn, or None."""
-    if not is_whole(path):
+    if not is_intact(path):
         return None
     latents = load_file(path)
     return [latents[str(index)] for index in range(len(latents))]
 
 
 def write_prior(path: Path, latents: dict[int, torch.Tensor]) -> None:
-    write_whole(path, {str(index): latent for index, latent in latents.items()})
+    save_with_checksum(path, {str(index): latent for index, latent in latents.items()})

@@ -4,10 +4,17 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runs.checkpoints import find_checkpoint, fingerprint_of, later_checkpoints, remove_later, step_of, strangers
-from runs.records import differences, read_run, remove_run, write_run
+from runs.checkpoints import (
+    checkpoint_fingerprint,
+    checkpoint_step,
+    find_checkpoint,
+    foreign_checkpoints,
+    later_checkpoints,
+    remove_later_checkpoints,
+)
+from runs.records import read_run, remove_run, run_differences, write_run
 from runtime.errors import UserError
-from runtime.files import remove_dead_litter, remove_litter
+from runtime.files import remove_partial_files, remove_stale_partial_files
 from training.plan import Plan
 from training.schedule import learning_rate_schedule, warmup_steps
 
@@ -19,7 +26,7 @@ ANOTHER_WAY = (
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """What was found in the output folder, and what follows from it."""
 
     checkpoint: Path | None = None
@@ -32,7 +39,7 @@ class Start:
         return bool(self.earlier and self.earlier["finished"] and self.earlier["steps"] >= steps)
 
 
-def find_start(args: argparse.Namespace, plan: Plan, folder: Path, run: dict) -> Start:
+def find_resume_point(args: argparse.Namespace, plan: Plan, folder: Path, run: dict) -> ResumePoint:
     """Looks, and changes nothing.
 
     UserError where the folder holds another run, or the checkpoint that was asked for is not to be used.
@@ -42,15 +49,15 @@ def find_start(args: argparse.Namespace, plan: Plan, folder: Path, run: dict) ->
     if another and not args.overwrite:
         raise UserError("\n  ".join([f"{folder} holds {another[0]}", *another[1:], ANOTHER_WAY]))
     notes = [f"removes {another[0].rstrip(':')} from {folder}"] if another else []
-    if another or earlier and differences(earlier, run):
+    if another or earlier and run_differences(earlier, run):
         earlier = None  # it is overwritten, or came to nothing
     elif earlier and args.overwrite:
         notes.append("goes on with the run that is there: it is the same, and --overwrite removes only another")
     checkpoint, found = _choose_checkpoint(args.resume_from_checkpoint, folder, run, earlier, bool(another))
-    first_step = step_of(checkpoint) if checkpoint else 0
+    first_step = checkpoint_step(checkpoint) if checkpoint else 0
     later = [] if another else later_checkpoints(folder, first_step, run["fingerprint"])
     notes += [*found, *(f"removes {path.name}, which lies after step {first_step}" for path in later)]
-    start = Start(checkpoint, first_step, earlier, bool(another), notes)
+    start = ResumePoint(checkpoint, first_step, earlier, bool(another), notes)
     if earlier and not start.finished(plan.steps):
         if earlier["finished"] and not checkpoint:
             raise UserError(
@@ -63,8 +70,8 @@ def find_start(args: argparse.Namespace, plan: Plan, folder: Path, run: dict) ->
 
 def _another_run(folder: Path, earlier: dict | None, run: dict) -> list[str]:
     """What is in the folder that is not this run's and would be lost, in lines; empty where there is nothing."""
-    changes = differences(earlier, run) if earlier else []
-    others = strangers(folder, run["fingerprint"], own_folder=bool(earlier) and not changes)
+    changes = run_differences(earlier, run) if earlier else []
+    others = foreign_checkpoints(folder, run["fingerprint"], own_folder=bool(earlier) and not changes)
     if others or changes and earlier.get("finished"):
         why = [] if changes or not earlier else ["it was made by another version of these scripts"]
         return ["another run:", *changes, *why, *(f"{path.name} is not of this run" for path in others)]
@@ -83,8 +90,10 @@ def _choose_checkpoint(
         return (None, []) if overwrites else find_checkpoint(asked, folder, run["fingerprint"])
     if earlier and earlier["arguments"].get("resume_from_checkpoint") == asked:
         newest, notes = find_checkpoint("latest", folder, run["fingerprint"])
-        there = [path for path in (folder / asked, Path(asked)) if fingerprint_of(path)]  # it may be gone by now
-        if newest and not (there and step_of(there[0]) > step_of(newest)):
+        there = [
+            path for path in (folder / asked, Path(asked)) if checkpoint_fingerprint(path)
+        ]  # it may be gone by now
+        if newest and not (there and checkpoint_step(there[0]) > checkpoint_step(newest)):
             return newest, [*notes, f"this command has begun from {asked} before, and goes on from {newest.name}"]
     checkpoint, notes = find_checkpoint(asked, folder, run["fingerprint"])
     if checkpoint.parent.resolve() != folder.resolve():
@@ -96,9 +105,9 @@ def _choose_checkpoint(
 
 def _check_origin(checkpoint: Path, run: dict) -> None:
     """A checkpoint of elsewhere must come from a run that differs in nothing that changes the weights."""
-    if fingerprint_of(checkpoint) != run["fingerprint"]:
+    if checkpoint_fingerprint(checkpoint) != run["fingerprint"]:
         origin = read_run(checkpoint.parent)
-        changes = differences(origin, run) if origin else []
+        changes = run_differences(origin, run) if origin else []
         changes = changes or ["it does not say of which run it is"]
         what = f"--resume_from_checkpoint {checkpoint} is another run's:"
         raise UserError("\n  ".join([what, *changes, "Give the arguments it had, or leave the flag out"]))
@@ -117,12 +126,12 @@ def _changed_schedule(args: argparse.Namespace, plan: Plan, before: int, first_s
     ]
 
 
-def begin(folder: Path, start: Start, run: dict) -> None:
+def prepare_output_folder(folder: Path, start: ResumePoint, run: dict) -> None:
     """Makes the folder ready: another run is removed, and of this one what lies after the step it goes on from."""
-    remove_litter(folder)
+    remove_partial_files(folder)
     for cached in folder.glob("cache/*/"):
-        remove_dead_litter(cached)
+        remove_stale_partial_files(cached)
     if start.overwrites:
         remove_run(folder)
-    remove_later(folder, start.first_step, run["fingerprint"])
+    remove_later_checkpoints(folder, start.first_step, run["fingerprint"])
     write_run(folder, run)  # at last: what it says is how the same command is known

@@ -11,12 +11,12 @@ from functools import lru_cache
 
 import torch
 
-from data.augmentation import View
-from data.mirroring import mirrored_caption
+from data.augmentation import Augmentation
+from data.mirroring import mirror_caption
 
 
 @dataclass(frozen=True)
-class SampleId:
+class SampleKey:
     """One sample of a run. The samples of a stream are numbered from 0 through the whole run, across epochs."""
 
     stream: str
@@ -24,17 +24,17 @@ class SampleId:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class SampleSource:
     """A stream's pictures as far as chance is concerned, an entry of each for each picture."""
 
-    forms: Sequence[Sequence[Sequence[str]]]  # groups of captions
+    caption_groups: Sequence[Sequence[Sequence[str]]]  # groups of captions
     latent_shapes: tuple[tuple[int, int, int], ...]
-    views: Sequence[Sequence[View]]
+    augmentations: Sequence[Sequence[Augmentation]]
     run: int = 1  # pictures of one shape follow each other in runs of this length: batches that need no second pass
 
 
 @dataclass(frozen=True)
-class Chances:
+class SampleSettings:
     """What the run leaves to chance, and how far."""
 
     caption_dropout: float  # the probability of an empty caption (classifier-free guidance, arXiv:2207.12598)
@@ -44,12 +44,12 @@ class Chances:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Sample:
     """A sample with everything decided; the noises are (C, h, w)."""
 
     stream: str
     picture: int
-    view: View
+    augmentation: Augmentation
     caption: str
     timestep: int
     posterior_noise: torch.Tensor
@@ -63,23 +63,23 @@ def generator(seed: int, *key: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def draw_sample(seed: int, sample: SampleId, source: Source, chances: Chances) -> Draw:
+def make_sample(seed: int, sample: SampleKey, source: SampleSource, chances: SampleSettings) -> Sample:
     chance = generator(seed, sample.stream, sample.number)
-    picture = picture_of(seed, sample, source)
+    picture = picture_index(seed, sample, source)
     shape = source.latent_shapes[picture]
-    caption = draw_caption(source.forms[picture], chance)
+    caption = draw_caption(source.caption_groups[picture], chance)
     dropped = torch.rand((), generator=chance).item() < chances.caption_dropout
     timestep = torch.randint(chances.timesteps, (), generator=chance).item()
     posterior_noise, noise = (torch.randn(shape, generator=chance) for _ in range(2))
     noise += chances.noise_offset * torch.randn((shape[0], 1, 1), generator=chance)
     perturbation = torch.randn(shape, generator=chance) if chances.input_perturbation else 0.0
-    views = source.views[picture]
+    views = source.augmentations[picture]
     view = views[torch.randint(len(views), (), generator=chance).item()]
-    return Draw(
+    return Sample(
         stream=sample.stream,
         picture=picture,
-        view=view,
-        caption="" if dropped else mirrored_caption(caption) if view.mirrored else caption,
+        augmentation=view,
+        caption="" if dropped else mirror_caption(caption) if view.mirrored else caption,
         timestep=timestep,
         posterior_noise=posterior_noise,
         noise=noise,
@@ -93,14 +93,14 @@ def draw_caption(groups: Sequence[Sequence[str]], chance: torch.Generator) -> st
     return group[torch.randint(len(group), (), generator=chance).item()]
 
 
-def picture_of(seed: int, sample: SampleId, source: Source) -> int:
+def picture_index(seed: int, sample: SampleKey, source: SampleSource) -> int:
     """Which picture a sample shows: every pass goes over all of them once, each time in another order."""
     number, place = divmod(sample.number, len(source.latent_shapes))
     return _order(seed, sample.stream, number, source)[place]
 
 
 @lru_cache(maxsize=8)
-def _order(seed: int, stream: str, number: int, source: Source) -> list[int]:
+def _order(seed: int, stream: str, number: int, source: SampleSource) -> list[int]:
     """Shuffled, then dealt into runs of one shape; the shorter runs, what is left of each shape, come last."""
     chance = generator(seed, stream, "pass", number)
     alike: dict[tuple[int, int, int], list[int]] = {}

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from data.augmentation import AS_IT_IS
+from data.augmentation import NO_AUGMENTATION
 from models.defaults import guidance_scale_of
 from models.folders import fingerprint_model
 from models.loading import choose_attention, load_text_encoder, load_unet, load_vae
@@ -17,12 +17,19 @@ from models.sampling import load_sampler
 from runtime.errors import UserError
 from runtime.files import hash_key
 from training.batches import DATA, HELD_OUT, PRIOR, Batches
-from training.encodings import Encodings, LiveEncodings, StoredEncodings, TextEncoding, store_latents, store_texts
+from training.encodings import CachedEncodings, Encodings, LiveEncodings, TextEncoding, store_latents, store_texts
 from training.objective import Objective
 from training.plan import Plan
-from training.prior import draw_prior, read_prior, write_prior
-from training.samples import Chances, Source
-from training.validation import FixedLoss, PromptDrawer, Watch, drawn_steps, fixed_draws, measured_steps
+from training.prior import generate_prior, read_prior, write_prior
+from training.samples import SampleSettings, SampleSource
+from training.validation import (
+    FixedNoiseLoss,
+    ValidationSampler,
+    Validator,
+    fixed_samples,
+    measured_steps,
+    sampled_steps,
+)
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -38,13 +45,13 @@ def make_encodings(
     text = TextEncoding(tokenizer, text_encoder, args.max_token_chunks, text_hash)
     cache = args.latents_cache_dir or folder / "cache"
     if not args.cache:
-        return LiveEncodings(cache, plan.subjects, vae, text)
-    encodings = StoredEncodings(cache)
+        return LiveEncodings(cache, plan.images_to_encode, vae, text)
+    encodings = CachedEncodings(cache)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     vae_hash = fingerprint_model(plan.base, ("vae",))
-    store_latents(encodings, plan.subjects, vae, vae_hash, share, args.dataloader_num_workers, quiet)
+    store_latents(encodings, plan.images_to_encode, vae, vae_hash, share, args.dataloader_num_workers, quiet)
     prompts = ["", *plan.prior_prompts, *(args.validation_prompts or [])]
-    groups = [subject.captions for subject in plan.subjects.values()] + [[prompt] for prompt in prompts]
+    groups = [subject.captions for subject in plan.images_to_encode.values()] + [[prompt] for prompt in prompts]
     store_texts(encodings, groups, text, share, quiet)
     accelerator.wait_for_everyone()
     return encodings
@@ -64,7 +71,7 @@ def prior_latents(args, plan: Plan, encodings: Encodings, seed: int, accelerator
     share = range(accelerator.process_index, len(plan.prior_prompts), accelerator.num_processes)
     text = {prompt: encodings.text(prompt) for prompt in ["", *plan.prior_prompts]}
     with accelerator.autocast():
-        drawn = draw_prior(
+        drawn = generate_prior(
             unet, load_sampler(plan.base), plan.prior_prompts, text, shape, guidance_scale, seed, share,
             quiet=not accelerator.is_main_process,
         )  # fmt: skip
@@ -78,22 +85,22 @@ def prior_latents(args, plan: Plan, encodings: Encodings, seed: int, accelerator
 def make_batches(
     args, plan: Plan, encodings, seed: int, timesteps: int, accelerator: Accelerator, precision: str
 ) -> Batches:
-    data = Source(
-        forms=[picture.forms for picture in plan.pictures],
+    data = SampleSource(
+        caption_groups=[picture.caption_groups for picture in plan.pictures],
         latent_shapes=tuple(plan.shape.latent_shape(*size) for size in plan.sizes),
-        views=plan.views,
+        augmentations=plan.augmentations,
         run=plan.global_batch,
     )
     drawn = len(plan.prior_prompts)
-    prior = Source(
-        forms=[((prompt,),) for prompt in plan.prior_prompts],
+    prior = SampleSource(
+        caption_groups=[((prompt,),) for prompt in plan.prior_prompts],
         latent_shapes=(plan.shape.latent_shape(*plan.main_size),) * drawn,
-        views=[AS_IT_IS] * drawn,
+        augmentations=[NO_AUGMENTATION] * drawn,
     )
     return Batches(
         encodings=encodings,
         sources={DATA: data, PRIOR: prior},
-        chances=Chances(args.caption_dropout, timesteps, args.noise_offset, args.input_perturbation),
+        chances=SampleSettings(args.caption_dropout, timesteps, args.noise_offset, args.input_perturbation),
         seed=seed,
         data_batch=plan.global_batch,
         prior_batch=plan.prior_batch,
@@ -134,31 +141,31 @@ def optimizer_settings(args: argparse.Namespace) -> dict:
     }
 
 
-def make_watch(
+def make_validator(
     args, plan: Plan, objective: Objective, encodings, folder: Path, accelerator, unet, weights, average, dtype
-) -> Watch:
+) -> Validator:
     """Fixed draws of the training pictures, and of held-out ones where there are any; the prompts where given."""
-    subjects, draws = plan.subjects, {}
+    subjects, draws = plan.images_to_encode, {}
     for stream in (HELD_OUT, DATA):
         own = [subject for (of, _), subject in subjects.items() if of == stream]
         if own:
             shapes = [plan.shape.latent_shape(*subject.size) for subject in own]
             captions = [subject.captions[0] for subject in own]
-            draws[stream] = fixed_draws(stream, captions, shapes, len(objective.noise_scheduler))
-    weight_sets = 2 if average.kept else 1
+            draws[stream] = fixed_samples(stream, captions, shapes, len(objective.noise_scheduler))
+    weight_sets = 2 if average.enabled else 1
     steps_in_epoch = len(plan.pictures) * args.repeats / plan.global_batch
     drawer = None
     if args.validation_prompts:
-        drawer = PromptDrawer(
+        drawer = ValidationSampler(
             args.validation_prompts, args.num_validation_images, encodings, load_vae(plan.base).to(accelerator.device),
             load_sampler(plan.base, args.prediction_type, args.rescale_betas_zero_snr),
             plan.shape.latent_shape(*plan.main_size), guidance_scale_of(plan.base), folder / "validation",
         )  # fmt: skip
-    return Watch(
+    return Validator(
         accelerator, unet, weights, average,
-        FixedLoss(draws, encodings, Objective(objective.noise_scheduler), accelerator.device, dtype), drawer,
+        FixedNoiseLoss(draws, encodings, Objective(objective.noise_scheduler), accelerator.device, dtype), drawer,
         measured=measured_steps(
             plan.steps, plan.samples_per_step, draws, weight_sets, args.validation_steps, args.checkpointing_steps
         ),
-        drawn=drawn_steps(plan.steps, steps_in_epoch, args.validation_epochs, args.validation_steps),
+        drawn=sampled_steps(plan.steps, steps_in_epoch, args.validation_epochs, args.validation_steps),
     )  # fmt: skip

@@ -8,29 +8,30 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from data.augmentation import POSES
+from data.augmentation import AFFINE_VARIANTS
 from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
 from models.folders import count_parameters
 from models.text_encoding import count_tokens
-from runs.disk_space import Space
-from runtime.paths import SCRIPTS, shown
+from runs.disk_space import DiskSpace
+from runtime.paths import SCRIPTS, display_path
 from training.metrics import origins_line
 from training.plan import Plan, writing_in
-from training.resume import Start
+from training.resume import ResumePoint
 
 Rows = list[tuple[str, str]]
 PRECISIONS = {"no": "fp32", "bf16": "a bf16 copy of fp32 weights", "fp16": "fp16 autocast, fp32 weights"}
 
 
-def start_table(
-    args: argparse.Namespace, plan: Plan, run: dict, accelerator: Accelerator, tokenizer, folder: Path, start: Start,
-    space: Space,
+def run_summary(
+    args: argparse.Namespace, plan: Plan, run: dict, accelerator: Accelerator, tokenizer, folder: Path,
+    start: ResumePoint,
+    space: DiskSpace,
 ) -> Rows:  # fmt: skip
     """What will be done."""
     parameters = count_parameters(plan.base) / 1e6
     precision = PRECISIONS[run["mixed_precision"]]
     return [
-        ("model", f"{shown(args.pretrained_model_name_or_path)} (UNet of {parameters:.1f} M parameters)"),
+        ("model", f"{display_path(args.pretrained_model_name_or_path)} (UNet of {parameters:.1f} M parameters)"),
         ("", f"a real one: --pretrained_model_name_or_path {REAL_MODEL}"),
         ("trained", run["trained"]),
         ("pictures", _pictures_line(plan)),
@@ -46,12 +47,12 @@ def start_table(
         ("device", f"{accelerator.device} x {accelerator.num_processes}, {precision}; seed {run['seed']}"),
         ("flags", origins_line(vars(args), args.origins, FROM_FLAG)),
         ("from the model", f"{origins_line(vars(args), args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
-        ("output", f"{shown(folder)}, fp32; {space.line}"),
+        ("output", f"{display_path(folder)}, fp32; {space.line}"),
     ]
 
 
 def _pictures_line(plan: Plan) -> str:
-    line = f"{len(plan.pictures)} in {shown(plan.folder)}"
+    line = f"{len(plan.pictures)} in {display_path(plan.folder)}"
     if plan.held_out:
         line += f", and {len(plan.held_out)} held out to measure the loss on"
     if plan.without_caption:
@@ -82,7 +83,9 @@ def _view_rows(args: argparse.Namespace, plan: Plan) -> Rows:
         rows.append(("mirrored", line))
     if args.random_affine:
         most, turn = args.random_affine, math.degrees(args.random_affine / 4)
-        line = f"in {POSES} poses each: as it is, or smaller by up to {most:.0%}, turned by up to {turn:.1f}°"
+        line = (
+            f"in {AFFINE_VARIANTS} poses each: as it is, or smaller by up to {most:.0%}, turned by up to {turn:.1f}°"
+        )
         rows.append(("moved", line))
     return rows
 
@@ -156,7 +159,7 @@ def _names(names: list[str], most: int = 10) -> str:
 
 def closing_lines(folder: Path, run: dict) -> Rows:
     """Where the model is and the command that draws with it, ready to paste."""
-    script = shlex.quote(shown(SCRIPTS / "inference.py"))
+    script = shlex.quote(display_path(SCRIPTS / "inference.py"))
     prompt = shlex.quote(run["example_prompts"][0])
-    command = f"python {script} --model {shlex.quote(shown(folder))} --prompt {prompt}"
-    return [("the model", shown(folder)), ("draw with it", command)]
+    command = f"python {script} --model {shlex.quote(display_path(folder))} --prompt {prompt}"
+    return [("the model", display_path(folder)), ("draw with it", command)]

@@ -14,35 +14,35 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 
 from models.loading import load_noise_scheduler, load_tokenizer, quiet_libraries
-from runs.checkpoints import complete_checkpoints, load_training_state, save_checkpoint, step_of
-from runs.disk_space import Space, check_space, measure_space
+from runs.checkpoints import checkpoint_step, complete_checkpoints, load_training_state, save_checkpoint
+from runs.disk_space import DiskSpace, check_space, measure_space
 from runs.records import output_folder, write_run
 from runs.upload import prepare_upload, upload
-from runtime.devices import computes_in_bf16, keep_large_blocks, peak_memory_gb, wait_for_device
+from runtime.devices import keep_freed_memory, peak_memory_gb, supports_bf16, synchronize
 from runtime.errors import Stopped, UserError
 from runtime.files import flush_to_disk
 from runtime.locking import RunLock
-from runtime.processes import Agreement, do_without_peer_access, on_main
-from runtime.progress import duration, print_table
+from runtime.processes import CrossProcessFlag, disable_unsupported_p2p, run_on_main
+from runtime.progress import format_duration, print_table
 from runtime.stopping import StopSignals
-from training.ema import make_average
-from training.metrics import METRICS_FILE, StepLog, read_rows, start_trackers
-from training.non_finite import BadSteps
+from training.ema import make_ema
+from training.metrics import METRICS_FILE, MetricsLog, read_metrics, start_trackers
+from training.non_finite import NonFiniteSteps
 from training.objective import diffusion_loss, make_objective
-from training.parameters import hold_weights, make_trainable
+from training.parameters import make_parameters, make_trainable
 from training.plan import Plan, describe_run, make_plan, names_of
-from training.resume import Start, begin, find_start
+from training.resume import ResumePoint, find_resume_point, prepare_output_folder
 from training.schedule import learning_rate_schedule
 from training.setup import (
     find_optimizer,
     make_batches,
     make_encodings,
-    make_watch,
+    make_validator,
     optimizer_settings,
     prior_latents,
     speed_up,
 )
-from training.summary import closing_lines, start_table
+from training.summary import closing_lines, run_summary
 from training.validation import best_step
 
 TIMED_STEPS = 2  # of a dry run, after one that warms up
@@ -57,7 +57,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     stop = stop or StopSignals()
     # Check the data set and the model, plan the run:
     quiet_libraries()
-    keep_large_blocks()
+    keep_freed_memory()
     accelerator, precision = make_accelerator(args)
     quiet = not accelerator.is_main_process
     torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
@@ -73,16 +73,16 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
 
     # Go on with an earlier start of this run, or see that nothing is left to do:
     space, lock = measure_space(args, plan, tokenizer, folder), RunLock(folder)
-    start = on_main(accelerator, lambda: look_into(args, plan, folder, run, lock))
+    start = run_on_main(accelerator, lambda: look_into(args, plan, folder, run, lock))
     if start.finished(plan.steps):
-        on_main(accelerator, lock.release)
+        run_on_main(accelerator, lock.release)
         finish(args, folder, start.earlier, accelerator)
         return
     checkpoint, first_step = start.checkpoint, start.first_step
     run["steps"] = max(plan.steps, first_step)
-    print_table(start_table(args, plan, run, accelerator, tokenizer, folder, start, space), quiet)
+    print_table(run_summary(args, plan, run, accelerator, tokenizer, folder, start, space), quiet)
     if not args.dry_run:
-        on_main(accelerator, lambda: take_folder(args, folder, start, run, space, lock))
+        run_on_main(accelerator, lambda: take_folder(args, folder, start, run, space, lock))
 
     # Encode what does not change, once; the VAE and the text encoder leave the memory with this:
     encodings = make_encodings(args, plan, tokenizer, accelerator, folder, quiet)
@@ -93,14 +93,14 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     # The model, its optimizer and their average, new or from a checkpoint:
     unet = trainable.load(plan.unet_base, checkpoint).to(accelerator.device).train()
     speed_up(args, unet, plan, accelerator)
-    weights = hold_weights(unet, precision, accelerator.num_processes)
-    average = make_average(args, unet, weights.parameters, checkpoint)
+    weights = make_parameters(unet, precision, accelerator.num_processes)
+    average = make_ema(args, unet, weights.parameters, checkpoint)
     unwrapped, optimizer = unet, optimizer_of(weights.parameters, **optimizer_settings(args))
     unet, optimizer = accelerator.prepare(unet, optimizer)
     if checkpoint:
         restore(load_training_state(checkpoint), optimizer, accelerator)
 
-    bad_steps = BadSteps(accelerator, args.max_bad_steps, lambda step: names_of(plan, batches.pictures_of(step)))
+    bad_steps = NonFiniteSteps(accelerator, args.max_bad_steps, lambda step: names_of(plan, batches.pictures_of(step)))
 
     def take_step(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimisation step (from 0); returns its loss, the mean over all its samples on all processes, and the
@@ -121,7 +121,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         bad_steps.guard(optimizer, step_loss, norm)
         optimizer.step()
         optimizer.zero_grad()
-        weights.publish()
+        weights.sync_to_model()
         average.step(weights.parameters)
         return step_loss, norm
 
@@ -131,17 +131,17 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
 
     # Train:
     start_trackers(args, accelerator, folder)
-    watch = make_watch(
+    watch = make_validator(
         args, plan, objective, encodings, folder, accelerator, unwrapped, weights, average, batches.dtype
     )
     read_every = 1 if accelerator.device.type == "cpu" else 10
-    log = StepLog(
+    log = MetricsLog(
         folder, first_step, plan.steps, plan.samples_per_step, read_every, quiet, bad_steps.is_bad, accelerator.log
     )
     write_checkpoint = functools.partial(
         checkpoint_run, args, folder, run, accelerator, trainable, unwrapped, weights, average, optimizer
     )
-    agreement = Agreement(accelerator, args.distributed_timeout)
+    agreement = CrossProcessFlag(accelerator, args.distributed_timeout)
     stop.deferring = True
     accelerator.wait_for_everyone()  # from here on all defer, or some would end while others wait for them
     for step in range(first_step, plan.steps):
@@ -170,20 +170,20 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     finish(args, folder, run, accelerator)
 
 
-def look_into(args: argparse.Namespace, plan: Plan, folder: Path, run: dict, lock: RunLock) -> Start:
+def look_into(args: argparse.Namespace, plan: Plan, folder: Path, run: dict, lock: RunLock) -> ResumePoint:
     """What is there, with no other run about that could change it meanwhile."""
     if folder.is_dir() and not args.dry_run:
         lock.take()
-    return find_start(args, plan, folder, run)
+    return find_resume_point(args, plan, folder, run)
 
 
 def take_folder(
-    args: argparse.Namespace, folder: Path, start: Start, run: dict, space: Space, lock: RunLock
+    args: argparse.Namespace, folder: Path, start: ResumePoint, run: dict, space: DiskSpace, lock: RunLock
 ) -> None:  # fmt: skip
     """From here on the folder is this run's, and no other may write into it."""
     check_space(space, folder)
     lock.take()
-    begin(folder, start, run)
+    prepare_output_folder(folder, start, run)
     prepare_upload(args, folder)
 
 
@@ -201,7 +201,7 @@ def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
     for package in ("tensorboard", "wandb", "comet_ml"):
         if report_to == package and importlib.util.find_spec(package) is None:
             raise UserError(f"--report_to {package}: not installed; `pip install {package}`")
-    do_without_peer_access()
+    disable_unsupported_p2p()
     try:
         accelerator = Accelerator(
             mixed_precision="no" if precision == "bf16" else precision,
@@ -215,23 +215,22 @@ def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
         raise UserError(f"--mixed_precision {precision}: {error}") from None
     if precision not in ("no", "fp16", "bf16"):
         raise UserError(f"accelerate was told to compute in {precision}; --mixed_precision knows no, fp16 and bf16")
-    if precision == "bf16" and accelerator.device.type == "cuda" and not computes_in_bf16():
+    if precision == "bf16" and accelerator.device.type == "cuda" and not supports_bf16():
         raise UserError("--mixed_precision bf16: this GPU does not compute in bf16; use fp16")
     return accelerator, precision
 
 
-def estimate(take_step, first_step: int, steps: int, bad_steps: BadSteps) -> str:
+def estimate(take_step, first_step: int, steps: int, bad_steps: NonFiniteSteps) -> str:
     """How long the run will take, from two steps after one that warms up; what they learn is thrown away."""
     loss, norm = take_step(first_step)
     bad_steps.is_bad(first_step + 1, loss.item(), norm.item())
     begun = time.perf_counter()
     for _ in range(TIMED_STEPS):
         take_step(first_step)
-    wait_for_device()
+    synchronize()
     per_step = (time.perf_counter() - begun) / TIMED_STEPS
-    return (
-        f"{per_step:.2f} s a step: about {duration(per_step * (steps - first_step))}; peak {peak_memory_gb():.1f} GB"
-    )
+    remaining = format_duration(per_step * (steps - first_step))
+    return f"{per_step:.2f} s a step: about {remaining}; peak {peak_memory_gb():.1f} GB"
 
 
 def checkpoint_run(
@@ -247,12 +246,12 @@ def checkpoint_run(
     def write() -> None:
         flush_to_disk(folder / METRICS_FILE)  # a checkpoint never outlives the rows before it
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler_state(accelerator)}
-        kept = {step, *map(step_of, complete_checkpoints(folder))}
-        best = best_step(read_rows(folder / METRICS_FILE), among=kept)
+        kept = {step, *map(checkpoint_step, complete_checkpoints(folder))}
+        best = best_step(read_metrics(folder / METRICS_FILE), among=kept)
         best_one = {best[0]} if best else set()
         save_checkpoint(folder, step, run, save, state, args.checkpoints_total_limit, best_one)
 
-    on_main(accelerator, write)
+    run_on_main(accelerator, write)
 
 
 def scaler_state(accelerator: Accelerator) -> dict | None:
@@ -272,7 +271,7 @@ def restore(state: dict, optimizer, accelerator: Accelerator) -> None:
 
 def outcome(folder: Path) -> dict:
     """What run.json says at the end of the run."""
-    rows = read_rows(folder / METRICS_FILE)
+    rows = read_metrics(folder / METRICS_FILE)
     best = best_step(rows)
     told = {"best_step": best[0], best[1]: best[2]} if best else {}
     told["skipped_steps"] = sum("skipped" in row for row in rows)
@@ -283,7 +282,7 @@ def outcome(folder: Path) -> dict:
 def finish(args: argparse.Namespace, folder: Path, run: dict, accelerator: Accelerator) -> None:
     """Says where the result is, and uploads it where asked for."""
     rows = [("finished", f"after {run['steps']} steps")]
-    if best := best_step(read_rows(folder / METRICS_FILE)):
+    if best := best_step(read_metrics(folder / METRICS_FILE)):
         rows.append(("best step", f"{best[0]}, with a {best[1]} of {best[2]:.4f}{_kept(folder)}"))
     print_table([*rows, *closing_lines(folder, run)], quiet=not accelerator.is_main_process)
     accelerator.wait_for_everyone()
@@ -294,5 +293,7 @@ def finish(args: argparse.Namespace, folder: Path, run: dict, accelerator: Accel
 
 def _kept(folder: Path) -> str:
     """The checkpoint with the lowest held-out loss."""
-    best = best_step(read_rows(folder / METRICS_FILE), among=list(map(step_of, complete_checkpoints(folder))))
+    best = best_step(
+        read_metrics(folder / METRICS_FILE), among=list(map(checkpoint_step, complete_checkpoints(folder)))
+    )
     return f"; of the checkpoints, checkpoint-{best[0]} has the lowest, {best[2]:.4f}" if best else ""

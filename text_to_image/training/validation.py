@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from data.augmentation import View
+from data.augmentation import Augmentation
 from data.images import save_image
-from models.sampling import decode_latents, draw_latents, initial_noise
+from models.sampling import decode_latents, generate_latents, initial_noise
 from training.batches import DATA, HELD_OUT, make_batch
 from training.objective import Objective, diffusion_loss
-from training.samples import Draw, generator
+from training.samples import Sample, generator
 
 TIMESTEPS_PER_PICTURE = 4  # the middle of each quarter of the schedule
 MOST_PICTURES = 16  # of each stream; more would cost more than they tell
@@ -27,7 +27,7 @@ DRAWING_STEPS = 25
 LOSS_NAMES = {HELD_OUT: "val_loss", DATA: "train_fixed_loss"}
 
 
-def fixed_draws(stream: str, captions: Sequence[str], shapes: Sequence[tuple], timesteps: int) -> list[Draw]:
+def fixed_samples(stream: str, captions: Sequence[str], shapes: Sequence[tuple], timesteps: int) -> list[Sample]:
     """Every picture of a stream, evenly chosen where they are many, at fixed timesteps with fixed noise of its own."""
     chosen = torch.linspace(0, len(captions) - 1, min(len(captions), MOST_PICTURES)).round().int().tolist()
     drawn = []
@@ -36,12 +36,14 @@ def fixed_draws(stream: str, captions: Sequence[str], shapes: Sequence[tuple], t
             chance = generator(0, "validation", stream, picture, quarter)
             posterior_noise, noise = (torch.randn(shapes[picture], generator=chance) for _ in range(2))
             timestep = (2 * quarter + 1) * timesteps // (2 * TIMESTEPS_PER_PICTURE)
-            drawn.append(Draw(stream, picture, View(), captions[picture], timestep, posterior_noise, noise, noise))
+            drawn.append(
+                Sample(stream, picture, Augmentation(), captions[picture], timestep, posterior_noise, noise, noise)
+            )
     return drawn
 
 
 def measured_steps(
-    steps: int, samples_per_step: int, draws: Mapping[str, Sequence[Draw]], weight_sets: int, asked: int | None,
+    steps: int, samples_per_step: int, draws: Mapping[str, Sequence[Sample]], weight_sets: int, asked: int | None,
     checkpointing_steps: int,
 ) -> set[int]:  # fmt: skip
     """The optimisation steps (from 1) after which the loss on fixed noise is measured: always after the last one.
@@ -58,7 +60,7 @@ def measured_steps(
     return {*range(every, steps + 1, every), *kept, steps}
 
 
-def drawn_steps(steps: int, steps_in_epoch: float, asked_epochs: int | None, asked: int | None) -> set[int]:
+def sampled_steps(steps: int, steps_in_epoch: float, asked_epochs: int | None, asked: int | None) -> set[int]:
     """The optimisation steps (from 1) after which the prompts are drawn: always after the last one.
 
     `asked_epochs` is --validation_epochs, which counts before `asked`, --validation_steps.
@@ -68,10 +70,10 @@ def drawn_steps(steps: int, steps_in_epoch: float, asked_epochs: int | None, ask
 
 
 @dataclass(frozen=True)
-class FixedLoss:
+class FixedNoiseLoss:
     """The mean loss of the same pictures, captions, noise and timesteps whenever it is measured."""
 
-    draws: dict[str, list[Draw]]  # by stream
+    draws: dict[str, list[Sample]]  # by stream
     encodings: object
     objective: Objective  # the plain one: no weights, no DREAM, so that the number means the same in every run
     device: torch.device
@@ -91,7 +93,7 @@ class FixedLoss:
 
 
 @dataclass(frozen=True)
-class PromptDrawer:
+class ValidationSampler:
     """Draws each prompt `number` times with the same seeds, from generators of its own: training's are untouched."""
 
     prompts: Sequence[str]
@@ -109,7 +111,7 @@ class PromptDrawer:
         negative = self.encodings.text("")
         for index in range(len(self.prompts) * self.number):
             prompt, seed = divmod(index, self.number)
-            latents = draw_latents(
+            latents = generate_latents(
                 unet, self.sampler, initial_noise(seed, self.latent_shape)[None],
                 [self.encodings.text(self.prompts[prompt])], [negative], self.guidance_scale, DRAWING_STEPS,
             )  # fmt: skip
@@ -117,15 +119,15 @@ class PromptDrawer:
 
 
 @dataclass(frozen=True)
-class Watch:
+class Validator:
     """Measures the loss and draws the prompts where it is time to, with the averaged weights too."""
 
     accelerator: object
     unet: object  # not wrapped for several processes: each measures its share by itself
     weights: object
     average: object
-    fixed_loss: FixedLoss
-    drawer: PromptDrawer | None
+    fixed_loss: FixedNoiseLoss
+    drawer: ValidationSampler | None
     measured: set[int]  # after these steps
     drawn: set[int]
 
@@ -138,7 +140,7 @@ class Watch:
         found = {}
         if step in self.measured:
             found = self.fixed_loss.measure(self.unet, self.accelerator)
-            if self.average.kept:
+            if self.average.enabled:
                 with averaged(self.average, self.weights):
                     found |= self.fixed_loss.measure(self.unet, self.accelerator, "_ema")
         if self.drawer and step in self.drawn and self.accelerator.is_main_process:
@@ -152,12 +154,12 @@ def averaged(average, weights) -> Iterator[None]:
     """The UNet with its averaged weights, for the block."""
     average.store(weights.parameters)
     average.copy_to(weights.parameters)
-    weights.publish()
+    weights.sync_to_model()
     try:
         yield
     finally:
         average.restore(weights.parameters)
-        weights.publish()
+        weights.sync_to_model()
 
 
 def best_step(rows: Sequence[dict], among: Collection[int] | None = None) -> tuple[int, str, float] | None:

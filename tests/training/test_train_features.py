@@ -265,7 +265,7 @@ def test_another_number_of_the_bases_own_pictures_is_drawn_anew_after_a_dry_run(
 
 
 def test_a_run_that_came_to_nothing_is_in_nobodys_way(run, monkeypatch):
-    monkeypatch.setattr("training.train.make_encodings", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("training.train.encode_dataset", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run("out", *STEPS)
     monkeypatch.undo()

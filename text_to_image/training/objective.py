@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from runtime.errors import UserError
-from training.batches import Batch
+from training.samples import Batch
 
 
 @dataclass(frozen=True)

@@ -6,49 +6,52 @@ import shlex
 import textwrap
 from pathlib import Path
 
-from accelerate import Accelerator
+from transformers import CLIPTokenizer
 
 from data.augmentation import AFFINE_VARIANTS
 from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
 from models.folders import count_parameters
 from models.text_encoding import count_tokens
-from runs.disk_space import DiskSpace
+from runs.records import without_secrets
 from runtime.paths import SCRIPTS, display_path
-from training.metrics import origins_line
 from training.plan import Plan, writing_in
-from training.resume import ResumePoint
+from training.setup import PreparedRun
 
 Rows = list[tuple[str, str]]
 PRECISIONS = {"no": "fp32", "bf16": "a bf16 copy of fp32 weights", "fp16": "fp16 autocast, fp32 weights"}
 
 
-def run_summary(
-    args: argparse.Namespace, plan: Plan, run: dict, accelerator: Accelerator, tokenizer, folder: Path,
-    start: ResumePoint,
-    space: DiskSpace,
-) -> Rows:  # fmt: skip
+def run_summary(run: PreparedRun) -> Rows:
     """What will be done."""
+    args, plan, tokenizer, arguments = run.args, run.plan, run.tokenizer, vars(run.args)
     parameters = count_parameters(plan.base) / 1e6
-    precision = PRECISIONS[run["mixed_precision"]]
+    processes, precision = run.accelerator.num_processes, PRECISIONS[run.precision]
     return [
         ("model", f"{display_path(args.pretrained_model_name_or_path)} (UNet of {parameters:.1f} M parameters)"),
         ("", f"a real one: --pretrained_model_name_or_path {REAL_MODEL}"),
-        ("trained", run["trained"]),
+        ("trained", run.record["trained"]),
         ("pictures", _pictures_line(plan)),
         *_bucket_rows(plan),
-        *_view_rows(args, plan),
+        *_augmentation_rows(args, plan),
         ("captions", _captions_line(args, plan, tokenizer)),
         *_cut_prompt_rows(args, plan, tokenizer),
         *_same_words_rows(plan),
-        ("steps", _steps_line(args, plan, start.first_step)),
-        *(("", note) for note in start.notes),
-        ("batch", _batch_line(args, plan, accelerator.num_processes)),
+        ("steps", _steps_line(args, plan, run.resume.first_step)),
+        *(("", note) for note in run.resume.notes),
+        ("batch", _batch_line(args, plan, processes)),
         ("learning rate", f"{plan.learning_rate:g}, {args.lr_scheduler}, {plan.warmup} steps of warm-up"),
-        ("device", f"{accelerator.device} x {accelerator.num_processes}, {precision}; seed {run['seed']}"),
-        ("flags", origins_line(vars(args), args.origins, FROM_FLAG)),
-        ("from the model", f"{origins_line(vars(args), args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
-        ("output", f"{display_path(folder)}, fp32; {space.line}"),
+        ("device", f"{run.accelerator.device} x {processes}, {precision}; seed {run.seed}"),
+        ("flags", _origins_line(arguments, args.origins, FROM_FLAG)),
+        ("from the model", f"{_origins_line(arguments, args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
+        ("output", f"{display_path(run.folder)}, fp32; {run.space.line}"),
     ]
+
+
+def _origins_line(arguments: dict, origins: dict[str, str], source: str) -> str:
+    """The arguments that come from `source`: name=value, of a list only how many."""
+    chosen = {name: arguments[name] for name, origin in without_secrets(origins).items() if origin == source}
+    pairs = (f"{name}={f'({len(value)})' if isinstance(value, list) else value}" for name, value in chosen.items())
+    return " ".join(pairs) or "none"
 
 
 def _pictures_line(plan: Plan) -> str:
@@ -64,7 +67,7 @@ def _pictures_line(plan: Plan) -> str:
 
 def _bucket_rows(plan: Plan) -> Rows:
     """A row for each size: its pictures, what is cut off of them, and which are enlarged."""
-    rows = []
+    rows: Rows = []
     for bucket in plan.buckets:
         height, width = bucket.size
         inside = [p for p, size in zip(plan.pictures, plan.sizes, strict=True) if size == bucket.size]
@@ -74,7 +77,7 @@ def _bucket_rows(plan: Plan) -> Rows:
     return rows
 
 
-def _view_rows(args: argparse.Namespace, plan: Plan) -> Rows:
+def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:
     rows = []
     if args.random_flip:
         kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := writing_in(p))]
@@ -90,7 +93,7 @@ def _view_rows(args: argparse.Namespace, plan: Plan) -> Rows:
     return rows
 
 
-def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer) -> str:
+def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer) -> str:
     tokens = {caption: count_tokens(tokenizer, caption) for picture in plan.pictures for caption in picture.captions}
     chunk = tokenizer.model_max_length - 2
     room = _room(args, tokenizer)
@@ -101,7 +104,7 @@ def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer) -> str:
     return line + (f"; CUT at {room} tokens: {', '.join(cut)}" if cut else "")
 
 
-def _cut_prompt_rows(args: argparse.Namespace, plan: Plan, tokenizer) -> Rows:
+def _cut_prompt_rows(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer) -> Rows:
     """The prompts that --prior_prompts and --validation_prompts give and that are not read to their end."""
     room = _room(args, tokenizer)
     used = dict.fromkeys(plan.prior_prompts) if args.prior_prompts else ()
@@ -130,7 +133,7 @@ def _plain(words: str) -> str:
     return " ".join(words.casefold().split()).rstrip(".")
 
 
-def _room(args: argparse.Namespace, tokenizer) -> int:
+def _room(args: argparse.Namespace, tokenizer: CLIPTokenizer) -> int:
     """How many tokens of a caption are read."""
     return args.max_token_chunks * (tokenizer.model_max_length - 2)
 
@@ -162,4 +165,4 @@ def closing_lines(folder: Path, run: dict) -> Rows:
     script = shlex.quote(display_path(SCRIPTS / "inference.py"))
     prompt = shlex.quote(run["example_prompts"][0])
     command = f"python {script} --model {shlex.quote(display_path(folder))} --prompt {prompt}"
-    return [("the model", display_path(folder)), ("draw with it", command)]
+    return [("the model", display_path(folder)), ("generate with it", command)]

@@ -159,7 +159,8 @@ def source(caption: str, shapes: list[tuple[int, int, int]], run_length: int = 1
 def batches(processes: int, process: int, accumulation: int, shapes=((1, 2, 2),) * 5) -> StepBatches:
     sources = {DATA: source("a", list(shapes), run_length=4), PRIOR: source("b", [(1, 2, 2)] * 3)}
     return StepBatches(
-        encodings=Encodings(), sources=sources, settings=SampleSettings(0.1, 1000), seed=0, data_batch=4, prior_batch=2,
+        encodings=Encodings(), sources=sources, settings=SampleSettings(0.1, 1000), seed=0,
+        data_batch=4, prior_batch=2,
         process=process, processes=processes, accumulation=accumulation, device=torch.device("cpu"),
         dtype=torch.float32,
     )  # fmt: skip

@@ -251,7 +251,7 @@ def test_a_pose_beyond_what_is_possible_is_refused(amount):
 def test_encoding_live_trains_as_stored_encodings_do_in_all_views(run, capsys):
     usual = [*STEPS, "--random_flip", "--random_affine", 0.1]
     stored, live = run("stored", *usual), run("live", *usual, "--no_cache")
-    assert "in 16 poses each: as it is, or smaller by up to 10%, turned by up to 1.4°" in capsys.readouterr().out
+    assert "16 variants of each: as it is, or up to 10% smaller, rotated by up to 1.4°" in capsys.readouterr().out
     views = {len(load_file(path)) for path in (stored / "cache" / "latents").iterdir()}
     assert views == {32} and losses(run("unmoved", *STEPS, "--random_flip")) != losses(stored)
     assert losses(live) == pytest.approx(losses(stored), abs=1e-5)

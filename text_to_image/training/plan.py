@@ -1,4 +1,4 @@
-"""What a run will do, worked out from arguments, data set and model before anything is loaded."""
+"""The plan of a run: all that follows from the arguments, the data set and the model before a weight is loaded."""
 
 import argparse
 import importlib.metadata
@@ -41,7 +41,7 @@ class Plan:
     unet_base: Path  # another than `base` with --non_ema_revision
     shape: ModelShape
     global_batch: int  # samples of the data set in a step, over processes and accumulation
-    prior_batch: int  # pictures of the base's own that ride along
+    prior_batch: int  # the base's own pictures in a step
     steps: int
     warmup: int
     learning_rate: float
@@ -146,7 +146,7 @@ def names_of(plan: Plan, pictures: Sequence[int]) -> list[str]:
 
 
 def writing_in(picture: Picture) -> str | None:
-    """The word of a caption for which the picture must not be mirrored."""
+    """The word in a caption for which the picture must not be mirrored: it shows writing."""
     return next(filter(None, map(mentions_writing, picture.captions)), None)
 
 

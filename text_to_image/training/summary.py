@@ -1,4 +1,4 @@
-"""What a run says before its first step and after its last: rows of (what, how)."""
+"""The run summary, printed before the first step, and the closing lines after the last: rows of (name, text)."""
 
 import argparse
 import math
@@ -72,7 +72,7 @@ def _bucket_rows(plan: Plan) -> Rows:
         height, width = bucket.size
         inside = [p for p, size in zip(plan.pictures, plan.sizes, strict=True) if size == bucket.size]
         small = [p.path.name for p in inside if p.width < width or p.height < height]
-        line = f"{width} x {height} px: {_counted(bucket.pictures)}, at most {bucket.cropped:.1%} cropped"
+        line = f"{width} x {height} px: {_count(bucket.pictures)}, at most {bucket.cropped:.1%} cropped"
         rows.append(("size" if not rows else "", line + (f"; SMALLER and enlarged: {_names(small)}" if small else "")))
     return rows
 
@@ -82,31 +82,31 @@ def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:
     if args.random_flip:
         kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := writing_in(p))]
         line = f"{len(plan.pictures) - len(kept)} of {len(plan.pictures)} pictures are mirrored half of the time"
-        line += f"; never, because their captions tell of writing: {_names(kept)}" if kept else ""
+        line += f"; never those whose captions mention writing: {_names(kept)}" if kept else ""
         rows.append(("mirrored", line))
     if args.random_affine:
-        most, turn = args.random_affine, math.degrees(args.random_affine / 4)
+        most, angle = args.random_affine, math.degrees(args.random_affine / 4)
         line = (
-            f"in {AFFINE_VARIANTS} poses each: as it is, or smaller by up to {most:.0%}, turned by up to {turn:.1f}°"
+            f"{AFFINE_VARIANTS} variants of each: as it is, or up to {most:.0%} smaller, rotated by up to {angle:.1f}°"
         )
-        rows.append(("moved", line))
+        rows.append(("affine", line))
     return rows
 
 
 def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer) -> str:
     tokens = {caption: count_tokens(tokenizer, caption) for picture in plan.pictures for caption in picture.captions}
     chunk = tokenizer.model_max_length - 2
-    room = _room(args, tokenizer)
+    room = _tokens_read(args, tokenizer)
     cut = [p.path.name for p in plan.pictures if any(tokens[caption] > room for caption in p.captions)]
     cut += [f"{p.path.name} (held out)" for p in plan.held_out if count_tokens(tokenizer, p.captions[0]) > room]
-    line = f"{len(tokens)} with their shorter forms, the longest of {max(tokens.values())} tokens"
+    line = f"{len(tokens)} with their shorter variants, the longest of {max(tokens.values())} tokens"
     line += f", read up to {room}; {sum(count > chunk for count in tokens.values())} of more than {chunk}"
     return line + (f"; CUT at {room} tokens: {', '.join(cut)}" if cut else "")
 
 
 def _cut_prompt_rows(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer) -> Rows:
-    """The prompts that --prior_prompts and --validation_prompts give and that are not read to their end."""
-    room = _room(args, tokenizer)
+    """The prompts of --prior_prompts and --validation_prompts that are longer than what is read."""
+    room = _tokens_read(args, tokenizer)
     used = dict.fromkeys(plan.prior_prompts) if args.prior_prompts else ()
     given = {"prior": used, "validation": args.validation_prompts or ()}
     return [
@@ -118,28 +118,28 @@ def _cut_prompt_rows(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokeni
 
 
 def _same_words_rows(plan: Plan) -> Rows:
-    """A prior prompt that is also taught: the pictures of the base and those of the data set then contend for it."""
-    taught = {_plain(caption) for picture in plan.pictures for caption in picture.captions}
-    if not (both := [prompt for prompt in dict.fromkeys(plan.prior_prompts) if _plain(prompt) in taught]):
+    """A prior prompt that is also a caption: the base's pictures and those of the data set then contend for it."""
+    captions = {_normalized(caption) for picture in plan.pictures for caption in picture.captions}
+    if not (both := [prompt for prompt in dict.fromkeys(plan.prior_prompts) if _normalized(prompt) in captions]):
         return []
     words = textwrap.shorten(both[0], 60, placeholder=" ...")
     return [
         ("", f"THE SAME WORDS for your pictures and for the base's own, which then stay as they are: {words!r};"),
-        ("", 'give yours a name with --trigger "sks jeans", or say with --prior_prompts what the base draws'),
+        ("", 'give yours a name with --trigger "sks jeans", or say with --prior_prompts what the base generates'),
     ]
 
 
-def _plain(words: str) -> str:
+def _normalized(words: str) -> str:
     return " ".join(words.casefold().split()).rstrip(".")
 
 
-def _room(args: argparse.Namespace, tokenizer: CLIPTokenizer) -> int:
+def _tokens_read(args: argparse.Namespace, tokenizer: CLIPTokenizer) -> int:
     """How many tokens of a caption are read."""
     return args.max_token_chunks * (tokenizer.model_max_length - 2)
 
 
 def _steps_line(args: argparse.Namespace, plan: Plan, first_step: int) -> str:
-    passes = f"{args.epochs} epochs x {_counted(len(plan.pictures))} x {args.repeats} repeats"
+    passes = f"{args.epochs} epochs x {_count(len(plan.pictures))} x {args.repeats} repeats"
     why = "--max_train_steps" if args.max_train_steps else f"{passes} / batch of {plan.global_batch}"
     line = f"{plan.steps} ({why})"
     return line + (f", going on after step {first_step}" if first_step else "")
@@ -148,11 +148,11 @@ def _steps_line(args: argparse.Namespace, plan: Plan, first_step: int) -> str:
 def _batch_line(args: argparse.Namespace, plan: Plan, processes: int) -> str:
     line = f"{args.train_batch_size} x {args.gradient_accumulation_steps} accumulated x {processes} processes"
     if plan.prior_batch:
-        line += f", and {plan.prior_batch} of the {len(plan.prior_prompts)} pictures that the base draws first"
+        line += f", and {plan.prior_batch} of the {len(plan.prior_prompts)} pictures that the base generates first"
     return line
 
 
-def _counted(number: int) -> str:
+def _count(number: int) -> str:
     return f"{number} picture" if number == 1 else f"{number} pictures"
 
 
@@ -161,7 +161,7 @@ def _names(names: list[str], most: int = 10) -> str:
 
 
 def closing_lines(folder: Path, run: dict) -> Rows:
-    """Where the model is and the command that draws with it, ready to paste."""
+    """Where the model is and the command that generates with it, ready to paste."""
     script = shlex.quote(display_path(SCRIPTS / "inference.py"))
     prompt = shlex.quote(run["example_prompts"][0])
     command = f"python {script} --model {shlex.quote(display_path(folder))} --prompt {prompt}"

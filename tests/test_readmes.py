@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -311,6 +312,16 @@ def test_the_front_matter_of_a_card_is_read(readme):
     text = (ROOT / readme / "README.md").read_text()
     front = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)[1])
     assert front["license"] == "mit"
+
+
+def test_the_pictures_that_readmes_show_are_not_taken_for_generated_ones(tmp_path):
+    for path in repository_files():
+        if path.parent.name == "Generated_sample":
+            shutil.copy(ROOT / path, tmp_path)
+    assert list(tmp_path.glob("*.jpg"))
+    words = ["check_copies.py", "--generated", tmp_path, "--dataset", ROOT / "dataset"]
+    done = subprocess.run([sys.executable, CODE / words[0], *words[1:]], capture_output=True, text=True)
+    assert done.returncode == 2 and "no pictures" in done.stderr
 
 
 @pytest.mark.parametrize("words", [("imagefolder", "dataset"), ("dataset", None)], ids=["imagefolder", "folder"])

@@ -18,7 +18,8 @@ from runtime.errors import UserError, WorkError, escape_control_chars
 from runtime.paths import display_path
 
 SHEET_FILE = "copies_sheet.jpg"
-SHEETS = {"example.jpg", "before_after.jpg"}  # of this repository, beside those that are never pictures
+# Of this repository, beside those that are never pictures of a run.
+SHEETS = {"example.jpg", "before_after.jpg", "three_in_new_out.jpg"}
 KEPT_SIDE = 384  # px: more than any measure or sheet here needs, and hundreds fit into memory
 # How much farther than a known copy a copy may lie. On rendered jeans known copies are 0.04 away, other copies up to
 # 0.035, and the nearest of 160 other garments 0.12 (0.10 among thirty pairs of jeans).

@@ -17,6 +17,7 @@ from models.loading import load_noise_scheduler, load_tokenizer, quiet_libraries
 from runs.checkpoints import checkpoint_step, complete_checkpoints, load_training_state, save_checkpoint
 from runs.disk_space import DiskSpace, check_space, measure_space
 from runs.records import output_folder, write_run
+from runs.status import write_status
 from runs.upload import prepare_upload, upload
 from runtime.devices import keep_freed_memory, peak_memory_gb, supports_bf16, synchronize
 from runtime.errors import Stopped, UserError
@@ -127,6 +128,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
 
     if args.dry_run:
         print_table([("duration", estimate(take_step, first_step, plan.steps, bad_steps))], quiet)
+        write_status(accelerator, "dry_run", folder, first_step, plan.steps)
         return
 
     # Train:
@@ -155,6 +157,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
             log.timed_apart(functools.partial(write_checkpoint, done))
         if stopping:
             log.close()
+            write_status(accelerator, "stopped", folder, done, plan.steps)
             raise Stopped(stop.words(done, plan.steps))
     log.close()
 
@@ -285,6 +288,7 @@ def finish(args: argparse.Namespace, folder: Path, run: dict, accelerator: Accel
     if best := best_step(read_metrics(folder / METRICS_FILE)):
         rows.append(("best step", f"{best[0]}, with a {best[1]} of {best[2]:.4f}{_kept(folder)}"))
     print_table([*rows, *closing_lines(folder, run)], quiet=not accelerator.is_main_process)
+    write_status(accelerator, "finished", folder, run["steps"], run["steps"])
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if accelerator.is_main_process and args.push_to_hub and not args.dry_run:

@@ -9,6 +9,7 @@ import torch
 
 from runs.checkpoints import checkpoint_step, complete_checkpoints, save_checkpoint
 from runs.records import write_run
+from runs.status import write_status
 from runs.upload import upload
 from runtime.devices import peak_memory_gb, synchronize
 from runtime.errors import Stopped
@@ -58,6 +59,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     )
     if args.dry_run:
         print_table([("duration", time_steps(run, state, batches, non_finite))], quiet=not run.is_main)
+        write_status(run.accelerator, "dry_run", run.folder, run.resume.first_step, run.plan.steps)
         return
 
     # Train:
@@ -82,6 +84,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
                 write_checkpoint(run, state, done)
         if stopping:
             log.close()
+            write_status(run.accelerator, "stopped", run.folder, done, run.plan.steps)
             raise Stopped(stop.words(done, run.plan.steps))
     log.close()
 
@@ -155,6 +158,7 @@ def finish(run: PreparedRun, record: dict) -> None:
     if best := best_step(read_metrics(run.folder / METRICS_FILE)):
         rows.append(("best step", f"{best[0]}, with a {best[1]} of {best[2]:.4f}{_best_checkpoint(run.folder)}"))
     print_table([*rows, *closing_lines(run.folder, record)], quiet=not run.is_main)
+    write_status(run.accelerator, "finished", run.folder, record["steps"], record["steps"])
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     if run.is_main and run.args.push_to_hub and not run.args.dry_run:

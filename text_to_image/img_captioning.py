@@ -146,8 +146,7 @@ def add_training_flags(group) -> None:
 
 def run() -> None:
     args = parse_args()
-    with StopSignals() as stop:
-        stop.saved = "before anything was written; the same command begins again"
+    with StopSignals("before anything was written; the same command begins again") as stop:
         main(args, stop)
 
 

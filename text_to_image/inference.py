@@ -174,8 +174,7 @@ def defaults_file(folder: Path, run: dict) -> Path:
 def main() -> None:
     args = parse_args()
     require_packages()
-    with StopSignals() as stop:
-        stop.saved = "before the first picture"
+    with StopSignals("before the first picture") as stop:
         from generation.generate import generate
 
         generate(args, stop)

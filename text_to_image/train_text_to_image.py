@@ -281,7 +281,7 @@ def adapt_to_lora(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     require_packages()
-    with StopSignals() as stop:
+    with StopSignals("before the first step; what is encoded is kept") as stop:
         from training.train import train
 
         train(args, stop)

@@ -1,4 +1,4 @@
-"""One run in a folder at a time."""
+"""One run at a time in a folder."""
 
 import json
 import multiprocessing
@@ -34,27 +34,27 @@ def take(folder) -> RunLock:
     return lock
 
 
-def test_it_is_gone_when_it_is_released(tmp_path):
+def test_a_released_lock_leaves_nothing_behind(tmp_path):
     lock = take(tmp_path)
     assert json.loads((tmp_path / ".lock").read_text()) == this_process()
     lock.release()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_living_process_of_this_host_is_named(tmp_path, held):
+def test_a_lock_of_a_running_process_is_refused_with_its_pid_and_job(tmp_path, held):
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    held(pid=other.pid, started=locking._started(other.pid), job="77", age=10_000)
+    held(pid=other.pid, started=locking._start_time(other.pid), job="77", age=10_000)
     with pytest.raises(UserError, match=rf"process {other.pid} on this host trains into it \(Slurm job 77\)"):
         take(tmp_path)
     other.kill()
-    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # it is dead, and nobody has asked for its exit code
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # a zombie: dead, its exit code not read yet
     assert Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     take(tmp_path).release()  # at once when it is gone
     other.wait()
     take(tmp_path).release()
 
 
-def test_a_lock_of_another_name_and_for_other_work_says_so_and_leaves_the_folders_own_alone(tmp_path, held):
+def test_locks_of_different_names_are_independent_and_say_what_their_holder_does(tmp_path, held):
     words = (".captions.lock", "writes captions", "name another --output")
     other = RunLock(tmp_path, *words)
     other.take()
@@ -68,12 +68,12 @@ def test_a_lock_of_another_name_and_for_other_work_says_so_and_leaves_the_folder
     other.release()
 
 
-def test_a_number_that_another_process_has_now_counts_as_gone(tmp_path, held):
+def test_a_lock_whose_pid_was_reused_is_stale(tmp_path, held):
     held(pid=1, started="before the machine was started")
     take(tmp_path).release()
 
 
-def test_another_host_is_believed_until_it_has_been_silent_for_long(tmp_path, held):
+def test_a_lock_of_another_host_is_stale_after_five_minutes_without_renewal(tmp_path, held):
     held(host="node7", age=60)
     with pytest.raises(UserError, match="on node7 trains into it, and was alive 6[0-2] s ago"):
         take(tmp_path)
@@ -81,36 +81,38 @@ def test_another_host_is_believed_until_it_has_been_silent_for_long(tmp_path, he
     take(tmp_path).release()
 
 
-def test_a_container_that_shares_the_hosts_name_counts_as_another_host(tmp_path, held):
+def test_a_container_with_the_hosts_name_counts_as_another_host(tmp_path, held):
     held(space="another", pid=1, started="then")
     with pytest.raises(UserError, match="process 1 on"):
         take(tmp_path)
 
 
-def test_one_that_was_taken_over_while_it_stood_still_ends(tmp_path):
+def test_a_process_whose_lock_was_taken_over_ends(tmp_path):
     script = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from runtime import locking
 from pathlib import Path
-locking.RENEWED_EVERY = 0.05
+locking.RENEW_EVERY = 0.05
 lock = locking.RunLock(Path(sys.argv[2]))
 lock.take()
-lock.path.write_text("{}")  # somebody else's
+lock.path.write_text("{}")  # another process's
 time.sleep(60)
 """
-    rooms = str(Path(locking.__file__).parents[1])
-    done = subprocess.run([sys.executable, "-c", script, rooms, tmp_path], capture_output=True, text=True, timeout=50)
+    modules = str(Path(locking.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", script, modules, tmp_path], capture_output=True, text=True, timeout=50
+    )
     assert done.returncode == 1 and "taken over by another run" in done.stderr
 
 
-def test_where_no_lock_can_be_made_is_one_line(tmp_path):
+def test_a_lock_file_that_cannot_be_made_is_a_one_line_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkError, match="cannot be made"):
         take(tmp_path / "file" / "run")
 
 
-def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+def test_a_file_system_without_hard_links_is_enough(tmp_path, monkeypatch):
     def no_links(*_):
         raise PermissionError(1, "Operation not permitted")
 
@@ -120,7 +122,7 @@ def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
     lock.release()
 
 
-def test_a_requeued_job_takes_over_from_itself_at_once(tmp_path, held, monkeypatch):
+def test_a_requeued_job_takes_over_its_own_lock_at_once(tmp_path, held, monkeypatch):
     held(host="node7", job="42", restart=0)
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     with pytest.raises(UserError, match="Slurm job 42"):  # a second run in the same job
@@ -130,13 +132,13 @@ def test_a_requeued_job_takes_over_from_itself_at_once(tmp_path, held, monkeypat
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 1}'])
-def test_a_lock_that_a_crash_cut_short_holds_nobody_back(tmp_path, content):
+def test_a_truncated_lock_file_is_stale(tmp_path, content):
     (tmp_path / ".lock").write_text(content)
     take(tmp_path).release()
 
 
-def test_it_is_renewed_while_it_is_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(locking, "RENEWED_EVERY", 0.01)
+def test_a_held_lock_is_renewed(tmp_path, monkeypatch):
+    monkeypatch.setattr(locking, "RENEW_EVERY", 0.01)
     lock = take(tmp_path)
     os.utime(tmp_path / ".lock", (0, 0))
     end = time.monotonic() + 20
@@ -157,14 +159,14 @@ def _compete(folder, barrier, won):
     os.kill(os.getpid(), signal.SIGKILL)  # leaves the lock behind
 
 
-def test_of_many_that_come_at_once_one_gets_it(tmp_path, held):
+def test_of_many_processes_that_compete_for_a_stale_lock_one_wins(tmp_path, held):
     held(pid=1, started="gone")
     fork = multiprocessing.get_context("fork")
     for _ in range(5):
         barrier, won = fork.Barrier(6), fork.SimpleQueue()
-        crowd = [fork.Process(target=_compete, args=(tmp_path, barrier, won)) for _ in range(6)]
-        for process in crowd:
+        competitors = [fork.Process(target=_compete, args=(tmp_path, barrier, won)) for _ in range(6)]
+        for process in competitors:
             process.start()
-        assert sum(won.get() for _ in crowd) == 1
-        for process in crowd:
+        assert sum(won.get() for _ in competitors) == 1
+        for process in competitors:
             process.join(60)

@@ -19,7 +19,7 @@ from runs.disk_space import DiskSpace, check_space, measure_space
 from runs.records import output_folder, write_run
 from runs.upload import prepare_upload, upload
 from runtime.devices import keep_freed_memory, peak_memory_gb, supports_bf16, synchronize
-from runtime.errors import Stopped, UserError
+from runtime.errors import UserError
 from runtime.files import flush_to_disk
 from runtime.locking import RunLock
 from runtime.processes import CrossProcessFlag, disable_unsupported_p2p, run_on_main
@@ -142,7 +142,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         checkpoint_run, args, folder, run, accelerator, trainable, unwrapped, weights, average, optimizer
     )
     agreement = CrossProcessFlag(accelerator, args.distributed_timeout)
-    stop.deferring = True
+    stop.defer()
     accelerator.wait_for_everyone()  # from here on all defer, or some would end while others wait for them
     for step in range(first_step, plan.steps):
         loss, norm = take_step(step)
@@ -155,7 +155,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
             log.timed_apart(functools.partial(write_checkpoint, done))
         if stopping:
             log.close()
-            raise Stopped(stop.words(done, plan.steps))
+            raise stop.stopped_after(done, plan.steps)
     log.close()
 
     # Save the result, with the averaged weights where there are such:
@@ -166,7 +166,8 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         write_run(folder, {**run, **outcome(folder)})
         lock.release()
     accelerator.wait_for_everyone()
-    stop.deferring, stop.saved = False, "after the result was saved"
+    stop.note_saved("after the result was saved")
+    stop.stop_at_once()
     finish(args, folder, run, accelerator)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from runs.records import newest_finished_run, newest_run
 from runtime.errors import UserError, exit_with, require_packages
-from runtime.flags import FlagParser, YesNo, path
+from runtime.flags import FlagParser, YesNo, expanded_path
 
 EXAMPLES = """\
   python text_to_image/export_checkpoint.py --to jeans.safetensors
@@ -29,7 +29,7 @@ takes its name. It loads in Python with
 def build_parser() -> FlagParser:
     parser = FlagParser("export_checkpoint.py --to FILE.safetensors [--model MODEL] [flags]", __doc__, EXAMPLES)
     parser.add_argument(
-        "--to", type=path, metavar="FILE", help="what to write; its name ends in .safetensors (needed)"
+        "--to", type=expanded_path, metavar="FILE", help="what to write; its name ends in .safetensors (needed)"
     )
     parser.add_argument(
         "--model", metavar="MODEL",

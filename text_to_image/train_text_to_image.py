@@ -10,16 +10,16 @@ from runtime.flags import (
     FlagParser,
     YesNo,
     below_one,
-    fraction,
+    expanded_path,
     given_flags,
     non_negative_float,
     non_negative_int,
-    path,
     positive_float,
     positive_int,
-    seed,
-    text,
+    seed_int,
     up_to_half,
+    utf8_text,
+    zero_to_one,
 )
 from runtime.paths import STARTER
 from runtime.stopping import StopSignals
@@ -79,7 +79,7 @@ def add_everyday_flags(group) -> None:
          help="passes over the data set, each picture --repeats times (default: 100)")
     flag("--max_train_steps", type=positive_int, metavar="N",
          help="optimisation steps in all, instead of --epochs (default: as the epochs say)")
-    flag("--output_dir", type=path, metavar="FOLDER",
+    flag("--output_dir", type=expanded_path, metavar="FOLDER",
          help="where the result goes (default: output/<data set>-<fingerprint of what changes the weights>)")
     flag("--resolution", type=positive_int, metavar="PX",
          help="the pictures' area is this squared; they keep their shape (default: what the model was made for)")
@@ -93,7 +93,7 @@ def add_everyday_flags(group) -> None:
          help="train a LoRA of this rank instead of the whole UNet (default: the whole UNet)")
     flag("--mixed_precision", choices=["no", "fp16", "bf16"],
          help="no: fp32; bf16: computes with a bf16 copy of fp32 weights; fp16: autocast (default: accelerate's)")
-    flag("--seed", type=seed, metavar="N",
+    flag("--seed", type=seed_int, metavar="N",
          help="of all randomness (default: derived from the run's other settings)")
     flag("--dry_run", action="store_true",
          help="load everything, print what would be done and how long it would take; writes nothing but the cache")
@@ -111,23 +111,21 @@ def add_data_flags(group) -> None:
          help="mirror half of the pictures, and left and right in their captions (default: no)")
     flag("--random_affine", type=up_to_half, default=0.0, metavar="A",
          help="train on 15 affine variants of each picture as well: up to A smaller (0.1: 10 %%), shifted and "
-              "rotated, "
-              "so that results do not all have its place; 0: none (default: 0)")
+              "rotated, so that results do not all have its place; 0: none (default: 0)")
     flag("--image_interpolation_mode", choices=INTERPOLATIONS, default="lanczos", metavar="NAME",
          help=f"how pictures are resized: {', '.join(INTERPOLATIONS)} (default: lanczos)")
-    flag("--trigger", type=text, metavar="PHRASE",
+    flag("--trigger", type=utf8_text, metavar="PHRASE",
          help="a phrase put before every caption, by which to ask for the thing later (default: none)")
     flag("--short_captions", action=YesNo, default=True,
          help="also train on shorter variants of each caption, so that short prompts work (default: yes)")
-    flag("--caption_dropout", type=fraction, default=0.1, metavar="P",
+    flag("--caption_dropout", type=zero_to_one, default=0.1, metavar="P",
          help="share of captions left empty, for classifier-free guidance; 0: none (default: 0.1)")
     flag("--max_token_chunks", type=positive_int, default=3, metavar="N",
          help="captions are read up to N x 75 tokens; 1: cut at 75 (default: 3)")
     flag("--prior_images", type=non_negative_int, default=0, metavar="N",
-         help="prior preservation: pictures that the base generates first, half as many as yours in each step; 0: "
-              "none "
-              "(default: 0)")
-    flag("--prior_prompts", action="append", type=text, metavar="TEXT",
+         help="prior preservation: pictures that the base generates first, half as many as yours in each step; "
+              "0: none (default: 0)")
+    flag("--prior_prompts", action="append", type=utf8_text, metavar="TEXT",
          help="a prompt for them, repeatable (default: the first sentence of each caption)")
     flag("--caption_column", default="text", metavar="NAME",
          help="the key of the captions in metadata.jsonl or a hub data set (default: text)")
@@ -176,14 +174,14 @@ def add_optimization_flags(group) -> None:
 
 def add_validation_flags(group) -> None:
     flag = group.add_argument
-    flag("--validation_split", type=fraction, default=0.0, metavar="P",
+    flag("--validation_split", type=zero_to_one, default=0.0, metavar="P",
          help="hold out this share of the pictures and measure the loss on them; 0: none (default: 0)")
-    flag("--validation_dir", type=path, metavar="FOLDER", help="a captioned folder to measure the loss on instead")
+    flag("--validation_dir", type=expanded_path, metavar="FOLDER",
+         help="a captioned folder to measure the loss on instead")
     flag("--validation_steps", type=positive_int, metavar="N",
-         help="measure the loss and generate the prompts every N steps (default: four times in a run; held-out loss: "
-              "ten; "
-              "a short run: fewer)")
-    flag("--validation_prompts", nargs="+", action="extend", type=text, metavar="TEXT",
+         help="measure the loss and generate the prompts every N steps (default: four times in a run; "
+              "held-out loss: ten; a short run: fewer)")
+    flag("--validation_prompts", nargs="+", action="extend", type=utf8_text, metavar="TEXT",
          help="prompts to generate into OUTPUT/validation/ (default: none)")
     flag("--validation_epochs", type=positive_int, metavar="N",
          help="generate them every N epochs instead (default: with --validation_steps)")
@@ -198,7 +196,7 @@ def add_memory_flags(group) -> None:
          help="optimiser state in 8 bits, through bitsandbytes (default: no)")
     flag("--cache", action=YesNo, default=True,
          help="encode pictures and captions once, on disk; --no_cache: at every step (default: yes)")
-    flag("--latents_cache_dir", type=path, metavar="FOLDER",
+    flag("--latents_cache_dir", type=expanded_path, metavar="FOLDER",
          help="where the encoded pictures and captions are kept (default: OUTPUT/cache)")
     flag("--dataloader_num_workers", type=non_negative_int, default=0, metavar="N",
          help="processes that read pictures while others are encoded into the cache (default: 0, the main one)")
@@ -235,7 +233,8 @@ def add_hub_flags(group) -> None:
     flag("--variant", metavar="NAME", help="variant of a hub model's files, such as fp16 (default: none)")
     flag("--allow_pickle", action="store_true",
          help="convert a model whose weights are pickles, which can hold code, into output/converted/")
-    flag("--cache_dir", type=path, metavar="FOLDER", help="where downloads are kept (default: the hub's cache)")
+    flag("--cache_dir", type=expanded_path, metavar="FOLDER",
+         help="where downloads are kept (default: the hub's cache)")
     flag("--push_to_hub", action=YesNo, default=False, help="upload the result when it is finished (default: no)")
     flag("--hub_model_id", metavar="NAME", help="the repository to upload to (default: the output folder's name)")
     flag("--hub_token", metavar="TOKEN",
@@ -285,7 +284,7 @@ def adapt_to_lora(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     require_packages()
-    with StopSignals() as stop:
+    with StopSignals("before the first step; what is encoded is kept") as stop:
         from training.train import train
 
         train(args, stop)

@@ -12,7 +12,6 @@ from runs.records import write_run
 from runs.status import write_status
 from runs.upload import upload
 from runtime.devices import peak_memory_gb, synchronize
-from runtime.errors import Stopped
 from runtime.files import flush_to_disk
 from runtime.processes import CrossProcessFlag, run_on_main
 from runtime.progress import format_duration, print_table
@@ -67,7 +66,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     validator = make_validator(run, state, encodings)
     log = MetricsLog(run)
     flag = CrossProcessFlag(run.accelerator, args.distributed_timeout)
-    stop.deferring = True
+    stop.defer()
     run.accelerator.wait_for_everyone()  # from here on all defer, or some would end while others wait for them
     for step in range(run.resume.first_step, run.plan.steps):
         result = train_step(run, state, batches, step)
@@ -85,7 +84,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         if stopping:
             log.close()
             write_status(run.accelerator, "stopped", run.folder, done, run.plan.steps)
-            raise Stopped(stop.words(done, run.plan.steps))
+            raise stop.stopped_after(done, run.plan.steps)
     log.close()
 
     # Save the result, with the averaged weights where there is an EMA:
@@ -95,7 +94,8 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         write_run(run.folder, {**run.record, **outcome(run.folder)})
         run.lock.release()
     run.accelerator.wait_for_everyone()
-    stop.deferring, stop.saved = False, "after the result was saved"
+    stop.note_saved("after the result was saved")
+    stop.stop_at_once()
     finish(run, run.record)
 
 

@@ -231,7 +231,7 @@ def main():
     from captioning.caption_file import caption_file, refuse_links, refuse_nothing
     from data.hub_datasets import find_dataset
     from captioning.captioners import download_captioner
-    from models.folders import find_bases
+    from models.finding import find_bases
     from captioning.sidecars import read_sidecar
     from train_text_to_image import parse_args
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from exporting.file_metadata import Kind, kind_of, ldm_config, modelspec
 from exporting.ldm_keys import Weights, text_weights, unet_weights, vae_weights
 from generation.weights import GenerationWeights, find_weights, load_generation_text_encoder, load_generation_unet
-from models.folders import ModelShape, count_parameters
+from models.folders import FolderLike, ModelShape, count_parameters
 from models.loading import DTYPES, load_vae, quiet_libraries
 from runtime.devices import choose_device
 from runtime.errors import UserError, WorkError, advice_for, first_line
@@ -65,7 +65,7 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise UserError(f"--to {path}: {' and '.join(there)} exists; another name, or --overwrite")
 
 
-def check_room(path: Path, folder: Path, dtype: torch.dtype) -> None:
+def check_room(path: Path, folder: FolderLike, dtype: torch.dtype) -> None:
     """WorkError where the disk has no room for the file; one that is replaced goes only afterwards."""
     numbers = sum(count_parameters(folder, part) for part in ("unet", "vae", "text_encoder"))
     needed, free = ROOM * numbers * dtype.itemsize, shutil.disk_usage(path.absolute().parent).free
@@ -147,7 +147,7 @@ def verify(file: Path, source: GenerationWeights, dtype: torch.dtype, shape: Mod
     return f"verified: {compared} weights read back are equal, and so is a picture drawn with them"
 
 
-def read_back(file: Path, folder: Path) -> StableDiffusionPipeline:
+def read_back(file: Path, folder: FolderLike) -> StableDiffusionPipeline:
     """The file as `from_single_file` loads it, in fp32, with the configs of `folder`; no weight comes from there."""
     with tempfile.TemporaryDirectory() as temporary:
         named = Path(temporary, f"model{SUFFIX}")
@@ -186,7 +186,7 @@ def draw(pipeline: StableDiffusionPipeline, prompt: str, shape: ModelShape) -> n
     return pipeline(prompt, generator=noise, output_type="np", **settings).images[0]
 
 
-def _say_more(args: argparse.Namespace, kind: Kind, config: str | None, metadata: dict, folder: Path) -> None:
+def _say_more(args: argparse.Namespace, kind: Kind, config: str | None, metadata: dict, folder: FolderLike) -> None:
     """What one needs to know to use the file."""
     if config and kind.has_own_sizes:
         print(f"{display_path(args.to.with_suffix('.yaml'))}: AUTOMATIC1111 wants it beside the file")

@@ -3,11 +3,10 @@
 import datetime
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
-from models.folders import ModelShape, loading_errors, read_shape
+from models.folders import FolderLike, ModelShape, loading_errors, read_shape
 from runtime.errors import UserError
 
 OWN_SIZES = {  # what other programs take for granted; the text encoder's follow from the UNet's
@@ -52,7 +51,7 @@ class Kind:
         return same and self.configs["unet"].get("cross_attention_dim") == READ_WIDTH[self.version]
 
 
-def kind_of(folder: Path, told: dict) -> Kind:
+def kind_of(folder: FolderLike, told: dict) -> Kind:
     """`told` are the arguments of the run that trained a LoRA on `folder`, else empty.
 
     UserError where it is no Stable Diffusion 1.x or 2.x.
@@ -67,7 +66,7 @@ def kind_of(folder: Path, told: dict) -> Kind:
     return Kind(configs, shape, prediction, bool(zero_snr))
 
 
-def _read_config(folder: Path, part: str, name: str = "config.json") -> dict:
+def _read_config(folder: FolderLike, part: str, name: str = "config.json") -> dict:
     with loading_errors(folder, part):
         return json.loads((folder / part / name).read_text(encoding="utf-8"))
 

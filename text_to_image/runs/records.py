@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from os import PathLike
 from pathlib import Path
 
 from runtime.errors import UserError, WorkError
@@ -89,9 +90,9 @@ def seed_for(seed: int | None, fingerprint: str) -> int:
     return int(fingerprint[-8:], 16) if seed is None else seed
 
 
-def output_folder(asked: Path | None, dataset: str, base: Path, fingerprint: str) -> Path:
+def output_folder(asked: Path | None, dataset: str, base: PathLike[str], fingerprint: str) -> Path:
     """`asked`, else one in output/ that this run alone has; UserError where the result would replace its base."""
-    if asked and asked.resolve() == base.resolve():
+    if asked and asked.resolve() == Path(base).resolve():
         raise UserError(f"--output_dir {asked} is the model that is fine-tuned; name another folder for the result")
     return asked or OUTPUTS / f"{Path(dataset).resolve().name}-{fingerprint[:8]}"
 

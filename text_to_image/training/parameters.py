@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
+from models.folders import FolderLike
 from models.loading import copy_license_and_defaults, load_unet, save_pipeline
 from models.lora import lora_config, read_lora, write_lora
 
@@ -16,13 +17,13 @@ class FullUNet:
 
     kind = "UNet"
 
-    def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
+    def load(self, base: FolderLike, checkpoint: Path | None) -> UNet2DConditionModel:
         return load_unet(checkpoint or base)
 
     def save_checkpoint(self, unet: UNet2DConditionModel, folder: Path) -> None:
         unet.save_pretrained(folder / "unet", safe_serialization=True)
 
-    def save_result(self, unet: UNet2DConditionModel, base: Path, folder: Path, noise_scheduler) -> None:
+    def save_result(self, unet: UNet2DConditionModel, base: FolderLike, folder: Path, noise_scheduler) -> None:
         save_pipeline(unet, base, folder, noise_scheduler)
 
 
@@ -34,7 +35,7 @@ class Lora:
         self.kind = f"LoRA of rank {rank}"
         self.config = lora_config(self.rank, self.alpha)
 
-    def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
+    def load(self, base: FolderLike, checkpoint: Path | None) -> UNet2DConditionModel:
         unet = load_unet(base).requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # it begins at random, by the run's seed, on the CPU
             torch.manual_seed(self.seed)
@@ -46,7 +47,7 @@ class Lora:
     def save_checkpoint(self, unet: UNet2DConditionModel, folder: Path) -> None:
         write_lora(unet, folder)
 
-    def save_result(self, unet: UNet2DConditionModel, base: Path, folder: Path, noise_scheduler) -> None:
+    def save_result(self, unet: UNet2DConditionModel, base: FolderLike, folder: Path, noise_scheduler) -> None:
         write_lora(unet, folder)
         copy_license_and_defaults(base, folder)
 

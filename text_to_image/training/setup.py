@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from data.augmentation import NO_AUGMENTATION
 from models.defaults import guidance_scale_of
 from models.folders import fingerprint_model
-from models.loading import choose_attention, load_text_encoder, load_unet, load_vae
+from models.loading import load_text_encoder, load_unet, load_vae, set_attention
 from models.sampling import load_sampler
 from runtime.errors import UserError
 from runtime.files import hash_key
@@ -67,7 +67,7 @@ def prior_latents(args, plan: Plan, encodings: Encodings, seed: int, accelerator
     if latents is not None:
         return latents
     unet = load_unet(plan.base, compute_dtype(precision)).to(accelerator.device).eval()
-    choose_attention(unet, plan.shape, *plan.main_size, accelerator.device.type)
+    set_attention(unet, plan.shape, *plan.main_size, accelerator.device.type)
     share = range(accelerator.process_index, len(plan.prior_prompts), accelerator.num_processes)
     text = {prompt: encodings.text(prompt) for prompt in ["", *plan.prior_prompts]}
     with accelerator.autocast():
@@ -114,7 +114,7 @@ def make_batches(
 
 def speed_up(args: argparse.Namespace, unet, plan: Plan, accelerator: Accelerator) -> None:
     """The attention that suits device and size; recomputation instead of memory where asked for."""
-    choose_attention(unet, plan.shape, *plan.largest_size, accelerator.device.type)
+    set_attention(unet, plan.shape, *plan.largest_size, accelerator.device.type)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if args.enable_xformers_memory_efficient_attention:

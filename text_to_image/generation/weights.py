@@ -17,7 +17,7 @@ from models.folders import PARTS, FolderLike, ModelFolder, fingerprint_file, fin
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE
 from models.sampling import load_sampler
-from runs.checkpoints import complete_checkpoints, missing_files
+from runs.checkpoints import complete_checkpoints, find_missing_file
 from runs.records import RUN_FILE, read_run
 from runtime.errors import UserError, hub_error_reason
 from runtime.paths import display_path
@@ -125,7 +125,7 @@ def _checkpoint(folder: Path, run: dict, asked: str) -> tuple[Path, str]:
     name, _, part = asked.strip("/").partition("/")
     place = there[-1] if name == "latest" and there else folder / name
     if place not in there:
-        reason = missing_files(place) if place.is_dir() and name else "there is no such checkpoint"
+        reason = find_missing_file(place) if place.is_dir() and name else "there is no such checkpoint"
         names = ", ".join(path.name for path in there) or "none"
         raise UserError(f"--checkpoint {asked}: {reason}; complete in {folder}: {names}")
     part = part or ("unet_ema" if (place / "unet_ema").is_dir() else "unet")

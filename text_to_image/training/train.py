@@ -14,7 +14,13 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 
 from models.loading import load_noise_scheduler, load_tokenizer, quiet_libraries
-from runs.checkpoints import checkpoint_step, complete_checkpoints, load_training_state, save_checkpoint
+from runs.checkpoints import (
+    checkpoint_step,
+    complete_checkpoints,
+    load_training_state,
+    remove_oldest_checkpoints,
+    save_checkpoint,
+)
 from runs.disk_space import DiskSpace, check_space, measure_space
 from runs.records import output_folder, write_run
 from runs.upload import prepare_upload, upload
@@ -250,7 +256,8 @@ def checkpoint_run(
         kept = {step, *map(checkpoint_step, complete_checkpoints(folder))}
         best = best_step(read_metrics(folder / METRICS_FILE), among=kept)
         best_one = {best[0]} if best else set()
-        save_checkpoint(folder, step, run, save, state, args.checkpoints_total_limit, best_one)
+        save_checkpoint(folder, step, run, save, state)
+        remove_oldest_checkpoints(folder, args.checkpoints_total_limit, keep=best_one)
 
     run_on_main(accelerator, write)
 

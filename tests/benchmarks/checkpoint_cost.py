@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         state = {"optimizer": optimizer.state_dict(), "scaler": None}
         begun = time.perf_counter()
-        checkpoint = save_checkpoint(Path(folder), 1, trainable.kind, save, state, None, set())
+        checkpoint = save_checkpoint(Path(folder), 1, {"trained": trainable.kind, "fingerprint": ""}, save, state)
         saved = time.perf_counter()
         assert find_damage(checkpoint) is None
         verified = time.perf_counter()

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import write_captioned_folder
 from data.hub_datasets import find_dataset
-from runs.model_card import MADE
+from runs.model_card import GENERATED_MARK
 from runs.upload import prepare_upload, upload
 from runtime.errors import UserError, WorkError
 from train_text_to_image import parse_args
@@ -76,7 +76,7 @@ def test_a_hub_that_refuses_is_one_line_before_the_training_and_after_it(tmp_pat
 @pytest.mark.parametrize("card, replaced", [(None, True), ("ours", True), ("# somebody's own", False)])
 def test_a_model_card_is_written_anew_unless_somebody_has_written_it(card, replaced, monkeypatch, tmp_path):
     there, uploaded = tmp_path / "there.md", []
-    there.write_text(MADE if card == "ours" else card or "")
+    there.write_text(GENERATED_MARK if card == "ours" else card or "")
     api = SimpleNamespace(
         create_repo=lambda name, exist_ok: SimpleNamespace(repo_id=f"me/{name}"),
         upload_folder=lambda **what: None,
@@ -85,6 +85,6 @@ def test_a_model_card_is_written_anew_unless_somebody_has_written_it(card, repla
         upload_file=lambda **what: uploaded.append(what["path_in_repo"]),
     )
     monkeypatch.setattr("huggingface_hub.HfApi", lambda token: api)
-    monkeypatch.setattr("runs.upload.model_card", lambda folder, repository: "the card")
+    monkeypatch.setattr("runs.upload.make_model_card", lambda folder, repository: "the card")
     upload(parse_args(["--dataset", "x", "--push_to_hub"]), tmp_path)
     assert uploaded == ["README.md"] * replaced

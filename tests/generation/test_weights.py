@@ -64,7 +64,7 @@ def test_the_latest_checkpoint_of_a_run_that_is_not_finished_draws_on_its_base(r
     with pytest.raises(UserError, match="not finished; --checkpoint latest"):
         find_weights(str(folder))
     source = find_weights(str(folder), "latest")
-    assert (source.base, source.unet, source.subfolder) == (tiny_model, folder / "checkpoint-2", "unet_ema")
+    assert (source.base.path, source.unet, source.subfolder) == (tiny_model, folder / "checkpoint-2", "unet_ema")
     assert "checkpoint-2/unet_ema" in source.told()
     assert same(unet_of(folder, "latest"), weights(load_unet(folder / "checkpoint-2", subfolder="unet_ema")))
     (folder / "checkpoint-2" / MANIFEST).unlink()  # half-written

@@ -266,7 +266,7 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_taken(train_run, ca
     weights.write_bytes(content)
     train_run("out", "--max_train_steps", 8, *usual)
     said = capsys.readouterr().out
-    assert "checkpoint-6 is not whole (unet/diffusion_pytorch_model.safetensors is damaged" in said
+    assert "checkpoint-6 cannot be used (unet/diffusion_pytorch_model.safetensors is damaged" in said
     assert "going on after step 4" in said
     assert losses(out) == losses(whole)
 

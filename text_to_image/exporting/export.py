@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from exporting.file_metadata import CheckpointFormat, ldm_config_yaml, modelspec_metadata, read_checkpoint_format
 from exporting.ldm_keys import StateDict, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
 from generation.weights import GenerationWeights, find_weights, load_generation_text_encoder, load_generation_unet
-from models.folders import ModelShape, count_parameters
+from models.folders import FolderLike, ModelShape, count_parameters
 from models.loading import DTYPES, load_vae, quiet_libraries
 from runtime.devices import choose_device
 from runtime.errors import UserError, WorkError, advice_for, first_line
@@ -70,7 +70,7 @@ def check_output_path(path: Path, overwrite: bool) -> None:
         raise UserError(f"--to {path}: {' and '.join(existing)} exists; choose another name, or add --overwrite")
 
 
-def check_disk_space(path: Path, folder: Path, dtype: torch.dtype) -> None:
+def check_disk_space(path: Path, folder: FolderLike, dtype: torch.dtype) -> None:
     """WorkError if the disk has no room for the file beside the one that it replaces."""
     parameters = sum(count_parameters(folder, part) for part in ("unet", "vae", "text_encoder"))
     needed, free = SIZE_MARGIN * parameters * dtype.itemsize, shutil.disk_usage(path.absolute().parent).free
@@ -154,7 +154,7 @@ def verify_file(file: Path, source: GenerationWeights, dtype: torch.dtype, shape
     return f"verified: {compared} weights read back are equal, and so is an image generated with them"
 
 
-def read_back(file: Path, configs: Path) -> StableDiffusionPipeline:
+def read_back(file: Path, configs: FolderLike) -> StableDiffusionPipeline:
     """The pipeline that `from_single_file` makes of the file, in fp32; only configs are read from folder `configs`."""
     with tempfile.TemporaryDirectory() as temporary:
         link = Path(temporary, f"model{SUFFIX}")

@@ -3,11 +3,10 @@
 import datetime
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
-from models.folders import ModelShape, loading_errors, read_shape
+from models.folders import FolderLike, ModelShape, loading_errors, read_shape
 from runtime.errors import UserError
 
 # Other programs build Stable Diffusion's own architecture and load no other. The text encoder is not listed: its width
@@ -58,7 +57,7 @@ class CheckpointFormat:
         return is_same and self.configs["unet"].get("cross_attention_dim") == CROSS_ATTENTION_DIM[self.version]
 
 
-def read_checkpoint_format(folder: Path, scheduler_overrides: dict) -> CheckpointFormat:
+def read_checkpoint_format(folder: FolderLike, scheduler_overrides: dict) -> CheckpointFormat:
     """Read from the configs in `folder`. UserError for an unknown prediction type.
 
     `scheduler_overrides` are the arguments of the run that trained a LoRA on this base, else empty; they win over the
@@ -76,7 +75,7 @@ def read_checkpoint_format(folder: Path, scheduler_overrides: dict) -> Checkpoin
     return CheckpointFormat(configs, shape, prediction, bool(zero_snr))
 
 
-def _read_config(folder: Path, part: str, name: str = "config.json") -> dict:
+def _read_config(folder: FolderLike, part: str, name: str = "config.json") -> dict:
     with loading_errors(folder, part):
         return json.loads((folder / part / name).read_text(encoding="utf-8"))
 

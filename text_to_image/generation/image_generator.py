@@ -12,7 +12,7 @@ from generation.output_files import PlannedImage
 from generation.safety_checker import NoChecker, SafetyChecker
 from generation.weights import GenerationWeights, load_generation_text_encoder, load_generation_unet, sampler_of
 from models.folders import read_shape
-from models.loading import DTYPES, choose_attention, load_tokenizer, load_vae
+from models.loading import DTYPES, load_tokenizer, load_vae, set_attention
 from models.sampling import decode_latents, generate_latents, initial_noise, seeded_generator
 from models.text_encoding import count_tokens, encode_prompt
 from runtime.devices import keep_freed_memory
@@ -53,7 +53,7 @@ class ImageGenerator:
         self.text = encode_all_prompts(source, list(texts), settings["token_chunks"], device, DTYPES[self.dtype])
         unet = load_generation_unet(source, DTYPES[self.dtype]).to(device)
         height, width = max(((d.settings["height"], d.settings["width"]) for d in drawings), key=math.prod)
-        choose_attention(unet, self.shape, height, width, device.type)
+        set_attention(unet, self.shape, height, width, device.type)
         self.unet = torch.compile(unet) if args.compile else unet
         # fp32 also on a GPU: half precision shows and saves little. A CPU's convolutions are faster in channels_last.
         layout = torch.channels_last if device.type == "cpu" else torch.preserve_format

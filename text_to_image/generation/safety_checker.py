@@ -9,25 +9,25 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from models.folders import loading_errors, variant_of
+from models.folders import FolderLike, choose_variant, loading_errors
 
 FOLDER = "safety_checker"
 
 
-def has_checker(folder: Path) -> bool:
+def has_checker(folder: FolderLike) -> bool:
     return (folder / FOLDER).is_dir() and (folder / "feature_extractor").is_dir()
 
 
 class SafetyChecker:
     """The checker of the pipeline in `folder`, as Stable Diffusion 1.x has one."""
 
-    def __init__(self, folder: Path, device: torch.device):
+    def __init__(self, folder: FolderLike, device: torch.device):
         with loading_errors(folder, FOLDER):
-            variant = variant_of(folder, FOLDER)
+            variant = choose_variant(folder, FOLDER)
             checker = StableDiffusionSafetyChecker.from_pretrained(
-                folder, subfolder=FOLDER, use_safetensors=True, variant=variant
+                Path(folder), subfolder=FOLDER, use_safetensors=True, variant=variant
             )
-            self.features = CLIPImageProcessor.from_pretrained(folder, subfolder="feature_extractor")
+            self.features = CLIPImageProcessor.from_pretrained(Path(folder), subfolder="feature_extractor")
         self.checker = checker.to(device, torch.float32).eval()
 
     def check(self, images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:

@@ -12,11 +12,12 @@ from huggingface_hub import hf_hub_download
 from transformers import CLIPTextModel
 
 from models.defaults import REAL_MODEL
-from models.folders import PARTS, find_bases, find_model, fingerprint_file, fingerprint_model, loading_errors
+from models.finding import find_bases, find_model
+from models.folders import PARTS, FolderLike, ModelFolder, fingerprint_file, fingerprint_model, loading_errors
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE
 from models.sampling import load_sampler
-from runs.checkpoints import complete_checkpoints, missing_files
+from runs.checkpoints import complete_checkpoints, find_missing_file
 from runs.records import RUN_FILE, read_run
 from runtime.errors import UserError, hub_error_reason
 from runtime.paths import display_path
@@ -27,8 +28,8 @@ class GenerationWeights:
     """What draws. `base` is a whole pipeline; its UNet may be another's, and LoRAs may change it."""
 
     name: str  # as it was asked for
-    base: Path
-    unet: Path  # the folder that holds `subfolder`
+    base: ModelFolder
+    unet: FolderLike  # the folder that holds `subfolder`
     subfolder: str
     loras: tuple[tuple[Path, float], ...]  # files, and how strongly each counts
     run: dict  # run.json of what was trained here, else empty
@@ -96,13 +97,13 @@ def _is_pipeline(folder: Path) -> bool:
     return (folder / "model_index.json").is_file()
 
 
-def _pipeline(model: str, folder: Path, run: dict) -> Path:
+def _pipeline(model: str, folder: Path, run: dict) -> ModelFolder:
     if run and not _is_pipeline(folder) and complete_checkpoints(folder):
         raise UserError(f"--model {model}: the run is not finished; --checkpoint latest draws with what it has so far")
     return find_model(model, "--model")
 
 
-def _bases_of_run(model: str, run: dict) -> tuple[Path, Path]:
+def _bases_of_run(model: str, run: dict) -> tuple[ModelFolder, ModelFolder]:
     """What a run trained on, and where its UNet is from, where its own folder holds a LoRA or checkpoints alone."""
     if not run:
         raise UserError(
@@ -124,7 +125,7 @@ def _checkpoint(folder: Path, run: dict, asked: str) -> tuple[Path, str]:
     name, _, part = asked.strip("/").partition("/")
     place = there[-1] if name == "latest" and there else folder / name
     if place not in there:
-        reason = missing_files(place) if place.is_dir() and name else "there is no such checkpoint"
+        reason = find_missing_file(place) if place.is_dir() and name else "there is no such checkpoint"
         names = ", ".join(path.name for path in there) or "none"
         raise UserError(f"--checkpoint {asked}: {reason}; complete in {folder}: {names}")
     part = part or ("unet_ema" if (place / "unet_ema").is_dir() else "unet")

@@ -2,21 +2,20 @@
 
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 
 import diffusers
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from PIL import Image
 
-from models.folders import loading_errors
+from models.folders import FolderLike, loading_errors
 from models.samplers import DEFAULT_SAMPLER, SAMPLERS
 from models.text_encoding import join_embeddings
 from runtime.errors import UserError
 
 
 def load_sampler(
-    folder: Path, prediction_type: str | None = None, zero_snr: bool = False, name: str = DEFAULT_SAMPLER
+    folder: FolderLike, prediction_type: str | None = None, zero_snr: bool = False, name: str = DEFAULT_SAMPLER
 ):
     """The scheduler SAMPLERS[`name`] on the schedule in `folder`/scheduler; by default DPM-Solver++ (arXiv:2211.01095)
     with the noise levels of arXiv:2206.00364.

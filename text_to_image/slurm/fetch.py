@@ -32,7 +32,7 @@ def pictures_without_caption(folder: Path, recursive: bool) -> list[Path]:
 def fetch(record: Path, captioner: str, captioning: argparse.Namespace, training: argparse.Namespace) -> None:
     """Downloads model, data set and captioner where they are not local folders; UserError where the hub has none."""
     from data.hub_datasets import find_dataset
-    from models.folders import find_bases
+    from models.finding import find_bases
 
     print(f"the model: {find_bases(training)[0]}")
     uncaptioned = pictures_without_caption(find_dataset(training), captioning.recursive)

@@ -28,7 +28,7 @@ from generation.image_generator import encode_all_prompts  # noqa: E402
 from generation.weights import find_weights  # noqa: E402
 from models.defaults import guidance_scale_of  # noqa: E402
 from models.folders import read_shape  # noqa: E402
-from models.loading import choose_attention, load_unet, load_vae, quiet_libraries  # noqa: E402
+from models.loading import load_unet, load_vae, quiet_libraries, set_attention  # noqa: E402
 from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler  # noqa: E402
 from runtime.devices import choose_device  # noqa: E402
 
@@ -69,7 +69,7 @@ def draw(
     shape, source = read_shape(folder), find_weights(str(folder))
     text = encode_all_prompts(source, ["", *prompts], MAX_TOKEN_CHUNKS, device, torch.float32)
     unet, vae = load_unet(folder).to(device).eval(), load_vae(folder).to(device)
-    choose_attention(unet, shape, 256, 256, device.type)
+    set_attention(unet, shape, 256, 256, device.type)
     sampler, images = load_sampler(folder), {}
     for size in sorted(set(sizes)):
         indices = [i for i, s in enumerate(sizes) if s == size]

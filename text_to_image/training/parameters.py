@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
+from models.folders import FolderLike
 from models.loading import copy_license_and_defaults, load_unet, save_pipeline
 from models.lora import lora_config, read_lora, write_lora
 
@@ -16,13 +17,15 @@ class FullUNet:
 
     kind = "UNet"
 
-    def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
+    def load(self, base: FolderLike, checkpoint: Path | None) -> UNet2DConditionModel:
         return load_unet(checkpoint or base)
 
     def save_checkpoint(self, unet: UNet2DConditionModel, folder: Path) -> None:
         unet.save_pretrained(folder / "unet", safe_serialization=True)
 
-    def save_result(self, unet: UNet2DConditionModel, base: Path, folder: Path, scheduler: DDPMScheduler) -> None:
+    def save_result(
+        self, unet: UNet2DConditionModel, base: FolderLike, folder: Path, scheduler: DDPMScheduler
+    ) -> None:
         save_pipeline(unet, base, folder, scheduler)
 
 
@@ -34,7 +37,7 @@ class LoraAdapter:
         self.kind = f"LoRA of rank {rank}"
         self.config = lora_config(self.rank, self.alpha)
 
-    def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
+    def load(self, base: FolderLike, checkpoint: Path | None) -> UNet2DConditionModel:
         unet = load_unet(base).requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # random initial weights from the run's seed, on the CPU
             torch.manual_seed(self.seed)
@@ -46,7 +49,9 @@ class LoraAdapter:
     def save_checkpoint(self, unet: UNet2DConditionModel, folder: Path) -> None:
         write_lora(unet, folder)
 
-    def save_result(self, unet: UNet2DConditionModel, base: Path, folder: Path, scheduler: DDPMScheduler) -> None:
+    def save_result(
+        self, unet: UNet2DConditionModel, base: FolderLike, folder: Path, scheduler: DDPMScheduler
+    ) -> None:
         write_lora(unet, folder)
         copy_license_and_defaults(base, folder)
 

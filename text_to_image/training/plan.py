@@ -19,7 +19,8 @@ from data.hub_datasets import find_dataset
 from data.metadata import image_files_below, unsupported_files
 from data.mirroring import mentions_writing
 from models.defaults import guidance_scale_of
-from models.folders import ModelShape, find_bases, fingerprint_model, read_shape
+from models.finding import find_bases
+from models.folders import ModelFolder, ModelShape, fingerprint_model, read_shape
 from models.text_encoding import count_chunks
 from runs.records import fingerprint_run, seed_for, without_secrets
 from runtime.errors import PACKAGES, UserError
@@ -37,8 +38,8 @@ class Plan:
     sizes: list[Size]  # of each picture
     augmentations: list[tuple[Augmentation, ...]]  # of each picture
     held_out: list[Picture]  # to measure the loss on, never trained on
-    base: Path
-    unet_base: Path  # another than `base` with --non_ema_revision
+    base: ModelFolder
+    unet_base: ModelFolder  # another than `base` with --non_ema_revision
     shape: ModelShape
     global_batch: int  # samples of the data set in a step, over processes and accumulation
     prior_batch: int  # the base's own pictures in a step

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from models.defaults import guidance_scale_of
 from models.folders import fingerprint_model
-from models.loading import choose_attention, load_unet
+from models.loading import load_unet, set_attention
 from models.sampling import generate_latents, load_sampler
 from runtime.files import hash_key
 from runtime.progress import progress_bar
@@ -40,7 +40,7 @@ def prior_latents(run: PreparedRun, cache: Path, text: Callable[[str], torch.Ten
     if latents is not None:
         return latents
     unet = load_unet(plan.base, run.compute_dtype).to(accelerator.device).eval()
-    choose_attention(unet, plan.shape, *plan.main_size, accelerator.device.type)
+    set_attention(unet, plan.shape, *plan.main_size, accelerator.device.type)
     embeddings = {prompt: text(prompt) for prompt in ["", *plan.prior_prompts]}
     prior = PriorGenerator(unet, load_sampler(plan.base), plan.prior_prompts, embeddings, shape, guidance_scale)
     with accelerator.autocast():

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from diffusers import UNet2DConditionModel
 
-from models.loading import choose_attention
+from models.loading import set_attention
 from runs.checkpoints import load_training_state
 from training.ema import EMA, NoEMA, make_ema
 from training.optimization import load_optimizer_state, make_optimizer
@@ -109,7 +109,7 @@ class TrainState:
 
 def _speed_up(run: PreparedRun, unet: UNet2DConditionModel) -> None:
     """The attention that suits device and size; recomputation instead of memory where asked for."""
-    choose_attention(unet, run.plan.shape, *run.plan.largest_size, run.accelerator.device.type)
+    set_attention(unet, run.plan.shape, *run.plan.largest_size, run.accelerator.device.type)
     if run.args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if run.args.enable_xformers_memory_efficient_attention:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from runs.checkpoints import checkpoint_step, complete_checkpoints, save_checkpoint
+from runs.checkpoints import checkpoint_step, complete_checkpoints, remove_oldest_checkpoints, save_checkpoint
 from runs.records import write_run
 from runs.status import write_status
 from runs.upload import upload
@@ -136,8 +136,8 @@ def write_checkpoint(run: PreparedRun, state: TrainState, step: int) -> None:
         flush_to_disk(run.folder / METRICS_FILE)  # a checkpoint never outlives the rows before it
         existing = {step, *map(checkpoint_step, complete_checkpoints(run.folder))}
         best = best_step(read_metrics(run.folder / METRICS_FILE), among=existing)
-        keep, limit = {best[0]} if best else set(), run.args.checkpoints_total_limit
-        save_checkpoint(run.folder, step, run.record, state.save_weights, state.saved_state(), limit, keep)
+        save_checkpoint(run.folder, step, run.record, state.save_weights, state.saved_state())
+        remove_oldest_checkpoints(run.folder, run.args.checkpoints_total_limit, keep={best[0]} if best else set())
 
     run_on_main(run.accelerator, write)
 

@@ -11,8 +11,7 @@ from functools import lru_cache
 
 import torch
 
-from data.augmentation import Augmentation
-from data.mirroring import mirror_caption
+from data.augmentation import Augmentation, augmented_caption
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def make_sample(seed: int, sample: SampleKey, source: SampleSource, chances: Sam
         stream=sample.stream,
         picture=picture,
         augmentation=view,
-        caption="" if dropped else mirror_caption(caption) if view.mirrored else caption,
+        caption="" if dropped else augmented_caption(caption, view),
         timestep=timestep,
         posterior_noise=posterior_noise,
         noise=noise,

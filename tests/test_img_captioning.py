@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from background import Background
-from data.metadata import append_captions, read_captions
+from data.metadata import read_captions
+from data.metadata_writer import append_captions
 from img_captioning import main, parse_args
 from runtime.errors import UserError
 from tiny_captioners import make_blip
@@ -73,7 +74,7 @@ def test_pictures_that_are_links_out_of_the_folder_are_refused_before_a_captione
     elsewhere.mkdir()
     for path in pictures.glob("*.JPG"):
         (elsewhere / path.name).symlink_to(path)
-    with pytest.raises(UserError, match=r"3 pictures are links out of the folder.* copy the picture, or link it hard"):
+    with pytest.raises(UserError, match=r"3 pictures are links out of the folder.* copy the picture"):
         main(parse_args(["--image_dir", str(elsewhere), "--model", "no/such-captioner"]))
     other_tools = ["--output", str(tmp_path / "other.jsonl")]
     with pytest.raises(UserError, match="no/such-captioner"):

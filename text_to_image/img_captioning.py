@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from captioning.caption_file import caption_file, refuse_links, refuse_nothing
-from data.metadata import METADATA
+from data.image_files import METADATA
 from runtime.errors import UserError, exit_with, require_packages
 from runtime.flags import FlagParser, expanded_path, positive_int
 from runtime.paths import DATASET, STARTER, STARTER_CAPTIONER

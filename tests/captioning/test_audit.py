@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from captioning import audit as inspecting
 from captioning.audit import ImageFacts, look_at, nearly_alike, run_audit, view
 from captioning.caption_file import caption_file
-from data.metadata import append_captions
+from data.metadata_writer import append_captions
 from img_captioning import DATASET, main, parse_args
 from runtime.errors import WorkError
 

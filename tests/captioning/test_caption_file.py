@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from captioning.caption_file import KeptRows, ReplacedRows, caption_file, remove_partial_caption_files
-from data.metadata import append_captions, read_existing_captions
+from data.metadata import read_existing_captions
+from data.metadata_writer import append_captions
 from runtime.errors import UserError, WorkError
 
 ROWS = (

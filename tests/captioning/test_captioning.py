@@ -12,7 +12,9 @@ from PIL import Image
 
 from captioning import captioning
 from captioning.caption_file import caption_file
-from data.metadata import METADATA, append_captions, read_captions
+from data.image_files import METADATA
+from data.metadata import read_captions
+from data.metadata_writer import append_captions
 from img_captioning import main, parse_args
 from runtime.errors import UserError, WorkError
 from runtime.locking import this_process

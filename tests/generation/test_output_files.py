@@ -9,8 +9,9 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
+from data.image_files import find_image_files
 from data.images import save_image
-from data.metadata import image_files, read_captions
+from data.metadata import read_captions
 from generation.output_files import (
     OutputWriter,
     PlannedImage,
@@ -108,7 +109,7 @@ def test_a_withheld_picture_says_so_by_its_name_and_is_in_no_data_set(tmp_path, 
     assert list(there.values()) == [plan[0].withheld_name, plan[1].file_name]
     assert [row.get("withheld") for row in read_image_rows(tmp_path / "images.jsonl").values()] == [True, None]
     assert [row.file_name for row in read_captions(tmp_path)] == [plan[1].file_name]
-    assert [path.name for path in image_files(tmp_path)] == [plan[1].file_name]
+    assert [path.name for path in find_image_files(tmp_path)] == [plan[1].file_name]
 
 
 def test_the_folder_is_a_data_set_at_once(tmp_path, picture):
@@ -119,7 +120,7 @@ def test_the_folder_is_a_data_set_at_once(tmp_path, picture):
     save_image(picture, tmp_path / "contact_sheet.jpg")
     wanted = {one.file_name: one.prompt for one in drawn[:2]}
     assert {row.file_name: row.captions[0] for row in read_captions(tmp_path)} == wanted
-    assert {path.name for path in image_files(tmp_path)} == {one.file_name for one in drawn}
+    assert {path.name for path in find_image_files(tmp_path)} == {one.file_name for one in drawn}
     loaded = load_dataset("imagefolder", data_dir=tmp_path, split="train", cache_dir=tmp_path / "cache")
     assert {text for text in loaded["text"] if text} == set(wanted.values())
 

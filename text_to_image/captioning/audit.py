@@ -11,7 +11,7 @@ from PIL import Image
 
 from captioning.caption_file import CaptionFile
 from data.images import EXIF_ORIENTATION, TURNS_BY_ORIENTATION, open_image, read_image_size
-from data.metadata import FoundRow
+from data.metadata import ScannedRow
 from runtime.errors import UserError, WorkError, escape_control_chars
 from runtime.prefetching import prefetch
 from runtime.progress import progress_bar
@@ -94,7 +94,7 @@ def report(findings: Sequence[Finding], most: int | None = None) -> None:
         print(escape_control_chars("\n    ".join([f"  {kind}: {len(texts)}", *shown, *more])), flush=True)
 
 
-def look_at(file: CaptionFile, rows: Sequence[FoundRow]) -> list[Finding]:
+def look_at(file: CaptionFile, rows: Sequence[ScannedRow]) -> list[Finding]:
     """All that is found, kind by kind, pictures in order."""
     paths = file.pictures()
     seen = prefetch(lambda path: view(path, file.name_of(path)), paths)
@@ -102,7 +102,7 @@ def look_at(file: CaptionFile, rows: Sequence[FoundRow]) -> list[Finding]:
     return [*look_at_files(file, rows), *look_at_pictures(views), *look_at_rows(rows, [one.name for one in views])]
 
 
-def look_at_files(file: CaptionFile, rows: Sequence[FoundRow]) -> list[Finding]:
+def look_at_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> list[Finding]:
     """What is neither captioned nor trained on."""
     deeper = file.without_row(rows, among=file.in_sub_folders())
     return [
@@ -200,7 +200,7 @@ def nearly_alike(views: Sequence[ImageFacts]) -> Iterator[tuple[ImageFacts, Imag
         yield from ((views[start + row], views[column], distance) for row, (distance, column) in best.items())
 
 
-def look_at_rows(rows: Sequence[FoundRow], names: Iterable[str]) -> list[Finding]:
+def look_at_rows(rows: Sequence[ScannedRow], names: Iterable[str]) -> list[Finding]:
     """What is wrong with rows, and which of the pictures `names` have none."""
     named = {PurePosixPath(row.file_name) for row in rows}
     return [
@@ -219,7 +219,7 @@ def look_at_rows(rows: Sequence[FoundRow], names: Iterable[str]) -> list[Finding
     ]
 
 
-def equal_captions(rows: Iterable[FoundRow]) -> Iterator[Finding]:
+def equal_captions(rows: Iterable[ScannedRow]) -> Iterator[Finding]:
     """Captions that several rows have, whatever their capitals and spaces."""
     lines: dict[str, list[int]] = {}
     for row in rows:

@@ -14,18 +14,15 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
 
-from data.metadata import (
-    LINK_ADVICE,
+from data.image_files import (
     METADATA,
-    Captions,
-    FoundRow,
-    image_files,
-    image_files_below,
+    find_image_files,
+    find_nested_image_files,
+    find_unsupported_files,
     no_pictures_message,
-    scan_rows,
-    unsupported_files,
-    write_captions,
 )
+from data.metadata import LINK_ADVICE, ScannedRow, scan_rows
+from data.metadata_writer import Captions, write_captions
 from runtime.errors import UserError, WorkError
 from runtime.files import atomic_write, write_text_atomically
 
@@ -47,22 +44,26 @@ class CaptionFile:
         return self.image_dir if self.prefix == PurePosixPath() else self.path.parent
 
     def pictures(self) -> list[Path]:
-        return image_files(self.image_dir, self.recursive)
+        return find_image_files(self.image_dir, self.recursive)
 
     def unread(self) -> list[Path]:
-        return unsupported_files(self.image_dir, self.recursive)
+        return find_unsupported_files(self.image_dir, self.recursive)
 
     def in_sub_folders(self) -> list[Path]:
         """Pictures that only `recursive` would find."""
-        return [] if self.recursive else [p for p in image_files_below(self.image_dir) if p.parent != self.image_dir]
+        return (
+            []
+            if self.recursive
+            else [p for p in find_nested_image_files(self.image_dir) if p.parent != self.image_dir]
+        )
 
     def name_of(self, picture: Path) -> str:
         return (self.prefix / picture.relative_to(self.image_dir).as_posix()).as_posix()
 
-    def rows(self) -> list[FoundRow]:
+    def rows(self) -> list[ScannedRow]:
         return scan_rows(self.path, self.root)
 
-    def without_row(self, rows: Iterable[FoundRow], among: Iterable[Path] | None = None) -> list[Path]:
+    def without_row(self, rows: Iterable[ScannedRow], among: Iterable[Path] | None = None) -> list[Path]:
         """Those that no row names, of `among` or of all pictures."""
         named = {PurePosixPath(row.file_name) for row in rows}
         pictures = self.pictures() if among is None else among

@@ -18,7 +18,7 @@ from captioning.lengths import cut_words, load_caption_tokenizer, print_lengths
 from captioning.sidecars import read_sidecar
 from data.dataset import with_trigger
 from data.images import open_image, read_image_size
-from data.metadata import Captions
+from data.metadata_writer import Captions
 from runtime.devices import keep_freed_memory
 from runtime.errors import WorkError, escape_control_chars, first_line
 from runtime.locking import LockHeld, RunLock

@@ -7,7 +7,7 @@ from statistics import median
 
 from transformers import CLIPTokenizer
 
-from data.metadata import FoundRow
+from data.metadata import ScannedRow
 from models.text_encoding import count_chunks, count_tokens
 from runtime.errors import UserError, first_line
 
@@ -61,7 +61,7 @@ def describe_lengths(tokenizer: CLIPTokenizer, captions: Sequence[str], max_chun
     return f"tokens of {len(captions)} captions: {spread}; CLIP's {room} at a time, training reads {read}{ends}"
 
 
-def print_lengths(tokenizer: CLIPTokenizer, name: str, rows: Iterable[FoundRow]) -> None:
+def print_lengths(tokenizer: CLIPTokenizer, name: str, rows: Iterable[ScannedRow]) -> None:
     """Prints how long the captions are to training, by the tokenizer of the model `name`; nothing where none is."""
     if captions := [caption for row in rows for caption in row.captions]:
         print(f"{describe_lengths(tokenizer, captions, TRAINING_READS)} (by the tokenizer of {name})", flush=True)

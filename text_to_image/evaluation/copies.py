@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from data.image_files import find_image_files
 from data.images import open_image, read_image_size, save_image
-from data.metadata import image_files, read_existing_captions
+from data.metadata import read_existing_captions
 from evaluation.copies_sheet import make_copies_sheet
 from evaluation.similarity import FeatureSimilarity, StructuralSimilarity, ground_of, resized_on_ground
 from generation.output_files import IMAGES_FILE, read_image_rows
@@ -114,7 +115,7 @@ def generated_pictures(folder: Path) -> list[Path]:
     where there are none."""
     if not folder.is_dir():
         raise UserError(f"--generated {folder}: no such folder; inference.py draws into Generated_sample/")
-    found = [path for path in image_files(folder) if path.name not in SHEETS]
+    found = [path for path in find_image_files(folder) if path.name not in SHEETS]
     listed = read_image_rows(folder / IMAGES_FILE)
     if not found:
         raise UserError(f"--generated {folder}: no pictures in it; inference.py draws some")
@@ -130,7 +131,7 @@ def generated_pictures(folder: Path) -> list[Path]:
 
 def training_pictures(folder: Path) -> list[Path]:
     """Those that metadata.jsonl names, else all in the folder. UserError where there are none."""
-    found = image_files(folder)
+    found = find_image_files(folder)
     if not (pictures := [row.path(folder) for row in read_existing_captions(folder)] or found):
         raise UserError(f"--dataset {folder}: no pictures in it")
     return pictures

@@ -15,8 +15,10 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from data.image_files import METADATA, WITHHELD_SUFFIX
 from data.images import save_image
-from data.metadata import METADATA, WITHHELD_SUFFIX, append_captions, scan_rows
+from data.metadata import scan_rows
+from data.metadata_writer import append_captions
 from models.samplers import SAMPLERS
 from runtime.errors import UserError, first_line
 from runtime.files import remove_stale_partial_files, write_text_atomically

@@ -13,10 +13,10 @@ from accelerate import Accelerator
 
 from data.augmentation import NO_AUGMENTATION, Augmentation, list_augmentations
 from data.buckets import Bucket, ImageToEncode, Size, choose_sizes, list_buckets
-from data.caption_variants import first_sentence, short_prompts
-from data.dataset import Picture, before_trigger, hash_dataset, read_pictures, with_trigger, without_trigger
+from data.caption_variants import first_sentence
+from data.dataset import Picture, hash_dataset, read_pictures
 from data.hub_datasets import find_dataset
-from data.metadata import image_files_below, unsupported_files
+from data.image_files import find_nested_image_files, find_unsupported_files
 from data.mirroring import mentions_writing
 from models.defaults import guidance_scale_of
 from models.finding import find_bases
@@ -86,18 +86,17 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         base, unet_base = find_bases(args)
     pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger)
     known = {picture.path for picture in pictures}
-    without_caption = [path for path in image_files_below(folder) if path not in known]
+    without_caption = [path for path in find_nested_image_files(folder) if path not in known]
     pictures, held_out = hold_out(args, pictures)
     shape = read_shape(base)
     sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
     global_batch = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     steps = total_steps(len(pictures), args.repeats, args.epochs, global_batch, args.max_train_steps)
-    said = [without_trigger(picture.captions[0], args.trigger) for picture in pictures]  # the base does not know it
-    own_prompts = args.prior_prompts or [first_sentence(caption) for caption in said]
+    own_prompts = args.prior_prompts or [first_sentence(picture.base_caption) for picture in pictures]
     return Plan(
         folder=folder,
         without_caption=[str(path.relative_to(folder)) for path in without_caption],
-        unread=[path.name for path in unsupported_files(folder)],
+        unread=[path.name for path in find_unsupported_files(folder)],
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),
         augmentations=[
@@ -192,7 +191,7 @@ def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator,
         "token_chunks": max(count_chunks(tokenizer, caption, args.max_token_chunks) for caption in captions),
         "max_token_chunks": args.max_token_chunks,
         "trigger": args.trigger,
-        "example_prompts": example_prompts(plan, args.short_captions, args.trigger),
+        "example_prompts": example_prompts(plan, args.short_captions),
         "arguments": arguments,
         "versions": {
             "python": platform.python_version(),
@@ -209,9 +208,8 @@ def base_name(name: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else name
 
 
-def example_prompts(plan: Plan, short_captions: bool, trigger: str | None) -> list[str]:
-    """What the model can surely be asked for: two short forms of the first caption, where it learns such, and three
-    captions."""
-    captions = [picture.captions[0] for picture in plan.pictures[:3]]
-    short = short_prompts(before_trigger(captions[0], trigger)) if short_captions else []
-    return list(dict.fromkeys([with_trigger(prompt, trigger) for prompt in short] + captions))
+def example_prompts(plan: Plan, short_captions: bool) -> list[str]:
+    """Prompts that the result can be expected to follow: short forms of the first caption, where it is trained on
+    such, and three captions."""
+    short = plan.pictures[0].short_prompts if short_captions else []
+    return list(dict.fromkeys(short + [picture.captions[0] for picture in plan.pictures[:3]]))

@@ -13,8 +13,7 @@ from typing import Protocol
 
 import torch
 
-from data.augmentation import Augmentation
-from data.mirroring import mirror_caption
+from data.augmentation import Augmentation, augmented_caption
 from runtime.devices import to_device
 
 # The streams: the data set's pictures, those that the base generated, and those that are never trained on. Their names
@@ -90,7 +89,7 @@ def make_sample(seed: int, key: SampleKey, source: SampleSource, settings: Sampl
         stream=key.stream,
         picture=picture,
         augmentation=augmentation,
-        caption="" if dropped else mirror_caption(caption) if augmentation.mirrored else caption,
+        caption="" if dropped else augmented_caption(caption, augmentation),
         timestep=timestep,
         posterior_noise=posterior_noise,
         noise=noise,

@@ -10,12 +10,23 @@ import pytest
 # Before torch is imported, and for the scripts that tests start: tiny models are slower on many threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONGEST_FIRST = ("slurm", "slow", "multiprocess")  # markers
+
 CAPTIONS = {
     "11 (1).JPG": "A single pair of denim jeans laid flat on a white background, seen from the front. It is faded.",
     "11 (2).JPG": "A red t-shirt laid flat on a white background.",
     "11 (3).JPG": "A single pair of denim jeans laid flat on a white background, seen from the back. "
     + "The legs. " * 30,
 }
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Files that take long begin first where several workers share them, so that none is left with one at the end."""
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist
+        marks: dict[Path, set[str]] = {item.path: set() for item in items}
+        for item in items:
+            marks[item.path].update(mark.name for mark in item.iter_markers())
+        items.sort(key=lambda item: [marker not in marks[item.path] for marker in LONGEST_FIRST])
 
 
 @pytest.fixture(scope="session")

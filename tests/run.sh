@@ -1,5 +1,11 @@
 #!/usr/bin/env bash
-# Sets up what the tests need and runs them; further arguments go to pytest: bash tests/run.sh -k captions
+# Sets up what the tests need and runs them. Installs no system packages: tests that need some are skipped and say why.
+#
+#   bash tests/run.sh               the quick tests: all that are not marked slow, slurm or multiprocess
+#   bash tests/run.sh --all         every test
+#   bash tests/run.sh --set-up      runs nothing
+#   bash tests/run.sh -k captions   further arguments go to pytest
+#
 # VENV=folder uses an environment that exists, as it is.
 
 set -euo pipefail
@@ -14,4 +20,15 @@ if [[ -z "${VENV-}" ]]; then
         printf '%s\n' "$wanted" >"$venv/.setup_tests"
     fi
 fi
-exec "$venv/bin/python" -m pytest "$@"
+
+choice=(-m 'not slow and not slurm and not multiprocess')
+case "${1-}" in
+    --set-up) exit ;;
+    --all) choice=() && shift ;;
+esac
+# One worker a core (each takes 1 GB), with one thread: tiny models are slower on many. The tests of a file stay together
+# (they share fixtures), the files in the order that tests/conftest.py gives.
+PYTEST_XDIST_AUTO_NUM_WORKERS="$(env -u OMP_NUM_THREADS nproc)"
+export PYTEST_XDIST_AUTO_NUM_WORKERS OMP_NUM_THREADS=1
+exec "$venv/bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+    "${choice[@]}" "$@"

@@ -365,7 +365,8 @@ def test_a_picture_that_was_thrown_away_stops_no_later_run(draw, tmp_path):
 
 
 def test_numbers_that_overflow_are_told_and_no_black_picture_is_written(draw, monkeypatch, tmp_path):
-    monkeypatch.setattr("generation.image_generator.generate_latents", lambda *_: torch.full((1, 4, 36, 28), float("nan")))
+    not_finite = torch.full((1, 4, 36, 28), float("nan"))
+    monkeypatch.setattr("generation.image_generator.generate_latents", lambda *_: not_finite)
     with pytest.raises(WorkError, match="--dtype bf16"):
         draw("--prompt", "jeans", "--num_images", 1)
     assert not list((tmp_path / "pictures").glob("*.png"))

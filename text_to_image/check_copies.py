@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from runtime.errors import exit_with, require_packages
-from runtime.flags import FlagParser, path
+from runtime.flags import FlagParser, expanded_path
 from runtime.paths import DATASET, GENERATED
 
 EXAMPLES = """\
@@ -32,12 +32,12 @@ each other, copied or not.
 def build_parser() -> FlagParser:
     parser = FlagParser("check_copies.py [--generated FOLDER] [--dataset FOLDER] [flags]", __doc__, EXAMPLES)
     parser.add_argument(
-        "--generated", type=path, default=GENERATED, metavar="FOLDER",
+        "--generated", type=expanded_path, default=GENERATED, metavar="FOLDER",
         help="pictures that inference.py drew: those that images.jsonl there lists of the model that drew last, else "
         "all but the sheets (default: Generated_sample/ of this repository)",
     )  # fmt: skip
     parser.add_argument(
-        "--dataset", type=path, default=DATASET, metavar="FOLDER",
+        "--dataset", type=expanded_path, default=DATASET, metavar="FOLDER",
         help="the pictures that were trained on (default: the repository's dataset/)",
     )  # fmt: skip
     parser.add_argument(
@@ -46,7 +46,7 @@ def build_parser() -> FlagParser:
         "facebook/dinov2-base (default: by structural similarity at 64 px, without a model)",
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=path, metavar="FILE.jpg",
+        "--output", type=expanded_path, metavar="FILE.jpg",
         help="the sheet 'generated | nearest' (default: copies_sheet.jpg beside the generated pictures)",
     )  # fmt: skip
     return parser

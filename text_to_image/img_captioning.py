@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from captioning.caption_file import caption_file, refuse_links, refuse_nothing
 from data.metadata import METADATA
 from runtime.errors import UserError, exit_with, require_packages
-from runtime.flags import FlagParser, path, positive_int
+from runtime.flags import FlagParser, expanded_path, positive_int
 from runtime.paths import DATASET, STARTER, STARTER_CAPTIONER
 from runtime.stopping import StopSignals
 
@@ -87,12 +87,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 # fmt: off
 def add_folder_flags(group) -> None:
     flag = group.add_argument
-    flag("--image_dir", type=path, default=DATASET, metavar="FOLDER",
+    flag("--image_dir", type=expanded_path, default=DATASET, metavar="FOLDER",
          help="the pictures; the captioner is shown large ones at 1536 pixels, the longer side, to save memory "
               "(default: the repository's dataset/)")
     flag("--recursive", action="store_true",
          help="those in sub-folders too, but not in hidden ones or ones that have a metadata.jsonl (default: no)")
-    flag("--output", type=path, metavar="FILE",
+    flag("--output", type=expanded_path, metavar="FILE",
          help=f"where the captions go (default: {METADATA} in FOLDER). Names in it are relative to FOLDER; in a "
               f"{METADATA} further up, to where that is, as `datasets` reads it")
     flag("--existing", choices=("keep", "replace"), default="keep",
@@ -146,8 +146,7 @@ def add_training_flags(group) -> None:
 
 def run() -> None:
     args = parse_args()
-    with StopSignals() as stop:
-        stop.saved = "before anything was written; the same command begins again"
+    with StopSignals("before anything was written; the same command begins again") as stop:
         main(args, stop)
 
 

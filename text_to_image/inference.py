@@ -11,7 +11,17 @@ from models.defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, merge_defaults
 from models.samplers import DEFAULT_SAMPLER, SAMPLERS
 from runs.records import newest_finished_run, newest_run, read_run
 from runtime.errors import UserError, exit_with, require_packages
-from runtime.flags import FlagParser, YesNo, fraction, given_flags, non_negative_float, path, positive_int, seed, text
+from runtime.flags import (
+    FlagParser,
+    YesNo,
+    expanded_path,
+    given_flags,
+    non_negative_float,
+    positive_int,
+    seed_int,
+    utf8_text,
+    zero_to_one,
+)
 from runtime.paths import GENERATED, STARTER
 from runtime.stopping import StopSignals
 
@@ -48,10 +58,10 @@ def build_parser() -> FlagParser:
 
 def add_everyday_flags(group) -> None:
     flag = group.add_argument
-    flag("--prompt", action="append", type=text, metavar="TEXT",
+    flag("--prompt", action="append", type=utf8_text, metavar="TEXT",
          help="what to draw, repeatable (default, where the model was trained here: short forms of a caption, and "
               "three captions)")
-    flag("--prompts_file", type=path, metavar="FILE",
+    flag("--prompts_file", type=expanded_path, metavar="FILE",
          help="more prompts: a text file with one a line; or *.jsonl with a prompt (or text) in each row and, as it "
               "likes, negative_prompt, seed, steps, guidance_scale, num_images, height, width; a data set's "
               "metadata.jsonl is one")
@@ -59,9 +69,9 @@ def add_everyday_flags(group) -> None:
          help="a run's folder, any diffusers folder or a hub id (default: the newest finished run in output/, else "
               "the starter)")
     flag("--num_images", type=positive_int, default=4, metavar="N", help="pictures of each prompt (default: 4)")
-    flag("--seed", type=seed, default=0, metavar="N",
+    flag("--seed", type=seed_int, default=0, metavar="N",
          help="picture i of a prompt (from 0) is drawn with seed N + i (default: 0)")
-    flag("--output_dir", type=path, default=GENERATED, metavar="FOLDER",
+    flag("--output_dir", type=expanded_path, default=GENERATED, metavar="FOLDER",
          help="where pictures, images.jsonl and contact_sheet.jpg go (default: Generated_sample/ of this repository)")
     flag("--resume", action=YesNo, default=False,
          help="draw only the pictures that are not there yet (default: draw all)")
@@ -85,9 +95,10 @@ def add_drawing_flags(group) -> None:
          help=f"{', '.join(SAMPLERS)} (default: {DEFAULT_SAMPLER})")
     flag("--guidance_scale", type=non_negative_float, default=GUIDANCE_SCALE, metavar="X",
          help=f"how closely to follow the prompt; 1 or less: no guidance, half the time (default: {GUIDANCE_SCALE})")
-    flag("--guidance_rescale", type=fraction, default=0.0, metavar="X",
+    flag("--guidance_rescale", type=zero_to_one, default=0.0, metavar="X",
          help="against the glare of strong guidance, for models with zero terminal SNR: 0.7; 0: off (default: 0)")
-    flag("--negative_prompt", type=text, default="", metavar="TEXT", help="what to steer away from (default: nothing)")
+    flag("--negative_prompt", type=utf8_text, default="", metavar="TEXT",
+         help="what to steer away from (default: nothing)")
     flag("--height", type=positive_int, metavar="PX", help="(default: the size most trained on)")
     flag("--width", type=positive_int, metavar="PX", help="(default: the size most trained on)")
     flag("--safety_checker", action=YesNo, default=True,
@@ -163,8 +174,7 @@ def defaults_file(folder: Path, run: dict) -> Path:
 def main() -> None:
     args = parse_args()
     require_packages()
-    with StopSignals() as stop:
-        stop.saved = "before the first picture"
+    with StopSignals("before the first picture") as stop:
         from generation.generate import generate
 
         generate(args, stop)

@@ -19,7 +19,7 @@ from runs.checkpoints import (
 )
 from runtime.errors import UserError, WorkError
 from tiny_model import tiny_unet
-from training.train import restore
+from training.optimization import load_optimizer_state
 
 RUN = {"trained": "UNet", "fingerprint": "f"}
 
@@ -183,7 +183,7 @@ def test_the_optimizers_averages_go_on_in_the_layout_of_the_weights(layouts):
     optimizer, resumed = (accelerator.prepare(torch.optim.AdamW([w], lr=0.1, fused=True)) for w in (first, again))
     step(optimizer, first, 0)
     again.data.copy_(first.data)
-    restore({"optimizer": copy.deepcopy(optimizer.state_dict()), "scaler": None}, resumed, accelerator)
+    load_optimizer_state(resumed, copy.deepcopy(optimizer.state_dict()))
     for taken, weight in ((optimizer, first), (resumed, again)):
         step(taken, weight, 1)
     assert torch.equal(first, again)
@@ -199,5 +199,5 @@ def test_what_another_optimizer_keeps_is_restored_as_it_was():
     codes = torch.arange(108, dtype=torch.float32).view(4, 3, 3, 3)
     saved.state[weight].update(step=3, state1=codes)
     resumed = accelerator.prepare(EightBit([weight], lr=0.1))
-    restore({"optimizer": copy.deepcopy(saved.state_dict()), "scaler": None}, resumed, accelerator)
+    load_optimizer_state(resumed, copy.deepcopy(saved.state_dict()))
     assert resumed.state[weight]["step"] == 3 and resumed.state[weight]["state1"].is_contiguous()

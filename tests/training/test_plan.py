@@ -10,8 +10,8 @@ from data.buckets import Size
 from data.dataset import Picture
 from models.folders import ModelShape
 from runtime.errors import UserError
-from training.batches import DATA, HELD_OUT
 from training.plan import Plan, base_name, hold_out, writing_in
+from training.samples import DATA, HELD_OUT
 
 
 def picture(number: int, *captions: str) -> Picture:

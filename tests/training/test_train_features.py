@@ -251,7 +251,7 @@ def test_a_pose_beyond_what_is_possible_is_refused(amount):
 def test_encoding_live_trains_as_stored_encodings_do_in_all_views(run, capsys):
     usual = [*STEPS, "--random_flip", "--random_affine", 0.1]
     stored, live = run("stored", *usual), run("live", *usual, "--no_cache")
-    assert "in 16 poses each: as it is, or smaller by up to 10%, turned by up to 1.4°" in capsys.readouterr().out
+    assert "16 variants of each: as it is, or up to 10% smaller, rotated by up to 1.4°" in capsys.readouterr().out
     views = {len(load_file(path)) for path in (stored / "cache" / "latents").iterdir()}
     assert views == {32} and losses(run("unmoved", *STEPS, "--random_flip")) != losses(stored)
     assert losses(live) == pytest.approx(losses(stored), abs=1e-5)
@@ -265,7 +265,7 @@ def test_another_number_of_the_bases_own_pictures_is_drawn_anew_after_a_dry_run(
 
 
 def test_a_run_that_came_to_nothing_is_in_nobodys_way(run, monkeypatch):
-    monkeypatch.setattr("training.train.make_encodings", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("training.train.encode_dataset", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run("out", *STEPS)
     monkeypatch.undo()

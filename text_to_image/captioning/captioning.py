@@ -58,7 +58,7 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str, stop
             failures = caption_pending(args, file, captioner, model, stop)
     finally:
         lock.release()
-    stop.saved = "while looking at the pictures, after the last caption was written; --check looks again"
+    stop.note_saved("while looking at the pictures, after the last caption was written; --check looks again")
     try:
         print_lengths(tokenizer, args.tokenizer, file.rows())
         print_audit(file)
@@ -84,7 +84,7 @@ def take_sidecars(file: CaptionFile, trigger: str | None, stop: StopSignals) -> 
                 continue
             captions = [with_trigger(caption, trigger) for caption in beside[path]]
             writer.add({file.name_of(path): captions if len(captions) > 1 else captions[0]})
-            stop.saved = "after captions of text files were written; the same command goes on"
+            stop.note_saved("after captions of text files were written; the same command goes on")
     if taken := len(beside) - len(faults):
         print(f"{_pictures(taken)} with a text file beside: what it says is in {file.path}", flush=True)
     return faults
@@ -127,7 +127,7 @@ def caption_pending(
             writer.add({name: text for name, text in captions.items() if text})
             tried, described = tried + len(batch), described + len(texts)
             bar.update(len(texts) if args.limit else len(batch))
-            stop.saved = f"after {tried - len(failures)} captions; the same command goes on"
+            stop.note_saved(f"after {tried - len(failures)} captions; the same command goes on")
     if tried == len(pending):
         writer.finish()
     for name in writer.backups[copies:]:

@@ -61,7 +61,9 @@ def _generate(args: argparse.Namespace, stop: StopSignals, state: PartialState) 
                 folder.add(batch, images, withheld)
                 bar.update(len(batch))
                 drawn += len(batch)
-                stop.saved = f"after {drawn} of {len(own)} pictures; --resume draws the rest into {args.output_dir}"
+                stop.note_saved(
+                    f"after {drawn} of {len(own)} pictures; --resume draws the rest into {args.output_dir}"
+                )
 
     # What all of them have drawn:
     state.wait_for_everyone()

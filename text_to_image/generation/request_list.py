@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.samplers import SAMPLERS
 from runtime.errors import UserError
-from runtime.flags import fraction, non_negative_float, positive_int, seed, text
+from runtime.flags import non_negative_float, positive_int, seed_int, utf8_text, zero_to_one
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ PROMPT_KEYS = ("prompt", "text")
 TEXTS = ("negative_prompt", "scheduler")
 # What else a row may say, and how it is checked: as the flag of the same name.
 KEYS: dict[str, Callable[[str], object]] = {
-    "negative_prompt": text,
-    "seed": seed,
+    "negative_prompt": utf8_text,
+    "seed": seed_int,
     "steps": positive_int,
     "scheduler": sampler,
     "guidance_scale": non_negative_float,
-    "guidance_rescale": fraction,
+    "guidance_rescale": zero_to_one,
     "num_images": positive_int,
     "height": positive_int,
     "width": positive_int,
@@ -113,6 +113,6 @@ def _checked(key: str, value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, str if is_text else (int, float)):
         raise ValueError(f"`{key}`: {json.dumps(value)[:40]} is not what --{key} takes")
     try:
-        return KEYS.get(key, text)(value if is_text else str(value))
+        return KEYS.get(key, utf8_text)(value if is_text else str(value))
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"`{key}`: {error}") from None

@@ -1,7 +1,8 @@
-"""What a run will do, worked out from arguments, data set and model before anything is loaded."""
+"""The plan of a run: all that follows from the arguments, the data set and the model before a weight is loaded."""
 
 import argparse
 import importlib.metadata
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +23,7 @@ from models.folders import ModelShape, find_bases, fingerprint_model, read_shape
 from models.text_encoding import count_chunks
 from runs.records import fingerprint_run, seed_for, without_secrets
 from runtime.errors import PACKAGES, UserError
-from training.batches import DATA, HELD_OUT
-from training.prior import prior_batch_size, repeat_prompts
-from training.samples import generator
-from training.schedule import total_steps, warmup_steps
+from training.samples import DATA, HELD_OUT, keyed_generator
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Plan:
     unet_base: Path  # another than `base` with --non_ema_revision
     shape: ModelShape
     global_batch: int  # samples of the data set in a step, over processes and accumulation
-    prior_batch: int  # pictures of the base's own that ride along
+    prior_batch: int  # the base's own pictures in a step
     steps: int
     warmup: int
     learning_rate: float
@@ -119,18 +117,42 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     )
 
 
+def total_steps(pictures: int, repeats: int, epochs: int, global_batch: int, max_train_steps: int | None) -> int:
+    """Steps of a run: enough that every picture is seen `epochs * repeats` times, the last batch filled up.
+
+    Batches flow over the border between epochs, so a data set smaller than the batch still trains with whole batches.
+    `max_train_steps` overrides the epochs, as in diffusers' script.
+    """
+    return max_train_steps or math.ceil(epochs * repeats * pictures / global_batch)
+
+
+def warmup_steps(asked: int | None, steps: int) -> int:
+    """`asked`, else a twentieth of the run and at most 500: a run of 75 steps must not spend them all warming up."""
+    return min(500, steps // 20) if asked is None else asked
+
+
+def prior_batch_size(global_batch: int, prior_images: int) -> int:
+    """How many of the base's pictures join `global_batch` of the data set: half as many, rounded up."""
+    return (global_batch + 1) // 2 if prior_images else 0
+
+
+def repeat_prompts(prompts: Sequence[str], prior_images: int) -> list[str]:
+    """The prompt of each of the base's pictures, in turn."""
+    return [prompts[index % len(prompts)] for index in range(prior_images)]
+
+
 def names_of(plan: Plan, pictures: Sequence[int]) -> list[str]:
     return [plan.pictures[picture].path.name for picture in pictures]
 
 
 def writing_in(picture: Picture) -> str | None:
-    """The word of a caption for which the picture must not be mirrored."""
+    """The word in a caption for which the picture must not be mirrored: it shows writing."""
     return next(filter(None, map(mentions_writing, picture.captions)), None)
 
 
 def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
     """(trained on, held out), in the data set's order; which ones follows from --seed, or is always the same."""
-    shuffled = torch.randperm(len(pictures), generator=generator(args.seed or 0, "choice of pictures")).tolist()
+    shuffled = torch.randperm(len(pictures), generator=keyed_generator(args.seed or 0, "choice of pictures")).tolist()
     chosen = sorted(shuffled[: args.max_train_samples])
     count = round(args.validation_split * len(chosen))
     if args.validation_split and not 0 < count < len(chosen):

@@ -89,11 +89,11 @@ find_repository() {
             return
         fi
     done
-    fail 2 'text_to_image/ is not beside job.sh; submit it from the folder of the repository'
+    fail 2 'text_to_image/ is not beside job.sh; submit it from there or from text_to_image/'
 }
 
 run_job() {
-    local precision pictures
+    local pictures
     local -a caption_args train_args inference_args captioning training generation
     read_words CAPTION_ARGS caption_args
     check_caption_args "${caption_args[@]}"
@@ -106,12 +106,35 @@ run_job() {
     TEXT_TO_IMAGE_STATUS="$(mktemp)" # where training writes what read_status reads
     export TEXT_TO_IMAGE_STATUS
     trap 'rm -f "$TEXT_TO_IMAGE_STATUS"' EXIT
-    say_start
+    describe_machine
     ! in_batch || prepare_batch
-
-    # What stands later wins, so a flag of TRAIN_ARGS wins over what is chosen here.
-    precision="$("$venv/bin/python" "$scripts/slurm/environment.py" precision)"
     pictures="$(captioned_folder)"
+    choose_flags
+
+    if [[ -n "$pictures" ]]; then
+        HF_HUB_OFFLINE="$(captioning_offline)" step img_captioning "${captioning[@]}"
+    fi
+    if [[ "$1" == captions ]]; then
+        say_captions
+        return
+    fi
+    launch=("${srun[@]}") # training alone runs on all nodes
+    step train_text_to_image "${training[@]}"
+    launch=()
+    read_status
+    case "$run_state" in
+        finished) check_processes "$num_processes" ;;
+        dry_run) say '== a dry run leaves no model to generate pictures with' && return ;;
+        *) fail 1 'training has ended and did not say that it finished' ;;
+    esac
+    step inference --model "$model" "${generation[@]}"
+    say_result
+}
+
+# Sets the flags of the three scripts. What stands later wins, so CAPTION_ARGS, TRAIN_ARGS and INFERENCE_ARGS do.
+choose_flags() {
+    local precision
+    precision="$("$venv/bin/python" "$scripts/slurm/environment.py" precision)"
     captioning=(--image_dir "$pictures" ${captioner:+--model "$captioner"}
         ${SLURM_ARRAY_TASK_ID:+--wait} "${caption_args[@]}") # one task of an array captions, the others wait for it
     training=(--dataset "$dataset" --epochs "${EPOCHS:-100}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
@@ -121,29 +144,6 @@ run_job() {
         ${pictures_dir:+--output_dir "$pictures_dir"} "${inference_args[@]}")
     "$venv/bin/python" "$scripts/slurm/check_flags.py" "${#captioning[@]}" "${captioning[@]}" \
         "${#training[@]}" "${training[@]}" "${#generation[@]}" "${generation[@]}"
-
-    if [[ -n "$pictures" ]]; then
-        HF_HUB_OFFLINE="$(captioning_offline)" step img_captioning "${captioning[@]}"
-    fi
-    if [[ "$1" == captions ]]; then
-        [[ -n "$pictures" ]] || fail 2 "DATASET=$dataset: no folder of pictures, so there are no captions to be written"
-        forget_restarts
-        printf '\n== nothing is trained yet: read the captions in %s, and correct what is wrong\n' "$pictures/metadata.jsonl"
-        return
-    fi
-    launch=("${srun[@]}") # training alone runs on all nodes
-    step train_text_to_image "${training[@]}"
-    launch=()
-    read_status
-    case "$run_state" in
-        finished) check_processes "$num_processes" ;;
-        dry_run)
-            say '== a dry run leaves no model to generate pictures with'
-            return ;;
-        *) fail 1 'training has ended and did not say that it finished' ;;
-    esac
-    step inference --model "$model" "${generation[@]}"
-    say_result
 }
 
 phase='' phases='' launch=() # the script that runs, the time that each took, and what starts one on other nodes
@@ -176,13 +176,11 @@ read_status() {
     num_processes="${fields[3]-}" model="${fields[4]-}"
 }
 
-say_start() {
-    local gpus commit
-    gpus="$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | paste -sd';' || true)"
-    commit="$(git -C "$repo" log -1 --format='%h of %cs' 2>/dev/null || true)"
-    say "== $(date '+%F %T') on $(hostname)${SLURM_JOB_ID:+, Slurm job $SLURM_JOB_ID}, $(nproc) CPU cores, GPUs:\
- ${gpus:-none}"
-    say "   $("$venv/bin/python" "$scripts/slurm/environment.py" versions || true); commit ${commit:-unknown}"
+say_captions() {
+    [[ -n "$pictures" ]] || fail 2 "DATASET=$dataset: no folder of pictures, so there are no captions to be written"
+    forget_restarts
+    say
+    say "== nothing is trained yet: read the captions in $pictures/metadata.jsonl, and correct what is wrong"
 }
 
 say_result() {

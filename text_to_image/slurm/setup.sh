@@ -103,3 +103,12 @@ apt-get install python$without_venv-venv), or name an environment that exists: V
     fail 2 "Python 3.11, 3.12 or 3.13 is needed, found:${found:- none}; install one (Debian, Ubuntu: apt-get install \
 python3 python3-venv; on a cluster: module load python), or name an environment that exists: VENV=folder bash job.sh"
 }
+
+describe_machine() {
+    local gpus commit
+    gpus="$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | paste -sd';' || true)"
+    commit="$(git -C "$repo" log -1 --format='%h of %cs' 2>/dev/null || true)"
+    say "== $(date '+%F %T') on $(hostname)${SLURM_JOB_ID:+, Slurm job $SLURM_JOB_ID}, $(nproc) CPU cores, GPUs:\
+ ${gpus:-none}"
+    say "   $("$venv/bin/python" "$scripts/slurm/environment.py" versions || true); commit ${commit:-unknown}"
+}

@@ -197,7 +197,7 @@ def generate_test_image(pipeline: StableDiffusionPipeline, prompt: str, shape: M
     return pipeline(prompt, generator=generator, output_type="np", **settings).images[0]
 
 
-def _print_usage_notes(model: CheckpointFormat, metadata: dict[str, str], folder: Path) -> None:
+def _print_usage_notes(model: CheckpointFormat, metadata: dict[str, str], folder: FolderLike) -> None:
     if trigger := metadata.get("modelspec.trigger_phrase"):
         print(f"trigger phrase: {trigger}")
     if not model.has_standard_sizes:

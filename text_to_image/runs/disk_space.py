@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from data.buckets import ImageToEncode
-from models.folders import PARTS, ModelShape, count_lora_parameters, count_parameters
+from models.folders import PARTS, FolderLike, ModelShape, count_lora_parameters, count_parameters
 from models.lora import LORA_TARGETS
 from models.text_encoding import count_chunks
 from runs.checkpoints import complete_checkpoints
@@ -35,7 +35,7 @@ class DiskSpace:
         return f"{kept} of about {self.checkpoint / 1e9:.2g} GB, {self.free / 1e9:.3g} GB free"
 
 
-def measure_space(args: argparse.Namespace, folder: Path, base: Path, steps: int, encodings: int) -> DiskSpace:
+def measure_space(args: argparse.Namespace, folder: Path, base: FolderLike, steps: int, encodings: int) -> DiskSpace:
     """What a run of `steps` on `base` will write into `folder`; `encodings` are the bytes of the encoded data set.
 
     A checkpoint holds the weights, Adam's two averages of them and perhaps EMA; the result is a whole pipeline.
@@ -61,7 +61,7 @@ def latents_bytes(images: Iterable[ImageToEncode], shape: ModelShape) -> int:
     return sum(2 * FLOAT * math.prod(shape.latent_shape(*i.size)) * len(i.augmentations) for i in images)
 
 
-def texts_bytes(images: Iterable[ImageToEncode], base: Path, tokenizer: CLIPTokenizer, max_chunks: int) -> int:
+def texts_bytes(images: Iterable[ImageToEncode], base: FolderLike, tokenizer: CLIPTokenizer, max_chunks: int) -> int:
     """Of all captions' embeddings, in all their variants."""
     groups = {tuple(image.captions) for image in images}  # one file each
     captions = [caption for group in groups for caption in group]

@@ -22,7 +22,7 @@ def test_a_deferred_signal_is_only_noted(number):
         stop.defer()
         os.kill(os.getpid(), number)
         assert stop.asked == number.name
-        assert str(stop.stopped_after(3, 9)).startswith(f"{number.name}: stopped after step 3 of 9")
+        assert str(stop.exception_after(3, 9)).startswith(f"{number.name}: stopped after step 3 of 9")
 
 
 def test_the_message_says_how_far_the_work_is_saved():
@@ -31,7 +31,7 @@ def test_the_message_says_how_far_the_work_is_saved():
             os.kill(os.getpid(), signal.SIGTERM)
         stop.defer()
         stop.note_saved("after step 3")
-        stop.stop_at_once()
+        stop.raise_at_once()
         with pytest.raises(Stopped, match="SIGTERM: stopped after step 3"):
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -115,7 +115,7 @@ def test_a_batch_of_long_and_short_captions_is_padded_and_masked(text, images, e
 def test_the_bases_own_pictures_have_no_spread(images, encodings):
     latent = torch.randn(4, 36, 28)
     encodings = replace(encodings, prior=[latent])
-    source = SampleSource([((next(iter(encodings.text.places)),),)], ((4, 36, 28),), [NO_AUGMENTATION])
+    source = SampleSource([((next(iter(encodings.text.locations)),),)], ((4, 36, 28),), [NO_AUGMENTATION])
     samples = [make_sample(0, SampleKey(PRIOR, number), source, SampleSettings(0.0, 1000)) for number in range(2)]
     assert torch.equal(encodings.encode(samples)[0], torch.stack([latent, latent]))
 
@@ -160,7 +160,7 @@ def test_a_changed_caption_is_never_served_stale(tmp_path, vae, text):
     encodings = store(tmp_path / "cache", images_of(data), vae, text)
     live = encode_prompt(text.tokenizer, text.text_encoder, "a white t-shirt", 3)
     assert torch.allclose(encodings.text("a white t-shirt"), live, atol=1e-6)
-    assert "a red t-shirt" not in encodings.text.places
+    assert "a red t-shirt" not in encodings.text.locations
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])

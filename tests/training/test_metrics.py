@@ -41,7 +41,7 @@ def take(log: MetricsLog, step: int, loss: torch.Tensor, measured: dict | None =
 
 
 def write(log: MetricsLog) -> None:
-    for row in log.read():
+    for row in log.collect_rows():
         log.write(row)
 
 

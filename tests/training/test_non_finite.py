@@ -139,13 +139,11 @@ def test_an_optimizer_that_is_not_fused_is_kept_from_bad_gradients_too():
 
 def test_steps_read_late_are_judged_in_their_order_and_the_first_bad_one_too_many_ends_the_run():
     judge = NonFiniteSteps(Accelerator(cpu=True), 2, lambda step: [f"{step}.png"])
-    rows_read = [
-        MetricsRow(step, 0.1, float("nan") if step in (3, 7, 8) else 1.0, 1.0, 1e-5, 1.0) for step in range(1, 11)
-    ]
+    rows_read = [MetricsRow(step, float("nan") if step in (3, 7, 8) else 1.0, 1.0) for step in range(1, 11)]
     for row in rows_read[:7]:
-        judge.check(row)
+        judge.mark_or_raise(row)
     with pytest.raises(WorkError, match=r"step 8: the loss is nan.* of 7.png"):
-        judge.check(rows_read[7])
+        judge.mark_or_raise(rows_read[7])
     assert [row.skipped for row in rows_read[:7]] == [step in (3, 7) for step in range(1, 8)]
 
 

@@ -9,6 +9,7 @@ from data.augmentation import NO_AUGMENTATION, list_augmentations
 from training.samples import (
     DATA,
     PRIOR,
+    Encoded,
     Sample,
     SampleKey,
     SampleSettings,
@@ -91,7 +92,7 @@ def test_a_generator_is_a_function_of_its_whole_key():
 
 def test_a_pass_over_several_sizes_shows_each_picture_once_and_keeps_one_size_together():
     shapes = tuple((4, 3, 2) if i % 3 else (4, 2, 3) for i in range(30))
-    source = SampleSource([(("x",),)] * 30, shapes, [NO_AUGMENTATION] * 30, run_length=5)
+    source = SampleSource([(("x",),)] * 30, shapes, [NO_AUGMENTATION] * 30, group_length=5)
     for number in range(4):
         shown = [picture_index(3, SampleKey("data", 30 * number + i), source) for i in range(30)]
         assert sorted(shown) == list(range(30))
@@ -149,15 +150,15 @@ class Encodings:
 
     def encode(self, draws):
         latents = torch.stack([torch.full_like(draw.noise, float(draw.picture)) for draw in draws])
-        return latents, torch.zeros(len(draws), 3, 8), None
+        return Encoded(latents, torch.zeros(len(draws), 3, 8), None)
 
 
-def source(caption: str, shapes: list[tuple[int, int, int]], run_length: int = 1) -> SampleSource:
-    return SampleSource([((caption,),)] * len(shapes), tuple(shapes), [NO_AUGMENTATION] * len(shapes), run_length)
+def source(caption: str, shapes: list[tuple[int, int, int]], group_length: int = 1) -> SampleSource:
+    return SampleSource([((caption,),)] * len(shapes), tuple(shapes), [NO_AUGMENTATION] * len(shapes), group_length)
 
 
 def batches(processes: int, process: int, accumulation: int, shapes=((1, 2, 2),) * 5) -> StepBatches:
-    sources = {DATA: source("a", list(shapes), run_length=4), PRIOR: source("b", [(1, 2, 2)] * 3)}
+    sources = {DATA: source("a", list(shapes), group_length=4), PRIOR: source("b", [(1, 2, 2)] * 3)}
     return StepBatches(
         encodings=Encodings(), sources=sources, settings=SampleSettings(0.1, 1000), seed=0,
         data_batch=4, prior_batch=2,
@@ -167,9 +168,9 @@ def batches(processes: int, process: int, accumulation: int, shapes=((1, 2, 2),)
 
 
 def test_a_step_holds_the_same_noise_and_timesteps_on_one_process_and_on_two():
-    (alone, last), *more = batches(1, 0, 1).of_step(3)
+    (alone, last), *more = batches(1, 0, 1).for_step(3)
     assert last and not more
-    shared = [batch for process in (0, 1) for batch, _ in batches(2, process, 2).of_step(3)]
+    shared = [batch for process in (0, 1) for batch, _ in batches(2, process, 2).for_step(3)]
     assert sorted(alone.timesteps.tolist()) == sorted(torch.cat([batch.timesteps for batch in shared]).tolist())
     assert alone.noise.sum().item() == pytest.approx(sum(batch.noise.sum().item() for batch in shared), abs=1e-5)
     assert alone.latents.shape == alone.noise.shape == (6, 1, 2, 2)
@@ -179,7 +180,7 @@ def test_pictures_of_several_sizes_are_split_into_batches_of_one_and_the_last_is
     shapes = [(1, 2, 2), (1, 2, 4), (1, 4, 2), (1, 2, 4), (1, 2, 2)]
     for step in range(6):
         for accumulation in (1, 2):
-            parts = list(batches(1, 0, accumulation, shapes).of_step(step))
+            parts = list(batches(1, 0, accumulation, shapes).for_step(step))
             assert sum(len(batch.latents) for batch, _ in parts) == 6
             assert all(batch.latents.shape == batch.noise.shape for batch, _ in parts)
             assert [last for _, last in parts] == [False] * (len(parts) - 1) + [True]
@@ -193,7 +194,7 @@ class Recorder:
 
     def encode(self, draws):
         self.noises += [tuple(draw.noise.flatten().tolist()) for draw in draws]
-        return torch.zeros(len(draws), 1, 1, 1), torch.zeros(len(draws), 1, 1), None
+        return Encoded(torch.zeros(len(draws), 1, 1, 1), torch.zeros(len(draws), 1, 1), None)
 
 
 SHAPES = ((1, 2, 2), (1, 2, 4), (1, 4, 2))
@@ -223,11 +224,11 @@ def test_a_run_cut_anywhere_and_split_otherwise_trains_on_the_uncut_sequence(
                 seed=seed, data_batch=global_batch, prior_batch=prior, process=process,
                 processes=processes, accumulation=accumulation, device=torch.device("cpu"), dtype=torch.float32,
             )  # fmt: skip
-            list(part.of_step(step))
+            list(part.for_step(step))
         return recorder.noises
 
     global_batch = split[0] * split[1] * split[2]
-    sources = {DATA: source("a", pictures, run_length=global_batch), PRIOR: source("b", SHAPES)}
+    sources = {DATA: source("a", pictures, group_length=global_batch), PRIOR: source("b", SHAPES)}
     cut = data.draw(st.integers(0, steps))
     uncut = [sorted(seen(step, split[0], split[1])) for step in range(steps)]
     then = [split[i] for i in other_split]
@@ -243,7 +244,7 @@ def test_a_run_cut_anywhere_and_split_otherwise_trains_on_the_uncut_sequence(
 
 
 def _pictures(pictures: list, global_batch: int, seed: int, step: int) -> list[int]:
-    sources = {DATA: source("a", pictures, run_length=global_batch)}
+    sources = {DATA: source("a", pictures, group_length=global_batch)}
     run = StepBatches(
         Recorder(), sources, SampleSettings(0, 1000), seed, global_batch, 0, 0, 1, 1, torch.device("cpu"), None
     )

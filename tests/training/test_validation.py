@@ -13,6 +13,7 @@ from tiny_model import tiny_unet
 from training.ema import NoEMA, averaged, make_ema
 from training.objective import Objective
 from training.parameters import ModelParameters
+from training.samples import Encoded
 from training.state import TrainState
 from training.validation import (
     FixedNoiseLoss,
@@ -33,7 +34,8 @@ def state_of(unet, parameters, ema) -> TrainState:
 
 class Encodings:
     def encode(self, samples):
-        return torch.stack([sample.posterior_noise for sample in samples]), torch.ones(len(samples), 77, 16), None
+        latents = torch.stack([sample.posterior_noise for sample in samples])
+        return Encoded(latents, torch.ones(len(samples), 77, 16), None)
 
 
 @pytest.fixture

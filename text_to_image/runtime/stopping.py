@@ -42,7 +42,7 @@ class StopSignals(AbstractContextManager):
         """From here on a signal is only noted in `asked`; the run looks at it after each step."""
         self.deferring = True
 
-    def stop_at_once(self) -> None:
+    def raise_at_once(self) -> None:
         """From here on a signal ends the run at once."""
         self.deferring = False
 
@@ -61,7 +61,7 @@ class StopSignals(AbstractContextManager):
         if self.asked:
             raise Stopped(self._message())
 
-    def stopped_after(self, step: int, steps: int) -> Stopped:
+    def exception_after(self, step: int, steps: int) -> Stopped:
         """The exception to raise once checkpoint-`step` is written."""
         return Stopped(
             f"{self.asked or 'a signal to another process'}: stopped after step {step} of {steps}, saved in "

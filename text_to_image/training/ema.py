@@ -12,11 +12,11 @@ from diffusers.training_utils import EMAModel
 
 from models.loading import load_unet
 from runtime.devices import synchronize
-from training.parameters import Parameters
+from training.parameters import OptimizedWeights
 
 
 class NoEMA:
-    """Stands where no average is wanted: the trained weights are what is saved."""
+    """EMA off: the trained weights are what is saved."""
 
     enabled = False
 
@@ -71,7 +71,7 @@ def make_ema(
     initial = load_unet(checkpoint, subfolder="unet_ema").parameters() if checkpoint else parameters
     kind = OffloadedEMA if args.offload_ema else EMA
     ema = kind(initial, model_cls=UNet2DConditionModel, model_config=unet.config, foreach=args.foreach_ema)
-    if checkpoint:  # how far its decay has risen
+    if checkpoint:  # its decay depends on this count
         config = json.loads((checkpoint / "unet_ema" / "config.json").read_text())
         ema.optimization_step = config["optimization_step"]
     ema.to("cpu" if args.offload_ema else unet.device)
@@ -79,7 +79,7 @@ def make_ema(
 
 
 @contextmanager
-def averaged(ema: EMA | NoEMA, parameters: Parameters) -> Iterator[None]:
+def averaged(ema: EMA | NoEMA, parameters: OptimizedWeights) -> Iterator[None]:
     """The UNet with its averaged weights, for the block."""
     ema.store(parameters.parameters)
     ema.copy_to(parameters.parameters)

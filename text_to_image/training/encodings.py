@@ -1,4 +1,4 @@
-"""Latents and text embeddings that training reads: encoded once and kept on disk, or live, behind one `encode`.
+"""Latents and text embeddings that training reads: encoded once and kept on disk, or at every step.
 
 A latent is kept as mean and standard deviation, so that every step still samples the posterior anew. Every file is
 named by the hash of all that it follows from, so a changed picture, caption or model is never served stale.
@@ -27,7 +27,7 @@ from training.prior import prior_latents
 from training.samples import PRIOR, Encoded, Sample
 from training.setup import PreparedRun
 
-PIXELS_AT_ONCE = 1 << 19  # of pictures that a GPU encodes together: two of 512 x 512 take 2 GB
+PIXELS_AT_ONCE = 1 << 19  # per VAE batch on a GPU: two pictures of 512 x 512 take 2 GB
 
 ImageKey = tuple[str, int]  # stream and number
 Images = Mapping[ImageKey, ImageToEncode]
@@ -36,16 +36,16 @@ Posterior = tuple[torch.Tensor, torch.Tensor]  # mean and standard deviation of 
 
 @dataclass(frozen=True)
 class Encodings:
-    """The tensors of samples, from wherever `text` and `posterior` have them."""
+    """Latents and embeddings of samples, which `text` and `posterior` read from the cache or compute."""
 
     text: Callable[[str], torch.Tensor]  # caption -> its embedding (L, D)
     posterior: Callable[[Sample], Posterior]
     prior: Sequence[torch.Tensor] = ()  # the base's own pictures: latents (C, h, w), already sampled
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
-        """latents (B, C, h, w), encoder_hidden_states (B, L, D) and its mask (B, L) or None."""
+        """The tensors of samples of one shape."""
         latents = torch.stack([self.latent(sample) for sample in samples])
-        return latents, *join_embeddings([self.text(sample.caption) for sample in samples])
+        return Encoded(latents, *join_embeddings([self.text(sample.caption) for sample in samples]))
 
     def latent(self, sample: Sample) -> torch.Tensor:
         """(C, h, w)"""
@@ -56,26 +56,26 @@ class Encodings:
 
 
 def encode_dataset(run: PreparedRun) -> Encodings:
-    """Encodes what is not encoded yet, generates the base's own pictures, and says where a step finds it all.
+    """Encodes what is not cached yet, generates the prior images, and returns the readers of both.
 
-    The processes share the work. Without --no_cache the VAE and the text encoder are gone when this returns.
+    The processes share the work. Without --no_cache the VAE and the text encoder are freed when this returns.
     """
-    cache = run.args.latents_cache_dir or run.folder / "cache"
-    text, posterior = _encode_once(run, cache) if run.args.cache else _encode_live(run)
-    return Encodings(text, posterior, prior_latents(run, cache, text))
+    cache_folder = run.args.latents_cache_dir or run.folder / "cache"
+    text, posterior = _encode_once(run, cache_folder) if run.args.cache else _encode_live(run)
+    return Encodings(text, posterior, prior_latents(run, cache_folder, text))
 
 
 def _encode_live(run: PreparedRun) -> tuple["CaptionEncoder", "LivePosteriors"]:
     return CaptionEncoder.load(run), LivePosteriors(run.plan.images_to_encode, _load_vae(run))
 
 
-def _encode_once(run: PreparedRun, cache: Path) -> tuple["CachedTexts", "CachedPosteriors"]:
+def _encode_once(run: PreparedRun, cache_folder: Path) -> tuple["CachedTexts", "CachedPosteriors"]:
     plan, args, quiet = run.plan, run.args, not run.is_main
-    latents = LatentCache(cache / "latents", _load_vae(run), fingerprint_model(plan.base, ("vae",)))
-    posteriors = latents.store(plan.images_to_encode, run.own_share, args.dataloader_num_workers, quiet)
+    latents = LatentCache(cache_folder / "latents", _load_vae(run), fingerprint_model(plan.base, ("vae",)))
+    posteriors = latents.store(plan.images_to_encode, run.process_share, args.dataloader_num_workers, quiet)
     prompts = ["", *plan.prior_prompts, *(args.validation_prompts or [])]
     groups = [image.captions for image in plan.images_to_encode.values()] + [[prompt] for prompt in prompts]
-    texts = store_texts(cache / "text", groups, CaptionEncoder.load(run), run.own_share, quiet)
+    texts = store_texts(cache_folder / "text", groups, CaptionEncoder.load(run), run.process_share, quiet)
     run.accelerator.wait_for_everyone()
     return texts, posteriors
 
@@ -112,7 +112,7 @@ class CaptionEncoder:
         return [hidden_states.float().cpu() for hidden_states in encoded]
 
     def key(self, captions: Sequence[str]) -> str:
-        """Of a file of these captions."""
+        """The cache key of a group of captions."""
         return hash_key("text", self.fingerprint, str(self.text_encoder.dtype), self.max_chunks, *captions)
 
 
@@ -120,21 +120,21 @@ class CaptionEncoder:
 class CachedTexts:
     """Embeddings in files; one is read when a step needs it, so a large data set takes no memory."""
 
-    places: dict[str, tuple[Path, str]] = field(default_factory=dict)  # caption -> its file, its name in there
+    locations: dict[str, tuple[Path, str]] = field(default_factory=dict)  # caption -> its file, its name in there
 
     def __call__(self, caption: str) -> torch.Tensor:
         """(L, D)"""
-        return read_tensor(*self.places[caption])
+        return read_tensor(*self.locations[caption])
 
 
 def store_texts(
-    folder: Path, groups: Iterable[Sequence[str]], encoder: CaptionEncoder, own_share: Callable[[int], range],
+    folder: Path, groups: Iterable[Sequence[str]], encoder: CaptionEncoder, process_share: Callable[[int], range],
     quiet: bool,
 ) -> CachedTexts:  # fmt: skip
     """A file for the captions of each group: all variants of a picture's captions, or one prompt."""
     files = {group: folder / f"{encoder.key(group)}.safetensors" for group in dict.fromkeys(map(tuple, groups))}
     unique = list(files)
-    missing = [unique[i] for i in own_share(len(unique)) if not is_intact(files[unique[i]])]
+    missing = [unique[i] for i in process_share(len(unique)) if not is_intact(files[unique[i]])]
     for group in progress_bar(
         missing, desc="encoding captions", unit="picture", disable=quiet or not missing, leave=False
     ):
@@ -162,10 +162,10 @@ class LivePosteriors:
 class CachedPosteriors:
     """Posteriors in files, a file for each picture with all its augmentations."""
 
-    places: dict[tuple[str, int, Augmentation], tuple[Path, str]] = field(default_factory=dict)
+    locations: dict[tuple[str, int, Augmentation], tuple[Path, str]] = field(default_factory=dict)
 
     def __call__(self, sample: Sample) -> Posterior:
-        mean, std = read_tensor(*self.places[sample.stream, sample.picture, sample.augmentation]).unbind()
+        mean, std = read_tensor(*self.locations[sample.stream, sample.picture, sample.augmentation]).unbind()
         return mean, std
 
 
@@ -182,11 +182,13 @@ class LatentCache:
         """On a CPU one picture at a time: no slower, and the result does not depend on which others were missing."""
         return 1 if self.vae.device.type == "cpu" else PIXELS_AT_ONCE
 
-    def store(self, images: Images, own_share: Callable[[int], range], workers: int, quiet: bool) -> CachedPosteriors:
-        """Encodes those of this process's share that the folder lacks; says where all of them are."""
+    def store(
+        self, images: Images, process_share: Callable[[int], range], workers: int, quiet: bool
+    ) -> CachedPosteriors:
+        """Encodes those of this process's share that the folder lacks; returns the reader of all."""
         files = {key: self.file(image) for key, image in images.items()}
         keys = list(images)
-        missing = [keys[i] for i in own_share(len(keys)) if not is_intact(files[keys[i]])]
+        missing = [keys[i] for i in process_share(len(keys)) if not is_intact(files[keys[i]])]
         bar = progress_bar(
             total=len(missing), desc="encoding pictures", unit="picture", disable=quiet or not missing, leave=False
         )
@@ -200,8 +202,10 @@ class LatentCache:
 
     def file(self, image: ImageToEncode) -> Path:
         content = hashlib.sha256(image.picture.path.read_bytes()).hexdigest()
-        facts = (*image.size, repr(image.augmentations), image.interpolation)
-        return self.folder / f"{hash_key('latents', self.vae_hash, str(self.vae.dtype), content, *facts)}.safetensors"
+        key_parts = (*image.size, repr(image.augmentations), image.interpolation)
+        return (
+            self.folder / f"{hash_key('latents', self.vae_hash, str(self.vae.dtype), content, *key_parts)}.safetensors"
+        )
 
     def _encode(
         self, files: Sequence[Path], pixel_values: torch.Tensor, augmentations: Sequence[Augmentation]
@@ -219,11 +223,11 @@ def _prefetch_pixels(
     images: Images, keys: Sequence[ImageKey], workers: int, pixels_at_once: int
 ) -> Iterator[tuple[list[ImageKey], torch.Tensor]]:
     """Batches of pictures of one size and the same augmentations, (B, 3, H, W), read ahead by `workers` processes."""
-    alike: dict[tuple, list[ImageKey]] = {}
+    by_size: dict[tuple, list[ImageKey]] = {}
     for key in keys:
-        alike.setdefault((images[key].size, images[key].augmentations), []).append(key)
+        by_size.setdefault((images[key].size, images[key].augmentations), []).append(key)
     batches = []
-    for (size, augmentations), group in alike.items():
+    for (size, augmentations), group in by_size.items():
         length = max(1, pixels_at_once // (size[0] * size[1] * len(augmentations)))
         batches += [group[at : at + length] for at in range(0, len(group), length)]
     pixel_values = DataLoader(_Pixels(images, batches), batch_size=None, num_workers=workers)

@@ -22,7 +22,7 @@ from training.setup import PreparedRun
 METRICS_FILE = "metrics.jsonl"
 ESTIMATE_AFTER_STEPS = 5
 SMOOTHING = 0.05  # the newest loss's share of the one that the bar shows: single ones jump too much to be read
-MEASURED = ("val_loss", "fixed_loss", "_ema")  # how the names of losses on fixed noise end
+EVAL_LOSS_SUFFIXES = ("val_loss", "fixed_loss", "_ema")  # how the names of losses on fixed noise end
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class MetricsRow:
     """One optimisation step (from 1), its numbers read."""
 
     step: int
-    epoch: float
     train_loss: float
     grad_norm: float
-    learning_rate: float
-    images_per_second: float
+    epoch: float = 0.0
+    learning_rate: float = 0.0
+    images_per_second: float = 0.0
     skipped: bool = False
     measured: dict[str, float] = field(default_factory=dict)
 
@@ -74,8 +74,8 @@ class MetricsLog:
         self.path = run.folder / METRICS_FILE
         self.read_every = 1 if run.accelerator.device.type == "cpu" else 10
         self.pending: list[tuple[int, torch.Tensor, dict[str, float]]] = []
-        self.started = self.read_at = time.perf_counter()
-        self.last_read = run.resume.first_step
+        self.started = self.collected_at = time.perf_counter()
+        self.last_collected_step = run.resume.first_step
         self.estimated = False
         self.smoothed_loss = 0.0
         first_step, steps = run.resume.first_step, run.plan.steps
@@ -91,18 +91,18 @@ class MetricsLog:
     def is_due(self, step: int) -> bool:
         return len(self.pending) >= self.read_every or step == self.run.plan.steps
 
-    def read(self) -> list[MetricsRow]:
+    def collect_rows(self) -> list[MetricsRow]:
         """The rows of the steps that were added since the last time; waits for the device."""
         pending, self.pending = self.pending, []
         if not pending:
             return []
         numbers = torch.stack([loss_and_norm for _, loss_and_norm, _ in pending]).tolist()
         now = time.perf_counter()
-        rate = self.run.plan.samples_per_step * len(pending) / (now - self.read_at)
-        self.read_at, self.last_read = now, pending[-1][0]
+        rate = self.run.plan.samples_per_step * len(pending) / (now - self.collected_at)
+        self.collected_at, self.last_collected_step = now, pending[-1][0]
         return [
             MetricsRow(
-                step, self.run.epoch_after(step), loss, norm, self.run.learning_rate_at(step - 1), rate,
+                step, loss, norm, self.run.epoch_after(step), self.run.learning_rate_at(step - 1), rate,
                 measured=measured,
             )
             for (step, _, measured), (loss, norm) in zip(pending, numbers, strict=True)
@@ -123,35 +123,37 @@ class MetricsLog:
             f"{peak_memory_gb():.1f} GB",
             refresh=False,
         )
-        if measured := [f"{name}={value:.4f}" for name, value in row.measured.items() if name.endswith(MEASURED)]:
+        if measured := [
+            f"{name}={value:.4f}" for name, value in row.measured.items() if name.endswith(EVAL_LOSS_SUFFIXES)
+        ]:
             self.bar.write(f"step {row.step}: {' '.join(measured)}", file=sys.stdout)
         self._estimate(row.step)
 
     def _estimate(self, step: int) -> None:
         """Once, for the step whose loss was just read: until then the GPU may lag behind the steps counted here."""
         first_step = self.run.resume.first_step
-        if self.estimated or step != self.last_read or step < first_step + ESTIMATE_AFTER_STEPS:
+        if self.estimated or step != self.last_collected_step or step < first_step + ESTIMATE_AFTER_STEPS:
             return
         self.estimated = True
-        per_step = (self.read_at - self.started) / (step - first_step)
+        per_step = (self.collected_at - self.started) / (step - first_step)
         remaining = format_duration(per_step * (self.run.plan.steps - step))
         self.bar.write(f"{per_step:.2f} s a step: about {remaining} to go", file=sys.stdout)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """For work between steps, whose time is not the steps'."""
+        """For work between steps, whose time counts neither in images/s nor in the estimate."""
         synchronize()  # or the steps that the device still works on would count as this work
         began = time.perf_counter()
         yield
         seconds = time.perf_counter() - began
-        self.started, self.read_at = self.started + seconds, self.read_at + seconds
+        self.started, self.collected_at = self.started + seconds, self.collected_at + seconds
 
     def close(self) -> None:
         self.bar.close()
 
 
 def start_trackers(args: argparse.Namespace, accelerator: Accelerator, folder: Path) -> None:
-    """None of them ever sees a token."""
+    """Starts the tracker of --report_to; secrets are left out of its config."""
     if args.report_to == "none":
         return
     arguments = without_secrets({name: value for name, value in vars(args).items() if name != "origins"})

@@ -11,11 +11,13 @@ from accelerate import Accelerator
 from runtime.errors import WorkError, escape_control_chars
 from training.metrics import MetricsRow
 
-OVERFLOWS = 50  # in a row that the fp16 scaler may need to find its scale; it begins some 20 halvings too high
+MAX_SCALER_OVERFLOWS = (
+    50  # in a row that the fp16 scaler may need to find its scale; it begins some 20 halvings too high
+)
 
 
 class NonFiniteSteps:
-    """Judges every step of a run by its loss and its gradient's norm, which are the same on all processes.
+    """Counts the steps whose loss or gradient norm is non-finite; both are the same on all processes.
 
     `limit` is how many in a row end the run; `pictures_of` names the pictures of a step (from 0).
     """
@@ -24,11 +26,11 @@ class NonFiniteSteps:
         self.accelerator, self.limit, self.pictures_of = accelerator, limit, pictures_of
         self.in_a_row = self.overflows = 0
 
-    def check(self, row: MetricsRow) -> None:
+    def mark_or_raise(self, row: MetricsRow) -> None:
         """Marks the row of a skipped step and says why. Every step is to be checked, in order.
 
-        Raises WorkError after `limit` non-finite steps in a row. With fp16 a norm that overflowed is the scaler's
-        business, until it has found no scale for very long.
+        Raises WorkError after `limit` non-finite steps in a row. With fp16 an overflowing norm is normal while the
+        scaler adapts; after 50 in a row it counts as well.
         """
         if not self._is_non_finite(row.train_loss, row.grad_norm):
             self.in_a_row = 0
@@ -48,4 +50,4 @@ class NonFiniteSteps:
     def _is_non_finite(self, loss: float, norm: float) -> bool:
         overflowed = self.accelerator.scaler and not math.isfinite(norm)
         self.overflows = self.overflows + 1 if overflowed else 0
-        return not (math.isfinite(loss) and (math.isfinite(norm) or 0 < self.overflows < OVERFLOWS))
+        return not (math.isfinite(loss) and (math.isfinite(norm) or 0 < self.overflows < MAX_SCALER_OVERFLOWS))

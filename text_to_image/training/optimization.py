@@ -10,7 +10,7 @@ from diffusers.optimization import get_scheduler
 from runtime.errors import UserError
 
 
-def find_optimizer(use_8bit_adam: bool) -> Callable[..., torch.optim.Optimizer]:
+def find_optimizer_class(use_8bit_adam: bool) -> Callable[..., torch.optim.Optimizer]:
     """AdamW, or bitsandbytes' with its state in 8 bits; UserError where that is not installed."""
     if not use_8bit_adam:
         return functools.partial(torch.optim.AdamW, fused=True)  # one kernel over all tensors
@@ -22,7 +22,7 @@ def find_optimizer(use_8bit_adam: bool) -> Callable[..., torch.optim.Optimizer]:
 
 
 def make_optimizer(args: argparse.Namespace, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    return find_optimizer(args.use_8bit_adam)(
+    return find_optimizer_class(args.use_8bit_adam)(
         parameters,
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
@@ -32,11 +32,11 @@ def make_optimizer(args: argparse.Namespace, parameters: Sequence[torch.nn.Param
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Adam's averages keep the memory layout of their weights: the fused AdamW reads them in that order, and a
-    checkpoint may come from a device with another layout."""
+    """Loads the state, and gives Adam's averages the memory layout of their weights, in which the fused AdamW reads
+    them: a checkpoint may come from a device with another layout."""
     optimizer.load_state_dict(state)
     for parameter, own in optimizer.state.items():
-        for name in own.keys() & {"exp_avg", "exp_avg_sq"}:  # AdamW's; what others keep has an order of its own
+        for name in own.keys() & {"exp_avg", "exp_avg_sq"}:  # AdamW's; other optimizers' state is left as it is
             if own[name].stride() != parameter.stride():
                 own[name] = torch.empty_like(parameter).copy_(own[name])
 

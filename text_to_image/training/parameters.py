@@ -130,8 +130,8 @@ class MasterWeights:
                 setattr(module, name, replacement.get(id(parameter), parameter))
 
 
-Parameters = ModelParameters | MasterWeights
+OptimizedWeights = ModelParameters | MasterWeights
 
 
-def make_parameters(unet: UNet2DConditionModel, precision: str, processes: int = 1) -> Parameters:
+def make_parameters(unet: UNet2DConditionModel, precision: str, processes: int = 1) -> OptimizedWeights:
     return MasterWeights(unet, processes) if precision == "bf16" else ModelParameters(unet)

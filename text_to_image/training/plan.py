@@ -33,7 +33,7 @@ class Plan:
 
     folder: Path  # of the data set
     without_caption: list[str]  # names of pictures in it, and in folders below, that have no row
-    unread: list[str]  # names of pictures in it of a kind that cannot be read
+    unreadable: list[str]  # names of pictures in it of a kind that cannot be read
     pictures: list[Picture]
     sizes: list[Size]  # of each picture
     augmentations: list[tuple[Augmentation, ...]]  # of each picture
@@ -96,11 +96,11 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     return Plan(
         folder=folder,
         without_caption=[str(path.relative_to(folder)) for path in without_caption],
-        unread=[path.name for path in find_unsupported_files(folder)],
+        unreadable=[path.name for path in find_unsupported_files(folder)],
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),
         augmentations=[
-            list_augmentations(args.random_flip and not writing_in(p), args.random_affine) for p in pictures
+            list_augmentations(args.random_flip and not writing_word(p), args.random_affine) for p in pictures
         ],
         held_out=held_out,
         held_out_sizes=choose_sizes(held_out, *sizing),
@@ -141,11 +141,11 @@ def repeat_prompts(prompts: Sequence[str], prior_images: int) -> list[str]:
     return [prompts[index % len(prompts)] for index in range(prior_images)]
 
 
-def names_of(plan: Plan, pictures: Sequence[int]) -> list[str]:
+def picture_names(plan: Plan, pictures: Sequence[int]) -> list[str]:
     return [plan.pictures[picture].path.name for picture in pictures]
 
 
-def writing_in(picture: Picture) -> str | None:
+def writing_word(picture: Picture) -> str | None:
     """The word in a caption for which the picture must not be mirrored: it shows writing."""
     return next(filter(None, map(mentions_writing, picture.captions)), None)
 

@@ -21,10 +21,10 @@ from runtime.tensor_files import is_intact, save_with_checksum
 from training.samples import LatentShape, keyed_generator
 from training.setup import PreparedRun
 
-PRIOR_STEPS, PRIOR_BATCH = 20, 4
+SAMPLER_STEPS, PRIOR_BATCH = 20, 4
 
 
-def prior_latents(run: PreparedRun, cache: Path, text: Callable[[str], torch.Tensor]) -> list[torch.Tensor]:
+def prior_latents(run: PreparedRun, cache_folder: Path, text: Callable[[str], torch.Tensor]) -> list[torch.Tensor]:
     """Latents (C, h, w) of the base's own pictures, generated once; the processes share the work.
 
     `text` gives the embedding (L, D) of a prompt.
@@ -33,8 +33,8 @@ def prior_latents(run: PreparedRun, cache: Path, text: Callable[[str], torch.Ten
     if not plan.prior_prompts:
         return []
     shape, guidance_scale = plan.shape.latent_shape(*plan.main_size), guidance_scale_of(plan.base)
-    facts = (*plan.prior_prompts, run.seed, shape, guidance_scale, run.precision, run.args.max_token_chunks)
-    stored = cache / "prior" / f"{hash_key(fingerprint_model(plan.base), *facts)}.safetensors"
+    key_parts = (*plan.prior_prompts, run.seed, shape, guidance_scale, run.precision, run.args.max_token_chunks)
+    stored = cache_folder / "prior" / f"{hash_key(fingerprint_model(plan.base), *key_parts)}.safetensors"
     latents = read_prior(stored)
     accelerator.wait_for_everyone()  # all must have looked before one of them writes it
     if latents is not None:
@@ -44,7 +44,7 @@ def prior_latents(run: PreparedRun, cache: Path, text: Callable[[str], torch.Ten
     embeddings = {prompt: text(prompt) for prompt in ["", *plan.prior_prompts]}
     prior = PriorGenerator(unet, load_sampler(plan.base), plan.prior_prompts, embeddings, shape, guidance_scale)
     with accelerator.autocast():
-        own = prior.generate(run.seed, run.own_share(len(plan.prior_prompts)), quiet)
+        own = prior.generate(run.seed, run.process_share(len(plan.prior_prompts)), quiet)
     generated = {index: latent for share in gather_object([own]) for index, latent in share.items()}
     if run.is_main:
         write_prior(stored, generated)
@@ -65,9 +65,7 @@ class PriorGenerator:
     def generate(self, seed: int, indices: Sequence[int], quiet: bool) -> dict[int, torch.Tensor]:
         """Scaled latents (C, h, w) of the pictures `indices`, the same whichever process generates them."""
         generated: dict[int, torch.Tensor] = {}
-        bar = progress_bar(
-            total=len(indices), desc="the base's own pictures", unit="picture", disable=quiet, leave=False
-        )
+        bar = progress_bar(total=len(indices), desc="prior images", unit="picture", disable=quiet, leave=False)
         with bar:
             for start in range(0, len(indices), PRIOR_BATCH):
                 batch = indices[start : start + PRIOR_BATCH]
@@ -80,11 +78,11 @@ class PriorGenerator:
         noise = torch.stack([torch.randn(self.latent_shape, generator=generator) for generator in generators])
         prompts = [self.embeddings[self.prompts[index]] for index in batch]
         negatives = [self.embeddings[""]] * len(batch)
-        return generate_latents(self.unet, self.sampler, noise, prompts, negatives, self.guidance_scale, PRIOR_STEPS)
+        return generate_latents(self.unet, self.sampler, noise, prompts, negatives, self.guidance_scale, SAMPLER_STEPS)
 
 
 def read_prior(path: Path) -> list[torch.Tensor] | None:
-    """The latents that an earlier start has generated, or None."""
+    """The latents cached by an earlier start, or None."""
     if not is_intact(path):
         return None
     latents = load_file(path)

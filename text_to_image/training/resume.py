@@ -40,7 +40,7 @@ class ResumePoint:
 
 
 def find_resume_point(args: argparse.Namespace, plan: Plan, folder: Path, record: dict) -> ResumePoint:
-    """Looks, and changes nothing. `record` is what run.json would say of the run that is asked for.
+    """Read-only. `record` is what run.json would say of the run that is asked for.
 
     UserError where the folder holds another run, or the checkpoint that was asked for cannot be used.
     """
@@ -49,7 +49,7 @@ def find_resume_point(args: argparse.Namespace, plan: Plan, folder: Path, record
     if foreign and not args.overwrite:
         raise UserError("\n  ".join([f"{folder} holds {foreign[0]}", *foreign[1:], WHAT_TO_DO]))
     same = found is not None and not foreign and not run_differences(found, record)
-    earlier = found if same else None  # one that differs and is not foreign never got to a checkpoint
+    earlier = found if same else None  # a run that differs and is not foreign has nothing to lose
     notes = _overwrite_notes(args.overwrite, folder, foreign, same)
     checkpoint, checkpoint_notes = _choose_checkpoint(args.resume_from_checkpoint, folder, record, earlier, foreign)
     first_step = checkpoint_step(checkpoint) if checkpoint else 0
@@ -136,8 +136,8 @@ def _changed_schedule(args: argparse.Namespace, plan: Plan, before: int, first_s
     was = learning_rate_schedule(args.lr_scheduler, plan.learning_rate, warmup, before)(first_step - 1)
     now = learning_rate_schedule(args.lr_scheduler, plan.learning_rate, plan.warmup, plan.steps)(first_step)
     return [
-        f"{before} steps were planned, now {plan.steps}: the {args.lr_scheduler} schedule is laid over all of them, "
-        f"the rate goes on at {now:.2g} where it was {was:.2g}"
+        f"{before} steps were planned, now {plan.steps}: the {args.lr_scheduler} schedule is stretched to the new "
+        f"length, the rate goes on at {now:.2g} where it was {was:.2g}"
     ]
 
 
@@ -149,4 +149,4 @@ def prepare_output_folder(folder: Path, resume: ResumePoint, record: dict) -> No
     if resume.overwrites:
         remove_run(folder)
     remove_later_checkpoints(folder, resume.first_step, record["fingerprint"])
-    write_run(folder, record)  # at last: what it says is how the same command is known
+    write_run(folder, record)  # last: by run.json the same command knows its run

@@ -1,4 +1,4 @@
-"""Which samples make up which step, and what is random about each: a pure function of (seed, stream, number).
+"""Which samples make up which step, and each one's random draws: a pure function of (seed, stream, number).
 
 A run that is stopped and resumed, or spread over more processes, therefore trains on the same samples. Random numbers
 come from the CPU, whose generator gives the same ones on every machine.
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -21,7 +21,14 @@ from runtime.devices import to_device
 DATA, PRIOR, HELD_OUT = "data", "prior", "held out"
 
 LatentShape = tuple[int, int, int]  # (C, h, w)
-Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+class Encoded(NamedTuple):
+    """What the UNet's inputs are made of."""
+
+    latents: torch.Tensor  # (B, C, h, w)
+    hidden_states: torch.Tensor  # (B, L, D)
+    attention_mask: torch.Tensor | None  # (B, L): 1 read, 0 padding; None: all are read
 
 
 @dataclass(frozen=True)
@@ -34,17 +41,17 @@ class SampleKey:
 
 @dataclass(frozen=True, eq=False)
 class SampleSource:
-    """A stream's pictures, an entry of each for each picture."""
+    """A stream's pictures: parallel lists, indexed by picture."""
 
     caption_groups: Sequence[Sequence[Sequence[str]]]
     latent_shapes: tuple[LatentShape, ...]
     augmentations: Sequence[Sequence[Augmentation]]
-    run_length: int = 1  # that many pictures of one shape follow each other, so that a batch needs one pass
+    group_length: int = 1  # that many pictures of one shape follow each other, so that a batch needs one pass
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How random a sample is."""
+    """Settings of the random draws."""
 
     caption_dropout: float  # the probability of an empty caption (classifier-free guidance, arXiv:2207.12598)
     timesteps: int
@@ -54,7 +61,7 @@ class SampleSettings:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample with everything decided; the noises are (C, h, w)."""
+    """A sample after all random draws; the noises are (C, h, w)."""
 
     stream: str
     picture: int
@@ -73,7 +80,7 @@ def keyed_generator(seed: int, *key: str | int) -> torch.Generator:
 
 
 def make_sample(seed: int, key: SampleKey, source: SampleSource, settings: SampleSettings) -> Sample:
-    """The order of the draws is part of every run's results: new randomness takes a generator of its own."""
+    """Never reorder these draws: it would change existing runs. New randomness takes a generator of its own."""
     generator = keyed_generator(seed, key.stream, key.number)
     picture = picture_index(seed, key, source)
     shape = source.latent_shapes[picture]
@@ -110,26 +117,26 @@ def picture_index(seed: int, key: SampleKey, source: SampleSource) -> int:
 
 
 @lru_cache(maxsize=8)
-def _epoch_order(seed: int, stream: str, epoch: int, source: SampleSource) -> list[int]:
+def _epoch_order(seed: int, stream: str, epoch: int, source: SampleSource) -> tuple[int, ...]:
     """Shuffled, then grouped into runs of one shape; the shorter runs, what is left of each shape, come last."""
     generator = keyed_generator(seed, stream, "pass", epoch)
     by_shape: dict[LatentShape, list[int]] = {}
     for picture in torch.randperm(len(source.latent_shapes), generator=generator).tolist():
         by_shape.setdefault(source.latent_shapes[picture], []).append(picture)
-    length = source.run_length
+    length = source.group_length
     runs = [pictures[at : at + length] for pictures in by_shape.values() for at in range(0, len(pictures), length)]
     shuffled = [runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()]
-    return [picture for pictures in sorted(shuffled, key=len, reverse=True) for picture in pictures]
+    return tuple(picture for pictures in sorted(shuffled, key=len, reverse=True) for picture in pictures)
 
 
 # --- Batches --------------------------------------------------------------------------------------------------------
 
 
 class Encoder(Protocol):
-    """What `training.encodings.Encodings` does for batches."""
+    """What batches need of `training.encodings.Encodings`, which itself imports this module."""
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
-        """latents (B, C, h, w), encoder_hidden_states (B, L, D) and its mask (B, L) or None."""
+        """The tensors of samples of one shape."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +153,14 @@ class Batch:
 
 def make_batch(encodings: Encoder, samples: Sequence[Sample], device: torch.device, dtype: torch.dtype) -> Batch:
     """The tensors of samples of one shape; `dtype` is the UNet's, for what it reads as it is."""
-    latents, hidden_states, mask = encodings.encode(samples)
+    encoded = encodings.encode(samples)
+    mask = encoded.attention_mask
     return Batch(
-        latents=to_device(latents, device),
+        latents=to_device(encoded.latents, device),
         noise=to_device(torch.stack([sample.noise for sample in samples]), device),
         input_noise=to_device(torch.stack([sample.input_noise for sample in samples]), device),
         timesteps=to_device(torch.tensor([sample.timestep for sample in samples]), device),
-        encoder_hidden_states=to_device(hidden_states, device, dtype),
+        encoder_hidden_states=to_device(encoded.hidden_states, device, dtype),
         encoder_attention_mask=None if mask is None else to_device(mask, device, dtype),
     )
 
@@ -173,7 +181,7 @@ class StepBatches:
     device: torch.device
     dtype: torch.dtype
 
-    def of_step(self, step: int) -> Iterator[tuple[Batch, bool]]:
+    def for_step(self, step: int) -> Iterator[tuple[Batch, bool]]:
         """What this process trains on in step `step` (from 0), and with each batch whether it is the last.
 
         At least `accumulation` batches, more where a step holds pictures of several sizes.
@@ -196,7 +204,7 @@ class StepBatches:
 
 
 def step_samples(step: int, data_batch: int, prior_batch: int) -> list[SampleKey]:
-    """The samples of step `step` (from 0). Batches flow over the border between epochs: none is short."""
+    """The samples of step `step` (from 0). Batches continue into the next epoch: none is short."""
     data = [SampleKey(DATA, step * data_batch + i) for i in range(data_batch)]
     prior = [SampleKey(PRIOR, step * prior_batch + i) for i in range(prior_batch)]
     return data + prior
@@ -205,7 +213,7 @@ def step_samples(step: int, data_batch: int, prior_batch: int) -> list[SampleKey
 def micro_batches(
     keys: Sequence[SampleKey], process: int, processes: int, accumulation: int
 ) -> list[Sequence[SampleKey]]:
-    """A process's share of a step in `accumulation` parts, none empty: neighbours stay together."""
+    """A process's share of a step in `accumulation` parts, none empty: contiguous slices."""
     parts = processes * accumulation
     assert len(keys) >= parts
     bounds = [len(keys) * part // parts for part in range(parts + 1)]

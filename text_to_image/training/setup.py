@@ -23,7 +23,7 @@ from runtime.errors import UserError
 from runtime.locking import RunLock
 from runtime.processes import disable_unsupported_p2p, run_on_main
 from training.objective import Objective, make_objective
-from training.optimization import find_optimizer, learning_rate_schedule
+from training.optimization import find_optimizer_class, learning_rate_schedule
 from training.parameters import FullUNet, LoraAdapter, make_trainable
 from training.plan import Plan, describe_run, make_plan
 from training.resume import ResumePoint, find_resume_point, prepare_output_folder
@@ -57,7 +57,7 @@ class PreparedRun:
         return self.record["seed"]
 
     @property
-    def finished_before(self) -> dict | None:
+    def finished_record(self) -> dict | None:
         """run.json of an earlier start of this very run that has done all of its steps."""
         return self.resume.earlier if self.resume.finished(self.plan.steps) else None
 
@@ -70,7 +70,7 @@ class PreparedRun:
         """Passes over the data set after optimisation step `step`, from 1."""
         return step * self.plan.global_batch / (len(self.plan.pictures) * self.args.repeats)
 
-    def own_share(self, count: int) -> range:
+    def process_share(self, count: int) -> range:
         """Which of `count` things this process does where the processes share them."""
         return range(self.accelerator.process_index, count, self.accelerator.num_processes)
 
@@ -92,11 +92,11 @@ def prepare_run(args: argparse.Namespace) -> PreparedRun:
     record = describe_run(args, plan, accelerator, tokenizer, precision)
     trainable = make_trainable(args.lora_rank, args.lora_alpha, record["seed"])
     learning_rate_at = learning_rate_schedule(args.lr_scheduler, plan.learning_rate, plan.warmup, plan.steps)
-    find_optimizer(args.use_8bit_adam)  # refused now where it is not installed
+    find_optimizer_class(args.use_8bit_adam)  # refused now where it is not installed
     folder = output_folder(args.output_dir, args.dataset, plan.base, record["fingerprint"])
     space = measure_space(args, folder, plan.base, plan.steps, encodings_bytes(args, plan, tokenizer, folder))
     lock = RunLock(folder)
-    resume = run_on_main(accelerator, lambda: look_into(args, plan, folder, record, lock))
+    resume = run_on_main(accelerator, lambda: lock_and_find_resume_point(args, plan, folder, record, lock))
     record["steps"] = max(plan.steps, resume.first_step)
     return PreparedRun(
         args, accelerator, precision, plan, tokenizer, objective, trainable, learning_rate_at, record, folder, lock,
@@ -112,14 +112,16 @@ def encodings_bytes(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokeniz
     return latents_bytes(images, plan.shape) + texts_bytes(images, plan.base, tokenizer, args.max_token_chunks)
 
 
-def look_into(args: argparse.Namespace, plan: Plan, folder: Path, record: dict, lock: RunLock) -> ResumePoint:
+def lock_and_find_resume_point(
+    args: argparse.Namespace, plan: Plan, folder: Path, record: dict, lock: RunLock
+) -> ResumePoint:
     """Where to begin; locked first, so that no other run changes the folder meanwhile."""
     if folder.is_dir() and not args.dry_run:
         lock.take()
     return find_resume_point(args, plan, folder, record)
 
 
-def take_folder(run: PreparedRun) -> None:
+def claim_output_folder(run: PreparedRun) -> None:
     """From here on the output folder is this run's, and no other may write into it."""
 
     def take() -> None:
@@ -138,7 +140,7 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> StepBatches:
         caption_groups=[picture.caption_groups for picture in plan.pictures],
         latent_shapes=tuple(plan.shape.latent_shape(*size) for size in plan.sizes),
         augmentations=plan.augmentations,
-        run_length=plan.global_batch,
+        group_length=plan.global_batch,
     )
     prior = SampleSource(
         caption_groups=[((prompt,),) for prompt in plan.prior_prompts],

@@ -14,7 +14,7 @@ from models.loading import set_attention
 from runs.checkpoints import load_training_state
 from training.ema import EMA, NoEMA, make_ema
 from training.optimization import load_optimizer_state, make_optimizer
-from training.parameters import FullUNet, LoraAdapter, Parameters, make_parameters
+from training.parameters import FullUNet, LoraAdapter, OptimizedWeights, make_parameters
 from training.setup import PreparedRun
 
 
@@ -26,7 +26,7 @@ class TrainState:
     trainable: FullUNet | LoraAdapter
     unet: torch.nn.Module  # as it is called in training: wrapped where several processes exchange gradients
     unwrapped: UNet2DConditionModel
-    parameters: Parameters
+    weights: OptimizedWeights
     optimizer: AcceleratedOptimizer
     ema: EMA | NoEMA
 
@@ -35,7 +35,7 @@ class TrainState:
         """New, or as the run's checkpoint has it."""
         accelerator, checkpoint = run.accelerator, run.resume.checkpoint
         unwrapped = run.trainable.load(run.plan.unet_base, checkpoint).to(accelerator.device).train()
-        _speed_up(run, unwrapped)
+        _configure_unet(run, unwrapped)
         parameters = make_parameters(unwrapped, run.precision, accelerator.num_processes)
         ema = make_ema(run.args, unwrapped, parameters.parameters, checkpoint)
         unet, optimizer = accelerator.prepare(unwrapped, make_optimizer(run.args, parameters.parameters))
@@ -57,15 +57,15 @@ class TrainState:
 
     def save_weights(self, folder: Path) -> None:
         """unet/ or a LoRA's file, and unet_ema/ where there is an average."""
-        with self.parameters.full_precision():
+        with self.weights.full_precision():
             self.trainable.save_checkpoint(self.unwrapped, folder)
         self.ema.save_pretrained(folder / "unet_ema")
 
     @contextlib.contextmanager
-    def result(self) -> Iterator[UNet2DConditionModel]:
-        """The UNet to be saved at the end: averaged where there is an average, in fp32."""
-        self.ema.copy_to(self.parameters.parameters)
-        with self.parameters.full_precision():
+    def final_unet(self) -> Iterator[UNet2DConditionModel]:
+        """The UNet to be saved at the end: the EMA where there is one, in fp32. The last use of the state."""
+        self.ema.copy_to(self.weights.parameters)
+        with self.weights.full_precision():
             yield self.unwrapped
 
     # --- One step ---
@@ -74,29 +74,32 @@ class TrainState:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
 
-    def gradients_exchanged(self, last: bool) -> contextlib.AbstractContextManager:
-        """Processes exchange their gradients in the `last` backward pass of a step alone."""
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.unet)
+    def sync_gradients(self, is_last: bool) -> contextlib.AbstractContextManager:
+        """Processes exchange their gradients only in the last backward pass of a step."""
+        return contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.unet)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """For a part of the step's loss that is divided by the samples of all processes, which will be averaged."""
+        """`loss` is already divided by the samples of all processes: times their number undoes DDP's mean."""
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
     def step(self, loss: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
-        """Clips the gradients and updates the weights, unless `loss` or the norm is non-finite; returns the norm."""
-        norm = self.accelerator.clip_grad_norm_(self.parameters.parameters, max_grad_norm)
+        """Clips the gradients, updates the weights and the EMA, and returns the gradients' norm.
+
+        Where `loss` or the norm is non-finite, the weights stay, and only the EMA moves on towards them.
+        """
+        norm = self.accelerator.clip_grad_norm_(self.weights.parameters, max_grad_norm)
         self._skip_if_non_finite(loss, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.parameters.sync_to_model()
-        self.ema.step(self.parameters.parameters)
+        self.weights.sync_to_model()
+        self.ema.step(self.weights.parameters)
         return norm
 
     def _skip_if_non_finite(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
         """Keeps the gradients of a non-finite step from the weights.
 
-        The fused optimizer learns of it on the device, as the fp16 scaler does by itself, so that nothing waits for
-        the GPU. Any other one is left without gradients, which takes reading one value.
+        The fused optimizer gets it as `found_inf`, as from the fp16 scaler, without waiting for the GPU. Any other one
+        is left without gradients, which takes reading one value.
         """
         if self.accelerator.scaler:
             return
@@ -107,7 +110,7 @@ class TrainState:
             self.optimizer.zero_grad()
 
 
-def _speed_up(run: PreparedRun, unet: UNet2DConditionModel) -> None:
+def _configure_unet(run: PreparedRun, unet: UNet2DConditionModel) -> None:
     """The attention that suits device and size; recomputation instead of memory where asked for."""
     set_attention(unet, run.plan.shape, *run.plan.largest_size, run.accelerator.device.type)
     if run.args.gradient_checkpointing:

@@ -14,7 +14,7 @@ from models.folders import count_parameters
 from models.text_encoding import count_tokens
 from runs.records import without_secrets
 from runtime.paths import SCRIPTS, display_path
-from training.plan import Plan, writing_in
+from training.plan import Plan, writing_word
 from training.setup import PreparedRun
 
 Rows = list[tuple[str, str]]
@@ -60,8 +60,8 @@ def _pictures_line(plan: Plan) -> str:
         line += f", and {len(plan.held_out)} held out to measure the loss on"
     if plan.without_caption:
         line += f"; WITHOUT A CAPTION, left out: {_names(plan.without_caption)}"
-    if plan.unread:
-        line += f"; NOT READABLE, left out: {_names(plan.unread)} (save them as JPEG or PNG)"
+    if plan.unreadable:
+        line += f"; NOT READABLE, left out: {_names(plan.unreadable)} (save them as JPEG or PNG)"
     return line
 
 
@@ -80,7 +80,7 @@ def _bucket_rows(plan: Plan) -> Rows:
 def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:
     rows = []
     if args.random_flip:
-        kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := writing_in(p))]
+        kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := writing_word(p))]
         line = f"{len(plan.pictures) - len(kept)} of {len(plan.pictures)} pictures are mirrored half of the time"
         line += f"; never those whose captions mention writing: {_names(kept)}" if kept else ""
         rows.append(("mirrored", line))

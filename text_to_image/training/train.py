@@ -20,9 +20,9 @@ from training.encodings import encode_dataset
 from training.metrics import METRICS_FILE, MetricsLog, MetricsRow, StepResult, read_metrics, start_trackers
 from training.non_finite import NonFiniteSteps
 from training.objective import diffusion_loss
-from training.plan import names_of
+from training.plan import picture_names
 from training.samples import StepBatches
-from training.setup import PreparedRun, make_batches, prepare_run, take_folder
+from training.setup import PreparedRun, claim_output_folder, make_batches, prepare_run
 from training.state import TrainState
 from training.summary import closing_lines, run_summary
 from training.validation import best_step, make_validator
@@ -39,13 +39,13 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     stop = stop or StopSignals()
     # Check the arguments, the data set and the model, plan the run, and see where it begins:
     run = prepare_run(args)
-    if run.finished_before:
-        run_on_main(run.accelerator, run.lock.release)
-        finish(run, run.finished_before)
+    if run.finished_record:
+        run_on_main(run.accelerator, run.lock.release)  # prepare_run has taken it
+        finish(run, run.finished_record)
         return
     print_table(run_summary(run), quiet=not run.is_main)
     if not args.dry_run:
-        take_folder(run)
+        claim_output_folder(run)
 
     # Encode what does not change, once; the VAE and the text encoder leave the memory with this:
     encodings = encode_dataset(run)
@@ -54,7 +54,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     # The UNet, its optimizer and its EMA, new or from a checkpoint:
     state = TrainState.create(run)
     non_finite = NonFiniteSteps(
-        run.accelerator, args.max_bad_steps, lambda step: names_of(run.plan, batches.pictures_of(step))
+        run.accelerator, args.max_bad_steps, lambda step: picture_names(run.plan, batches.pictures_of(step))
     )
     if args.dry_run:
         print_table([("duration", time_steps(run, state, batches, non_finite))], quiet=not run.is_main)
@@ -65,18 +65,19 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     start_trackers(args, run.accelerator, run.folder)
     validator = make_validator(run, state, encodings)
     log = MetricsLog(run)
-    flag = CrossProcessFlag(run.accelerator, args.distributed_timeout)
-    stop.defer()
-    run.accelerator.wait_for_everyone()  # from here on all defer, or some would end while others wait for them
+    stop_flag = CrossProcessFlag(run.accelerator, args.distributed_timeout)
+    stop.defer()  # from here on a signal waits for the end of the step
+    run.accelerator.wait_for_everyone()  # on all processes, or some would end while others wait for them
     for step in range(run.resume.first_step, run.plan.steps):
         result = train_step(run, state, batches, step)
         done = step + 1
-        log.add(done, result, validator.measure(done, log.paused))
-        stopping = flag.any_process(bool(stop.asked))
+        measured = validator.measure(done, log.paused)  # after most steps nothing
+        log.add(done, result, measured)
+        stopping = stop_flag.any_process(bool(stop.asked))
         saving = stopping or done % args.checkpointing_steps == 0
         if saving or log.is_due(done):
-            for row in log.read():
-                non_finite.check(row)
+            for row in log.collect_rows():
+                non_finite.mark_or_raise(row)
                 log.write(row)
         if saving:
             with log.paused():
@@ -84,42 +85,45 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         if stopping:
             log.close()
             write_status(run.accelerator, "stopped", run.folder, done, run.plan.steps)
-            raise stop.stopped_after(done, run.plan.steps)
+            raise stop.exception_after(done, run.plan.steps)
     log.close()
 
     # Save the result, with the averaged weights where there is an EMA:
     if run.is_main:
-        with state.result() as unet:
+        with state.final_unet() as unet:
             run.trainable.save_result(unet, run.plan.base, run.folder, run.objective.noise_scheduler)
         write_run(run.folder, {**run.record, **outcome(run.folder)})
         run.lock.release()
     run.accelerator.wait_for_everyone()
     stop.note_saved("after the result was saved")
-    stop.stop_at_once()
+    stop.raise_at_once()
     finish(run, run.record)
 
 
 def train_step(run: PreparedRun, state: TrainState, batches: StepBatches, step: int) -> StepResult:
-    """One optimisation step (from 0). Nothing is read here, so that a GPU computes while the next step is prepared."""
+    """One optimisation step (from 0).
+
+    No value is copied back from the GPU here, so that it computes while the next step is prepared.
+    """
     state.set_learning_rate(run.learning_rate_at(step))
     loss = torch.zeros((), device=run.accelerator.device)
-    for batch, last in batches.of_step(step):
-        with state.gradients_exchanged(last):
+    for batch, is_last in batches.for_step(step):
+        with state.sync_gradients(is_last):
             losses = diffusion_loss(state.unet, run.objective, batch)
-            # The mean over all samples of the step, however they are split: processes are averaged, parts added.
-            part = losses.sum() / run.plan.samples_per_step
-            state.backward(part)
-        state.parameters.collect_gradients(last)
-        loss += part.detach()
+            # Divided by the samples of all processes: the micro-batches of all of them add up to the mean.
+            micro_loss = losses.sum() / run.plan.samples_per_step
+            state.backward(micro_loss)
+        state.weights.collect_gradients(is_last)
+        loss += micro_loss.detach()
     loss = run.accelerator.reduce(loss, reduction="sum")
     return StepResult(loss, state.step(loss, run.args.max_grad_norm))
 
 
 def time_steps(run: PreparedRun, state: TrainState, batches: StepBatches, non_finite: NonFiniteSteps) -> str:
-    """How long the run will take, from two steps after one that warms up; what they learn is thrown away."""
+    """How long the run will take, from two steps after one that warms up; nothing of them is saved."""
     first_step = run.resume.first_step
     result = train_step(run, state, batches, first_step)
-    non_finite.check(MetricsRow(first_step + 1, 0.0, result.loss.item(), result.grad_norm.item(), 0.0, 0.0))
+    non_finite.mark_or_raise(MetricsRow(first_step + 1, result.loss.item(), result.grad_norm.item()))
     began = time.perf_counter()
     for _ in range(TIMED_STEPS):
         train_step(run, state, batches, first_step)
@@ -130,10 +134,10 @@ def time_steps(run: PreparedRun, state: TrainState, batches: StepBatches, non_fi
 
 
 def write_checkpoint(run: PreparedRun, state: TrainState, step: int) -> None:
-    """Written by the main process; the others wait, or they would run ahead into a collective call without it."""
+    """Only the main process writes; the others wait, so that none starts a collective call without it."""
 
     def write() -> None:
-        flush_to_disk(run.folder / METRICS_FILE)  # a checkpoint never outlives the rows before it
+        flush_to_disk(run.folder / METRICS_FILE)  # the rows before a checkpoint reach the disk before it does
         existing = {step, *map(checkpoint_step, complete_checkpoints(run.folder))}
         best = best_step(read_metrics(run.folder / METRICS_FILE), among=existing)
         save_checkpoint(run.folder, step, run.record, state.save_weights, state.saved_state())
@@ -146,17 +150,19 @@ def outcome(folder: Path) -> dict:
     """What run.json says at the end of the run."""
     rows = read_metrics(folder / METRICS_FILE)
     best = best_step(rows)
-    found: dict[str, object] = {"best_step": best[0], best[1]: best[2]} if best else {}
-    found["skipped_steps"] = sum("skipped" in row for row in rows)
+    summary: dict[str, int | float] = {"best_step": best[0], best[1]: best[2]} if best else {}
+    summary["skipped_steps"] = sum("skipped" in row for row in rows)
     finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-    return {**found, "finished": True, "finished_at": finished_at, "peak_memory_gb": peak_memory_gb()}
+    return {**summary, "finished": True, "finished_at": finished_at, "peak_memory_gb": peak_memory_gb()}
 
 
 def finish(run: PreparedRun, record: dict) -> None:
     """Says where the result is, and uploads it where asked for; `record` is run.json's content."""
     rows = [("finished", f"after {record['steps']} steps")]
     if best := best_step(read_metrics(run.folder / METRICS_FILE)):
-        rows.append(("best step", f"{best[0]}, with a {best[1]} of {best[2]:.4f}{_best_checkpoint(run.folder)}"))
+        rows.append(
+            ("best step", f"{best[0]}, with a {best[1]} of {best[2]:.4f}{_best_checkpoint_clause(run.folder)}")
+        )
     print_table([*rows, *closing_lines(run.folder, record)], quiet=not run.is_main)
     write_status(run.accelerator, "finished", run.folder, record["steps"], record["steps"])
     run.accelerator.wait_for_everyone()
@@ -165,7 +171,7 @@ def finish(run: PreparedRun, record: dict) -> None:
         upload(run.args, run.folder)  # the others do not wait for it
 
 
-def _best_checkpoint(folder: Path) -> str:
+def _best_checkpoint_clause(folder: Path) -> str:
     """The checkpoint with the lowest held-out loss."""
     existing = list(map(checkpoint_step, complete_checkpoints(folder)))
     best = best_step(read_metrics(folder / METRICS_FILE), among=existing)

@@ -24,11 +24,11 @@ from training.setup import PreparedRun
 from training.state import TrainState
 
 TIMESTEPS_PER_PICTURE = 4  # the middle of each quarter of the schedule
-MOST_PICTURES = 16  # of each stream; more would cost more than they tell
-MEASUREMENTS, MEASUREMENTS_HELD_OUT = 4, 10  # in a run
+MOST_PICTURES = 16  # of each stream, to limit the cost
+DEFAULT_MEASUREMENTS, DEFAULT_MEASUREMENTS_HELD_OUT = 4, 10  # in a run
 # The most that measuring takes of the time that the steps take, unless --validation_steps asks for more.
 MEASURING_SHARE = 0.1
-FORWARD_PASSES = 3  # that a training step takes as long as: one forward, and backward twice that
+STEP_COST_IN_FORWARDS = 3  # that a training step takes as long as: one forward, and backward twice that
 SAMPLING_STEPS = 25
 LOSS_NAMES = {HELD_OUT: "val_loss", DATA: "train_fixed_loss"}
 
@@ -40,15 +40,15 @@ class Validator:
     state: TrainState
     fixed_loss: "FixedNoiseLoss"
     sampler: "ValidationSampler | None"
-    measured: set[int]  # after these steps
-    sampled: set[int]
+    loss_steps: set[int]  # after which the loss is measured
+    image_steps: set[int]  # after which the prompts are generated
 
     def measure(self, step: int, paused: Callable[[], AbstractContextManager]) -> dict[str, float]:
         """{name of a loss: its value} after optimisation step `step` (from 1), empty after most.
 
         Pictures go into OUTPUT/validation/. It all happens while the clock of the steps is `paused`.
         """
-        if step not in self.measured | self.sampled:
+        if step not in self.loss_steps | self.image_steps:
             return {}
         with paused():
             return self._measure(step)
@@ -56,13 +56,13 @@ class Validator:
     def _measure(self, step: int) -> dict[str, float]:
         state, losses = self.state, {}
         # The unwrapped UNet: each process measures its share by itself.
-        if step in self.measured:
+        if step in self.loss_steps:
             losses = self.fixed_loss.measure(state.unwrapped, state.accelerator)
             if state.ema.enabled:
-                with averaged(state.ema, state.parameters):
+                with averaged(state.ema, state.weights):
                     losses |= self.fixed_loss.measure(state.unwrapped, state.accelerator, "_ema")
-        if self.sampler and step in self.sampled and state.accelerator.is_main_process:
-            with averaged(state.ema, state.parameters):
+        if self.sampler and step in self.image_steps and state.accelerator.is_main_process:
+            with averaged(state.ema, state.weights):
                 self.sampler.generate(state.unwrapped, step)
         return losses
 
@@ -80,10 +80,10 @@ def make_validator(run: PreparedRun, state: TrainState, encodings: Encodings) ->
         state,
         fixed_loss,
         make_validation_sampler(run, encodings) if args.validation_prompts else None,
-        measured=measured_steps(
+        loss_steps=measured_steps(
             plan.steps, plan.samples_per_step, samples, weight_sets, args.validation_steps, args.checkpointing_steps
         ),
-        sampled=sampled_steps(plan.steps, steps_in_epoch, args.validation_epochs, args.validation_steps),
+        image_steps=sampled_steps(plan.steps, steps_in_epoch, args.validation_epochs, args.validation_steps),
     )
 
 
@@ -96,7 +96,7 @@ class FixedNoiseLoss:
 
     samples: Mapping[str, Sequence[Sample]]  # by stream
     encodings: Encodings
-    objective: Objective  # the plain one: no weights, no DREAM, so that the number means the same in every run
+    objective: Objective  # the plain one: no SNR weights, no DREAM, so that the number means the same in every run
     device: torch.device
     dtype: torch.dtype
 
@@ -117,7 +117,7 @@ def fixed_samples_of(run: PreparedRun) -> dict[str, list[Sample]]:
     """By stream; the held-out pictures first."""
     images, samples = run.plan.images_to_encode, {}
     for stream in (HELD_OUT, DATA):
-        if own := [image for (of, _), image in images.items() if of == stream]:
+        if own := [image for (own_stream, _), image in images.items() if own_stream == stream]:
             shapes = [run.plan.shape.latent_shape(*image.size) for image in own]
             captions = [image.captions[0] for image in own]
             samples[stream] = fixed_samples(stream, captions, shapes, len(run.objective.noise_scheduler))
@@ -149,8 +149,8 @@ def measured_steps(
     """
     held_out = HELD_OUT in samples
     work = sum(map(len, samples.values())) * weight_sets
-    affordable = int(MEASURING_SHARE * FORWARD_PASSES * steps * samples_per_step / work)
-    times = max(1, min(MEASUREMENTS_HELD_OUT if held_out else MEASUREMENTS, affordable))
+    affordable = int(MEASURING_SHARE * STEP_COST_IN_FORWARDS * steps * samples_per_step / work)
+    times = max(1, min(DEFAULT_MEASUREMENTS_HELD_OUT if held_out else DEFAULT_MEASUREMENTS, affordable))
     every = asked or math.ceil(steps / times)
     checkpoints = range(checkpointing_steps, steps + 1, checkpointing_steps) if held_out else ()
     return {*range(every, steps + 1, every), *checkpoints, steps}
@@ -202,9 +202,11 @@ def make_validation_sampler(run: PreparedRun, encodings: Encodings) -> Validatio
 def sampled_steps(steps: int, steps_in_epoch: float, asked_epochs: int | None, asked: int | None) -> set[int]:
     """The optimisation steps (from 1) after which the prompts are generated: always after the last one.
 
-    `asked_epochs` is --validation_epochs, which counts before `asked`, --validation_steps.
+    `asked_epochs` is --validation_epochs, which takes precedence over `asked`, --validation_steps.
     """
-    every = math.ceil(asked_epochs * steps_in_epoch) if asked_epochs else asked or math.ceil(steps / MEASUREMENTS)
+    every = (
+        math.ceil(asked_epochs * steps_in_epoch) if asked_epochs else asked or math.ceil(steps / DEFAULT_MEASUREMENTS)
+    )
     return {*range(every, steps + 1, every), steps}
 
 

@@ -19,7 +19,7 @@ from models.loading import load_tokenizer
 from train_text_to_image import parse_args
 from training.plan import describe_run, make_plan
 from training.samples import SampleKey, SampleSettings, SampleSource, keyed_generator, make_sample, picture_index
-from training.train import make_accelerator
+from training.setup import make_accelerator
 from training.validation import fixed_samples
 
 FINGERPRINTS = {

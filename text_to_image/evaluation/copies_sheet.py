@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageOps
 
-from generation.contact_sheet import FONT_SIZE, LINE, MARGIN, TITLE_SIZE, best_columns, write_text
+from generation.contact_sheet import FONT_SIZE, LINE, MARGIN, TITLE_SIZE, TextBox, best_columns, write_text
 
 CELL = (150, 200)  # px, of one picture; it keeps its shape in it
 PAIR = (2 * CELL[0] + 2, CELL[1])
@@ -25,7 +25,7 @@ def make_copies_sheet(pairs: Sequence[Pair], limit: float) -> Image.Image:
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     title = f"generated | nearest, {len(shown)} of {len(pairs)}; copies: within {limit:.3f}"
-    write_text(draw, (MARGIN, MARGIN), title, TITLE_SIZE, "black", sheet.width - 2 * MARGIN, lines=1)
+    write_text(draw, TextBox(MARGIN, MARGIN, sheet.width - 2 * MARGIN), title, TITLE_SIZE, "black")
     for index, pair in enumerate(shown):
         place = MARGIN + index % columns * width, top + index // columns * height
         _lay(sheet, draw, place, pair)
@@ -39,5 +39,5 @@ def _lay(sheet: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int], 
         sheet.paste(ImageOps.pad(picture, CELL, color="white"), (left + offset, upper))
     colour = COPY_COLOUR if is_copy else "gainsboro"
     draw.rectangle((left - 2, upper - 2, left + PAIR[0] + 1, upper + PAIR[1] + 1), outline=colour, width=2)
-    below, ink = (left, upper + PAIR[1] + 3), COPY_COLOUR if is_copy else "black"
-    write_text(draw, below, words, FONT_SIZE, ink, PAIR[0], lines=1)
+    below, ink = TextBox(left, upper + PAIR[1] + 3, PAIR[0]), COPY_COLOUR if is_copy else "black"
+    write_text(draw, below, words, FONT_SIZE, ink)

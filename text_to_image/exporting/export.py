@@ -39,7 +39,7 @@ def export(args: argparse.Namespace) -> None:
     kind, dtype = kind_of(source.base, source.scheduler_overrides), DTYPES[args.dtype]
     config = ldm_config(kind)
     check_room(args.to, source.base, dtype)
-    print(f"exporting {source.told()}, in {args.dtype}", flush=True)
+    print(f"exporting {source.describe()}, in {args.dtype}", flush=True)
 
     with atomic_write(args.to) as beside:
         metadata = {"format": "pt", **modelspec(kind, source.run, args.title or args.to.stem)}

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from models.samplers import SamplingSettings
 from models.sampling import generate_latents
 from runtime.progress import progress_bar
 from training.encodings import is_intact, save_with_checksum
@@ -40,9 +41,9 @@ def generate_prior(
             noise = torch.stack(
                 [torch.randn(latent_shape, generator=generator(seed, "prior picture", i)) for i in part]
             )
-            embeddings = [text[prompts[i]] for i in part]
-            away = [text[""]] * len(part)
-            latents = generate_latents(unet, sampler, noise, embeddings, away, guidance_scale, PRIOR_STEPS)
+            embeddings = [(text[prompts[i]], text[""]) for i in part]
+            settings = SamplingSettings(PRIOR_STEPS, guidance_scale)
+            latents = generate_latents(unet, sampler, noise, embeddings, settings)
             drawn.update(zip(part, latents.float().cpu(), strict=True))
             bar.update(len(part))
     return drawn

@@ -12,6 +12,7 @@ import torch
 
 from data.augmentation import Augmentation
 from data.images import save_image
+from models.samplers import SamplingSettings
 from models.sampling import decode_latents, generate_latents, initial_noise
 from training.batches import DATA, HELD_OUT, make_batch
 from training.objective import Objective, diffusion_loss
@@ -113,7 +114,8 @@ class ValidationSampler:
             prompt, seed = divmod(index, self.number)
             latents = generate_latents(
                 unet, self.sampler, initial_noise(seed, self.latent_shape)[None],
-                [self.encodings.text(self.prompts[prompt])], [negative], self.guidance_scale, DRAWING_STEPS,
+                [(self.encodings.text(self.prompts[prompt]), negative)],
+                SamplingSettings(DRAWING_STEPS, self.guidance_scale),
             )  # fmt: skip
             save_image(decode_latents(self.vae, latents)[0], self.folder / f"step-{step:06d}-{index}.png")
 

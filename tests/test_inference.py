@@ -16,11 +16,12 @@ from PIL import Image
 import inference
 from background import DRAW, Background, finish, start
 from data.metadata import read_captions
-from generation import image_generator as painting
+from generation import image_generator
 from generation.generate import generate
 from generation.image_generator import ImageGenerator
 from inference import parse_args
 from models.loading import load_noise_scheduler, load_unet, save_pipeline
+from models.samplers import SamplingSettings
 from runtime.errors import UserError, WorkError
 
 SCRIPT = Path(inference.__file__)
@@ -78,14 +79,17 @@ def test_the_script_draws_every_prompt_as_often_as_asked_and_records_it(trained,
 
 def test_pictures_drawn_together_keep_their_own_negative_prompts(draw, tmp_path, monkeypatch):
     asked = []
-    draw_latents = painting.draw_latents
-    monkeypatch.setattr(painting, "draw_latents", lambda *what: asked.append(what) or draw_latents(*what))
+    generate_latents = image_generator.generate_latents
+    monkeypatch.setattr(
+        image_generator, "generate_latents", lambda *what: asked.append(what) or generate_latents(*what)
+    )
     lines = [{"prompt": "jeans", "negative_prompt": negative} for negative in ("red", "white")]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     draw("--prompts_file", tmp_path / "prompts.jsonl", "--num_images", 1, "--guidance_rescale", 0.3)
-    [(_, _, _, prompts, negatives, guidance, steps, rescale, _)] = asked
+    [(_, _, _, embeddings, settings, _)] = asked
+    prompts, negatives = zip(*embeddings, strict=True)
     assert torch.equal(*prompts) and not torch.equal(*negatives)
-    assert (guidance, steps, rescale) == (4.0, 3, 0.3)
+    assert settings == SamplingSettings(steps=3, guidance_scale=4.0, guidance_rescale=0.3)
 
 
 def test_which_weights_draw_is_what_was_asked_for(monkeypatch, tiny_model):
@@ -314,7 +318,7 @@ def test_one_picture_that_does_not_fit_is_a_line(draw, monkeypatch):
     def never(self, batch):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(ImageGenerator, "paint", never)
+    monkeypatch.setattr(ImageGenerator, "generate_images", never)
     with pytest.raises(WorkError, match="56 x 72 px; a smaller --width"):
         draw("--prompt", "jeans", "--num_images", 2)
 

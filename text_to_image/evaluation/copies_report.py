@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from evaluation.calibration import DistanceScale
-from generation.contact_sheet import FONT_SIZE, LINE, MARGIN, TITLE_SIZE, best_columns, write_text
+from generation.contact_sheet import FONT_SIZE, LINE, MARGIN, TITLE_SIZE, TextBox, best_columns, write_text
 from runtime.errors import escape_control_chars
 
 CELL = (150, 200)  # px of one picture, which keeps its aspect ratio
@@ -107,7 +107,7 @@ def make_copies_sheet(
     top = 2 * MARGIN + TITLE_SIZE
     sheet = Image.new("RGB", (MARGIN + columns * width, top + math.ceil(len(shown) / columns) * height), "white")
     title = f"generated | nearest, {len(shown)} of {len(report.matches)}; copies: within {report.scale.limit:.3f}"
-    write_text(ImageDraw.Draw(sheet), (MARGIN, MARGIN), title, TITLE_SIZE, "black", sheet.width - 2 * MARGIN, lines=1)
+    write_text(ImageDraw.Draw(sheet), TextBox(MARGIN, MARGIN, sheet.width - 2 * MARGIN), title, TITLE_SIZE, "black")
     for index, match in enumerate(shown):
         corner = MARGIN + index % columns * width, top + index // columns * height
         _paste_pair(sheet, corner, match, (generated[match.generated], training[match.training]))
@@ -125,4 +125,4 @@ def _paste_pair(
     frame, ink = (COPY_COLOUR, COPY_COLOUR) if match.is_copy else ("gainsboro", "black")
     draw.rectangle((left - 2, upper - 2, left + PAIR[0] + 1, upper + PAIR[1] + 1), outline=frame, width=2)
     words = f"{match.distance:.3f}{' copy of' if match.is_copy else ' from'} {match.training.name}"
-    write_text(draw, (left, upper + PAIR[1] + 3), words, FONT_SIZE, ink, PAIR[0], lines=1)
+    write_text(draw, TextBox(left, upper + PAIR[1] + 3, PAIR[0]), words, FONT_SIZE, ink)

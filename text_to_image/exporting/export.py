@@ -44,7 +44,7 @@ def export_checkpoint(args: argparse.Namespace) -> None:
     model = read_checkpoint_format(source.base, source.scheduler_overrides)
     config = ldm_config_yaml(model)
     check_disk_space(args.to, source.base, dtype)
-    print(f"exporting {source.told()}, in {args.dtype}", flush=True)
+    print(f"exporting {source.describe()}, in {args.dtype}", flush=True)
 
     metadata = {"format": "pt", **modelspec_metadata(model, source.run, args.title or args.to.stem)}
     with atomic_write(args.to) as temporary:

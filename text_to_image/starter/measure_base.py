@@ -29,6 +29,7 @@ from generation.weights import find_weights  # noqa: E402
 from models.defaults import guidance_scale_of  # noqa: E402
 from models.folders import read_shape  # noqa: E402
 from models.loading import load_unet, load_vae, quiet_libraries, set_attention  # noqa: E402
+from models.samplers import SamplingSettings  # noqa: E402
 from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler  # noqa: E402
 from runtime.devices import choose_device  # noqa: E402
 
@@ -76,8 +77,8 @@ def draw(
         for start in range(0, len(indices), 8):
             part = indices[start : start + 8]
             noise = torch.stack([initial_noise(seed + i, shape.latent_shape(size[1], size[0])) for i in part])
-            wanted, away = [text[prompts[i]] for i in part], [text[""]] * len(part)
-            latents = generate_latents(unet, sampler, noise, wanted, away, guidance, steps)
+            embeddings = [(text[prompts[i]], text[""]) for i in part]
+            latents = generate_latents(unet, sampler, noise, embeddings, SamplingSettings(steps, guidance))
             images.update(zip(part, decode_latents(vae, latents), strict=True))
             print(f"drawn {len(images)} of {len(prompts)}", file=sys.stderr, flush=True)
     return [images[i] for i in range(len(prompts))]

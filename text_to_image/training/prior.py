@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from models.defaults import guidance_scale_of
 from models.folders import fingerprint_model
 from models.loading import load_unet, set_attention
+from models.samplers import SamplingSettings
 from models.sampling import generate_latents, load_sampler
 from runtime.files import hash_key
 from runtime.progress import progress_bar
@@ -76,9 +77,9 @@ class PriorGenerator:
     def _latents(self, seed: int, batch: Sequence[int]) -> torch.Tensor:
         generators = (keyed_generator(seed, "prior picture", index) for index in batch)
         noise = torch.stack([torch.randn(self.latent_shape, generator=generator) for generator in generators])
-        prompts = [self.embeddings[self.prompts[index]] for index in batch]
-        negatives = [self.embeddings[""]] * len(batch)
-        return generate_latents(self.unet, self.sampler, noise, prompts, negatives, self.guidance_scale, SAMPLER_STEPS)
+        embeddings = [(self.embeddings[self.prompts[index]], self.embeddings[""]) for index in batch]
+        settings = SamplingSettings(SAMPLER_STEPS, self.guidance_scale)
+        return generate_latents(self.unet, self.sampler, noise, embeddings, settings)
 
 
 def read_prior(path: Path) -> list[torch.Tensor] | None:

@@ -15,6 +15,7 @@ from data.augmentation import Augmentation
 from data.images import save_image
 from models.defaults import guidance_scale_of
 from models.loading import load_vae
+from models.samplers import SamplingSettings
 from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler
 from training.ema import averaged
 from training.encodings import Encodings
@@ -180,7 +181,8 @@ class ValidationSampler:
             prompt, seed = divmod(index, self.number)
             latents = generate_latents(
                 unet, self.scheduler, initial_noise(seed, self.latent_shape)[None],
-                [self.encodings.text(self.prompts[prompt])], [negative], self.guidance_scale, SAMPLING_STEPS,
+                [(self.encodings.text(self.prompts[prompt]), negative)],
+                SamplingSettings(SAMPLING_STEPS, self.guidance_scale),
             )  # fmt: skip
             save_image(decode_latents(self.vae, latents)[0], self.folder / f"step-{step:06d}-{index}.png")
 

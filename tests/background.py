@@ -1,19 +1,28 @@
-"""Runs the scripts as processes of their own, to be stopped and killed."""
+"""The scripts as processes of their own, to be stopped and killed.
 
-import contextlib
+They are forked from a process that has imported the libraries already, which takes a script 5 s: else they are what
+`python script.py` is. test_train_end_to_end.py, tests/slurm/ and others start them the ordinary way.
+"""
+
+import atexit
+import functools
+import multiprocessing
 import os
+import runpy
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import ClassVar
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "text_to_image"
 TRAIN, INFERENCE = SCRIPTS / "train_text_to_image.py", SCRIPTS / "inference.py"
 PATIENCE = 240  # seconds, then a test fails
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(["background", "training.train", "generation.generate", "captioning.captioning"])
 
 
 class Background:
@@ -23,41 +32,76 @@ class Background:
 
     def __init__(self, log: Path, *flags: object, script: Path = TRAIN, **environment: str):
         self.log = log
-        with open(log, "a") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, str(script), *map(str, flags)],
-                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, "ACCELERATE_USE_CPU": "true", **environment},
-            )  # fmt: skip
+        log.touch()
+        start_server()
+        words = [str(script), *map(str, flags)]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", **environment}
+        self._process = WARM.Process(target=_run_script, args=(words, log, environment))
+        self._process.start()
         self.started.append(self)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.is_alive()
 
     def until(self, condition: Callable[[], object]) -> "Background":
         """Waits until `condition()` is true, or until the process has ended by itself."""
         end = time.monotonic() + PATIENCE
-        while not condition() and self.process.poll() is None:
+        while not condition() and self.running:
             assert time.monotonic() < end, self.log.read_text()
             time.sleep(0.005)
         return self
 
     def for_at_most(self, seconds: float) -> "Background":
-        """Waits so long, or until the process has ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
+        self._process.join(seconds)
         return self
 
     def send(self, number: signal.Signals) -> "Background":
-        self.process.send_signal(number)
+        os.kill(self.pid, number)
         return self
 
     def kill(self) -> "Background":
         """The whole group at once, as a node that goes down does."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.running:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it leads no group yet
+                self._process.kill()
         return self
 
     def ended(self) -> int:
         """Its exit code."""
-        return self.process.wait(PATIENCE)
+        self._process.join(PATIENCE)
+        assert not self.running, self.log.read_text()
+        return self._process.exitcode
+
+
+@functools.cache
+def start_server() -> None:
+    """The process that the others are forked from; it has no other way to be told where our modules are."""
+    before = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    forkserver.ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def _run_script(words: list[str], log: Path, environment: dict[str, str]) -> None:
+    os.setsid()
+    with open(log, "a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # as the interpreter's end does, but multiprocessing's does not
 
 
 def start(log: Path, processes: int, *flags: object, script: Path = TRAIN) -> list[Background]:

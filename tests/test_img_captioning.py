@@ -150,7 +150,7 @@ def test_a_second_run_waits_for_the_first_where_it_is_asked_to(tmp_path, caption
     first.send(signal.SIGCONT)
     assert (first.ended(), second.ended()) == (0, 0), logs[1].read_text()
     said = logs[1].read_text()
-    assert f"process {first.process.pid} on this host writes captions" in said
+    assert f"process {first.pid} on this host writes captions" in said
     assert f"all {number} pictures in {folder} have a row" in said and not captioned(said.splitlines())
     assert len(captioned(logs[0].read_text().splitlines())) == number == len(read_captions(folder))
 

@@ -60,7 +60,7 @@ def main() -> None:
             starts += 1
             if len(kills) < args.kills:
                 run[0].for_at_most(moment)
-            if len(kills) == args.kills or run[0].process.poll() is not None:
+            if len(kills) == args.kills or not run[0].running:
                 finish(run)
                 break
             if args.signal:

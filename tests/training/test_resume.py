@@ -349,7 +349,7 @@ def test_a_second_run_into_the_same_folder_is_refused_by_name(command, tmp_path)
     first = Background(tmp_path / "log", *command("out", *long)).until(lambda: count_rows(out) >= 1)
     second = Background(tmp_path / "log2", *command("out", *long))
     assert second.ended() == 2
-    assert f"process {first.process.pid} on this host trains into it" in (tmp_path / "log2").read_text()
+    assert f"process {first.pid} on this host trains into it" in (tmp_path / "log2").read_text()
     before = count_rows(out)
     assert first.until(lambda: count_rows(out) > before).send(signal.SIGTERM).ended() == 75
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from models.finding import ModelOptions, find_model
 from run_folder import losses
 from runtime.errors import UserError, exit_with

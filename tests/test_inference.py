@@ -14,7 +14,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
 import inference
-from background import DRAW, Background, finish, start
+from background import INFERENCE, Background, finish, start
 from data.metadata import read_captions
 from generation import image_generator
 from generation.generate import generate
@@ -259,11 +259,11 @@ def test_after_kill_9_no_half_picture_is_left_and_resume_draws_the_rest(draw, tr
     whole = draw(*flags)
     there, log = tmp_path / "killed", tmp_path / "log"
     words = ["--model", trained, "--output_dir", there, *flags]
-    run = Background(log, *words, script=DRAW).until(lambda: len(list(there.glob("*.png"))) >= 2)
+    run = Background(log, *words, script=INFERENCE).until(lambda: len(list(there.glob("*.png"))) >= 2)
     assert run.kill().ended() == -signal.SIGKILL
     left = list(there.glob("*.png"))
     assert 2 <= len(left) < 12 and all(Image.open(path).load() for path in left)
-    finish([Background(log, *words, "--resume", script=DRAW)])
+    finish([Background(log, *words, "--resume", script=INFERENCE)])
     assert f"{len(left)} of them there already" in log.read_text()
     assert not list(there.glob(".*.part")) and len(rows(there)) == 12
     for path in whole:
@@ -273,7 +273,7 @@ def test_after_kill_9_no_half_picture_is_left_and_resume_draws_the_rest(draw, tr
 def test_a_signal_keeps_what_is_drawn_and_says_how_to_go_on(trained, tmp_path):
     there, log = tmp_path / "stopped", tmp_path / "log"
     words = ["--model", trained, "--output_dir", there, "--prompt", "jeans", "--num_images", 400, "--batch_size", 1]
-    run = Background(log, *words, *QUICK, script=DRAW).until(lambda: len(list(there.glob("*.png"))) >= 3)
+    run = Background(log, *words, *QUICK, script=INFERENCE).until(lambda: len(list(there.glob("*.png"))) >= 3)
     assert run.send(signal.SIGINT).ended() == 75
     said = log.read_text().splitlines()[-1]
     drawn = list(there.glob("*.png"))
@@ -285,7 +285,7 @@ def test_two_processes_share_the_list(draw, trained, tmp_path):
     flags = ["--prompt", "jeans", "--prompt", "the white", "--num_images", 3, "--batch_size", 2, *QUICK]
     alone = draw(*flags)
     there, log = tmp_path / "shared", tmp_path / "log"
-    run = start(log, 2, "--model", trained, "--output_dir", there, *flags, script=DRAW)
+    run = start(log, 2, "--model", trained, "--output_dir", there, *flags, script=INFERENCE)
     finish(run)
     assert sorted(path.name for path in there.glob("*.png")) == sorted(path.name for path in alone)
     assert [row["file_name"] for row in rows(there)] == [path.name for path in alone]

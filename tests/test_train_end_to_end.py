@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from data.images import load_pixel_values
 from models.loading import load_noise_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
 from models.text_encoding import encode_prompt

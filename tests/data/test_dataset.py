@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from data.dataset import Picture, hash_dataset, read_pictures, with_trigger
 from data.images import PIXEL_LIMIT
 from runtime.errors import UserError

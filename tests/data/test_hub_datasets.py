@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from data.hub_datasets import find_dataset
 from runtime.errors import UserError
 

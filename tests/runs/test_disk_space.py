@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from background import Background
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from run_folder import losses, rows
 from runs import disk_space
 from runs.disk_space import DiskSpace, check_space

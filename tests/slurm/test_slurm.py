@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from background import count_rows
+from captioned_folder import write_captioned_folder
 from clone import make_clone
-from conftest import write_captioned_folder
 from run_folder import losses, weights
 from slurm_cluster import Cluster, cluster, what_is_missing
 from tiny_model import make_tiny_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from data.augmentation import NO_AUGMENTATION, list_augmentations
 from data.buckets import ImageToEncode
 from data.dataset import read_pictures

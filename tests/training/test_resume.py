@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from background import Background, count_rows, finish, kill, start
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from run_folder import assert_same_bits, assert_same_tensors, losses, rows
 from runtime.errors import Stopped, UserError
 from runtime.stopping import StopSignals

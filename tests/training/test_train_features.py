@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from generation.generate import generate
 from inference import parse_args as inference_args
 from run_folder import losses, rows, weights

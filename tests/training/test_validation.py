@@ -110,14 +110,15 @@ def test_prompts_are_drawn_with_the_averaged_weights_that_are_put_back(fixed_los
 def test_its_prompt_samples_a_picture_and_the_empty_one_is_steered_away_from(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "training.validation.generate_latents", lambda u, s, noise, *texts: asked.append(texts[:2]) or noise
+        "training.validation.generate_latents",
+        lambda unet, scheduler, noise, embeddings, _: asked.append(embeddings) or noise,
     )
     monkeypatch.setattr(
         "training.validation.decode_latents", lambda vae, latents: [Image.new("RGB", (8, 8))] * len(latents)
     )
     encodings = SimpleNamespace(text={"": 0, "a": 1, "b": 2}.get)
     ValidationSampler(["a", "b"], 2, encodings, None, None, (4, 2, 2), 4.0, tmp_path).generate(None, 7)
-    assert asked == [([1], [0]), ([1], [0]), ([2], [0]), ([2], [0])]
+    assert asked == [[(1, 0)], [(1, 0)], [(2, 0)], [(2, 0)]]
     assert len(list(tmp_path.glob("step-000007-*.png"))) == 4
 
 

@@ -228,9 +228,9 @@ from runtime.errors import exit_with, require_packages
 def main():
     require_packages()
     import img_captioning
-    from captioning.caption_file import caption_file, refuse_links, refuse_nothing
+    from captioning.caption_file import locate_caption_file, refuse_outside_links, require_pictures_or_rows
     from data.hub_datasets import find_dataset
-    from captioning.captioners import download_captioner
+    from captioning.captioner_loading import download_captioner
     from models.folders import find_bases
     from captioning.sidecars import read_sidecar
     from train_text_to_image import parse_args
@@ -240,9 +240,9 @@ def main():
     args = parse_args(words[int(count) :])
     print(f"the model: {find_bases(args)[0]}")
     folder = find_dataset(args)
-    captions = caption_file(folder, None, captioning.recursive)
-    refuse_nothing(captions)
-    refuse_links(captions)
+    captions = locate_caption_file(folder, None, captioning.recursive)
+    require_pictures_or_rows(captions)
+    refuse_outside_links(captions)
     print(f"the data set: {len(captions.pictures())} pictures in {folder}")
     without = [path for path in captions.without_row(captions.rows()) if not read_sidecar(path)]
     if without and captioner and not Path(captioner).is_dir():

@@ -88,7 +88,7 @@ def test_rows_of_pictures_below_are_enough(tmp_path, capsys):
         main(parse_args(["--image_dir", str(tmp_path)]))
     append_captions(tmp_path, [("below/1.jpg", "mine")])
     main(parse_args(["--image_dir", str(tmp_path)]))
-    assert "no pictures right in" in capsys.readouterr().out
+    assert "no pictures directly in" in capsys.readouterr().out
 
 
 def test_no_captioner_is_loaded_when_every_picture_has_a_caption(pictures):

@@ -19,12 +19,12 @@ from slurm.check_flags import split_counted
 
 def pictures_without_caption(folder: Path, recursive: bool) -> list[Path]:
     """Those that only a captioner can caption. UserError where training would not take the folder."""
-    from captioning.caption_file import caption_file, refuse_links, refuse_nothing
+    from captioning.caption_file import locate_caption_file, refuse_outside_links, require_pictures_or_rows
     from captioning.sidecars import read_sidecar
 
-    captions = caption_file(folder, None, recursive)
-    refuse_nothing(captions)
-    refuse_links(captions)
+    captions = locate_caption_file(folder, None, recursive)
+    require_pictures_or_rows(captions)
+    refuse_outside_links(captions)
     print(f"the data set: {len(captions.pictures())} pictures in {folder}")
     return [path for path in captions.without_row(captions.rows()) if not read_sidecar(path)]
 
@@ -37,7 +37,7 @@ def fetch(record: Path, captioner: str, captioning: argparse.Namespace, training
     print(f"the model: {find_bases(training)[0]}")
     uncaptioned = pictures_without_caption(find_dataset(training), captioning.recursive)
     if uncaptioned and captioner and not Path(captioner).is_dir():
-        from captioning.captioners import download_captioner  # imports torch, which takes seconds
+        from captioning.captioner_loading import download_captioner  # imports torch, which takes seconds
 
         whole = captioning.allow_pickle or captioning.trust_remote_code
         print(f"the captioner: {download_captioner(captioner, whole)}")

@@ -22,7 +22,7 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "text_to_image"
 TRAIN, INFERENCE = SCRIPTS / "train_text_to_image.py", SCRIPTS / "inference.py"
 PATIENCE = 240  # seconds, then a test fails
 WARM = multiprocessing.get_context("forkserver")
-WARM.set_forkserver_preload(["background", "training.train", "generation.generate", "captioning.captioning"])
+WARM.set_forkserver_preload(["background", "training.train", "generation.generate", "captioning.caption_folder"])
 
 
 class Background:

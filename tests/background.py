@@ -11,7 +11,9 @@ import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -26,17 +28,17 @@ WARM.set_forkserver_preload(["background", "training.train", "generation.generat
 
 
 class Background:
-    """A process group that runs `script` with `flags`; its standard output and error are appended to `log`."""
+    """A process group that runs `script` with `flags`; what it prints is appended to `log` (its errors to `err`)."""
 
     started: ClassVar[list["Background"]] = []
 
-    def __init__(self, log: Path, *flags: object, script: Path = TRAIN, **environment: str):
+    def __init__(self, log: Path, *flags: object, script: Path = TRAIN, err: Path | None = None, **environment: str):
         self.log = log
         log.touch()
         start_server()
         words = [str(script), *map(str, flags)]
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", **environment}
-        self._process = WARM.Process(target=_run_script, args=(words, log, environment))
+        self._process = WARM.Process(target=_run_script, args=(words, log, err or log, environment))
         self._process.start()
         self.started.append(self)
 
@@ -90,10 +92,10 @@ def start_server() -> None:
     os.environ.update(before)
 
 
-def _run_script(words: list[str], log: Path, environment: dict[str, str]) -> None:
+def _run_script(words: list[str], out: Path, err: Path, environment: dict[str, str]) -> None:
     os.setsid()
-    with open(log, "a") as file:
-        for stream in (1, 2):
+    for path, stream in ((out, 1), (err, 2)):
+        with open(path, "a") as file:
             os.dup2(file.fileno(), stream)
     os.environ.clear()
     os.environ.update(environment)
@@ -102,6 +104,14 @@ def _run_script(words: list[str], log: Path, environment: dict[str, str]) -> Non
         runpy.run_path(words[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()  # as the interpreter's end does, but multiprocessing's does not
+
+
+def run_script(script: Path, *flags: object, **environment: str) -> subprocess.CompletedProcess:
+    """The script from its start to its end: exit code, standard output and error."""
+    with tempfile.TemporaryDirectory() as name:
+        out, err = Path(name, "out"), Path(name, "err")
+        code = Background(out, *flags, script=script, err=err, **environment).ended()
+        return subprocess.CompletedProcess([script, *flags], code, out.read_text(), err.read_text())
 
 
 def start(log: Path, processes: int, *flags: object, script: Path = TRAIN) -> list[Background]:

@@ -10,6 +10,8 @@ from captioned_folder import write_captioned_folder
 
 # Before torch is imported, and for the scripts that tests start: tiny models are slower on many threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test needs a model hub, and a question to one that cannot be reached is repeated for 20 s.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 LONGEST_FIRST = ("slurm", "slow", "multiprocess")  # markers
 

@@ -28,7 +28,7 @@ USUAL = [
 ]
 FULL = [
     "--use_ema", "--gradient_accumulation_steps", 2, "--train_batch_size", 2, "--random_flip", "--random_affine", 0.1,
-    "--prior_images", 2, "--caption_dropout", 0.3, "--validation_split", 0.2, "--validation_steps", 3,
+    "--prior_images", 2, "--caption_dropout", 0.3, "--validation_split", 0.2, "--validation_steps", 6,
     "--validation_prompts", "jeans", "--checkpoints_total_limit", 3,
 ]  # fmt: skip
 LORA = ["--lora_rank", 2, "--train_batch_size", 2, "--random_flip"]

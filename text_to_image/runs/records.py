@@ -114,7 +114,7 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def remove_run(folder: Path) -> None:
-    """Removes a run's checkpoints and result. Other files stay. run.json goes last: an interrupted removal is still a run."""
+    """Removes a run's checkpoints and result; other files stay. run.json goes last, so that it marks what is left."""
     for path in [*folder.glob("checkpoint-*"), *(folder / name for name in RESULT_FOLDERS)]:
         shutil.rmtree(path, ignore_errors=True)
     for name in RESULT_FILES:

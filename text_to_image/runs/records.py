@@ -114,14 +114,10 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def remove_run(folder: Path) -> None:
-<<<<<<< HEAD
     """Removes a run's checkpoints and result; other files stay.
 
     run.json goes last: what an interrupted removal leaves is still known as a run.
     """
-=======
-    """Removes a run's checkpoints and result; other files stay. run.json goes last, so that it marks what is left."""
->>>>>>> models
     for path in [*folder.glob("checkpoint-*"), *(folder / name for name in RESULT_FOLDERS)]:
         shutil.rmtree(path, ignore_errors=True)
     for name in RESULT_FILES:

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import ClassVar
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "text_to_image"
-TRAIN, DRAW = SCRIPTS / "train_text_to_image.py", SCRIPTS / "inference.py"
+TRAIN, INFERENCE = SCRIPTS / "train_text_to_image.py", SCRIPTS / "inference.py"
 PATIENCE = 240  # seconds, then a test fails
 WARM = multiprocessing.get_context("forkserver")
-WARM.set_forkserver_preload(["background", "training.train", "generation.generate", "captioning.captioning"])
+WARM.set_forkserver_preload(["background", "training.train", "generation.generate", "captioning.caption_folder"])
 
 
 class Background:
-    """A process group that runs `script` with `flags`; what it prints is appended to `log` (its errors to `err`)."""
+    """A process group that runs `script` with `flags`; its output is appended to `log`, errors to `err` if given."""
 
     started: ClassVar[list["Background"]] = []
 
@@ -51,7 +51,7 @@ class Background:
         return self._process.is_alive()
 
     def until(self, condition: Callable[[], object]) -> "Background":
-        """Returns when it holds, or when the process has ended by itself."""
+        """Waits until `condition()` is true, or until the process has ended by itself."""
         end = time.monotonic() + PATIENCE
         while not condition() and self.running:
             assert time.monotonic() < end, self.log.read_text()
@@ -115,32 +115,35 @@ def run_script(script: Path, *flags: object, **environment: str) -> subprocess.C
 
 
 def start(log: Path, processes: int, *flags: object, script: Path = TRAIN) -> list[Background]:
-    """As many processes of one run, without a launcher between, so that each can be reached."""
+    """Starts as many processes of one run, without a launcher between, so that a test can signal each."""
     if processes == 1:
         return [Background(log, *flags, script=script)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    there = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     logs = [log, *(log.with_name(f"{log.name}-{rank}") for rank in range(1, processes))]
     return [
-        Background(logs[r], *flags, script=script, RANK=str(r), LOCAL_RANK=str(r), **there) for r in range(processes)
+        Background(logs[r], *flags, script=script, RANK=str(r), LOCAL_RANK=str(r), **environment)
+        for r in range(processes)
     ]
 
 
 def kill(run: list[Background]) -> bool:
-    """All at once; whether it hit any."""
-    for one in run:
-        one.kill()
-    codes = [one.ended() for one in run]
+    """Kills all processes of a run; returns whether any was still running."""
+    for process in run:
+        process.kill()
+    codes = [process.ended() for process in run]
     return -signal.SIGKILL in codes
 
 
 def finish(run: list[Background]) -> None:
-    for one in run:
-        assert one.ended() == 0, one.log.read_text()
+    """Waits until all processes of a run have ended, with exit code 0."""
+    for process in run:
+        assert process.ended() == 0, process.log.read_text()
 
 
 def count_rows(folder: Path) -> int:
+    """How many steps metrics.jsonl has."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.is_file() else 0

@@ -1,11 +1,12 @@
 """Fixtures that several test files share: a tiny Stable Diffusion pipeline and a captioned folder to train it on."""
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+
+from captioned_folder import write_captioned_folder
 
 # Before torch is imported, and for the scripts that tests start: tiny models are slower on many threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,13 +14,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 LONGEST_FIRST = ("slurm", "slow", "multiprocess")  # markers
-
-CAPTIONS = {
-    "11 (1).JPG": "A single pair of denim jeans laid flat on a white background, seen from the front. It is faded.",
-    "11 (2).JPG": "A red t-shirt laid flat on a white background.",
-    "11 (3).JPG": "A single pair of denim jeans laid flat on a white background, seen from the back. "
-    + "The legs. " * 30,
-}
 
 
 def pytest_collection_modifyitems(config, items) -> None:
@@ -65,16 +59,3 @@ def train_run(tiny_model, captioned_folder, tmp_path):
         return tmp_path / name
 
     return run
-
-
-def write_captioned_folder(folder: Path, captions: dict[str, str] = CAPTIONS) -> Path:
-    from PIL import Image, ImageDraw
-
-    folder.mkdir(parents=True)
-    for name, caption in captions.items():
-        image = Image.new("RGB", (48, 64), "white")
-        ImageDraw.Draw(image).rectangle((12, 6, 36, 58), fill="red" if "red" in caption else "navy")
-        image.save(folder / name, format="JPEG")
-    rows = [json.dumps({"file_name": name, "text": caption}) + "\n" for name, caption in captions.items()]
-    (folder / "metadata.jsonl").write_text("".join(rows), encoding="utf-8")
-    return folder

@@ -1,6 +1,8 @@
-"""A real Slurm on this machine: munged, slurmctld and slurmds of its own on free ports, and all of it gone afterwards.
+"""Starts a real Slurm on this machine, with two nodes, and removes all of it afterwards.
 
-python tests/slurm_cluster.py 600      starts one with two nodes and says how to use it, for so many seconds
+python tests/slurm_cluster.py 600      starts one for so many seconds, and prints how to use it
+
+It has a munged, a slurmctld and two slurmds of its own, on free ports.
 """
 
 import contextlib
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +69,7 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 
 
 def what_is_missing() -> str | None:
-    """Why there can be no cluster here, or None."""
+    """Says why no cluster can be started here; None where one can."""
     missing = [name for name in PROGRAMS if not _program(name)]
     if not missing:
         return None
@@ -82,9 +84,9 @@ def _program(name: str) -> str | None:
 def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For whoever submits: nothing of a Slurm around the tests."""
+        """The environment to submit from, without anything of a Slurm that the tests themselves run under."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))}
         return {**kept, "SLURM_CONF": str(self.folder / "slurm.conf"), "ACCELERATE_USE_CPU": "true"}
 
@@ -108,16 +110,18 @@ class Cluster:
         return done.stdout
 
     def submit(self, *arguments: object, cwd: Path, **environment: str) -> str:
-        """The job's number. A job that names no memory would take the whole node's."""
+        """Submits a job and returns its number."""
+        # A job that names no memory would take the whole node's.
         flags = ("--parsable", "--gpus-per-node=0", "--mem=1G", "--cpus-per-task=2")
         return self.run("sbatch", *flags, *arguments, cwd=cwd, **environment).strip()
 
     def job(self, number: str) -> dict[str, str]:
+        """What scontrol says of the job: JobState, Restarts, ExitCode, ..."""
         words = self.run("scontrol", "-o", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def until(self, number: str, condition) -> dict[str, str]:
-        """What Slurm says of the job when `condition` holds of it."""
+    def until(self, number: str, condition: Callable[[dict[str, str]], bool]) -> dict[str, str]:
+        """Waits until `condition` is true of what `job` returns, and returns that."""
         end = time.monotonic() + PATIENCE
         while not condition(job := self.job(number)):
             assert time.monotonic() < end, job
@@ -125,19 +129,21 @@ class Cluster:
         return job
 
     def revive(self, node: str) -> None:
-        """A node that was set down may have come back by itself, when its slurmd answered."""
+        """Makes a node that was set down usable again, if it is not already: its slurmd may have answered."""
         command = ["scontrol", "update", f"nodename={node}", "state=resume"]
         subprocess.run(command, env=self.environment, capture_output=True)
         _wait(lambda: _states(self) <= {"idle", "mixed", "allocated"}, self.folder)
 
     def ended(self, number: str) -> dict[str, str]:
+        """Waits until the job has ended."""
         return self.until(number, lambda job: job["JobState"] in FINAL)
 
 
 @contextlib.contextmanager
 def cluster(first_job: int = 1) -> Iterator[Cluster]:
+    """A running cluster whose first job has this number."""
     folder, mark = Path(tempfile.mkdtemp(prefix="sl")), secrets.token_hex(2)
-    folder.chmod(0o755)  # munge wants to be reached
+    folder.chmod(0o755)  # munge refuses a socket that others cannot reach
     for name in ("m", "state", "spool", "log"):
         (folder / name).mkdir(mode=0o755)
     nodes = (f"a{mark}", f"b{mark}")
@@ -188,7 +194,7 @@ def _wait(condition, folder: Path) -> None:
 
 
 def _stop(made: Cluster, daemons: list[subprocess.Popen]) -> None:
-    """Jobs first, then the daemons, munged last; then whatever process is left that knows this cluster."""
+    """Ends the jobs, then the daemons with munged last, then whatever process is left that uses this cluster."""
 
     def quietly(*command):
         with contextlib.suppress(subprocess.SubprocessError):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import write_captioned_folder
-from models.folders import find_model
+from captioned_folder import write_captioned_folder
+from models.finding import ModelOptions, find_model
 from run_folder import losses
 from runtime.errors import UserError, exit_with
 
@@ -37,7 +37,7 @@ def pickled(model: Path) -> Path:
 
 
 def test_pickles_are_refused_with_the_way_out_and_converted_where_allowed(train_run, own_model, monkeypatch, tmp_path):
-    monkeypatch.setattr("models.folders.OUTPUTS", tmp_path / "output")
+    monkeypatch.setattr("models.finding.OUTPUTS", tmp_path / "output")
     usual = ["--max_train_steps", 2, "--learning_rate", 1e-3, "--seed", 0]
     plain = train_run("plain", *usual)
     pickled(own_model)
@@ -51,14 +51,14 @@ def test_pickles_are_refused_with_the_way_out_and_converted_where_allowed(train_
 def test_a_run_with_checkpoints_in_its_folder_is_no_model_of_pickles(train_run):
     out = train_run("out", "--max_train_steps", 1, "--checkpointing_steps", 1)
     assert (out / "checkpoint-1" / "training_state.pt").is_file()
-    assert find_model(str(out), "--model") == out
+    assert find_model(str(out), "--model").path == out
 
 
 def test_a_pickle_that_would_run_code_is_refused_even_where_pickles_are_allowed(own_model, tmp_path):
     pickled(own_model)
     torch.save(Harmful(tmp_path / "made"), own_model / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match="unet cannot be loaded"):
-        find_model(str(own_model), "--model", pickles_to=tmp_path / "converted")
+        find_model(str(own_model), "--model", ModelOptions(pickles_to=tmp_path / "converted"))
     assert not (tmp_path / "made").exists()
 
 
@@ -73,7 +73,7 @@ def test_code_that_comes_with_a_model_is_never_run(train_run, own_model, tmp_pat
     index = json.loads((own_model / "model_index.json").read_text())
     index["unet"] = ["evil", "Evil"]
     (own_model / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="its unet is code of its own .'evil'."):
+    with pytest.raises(UserError, match="its unet is custom code .'evil'."):
         train_run("out", "--max_train_steps", 1, model=own_model)
     assert not (tmp_path / "made").exists() and not (tmp_path / "out").exists()
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from background import Background, run_script
-from data.metadata import append_captions, read_captions
+from data.metadata import read_captions
+from data.metadata_writer import append_captions
 from img_captioning import main, parse_args
 from runtime.errors import UserError
 from tiny_captioners import make_blip
@@ -68,7 +69,7 @@ def test_pictures_that_are_links_out_of_the_folder_are_refused_before_a_captione
     elsewhere.mkdir()
     for path in pictures.glob("*.JPG"):
         (elsewhere / path.name).symlink_to(path)
-    with pytest.raises(UserError, match=r"3 pictures are links out of the folder.* copy the picture, or link it hard"):
+    with pytest.raises(UserError, match=r"3 pictures are links out of the folder.* copy the picture"):
         main(parse_args(["--image_dir", str(elsewhere), "--model", "no/such-captioner"]))
     other_tools = ["--output", str(tmp_path / "other.jsonl")]
     with pytest.raises(UserError, match="no/such-captioner"):
@@ -82,7 +83,7 @@ def test_rows_of_pictures_below_are_enough(tmp_path, capsys):
         main(parse_args(["--image_dir", str(tmp_path)]))
     append_captions(tmp_path, [("below/1.jpg", "mine")])
     main(parse_args(["--image_dir", str(tmp_path)]))
-    assert "no pictures right in" in capsys.readouterr().out
+    assert "no pictures directly in" in capsys.readouterr().out
 
 
 def test_no_captioner_is_loaded_when_every_picture_has_a_caption(pictures):

@@ -14,13 +14,14 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
 import inference
-from background import DRAW, Background, finish, start
+from background import INFERENCE, Background, finish, start
 from data.metadata import read_captions
-from generation import image_generator as painting
+from generation import image_generator
 from generation.generate import generate
 from generation.image_generator import ImageGenerator
 from inference import parse_args
 from models.loading import load_noise_scheduler, load_unet, save_pipeline
+from models.samplers import SamplingSettings
 from runtime.errors import UserError, WorkError
 
 SCRIPT = Path(inference.__file__)
@@ -78,14 +79,17 @@ def test_the_script_draws_every_prompt_as_often_as_asked_and_records_it(trained,
 
 def test_pictures_drawn_together_keep_their_own_negative_prompts(draw, tmp_path, monkeypatch):
     asked = []
-    draw_latents = painting.draw_latents
-    monkeypatch.setattr(painting, "draw_latents", lambda *what: asked.append(what) or draw_latents(*what))
+    generate_latents = image_generator.generate_latents
+    monkeypatch.setattr(
+        image_generator, "generate_latents", lambda *what: asked.append(what) or generate_latents(*what)
+    )
     lines = [{"prompt": "jeans", "negative_prompt": negative} for negative in ("red", "white")]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     draw("--prompts_file", tmp_path / "prompts.jsonl", "--num_images", 1, "--guidance_rescale", 0.3)
-    [(_, _, _, prompts, negatives, guidance, steps, rescale, _)] = asked
+    [(_, _, _, embeddings, settings, _)] = asked
+    prompts, negatives = zip(*embeddings, strict=True)
     assert torch.equal(*prompts) and not torch.equal(*negatives)
-    assert (guidance, steps, rescale) == (4.0, 3, 0.3)
+    assert settings == SamplingSettings(steps=3, guidance_scale=4.0, guidance_rescale=0.3)
 
 
 def test_which_weights_draw_is_what_was_asked_for(monkeypatch, tiny_model):
@@ -255,11 +259,11 @@ def test_after_kill_9_no_half_picture_is_left_and_resume_draws_the_rest(draw, tr
     whole = draw(*flags)
     there, log = tmp_path / "killed", tmp_path / "log"
     words = ["--model", trained, "--output_dir", there, *flags]
-    run = Background(log, *words, script=DRAW).until(lambda: len(list(there.glob("*.png"))) >= 2)
+    run = Background(log, *words, script=INFERENCE).until(lambda: len(list(there.glob("*.png"))) >= 2)
     assert run.kill().ended() == -signal.SIGKILL
     left = list(there.glob("*.png"))
     assert 2 <= len(left) < 12 and all(Image.open(path).load() for path in left)
-    finish([Background(log, *words, "--resume", script=DRAW)])
+    finish([Background(log, *words, "--resume", script=INFERENCE)])
     assert f"{len(left)} of them there already" in log.read_text()
     assert not list(there.glob(".*.part")) and len(rows(there)) == 12
     for path in whole:
@@ -269,7 +273,7 @@ def test_after_kill_9_no_half_picture_is_left_and_resume_draws_the_rest(draw, tr
 def test_a_signal_keeps_what_is_drawn_and_says_how_to_go_on(trained, tmp_path):
     there, log = tmp_path / "stopped", tmp_path / "log"
     words = ["--model", trained, "--output_dir", there, "--prompt", "jeans", "--num_images", 400, "--batch_size", 1]
-    run = Background(log, *words, *QUICK, script=DRAW).until(lambda: len(list(there.glob("*.png"))) >= 3)
+    run = Background(log, *words, *QUICK, script=INFERENCE).until(lambda: len(list(there.glob("*.png"))) >= 3)
     assert run.send(signal.SIGINT).ended() == 75
     said = log.read_text().splitlines()[-1]
     drawn = list(there.glob("*.png"))
@@ -281,7 +285,7 @@ def test_two_processes_share_the_list(draw, trained, tmp_path):
     flags = ["--prompt", "jeans", "--prompt", "the white", "--num_images", 3, "--batch_size", 2, *QUICK]
     alone = draw(*flags)
     there, log = tmp_path / "shared", tmp_path / "log"
-    run = start(log, 2, "--model", trained, "--output_dir", there, *flags, script=DRAW)
+    run = start(log, 2, "--model", trained, "--output_dir", there, *flags, script=INFERENCE)
     finish(run)
     assert sorted(path.name for path in there.glob("*.png")) == sorted(path.name for path in alone)
     assert [row["file_name"] for row in rows(there)] == [path.name for path in alone]
@@ -314,7 +318,7 @@ def test_one_picture_that_does_not_fit_is_a_line(draw, monkeypatch):
     def never(self, batch):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(ImageGenerator, "paint", never)
+    monkeypatch.setattr(ImageGenerator, "generate_images", never)
     with pytest.raises(WorkError, match="56 x 72 px; a smaller --width"):
         draw("--prompt", "jeans", "--num_images", 2)
 

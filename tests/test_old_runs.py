@@ -3,7 +3,7 @@
 A run is found again by its fingerprint, and resumed or repeated with the same random numbers. So from now on
 - a new flag defaults to None, False or 0, which count as absent, or stands in `NOT_IN_FINGERPRINT` (runs/records.py)
   where it does not change the weights;
-- new randomness takes a generator of its own (a new key in `generator(seed, key, ...)`), never one more number from
+- new randomness takes a generator of its own (a new `keyed_generator(seed, key, ...)`), never one more number from
   an existing one.
 The numbers below are what eda9298 computed. They change where the starter model, its training_defaults.json or
 dataset/ change, and for no other reason: a failure here after a change of the code is a fault of that change.
@@ -18,8 +18,8 @@ from data.caption_variants import caption_variants
 from models.loading import load_tokenizer
 from train_text_to_image import parse_args
 from training.plan import describe_run, make_plan
-from training.samples import SampleKey, SampleSettings, SampleSource, generator, make_sample, picture_index
-from training.train import make_accelerator
+from training.samples import SampleKey, SampleSettings, SampleSource, keyed_generator, make_sample, picture_index
+from training.setup import make_accelerator
 from training.validation import fixed_samples
 
 FINGERPRINTS = {
@@ -121,4 +121,4 @@ def test_the_loss_on_fixed_noise_is_measured_on_the_same_noise():
 
 
 def test_the_bases_own_pictures_begin_with_the_same_noise():
-    assert first_two(torch.randn(PORTRAIT, generator=generator(5, "prior picture", 1))) == [-0.15439, -0.62492]
+    assert first_two(torch.randn(PORTRAIT, generator=keyed_generator(5, "prior picture", 1))) == [-0.15439, -0.62492]

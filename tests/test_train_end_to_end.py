@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from data.images import load_pixel_values
 from models.loading import load_noise_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
 from models.text_encoding import encode_prompt
@@ -19,8 +19,8 @@ from run_folder import losses, rows, weights
 from runtime.errors import UserError
 from tiny_model import make_tiny_model
 from train_text_to_image import parse_args
-from training.batches import Batch
 from training.objective import Objective, diffusion_loss
+from training.samples import Batch
 
 SCRIPT = Path(__file__).resolve().parents[1] / "text_to_image" / "train_text_to_image.py"
 

@@ -43,7 +43,7 @@ from captioning.captioners import Chat
 
 QUESTION = "Question: what is it? Answer:"
 SPOKEN = (
-    f"{QUESTION} {Chat.usual_prompt} Describe with a paragraph what is shown in the image. USER ASSISTANT : a blue"
+    f"{QUESTION} {Chat.default_prompt} Describe with a paragraph what is shown in the image. USER ASSISTANT : a blue"
 )
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>",
            "<|vision_end|>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>",

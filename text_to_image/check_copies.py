@@ -1,12 +1,12 @@
-"""Tells whether generated pictures are copies of the training pictures: for
-each one the nearest training picture, and how near that is.
+"""Finds generated pictures that are copies of training pictures: prints the
+nearest training picture of each one, and its distance.
 """
 
 import argparse
 from collections.abc import Sequence
 
 from runtime.errors import exit_with, require_packages
-from runtime.flags import FlagParser, path
+from runtime.flags import FlagParser, expanded_path
 from runtime.paths import DATASET, GENERATED
 
 EXAMPLES = """\
@@ -15,39 +15,39 @@ EXAMPLES = """\
   python text_to_image/check_copies.py --generated Generated_sample \\
     --dataset ~/pictures --embedder facebook/dinov2-base
 
-A copy is what lies about as near to a training picture as copies of known
-making do (softened, mirrored, moved by 3 %, recoloured, resized by 5 %, turned
-by a degree).
+How near is a copy? The script makes copies of the training pictures (blurred,
+mirrored, moved by 3 %, recoloured, resized by 5 %, rotated by a degree). A
+generated picture about as near to its original as these counts as a copy.
 
-What the structural measure tells: whether the same outlines and creases are in
-the same places. A recoloured copy is a copy to it. What it does not tell: a
-copy that is turned by more than a degree or bent, and parts that are copied
-(a pocket, a logo, a face) in a picture that is new as a whole. What it flags
-is worth a look at the sheet, and so are the nearest it does not flag.
-An --embedder sees likeness of another kind: things that look alike lie near
-each other, copied or not.
+Structural similarity asks whether the same outlines and creases are in the same
+places, so a recoloured copy is found. It does not find a copy that is rotated
+by more than a degree or bent, nor a copied part (a pocket, a logo, a face) in a
+picture that is otherwise new. So look at the sheet: at the copies, and at the
+nearest pictures that do not count as copies.
+
+With --embedder, pictures that look alike are near each other, copied or not.
 """
 
 
 def build_parser() -> FlagParser:
     parser = FlagParser("check_copies.py [--generated FOLDER] [--dataset FOLDER] [flags]", __doc__, EXAMPLES)
     parser.add_argument(
-        "--generated", type=path, default=GENERATED, metavar="FOLDER",
-        help="pictures that inference.py drew: those that images.jsonl there lists of the model that drew last, else "
-        "all but the sheets (default: Generated_sample/ of this repository)",
+        "--generated", type=expanded_path, default=GENERATED, metavar="FOLDER",
+        help="the pictures to check. If inference.py left an images.jsonl there, only those of its newest model; else "
+        "all except sheets (default: Generated_sample/ of this repository)",
     )  # fmt: skip
     parser.add_argument(
-        "--dataset", type=path, default=DATASET, metavar="FOLDER",
-        help="the pictures that were trained on (default: the repository's dataset/)",
+        "--dataset", type=expanded_path, default=DATASET, metavar="FOLDER",
+        help="the training pictures (default: dataset/ of this repository)",
     )  # fmt: skip
     parser.add_argument(
         "--embedder", metavar="MODEL",
-        help="compare by the features of a vision model with safetensors, a folder or a hub id, such as "
-        "facebook/dinov2-base (default: by structural similarity at 64 px, without a model)",
+        help="compare features of this vision model, a folder or a hub id with safetensors, such as "
+        "facebook/dinov2-base (default: structural similarity at 64 px, which needs no model)",
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=path, metavar="FILE.jpg",
-        help="the sheet 'generated | nearest' (default: copies_sheet.jpg beside the generated pictures)",
+        "--output", type=expanded_path, metavar="FILE.jpg",
+        help="the sheet of pairs 'generated | nearest' (default: copies_sheet.jpg in the --generated folder)",
     )  # fmt: skip
     return parser
 

@@ -1,17 +1,28 @@
-"""Draws pictures with a Stable Diffusion model: the newest that was trained
-here, or any other by name.
+"""Generates pictures with a Stable Diffusion model: the newest one that was
+trained here, or any other by name.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from generation.request_list import GenerationRequest, read_requests
 from models.defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, merge_defaults
 from models.samplers import DEFAULT_SAMPLER, SAMPLERS
 from runs.records import newest_finished_run, newest_run, read_run
 from runtime.errors import UserError, exit_with, require_packages
-from runtime.flags import FlagParser, YesNo, fraction, given_flags, non_negative_float, path, positive_int, seed, text
+from runtime.flags import (
+    FlagParser,
+    YesNo,
+    expanded_path,
+    given_flags,
+    non_negative_float,
+    positive_int,
+    seed_int,
+    utf8_text,
+    zero_to_one,
+)
 from runtime.paths import GENERATED, STARTER
 from runtime.stopping import StopSignals
 
@@ -30,14 +41,15 @@ EXAMPLES = """\
 
   python text_to_image/inference.py --prompt "denim jeans" --checkpoint latest
 """
-FROM_THE_MODEL = {"guidance_rescale", "guidance_scale", "negative_prompt", "scheduler", "steps"}
+# The flags that generation_defaults.json in a model's folder may set.
+MODEL_MAY_SET = {"guidance_rescale", "guidance_scale", "negative_prompt", "scheduler", "steps"}
 
 
 def build_parser() -> FlagParser:
     parser = FlagParser("inference.py [--prompt TEXT] [flags]", __doc__, EXAMPLES)
     add_everyday_flags(parser.add_argument_group("everyday"))
-    add_model_flags(parser.add_argument_group("what draws"))
-    add_drawing_flags(parser.add_argument_group("how they are drawn"))
+    add_model_flags(parser.add_argument_group("model"))
+    add_sampling_flags(parser.add_argument_group("sampling"))
     add_speed_flags(parser.add_argument_group("speed and memory"))
     add_file_flags(parser.add_argument_group("files"))
     return parser
@@ -46,71 +58,77 @@ def build_parser() -> FlagParser:
 # fmt: off
 
 
-def add_everyday_flags(group) -> None:
+def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
-    flag("--prompt", action="append", type=text, metavar="TEXT",
-         help="what to draw, repeatable (default, where the model was trained here: short forms of a caption, and "
-              "three captions)")
-    flag("--prompts_file", type=path, metavar="FILE",
-         help="more prompts: a text file with one a line; or *.jsonl with a prompt (or text) in each row and, as it "
-              "likes, negative_prompt, seed, steps, guidance_scale, num_images, height, width; a data set's "
-              "metadata.jsonl is one")
+    flag("--prompt", action="append", type=utf8_text, metavar="TEXT",
+         help="what the pictures show; may be given several times (default: for a model trained here, captions of its "
+              "data set and short forms of one)")
+    flag("--prompts_file", type=expanded_path, metavar="FILE",
+         help="more prompts: a text file with one prompt per line, or a *.jsonl file with a prompt (or text) in each "
+              "row; a row may also set negative_prompt, seed, steps, scheduler, guidance_scale, guidance_rescale, "
+              "num_images, height and width; the metadata.jsonl of a data set works too")
     flag("--model", metavar="MODEL",
-         help="a run's folder, any diffusers folder or a hub id (default: the newest finished run in output/, else "
-              "the starter)")
-    flag("--num_images", type=positive_int, default=4, metavar="N", help="pictures of each prompt (default: 4)")
-    flag("--seed", type=seed, default=0, metavar="N",
-         help="picture i of a prompt (from 0) is drawn with seed N + i (default: 0)")
-    flag("--output_dir", type=path, default=GENERATED, metavar="FOLDER",
-         help="where pictures, images.jsonl and contact_sheet.jpg go (default: Generated_sample/ of this repository)")
+         help="the folder of a training run, a folder in diffusers' format, or a hub id (default: the newest finished "
+              "run in output/, else the starter model)")
+    flag("--num_images", type=positive_int, default=4, metavar="N", help="pictures per prompt (default: 4)")
+    flag("--seed", type=seed_int, default=0, metavar="N",
+         help="seed of a prompt's first picture; the next ones have N+1, N+2, ... (default: 0)")
+    flag("--output_dir", type=expanded_path, default=GENERATED, metavar="FOLDER",
+         help="for the pictures, images.jsonl and contact_sheet.jpg (default: Generated_sample/ in this repository)")
     flag("--resume", action=YesNo, default=False,
-         help="draw only the pictures that are not there yet (default: draw all)")
+         help="generate only the pictures that are not in --output_dir yet (default: all of them)")
 
 
-def add_model_flags(group) -> None:
+def add_model_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--checkpoint", metavar="NAME",
-         help="a checkpoint of the run in --model: checkpoint-100, or latest; its averaged weights where it has some, "
-              "else or as checkpoint-100/unet the weights themselves (default: the run's result)")
+         help="a checkpoint of the run in --model, such as checkpoint-100 or latest, with its EMA weights if it has "
+              "them; checkpoint-100/unet uses the other weights (default: the run's result)")
     flag("--lora", metavar="FOLDER",
-         help="a LoRA on the model: a folder, a .safetensors file or a hub id (default: none)")
+         help="a LoRA for the model: a folder, a .safetensors file or a hub id (default: none)")
     flag("--lora_scale", type=non_negative_float, default=1.0, metavar="X",
-         help="how strongly the LoRA counts; 0: not at all (default: 1)")
+         help="strength of the LoRA; 0 turns it off (default: 1)")
 
 
-def add_drawing_flags(group) -> None:
+def add_sampling_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--steps", type=positive_int, default=25, metavar="N", help="denoising steps (default: 25)")
     flag("--scheduler", choices=SAMPLERS, default=DEFAULT_SAMPLER, metavar="NAME",
          help=f"{', '.join(SAMPLERS)} (default: {DEFAULT_SAMPLER})")
     flag("--guidance_scale", type=non_negative_float, default=GUIDANCE_SCALE, metavar="X",
-         help=f"how closely to follow the prompt; 1 or less: no guidance, half the time (default: {GUIDANCE_SCALE})")
-    flag("--guidance_rescale", type=fraction, default=0.0, metavar="X",
-         help="against the glare of strong guidance, for models with zero terminal SNR: 0.7; 0: off (default: 0)")
-    flag("--negative_prompt", type=text, default="", metavar="TEXT", help="what to steer away from (default: nothing)")
-    flag("--height", type=positive_int, metavar="PX", help="(default: the size most trained on)")
-    flag("--width", type=positive_int, metavar="PX", help="(default: the size most trained on)")
+         help="how closely to follow the prompt; 1 or less turns guidance off and takes half the time (default: the "
+              f"model's, else {GUIDANCE_SCALE})")
+    flag("--guidance_rescale", type=zero_to_one, default=0.0, metavar="X",
+         help="reduces overexposure by strong guidance, 0 to 1; 0.7 suits models with zero terminal SNR, 0 turns it "
+              "off (default: 0)")
+    flag("--negative_prompt", type=utf8_text, default="", metavar="TEXT",
+         help="what the pictures should not show; needs guidance (default: empty)")
+    flag("--height", type=positive_int, metavar="PX",
+         help="in pixels (default: of the size that the run trained on most, else the model's own)")
+    flag("--width", type=positive_int, metavar="PX", help="as --height")
     flag("--safety_checker", action=YesNo, default=True,
-         help="where the model brings one, a picture it objects to is black and named (default: yes)")
+         help="use the model's safety checker, if it has one: a picture that it flags is replaced by a black one and "
+              "listed (default: yes)")
 
 
-def add_speed_flags(group) -> None:
+def add_speed_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--batch_size", type=auto_or_positive_int, default="auto", metavar="N",
-         help="pictures at once: memory and speed, not the result; halved where memory does not suffice (default: "
-              "auto: 16 on a GPU, 4 on a CPU)")
+         help="pictures generated at once; changes memory and speed, not the pictures; halved when memory runs out "
+              "(default: auto, which is 16 on a GPU and 4 on a CPU)")
     flag("--dtype", choices=("fp16", "bf16", "fp32"), metavar="NAME",
-         help="fp16, bf16 or fp32, of the UNet and the text encoder (default: fp16 on a GPU, fp32 on a CPU)")
+         help="precision of the UNet and the text encoder: fp16, bf16 or fp32 (default: fp16 on a GPU, fp32 on a CPU)")
     flag("--compile", action=YesNo, default=False,
-         help="torch.compile the UNet: minutes at first, then faster; for hundreds of pictures (default: no)")
+         help="compile the UNet with torch.compile: takes minutes, then each step is faster; pays off for hundreds of "
+              "pictures (default: no)")
 
 
-def add_file_flags(group) -> None:
+def add_file_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--format", choices=("png", "jpg"), default="png", metavar="NAME",
-         help="png, or jpg: a tenth of the size, not the exact pixels (default: png)")
+         help="png, or jpg for files of a tenth of the size with slightly changed pixels (default: png)")
     flag("--write_metadata", action=YesNo, default=False,
-         help="also write metadata.jsonl, so that the folder is a data set to train on (default: no)")
+         help="also write metadata.jsonl, which makes the folder a data set to train on (default: no)")
 
 
 # fmt: on
@@ -121,28 +139,37 @@ def auto_or_positive_int(text: str) -> str | int:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments, checked, with the model filled in, and `wishes`: what is to be drawn.
+    """The flags, checked, with the model filled in; `requests` holds the prompts, `origins` where each value is from.
 
-    `origins` says where each value comes from. UserError.
+    Raises UserError for wrong flags, prompts or defaults of the model.
     """
     parser = build_parser()
-    given = given_flags(parser, argv)
-    known = {**given, **choose_model(given)}
-    folder = Path(known["model"]).expanduser()
+    given: dict[str, Any] = given_flags(parser, argv)
+    given |= choose_model(given)
+    folder = Path(given["model"]).expanduser()
     run = read_run(folder) or {}
-    wishes = [GenerationRequest(prompt) for prompt in given.get("prompt", ())]
-    wishes += read_requests(given["prompts_file"]) if "prompts_file" in given else ()
-    wishes = wishes or [GenerationRequest(prompt) for prompt in run.get("example_prompts", ())]
-    if not wishes:
-        raise UserError(f"--prompt is needed: {folder} was not trained here, so there is no caption to draw")
+    given["requests"] = choose_requests(given, run)
     names = vars(parser.parse_args([]))
-    file = defaults_file(folder, run)
-    return merge_defaults(parser, {**known, "wishes": wishes}, file, set(names) - FROM_THE_MODEL)
+    return merge_defaults(parser, given, defaults_file(folder, run), set(names) - MODEL_MAY_SET)
 
 
-def choose_model(given: dict) -> dict[str, str | None]:
-    """--model, and --lora and --checkpoint where they follow from it: without a model the newest run that is finished
-    or, for a checkpoint, the newest; a LoRA that was trained here brings its own."""
+def choose_requests(given: dict[str, Any], run: dict[str, Any]) -> list[GenerationRequest]:
+    """The prompts of the flags and of --prompts_file, else those that the run suggests."""
+    requests = [GenerationRequest(prompt) for prompt in given.get("prompt", ())]
+    if "prompts_file" in given:
+        requests += read_requests(given["prompts_file"])
+    requests = requests or [GenerationRequest(prompt) for prompt in run.get("example_prompts", ())]
+    if not requests:
+        raise UserError(f"--prompt is needed: {given['model']} was not trained here, so it suggests no prompts")
+    return requests
+
+
+def choose_model(given: dict[str, Any]) -> dict[str, str | None]:
+    """--model, with the --lora and --checkpoint that follow from it.
+
+    Without --model: the run that made the --lora, else the newest finished run (with --checkpoint: the newest run),
+    else the starter model.
+    """
     model, lora, checkpoint = (given.get(name) for name in ("model", "lora", "checkpoint"))
     if model is None and lora is not None:
         folder = Path(lora).expanduser()
@@ -154,8 +181,8 @@ def choose_model(given: dict) -> dict[str, str | None]:
     return {"model": model or str(newest() or STARTER), "lora": lora, "checkpoint": checkpoint}
 
 
-def defaults_file(folder: Path, run: dict) -> Path:
-    """What the model recommends; a run that is not finished has only its base's."""
+def defaults_file(folder: Path, run: dict[str, Any]) -> Path:
+    """generation_defaults.json of the model; an unfinished run has none yet, so its base's."""
     own, base = folder / GENERATION_DEFAULTS, Path(run.get("base_model", "")) / GENERATION_DEFAULTS
     return base if run and not own.is_file() else own
 
@@ -163,8 +190,7 @@ def defaults_file(folder: Path, run: dict) -> Path:
 def main() -> None:
     args = parse_args()
     require_packages()
-    with StopSignals() as stop:
-        stop.saved = "before the first picture"
+    with StopSignals("before the first picture") as stop:
         from generation.generate import generate
 
         generate(args, stop)

@@ -10,16 +10,16 @@ from runtime.flags import (
     FlagParser,
     YesNo,
     below_one,
-    fraction,
+    expanded_path,
     given_flags,
     non_negative_float,
     non_negative_int,
-    path,
     positive_float,
     positive_int,
-    seed,
-    text,
+    seed_int,
     up_to_half,
+    utf8_text,
+    zero_to_one,
 )
 from runtime.paths import STARTER
 from runtime.stopping import StopSignals
@@ -41,7 +41,7 @@ LORA_LEARNING_RATE = 1e-4
 INTERPOLATIONS = ("lanczos", "bicubic", "bilinear", "box", "hamming", "nearest", "nearest_exact")
 TRACKERS = ("none", "tensorboard", "wandb", "comet_ml", "all")
 NEEDS = (  # a flag, the one it makes no sense without, and what that is
-    ("prior_prompts", "prior_images", "how many pictures of them to draw"),
+    ("prior_prompts", "prior_images", "how many pictures of them to generate"),
     ("lora_alpha", "lora_rank", "the size of the LoRA"),
     ("latents_cache_dir", "cache", "what is to be kept there"),
 )
@@ -58,9 +58,9 @@ def build_parser() -> FlagParser:
     parser = FlagParser("train_text_to_image.py --dataset FOLDER [flags]", __doc__, EXAMPLES)
     add_everyday_flags(parser.add_argument_group("everyday"))
     add_data_flags(parser.add_argument_group("data"))
-    add_objective_flags(parser.add_argument_group("what is learned"))
+    add_objective_flags(parser.add_argument_group("objective"))
     add_optimization_flags(parser.add_argument_group("optimisation"))
-    add_validation_flags(parser.add_argument_group("watching"))
+    add_validation_flags(parser.add_argument_group("validation"))
     add_memory_flags(parser.add_argument_group("speed and memory"))
     add_run_flags(parser.add_argument_group("checkpoints and the run"))
     add_hub_flags(parser.add_argument_group("model hub and trackers"))
@@ -79,52 +79,54 @@ def add_everyday_flags(group) -> None:
          help="passes over the data set, each picture --repeats times (default: 100)")
     flag("--max_train_steps", type=positive_int, metavar="N",
          help="optimisation steps in all, instead of --epochs (default: as the epochs say)")
-    flag("--output_dir", type=path, metavar="FOLDER",
+    flag("--output_dir", type=expanded_path, metavar="FOLDER",
          help="where the result goes (default: output/<data set>-<fingerprint of what changes the weights>)")
     flag("--resolution", type=positive_int, metavar="PX",
          help="the pictures' area is this squared; they keep their shape (default: what the model was made for)")
     flag("--train_batch_size", type=positive_int, default=4, metavar="N",
          help="pictures at once, on each process; prior images come on top (default: 4)")
     flag("--learning_rate", type=positive_float, default=1e-5, metavar="X",
-         help="the highest rate (default: 1e-5; for a LoRA 1e-4)")
-    flag("--use_ema", action=YesNo, default=False, help="save the weights' moving average (default: no)")
+         help="the peak learning rate (default: 1e-5; for a LoRA 1e-4)")
+    flag("--use_ema", action=YesNo, default=False,
+         help="keep an exponential moving average of the weights and save that (default: no)")
     flag("--lora_rank", type=positive_int, metavar="N",
          help="train a LoRA of this rank instead of the whole UNet (default: the whole UNet)")
     flag("--mixed_precision", choices=["no", "fp16", "bf16"],
          help="no: fp32; bf16: computes with a bf16 copy of fp32 weights; fp16: autocast (default: accelerate's)")
-    flag("--seed", type=seed, metavar="N",
-         help="for all that is drawn by chance (default: one that follows from the run's other settings)")
+    flag("--seed", type=seed_int, metavar="N",
+         help="of all randomness (default: derived from the run's other settings)")
     flag("--dry_run", action="store_true",
-         help="load everything, say what would be done and how long it takes, and write nothing but the cache")
+         help="load everything, print what would be done and how long it would take; writes nothing but the cache")
 
 
 def add_data_flags(group) -> None:
     flag = group.add_argument
     flag("--repeats", type=positive_int, default=1, metavar="N",
-         help="times each picture is seen in an epoch (default: 1)")
+         help="how often each picture is used in an epoch (default: 1)")
     flag("--max_train_samples", type=positive_int, metavar="N",
-         help="train on this many pictures, drawn by the seed (default: all)")
+         help="train on this many pictures, chosen at random by the seed (default: all)")
     flag("--center_crop", action=YesNo, default=False,
          help="cut a square from the middle of each picture (default: no, whole pictures in buckets)")
     flag("--random_flip", action=YesNo, default=False,
          help="mirror half of the pictures, and left and right in their captions (default: no)")
     flag("--random_affine", type=up_to_half, default=0.0, metavar="A",
-         help="show each picture in 15 more poses: smaller by up to A (0.1: 10 %%), moved and turned, so that results "
-              "do not repeat its place (default: 0, none)")
+         help="train on 15 affine variants of each picture as well: up to A smaller (0.1: 10 %%), shifted and "
+              "rotated, so that results do not all have its place; 0: none (default: 0)")
     flag("--image_interpolation_mode", choices=INTERPOLATIONS, default="lanczos", metavar="NAME",
          help=f"how pictures are resized: {', '.join(INTERPOLATIONS)} (default: lanczos)")
-    flag("--trigger", type=text, metavar="PHRASE",
-         help="put before every caption, to call the thing by (default: nothing)")
+    flag("--trigger", type=utf8_text, metavar="PHRASE",
+         help="a phrase put before every caption, by which to ask for the thing later (default: none)")
     flag("--short_captions", action=YesNo, default=True,
-         help="also train on shorter forms of each caption, so that short prompts work (default: yes)")
-    flag("--caption_dropout", type=fraction, default=0.1, metavar="P",
-         help="how often a caption is left empty, for guidance; 0: never (default: 0.1)")
+         help="also train on shorter variants of each caption, so that short prompts work (default: yes)")
+    flag("--caption_dropout", type=zero_to_one, default=0.1, metavar="P",
+         help="share of captions left empty, for classifier-free guidance; 0: none (default: 0.1)")
     flag("--max_token_chunks", type=positive_int, default=3, metavar="N",
          help="captions are read up to N x 75 tokens; 1: cut at 75 (default: 3)")
     flag("--prior_images", type=non_negative_int, default=0, metavar="N",
-         help="pictures the base draws itself, against forgetting; half as many as yours in a step (default: 0)")
-    flag("--prior_prompts", action="append", type=text, metavar="TEXT",
-         help="what they show, repeatable (default: the first sentence of each caption)")
+         help="prior preservation: pictures that the base generates first, half as many as yours in each step; "
+              "0: none (default: 0)")
+    flag("--prior_prompts", action="append", type=utf8_text, metavar="TEXT",
+         help="a prompt for them, repeatable (default: the first sentence of each caption)")
     flag("--caption_column", default="text", metavar="NAME",
          help="the key of the captions in metadata.jsonl or a hub data set (default: text)")
     flag("--image_column", default="image", metavar="NAME",
@@ -137,17 +139,17 @@ def add_objective_flags(group) -> None:
     flag("--prediction_type", choices=["epsilon", "v_prediction", "sample"],
          help="what the UNet predicts (default: what its scheduler's config says)")
     flag("--rescale_betas_zero_snr", action=YesNo, default=False,
-         help="make the schedule end in pure noise, for v_prediction (default: leave it as the model has it)")
+         help="rescale the noise schedule to zero terminal SNR, for v_prediction (default: the model's own schedule)")
     flag("--snr_gamma", type=non_negative_float, metavar="X",
-         help="min-SNR weights with this gamma, 5 in the paper; 0: all timesteps weigh the same (default: 0)")
+         help="min-SNR loss weights with this gamma, 5 in the paper; 0: all timesteps weigh the same (default: 0)")
     flag("--noise_offset", type=non_negative_float, default=0.0, metavar="X",
-         help="noise that is one number for a whole channel, 0.1 where used; 0: none (default: 0)")
+         help="adds noise that is constant over a channel, usually 0.1; 0: none (default: 0)")
     flag("--input_perturbation", type=non_negative_float, default=0.0, metavar="X",
-         help="more noise in what the UNet sees than in what it is to find, 0.1 in the paper; 0: none (default: 0)")
+         help="more noise in the UNet's input than in its target, 0.1 in the paper; 0: none (default: 0)")
     flag("--dream_training", action=YesNo, default=False,
-         help="learn from the UNet's own errors (DREAM, epsilon only): a third slower (default: no)")
+         help="DREAM: train on the UNet's own estimate (epsilon only), a third slower (default: no)")
     flag("--dream_detail_preservation", type=positive_float, default=1.0, metavar="P",
-         help="the power of DREAM's factor (default: 1)")
+         help="the exponent p of DREAM's factor (default: 1)")
     flag("--lora_alpha", type=positive_float, metavar="X",
          help="the LoRA's strength: its output counts alpha / rank (default: the rank)")
 
@@ -157,10 +159,11 @@ def add_optimization_flags(group) -> None:
     flag("--gradient_accumulation_steps", type=positive_int, default=1, metavar="N",
          help="batches whose gradients are averaged in one step (default: 1)")
     flag("--lr_scheduler", default="cosine", choices=LR_SCHEDULERS, metavar="NAME",
-         help=f"how the rate goes on after the warm-up: {', '.join(LR_SCHEDULERS)} (default: cosine)")
+         help=f"the learning rate after the warm-up: {', '.join(LR_SCHEDULERS)} (default: cosine)")
     flag("--lr_warmup_steps", type=non_negative_int, metavar="N",
-         help="steps in which the rate rises from 0; 0: none (default: a twentieth of the run, at most 500)")
-    flag("--scale_lr", action=YesNo, default=False, help="multiply the rate by the pictures of a step (default: no)")
+         help="steps in which the learning rate rises from 0; 0: none (default: a twentieth of the run, at most 500)")
+    flag("--scale_lr", action=YesNo, default=False,
+         help="multiply the learning rate by the global batch size (default: no)")
     flag("--max_grad_norm", type=positive_float, default=1.0, metavar="X",
          help="gradients are clipped to this norm (default: 1)")
     flag("--adam_beta1", type=below_one, default=0.9, metavar="X", help="(default: 0.9)")
@@ -171,16 +174,17 @@ def add_optimization_flags(group) -> None:
 
 def add_validation_flags(group) -> None:
     flag = group.add_argument
-    flag("--validation_split", type=fraction, default=0.0, metavar="P",
-         help="hold out this part of the pictures and measure the loss on them; 0: none (default: 0)")
-    flag("--validation_dir", type=path, metavar="FOLDER", help="a captioned folder to measure the loss on instead")
+    flag("--validation_split", type=zero_to_one, default=0.0, metavar="P",
+         help="hold out this share of the pictures and measure the loss on them; 0: none (default: 0)")
+    flag("--validation_dir", type=expanded_path, metavar="FOLDER",
+         help="a captioned folder to measure the loss on instead")
     flag("--validation_steps", type=positive_int, metavar="N",
-         help="measure, and draw the prompts, after every N steps (default: four times; held-out loss: ten; "
-              "a short run: fewer)")
-    flag("--validation_prompts", nargs="+", action="extend", type=text, metavar="TEXT",
-         help="drawn into OUTPUT/validation/ (default: none)")
+         help="measure the loss and generate the prompts every N steps (default: four times in a run; "
+              "held-out loss: ten; a short run: fewer)")
+    flag("--validation_prompts", nargs="+", action="extend", type=utf8_text, metavar="TEXT",
+         help="prompts to generate into OUTPUT/validation/ (default: none)")
     flag("--validation_epochs", type=positive_int, metavar="N",
-         help="draw them after every N epochs instead (default: with --validation_steps)")
+         help="generate them every N epochs instead (default: with --validation_steps)")
     flag("--num_validation_images", type=non_negative_int, default=1, metavar="N",
          help="pictures of each prompt, the same seeds every time (default: 1)")
 
@@ -192,13 +196,13 @@ def add_memory_flags(group) -> None:
          help="optimiser state in 8 bits, through bitsandbytes (default: no)")
     flag("--cache", action=YesNo, default=True,
          help="encode pictures and captions once, on disk; --no_cache: at every step (default: yes)")
-    flag("--latents_cache_dir", type=path, metavar="FOLDER",
+    flag("--latents_cache_dir", type=expanded_path, metavar="FOLDER",
          help="where the encoded pictures and captions are kept (default: OUTPUT/cache)")
     flag("--dataloader_num_workers", type=non_negative_int, default=0, metavar="N",
          help="processes that read pictures while others are encoded into the cache (default: 0, the main one)")
-    flag("--offload_ema", action=YesNo, default=False, help="keep the moving average in CPU memory (default: no)")
+    flag("--offload_ema", action=YesNo, default=False, help="keep the EMA in CPU memory (default: no)")
     flag("--foreach_ema", action=YesNo, default=True,
-         help="average with one kernel for all tensors, for a copy's memory (default: yes)")
+         help="update the EMA with one kernel for all tensors, which takes a copy's memory (default: yes)")
     flag("--allow_tf32", action=YesNo, default=False, help="TF32 products on Ampere and later (default: no)")
     flag("--enable_xformers_memory_efficient_attention", action="store_true",
          help="accepted; PyTorch's own attention is as fast and is always used")
@@ -215,7 +219,7 @@ def add_run_flags(group) -> None:
     flag("--overwrite", action="store_true",
          help="begin anew in an output folder that holds another run, and remove what that one left there")
     flag("--max_bad_steps", type=positive_int, default=5, metavar="N",
-         help="stop after N steps in a row whose loss or gradient is no number; fewer are skipped (default: 5)")
+         help="stop after N non-finite steps in a row (loss or gradient); fewer are skipped (default: 5)")
     flag("--distributed_timeout", type=positive_int, default=30, metavar="MINUTES",
          help="how long a process waits for the others before it gives up (default: 30)")
     flag("--local_rank", type=int, default=-1, metavar="N", help="set by launchers; accepted")
@@ -229,7 +233,8 @@ def add_hub_flags(group) -> None:
     flag("--variant", metavar="NAME", help="variant of a hub model's files, such as fp16 (default: none)")
     flag("--allow_pickle", action="store_true",
          help="convert a model whose weights are pickles, which can hold code, into output/converted/")
-    flag("--cache_dir", type=path, metavar="FOLDER", help="where downloads are kept (default: the hub's cache)")
+    flag("--cache_dir", type=expanded_path, metavar="FOLDER",
+         help="where downloads are kept (default: the hub's cache)")
     flag("--push_to_hub", action=YesNo, default=False, help="upload the result when it is finished (default: no)")
     flag("--hub_model_id", metavar="NAME", help="the repository to upload to (default: the output folder's name)")
     flag("--hub_token", metavar="TOKEN",
@@ -279,7 +284,7 @@ def adapt_to_lora(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     require_packages()
-    with StopSignals() as stop:
+    with StopSignals("before the first step; what is encoded is kept") as stop:
         from training.train import train
 
         train(args, stop)

@@ -4,7 +4,7 @@ python tests/benchmarks/caption_speed.py
 python tests/benchmarks/caption_speed.py --pictures 0          the memory alone
 
 The speed: a BLIP of the size of Salesforce/blip-image-captioning-base with random weights, JPEGs of 768 x 1024 pixels,
-20 new tokens for each picture on both sides. The plain loop opens, describes and writes one picture after the other.
+20 new tokens for each picture on both sides. The plain loop opens, captions and writes one picture after the other.
 The memory: the script itself with a tiny BLIP over 10,000 pictures. Takes about four minutes on two cores and 3 GB of
 the temporary folder (TMPDIR).
 """
@@ -38,7 +38,7 @@ def compare(folder: Path, number: int, rounds: int, batch_size: int) -> None:
     from PIL import Image
     from transformers.utils import logging
 
-    from captioning.captioners import load_captioner
+    from captioning.captioner_loading import load_captioner
     from runtime.devices import keep_freed_memory
 
     keep_freed_memory()  # for both sides: the plain loop gains little by it
@@ -75,7 +75,7 @@ def timed(side, pictures: Path, captioner) -> float:
 
 
 def plain_loop(folder: Path, captioner) -> None:
-    """As one would write it down: each picture opened, described and written before the next."""
+    """As one would write it down: each picture opened, captioned and written before the next."""
     import torch
     from PIL import Image
 
@@ -90,17 +90,17 @@ def plain_loop(folder: Path, captioner) -> None:
 
 
 def own_loop(folder: Path, captioner, batch_size: int) -> None:
-    """The script's loop: opened ahead, described in batches, written safe against a kill."""
+    """The script's loop: opened ahead, captioned in batches, written safe against a kill."""
     import contextlib
     import io
 
-    from captioning.caption_file import caption_file
-    from captioning.captioning import caption_pending
+    from captioning.caption_file import locate_caption_file
+    from captioning.caption_folder import caption_pending
     from img_captioning import parse_args
 
     args = parse_args(["--image_dir", str(folder), "--batch_size", str(batch_size)])
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        assert not caption_pending(args, caption_file(folder, None, False), captioner, "the model")
+        assert not caption_pending(args, locate_caption_file(folder, None, False), captioner, "the model")
 
 
 def measure_memory(folder: Path, number: int) -> None:
@@ -125,7 +125,7 @@ def measure_memory(folder: Path, number: int) -> None:
                 )
             elif line.startswith("tokens of"):
                 print("captioned; at most until here:", peak(process.pid), "MB")
-            elif line.startswith("a look at the data"):
+            elif line.startswith("checked the data"):
                 print(f"looked at, {time.perf_counter() - started:.0f} s: at most {peak(process.pid)} MB")
     assert process.returncode == 0 and done == number
 

@@ -27,12 +27,12 @@ def main() -> None:
     from diffusers import UNet2DConditionModel
 
     from runs.checkpoints import find_damage, save_checkpoint
-    from training.parameters import FullUNet, Lora
+    from training.parameters import FullUNet, LoraAdapter
 
     unet = UNet2DConditionModel(
         sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)
     )
-    trainable = Lora(args.lora_rank, None) if args.lora_rank else FullUNet()
+    trainable = LoraAdapter(args.lora_rank, None) if args.lora_rank else FullUNet()
     if args.lora_rank:
         unet.requires_grad_(False).add_adapter(trainable.config)
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         state = {"optimizer": optimizer.state_dict(), "scaler": None}
         begun = time.perf_counter()
-        checkpoint = save_checkpoint(Path(folder), 1, trainable.kind, save, state, None, set())
+        checkpoint = save_checkpoint(Path(folder), 1, {"trained": trainable.kind, "fingerprint": ""}, save, state)
         saved = time.perf_counter()
         assert find_damage(checkpoint) is None
         verified = time.perf_counter()

@@ -35,9 +35,8 @@ from models.loading import (  # noqa: E402
 )
 from models.text_encoding import encode_prompt  # noqa: E402
 from runtime.paths import STARTER  # noqa: E402
-from training.batches import Batch  # noqa: E402
 from training.objective import Objective, diffusion_loss  # noqa: E402
-from training.samples import generator  # noqa: E402
+from training.samples import Batch, keyed_generator  # noqa: E402
 
 OURS = ROOT / "text_to_image" / "train_text_to_image.py"
 EQUAL = ["--no_short_captions", "--caption_dropout", "0", "--no_cache", "--max_token_chunks", "1", "--no_use_ema"]
@@ -71,7 +70,7 @@ def fixed_loss(unet_folder: Path, args: argparse.Namespace) -> float:
     total = 0.0
     for i in range(TRIPLES):
         picture, timestep = i % len(rows), (2 * i + 1) * len(noise_scheduler) // (2 * TRIPLES)
-        noise = torch.randn(latents[:1].shape, generator=generator(0, "benchmark", i))
+        noise = torch.randn(latents[:1].shape, generator=keyed_generator(0, "benchmark", i))
         one = slice(picture, picture + 1)
         batch = Batch(latents[one], noise, noise, torch.tensor([timestep]), torch.stack(text[one]), None)
         total += diffusion_loss(unet, Objective(noise_scheduler), batch).item() / TRIPLES

@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "text_to_image"))
-from generation.generate import plan_drawings  # noqa: E402
+from generation.generate import plan_images  # noqa: E402
 from generation.image_generator import ImageGenerator, load_samplers  # noqa: E402
-from generation.output_files import OutputWriter, PlannedImage  # noqa: E402
+from generation.output_files import OutputWriter  # noqa: E402
+from generation.planned_images import PlannedImage  # noqa: E402
 from generation.weights import find_weights  # noqa: E402
 from inference import parse_args  # noqa: E402
 from models.folders import read_shape  # noqa: E402
@@ -57,15 +59,15 @@ class Ours:
         words += ["--width", str(args.width), "--height", str(args.height)]
         words += [word for prompt in args.prompts for word in ("--prompt", prompt)]
         self.args, source = parse_args(words), find_weights(args.model)
-        self.plan = plan_drawings(self.args, source, read_shape(source.base))
+        self.plan = plan_images(self.args, source, read_shape(source.base))
         self.painter = ImageGenerator(self.args, source, load_samplers(source, self.plan), choose_device(), self.plan)
 
     def draw(self, wanted: Wanted, steps: int = OWN_STEPS) -> Pictures:
         asked = [drawing for drawing in self.plan if (drawing.prompt, drawing.seed) in wanted]
-        plan = [PlannedImage(d.prompt, d.seed, {**d.settings, "steps": steps}) for d in asked]
-        with OutputWriter(self.args.output_dir, plan, metadata=False, is_main=True) as folder:
-            for batch, images, withheld in self.painter.draw(plan):
-                folder.add(batch, images, withheld)
+        plan = [PlannedImage(d.prompt, d.seed, replace(d.settings, steps=steps)) for d in asked]
+        with OutputWriter(self.args.output_dir, plan, with_metadata=False, is_main=True) as folder:
+            for batch in self.painter.generate(plan):
+                folder.add(batch)
         return {(d.prompt, d.seed): read(self.args.output_dir / d.file_name) for d in plan}
 
 

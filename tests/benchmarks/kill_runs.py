@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "text_to_image"), str(ROOT / "tests")]
 
 from background import Background, count_rows, finish, kill, start  # noqa: E402
-from conftest import write_captioned_folder  # noqa: E402
+from captioned_folder import write_captioned_folder  # noqa: E402
 from run_folder import assert_same_bits  # noqa: E402
 from tiny_model import make_tiny_model  # noqa: E402
 

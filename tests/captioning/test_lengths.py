@@ -1,4 +1,4 @@
-"""caption_lengths.py: captions are cut where it harms least, and counted as training reads them."""
+"""Caption lengths: captions are cut at the end of a sentence, and counted as training reads them."""
 
 import pytest
 
@@ -22,11 +22,11 @@ from runtime.paths import STARTER
         ("two  spaces stay", 3, "two  spaces stay"),
     ],
 )
-def test_a_caption_is_cut_at_a_sentences_end_else_at_a_word_without_a_comma(text, most, cut):
+def test_a_caption_is_cut_at_a_sentences_end_else_after_a_word_without_a_comma(text, most, cut):
     assert cut_words(text, most) == cut
 
 
-def test_what_has_no_sentence_stays_whole():
+def test_a_text_without_a_sentence_stays_whole():
     assert whole_sentences("blue jeans") == "blue jeans"
     assert whole_sentences("Blue jeans. They lie") == "Blue jeans."
 
@@ -35,13 +35,13 @@ def test_tokens_are_counted_with_both_marks_and_in_the_chunks_of_training():
     tokenizer = load_caption_tokenizer(str(STARTER))
     line = describe_lengths(tokenizer, ["shirt", "shirt " * 75, "shirt " * 76, "shirt " * 300], 3)
     assert line == (
-        "tokens of 4 captions: 3 to 302, half of them up to 78; CLIP's 77 at a time, training reads 2 in 1 chunk, "
-        "1 in 2 chunks, 1 in 3 chunks; 1 of them are cut at the end (--max_token_chunks)"
+        "tokens of 4 captions: 3 to 302, median 78; training reads 2 in 1 chunk, 1 in 2 chunks, 1 in 3 chunks of "
+        "CLIP's 77 tokens; too long and cut: 1 (--max_token_chunks)"
     )
     assert "cut" not in describe_lengths(tokenizer, ["shirt"], 3)
 
 
-def test_a_tokenizer_is_found_in_a_pipeline_and_by_itself_and_its_lack_is_told():
+def test_a_tokenizer_is_found_in_a_pipeline_and_by_itself_and_its_absence_is_an_error():
     found = [load_caption_tokenizer(str(folder))("shirt").input_ids for folder in (STARTER, STARTER / "tokenizer")]
     assert found[0] == found[1] and len(found[0]) == 3
     for name in ("/no such model", str(STARTER / "unet")):

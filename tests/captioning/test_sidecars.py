@@ -41,7 +41,7 @@ def test_they_become_rows_before_a_captioner_is_loaded(folder, capsys):
     (folder / "d.jpg").write_bytes((folder / "d.jpg").read_bytes()[:-200])
     with pytest.raises(UserError, match="no/such-captioner"):  # c.jpg and d.jpg want one
         main(parse_args(["--image_dir", str(folder), "--model", "no/such-captioner", "--trigger", "sks jeans"]))
-    assert "1 picture with a text file beside" in capsys.readouterr().out
+    assert "pictures with a text file beside them: 1;" in capsys.readouterr().out
     assert (folder / "metadata.jsonl").read_bytes().startswith(kept)
     assert [(row.file_name, row.captions) for row in read_captions(folder)][1:] == [
         ("b.PNG", ("sks jeans, jeans, from the back", "sks jeans, ein Paar Jeans für Änne"))
@@ -67,6 +67,6 @@ def test_where_all_pictures_have_one_no_captioner_is_loaded(folder, capsys):
     for name in "cd":
         (folder / f"{name}.txt").write_text(f"picture {name}")
     main(parse_args(["--image_dir", str(folder), "--model", "no/such-captioner"]))
-    told = capsys.readouterr().out
-    assert "4 pictures with a text file beside" in told and "all 4 pictures" in told
+    said = capsys.readouterr().out
+    assert "pictures with a text file beside them: 4;" in said and "all 4 pictures" in said
     assert [row.captions[0] for row in read_captions(folder)][2:] == ["picture c", "picture d"]

@@ -1,10 +1,11 @@
-"""Buckets: each picture in a size of its own shape, little cut off."""
+"""Buckets: each picture is trained at a size of its own shape, and little of it is cropped."""
 
 from pathlib import Path
 
 import pytest
 
-from data.buckets import choose_sizes, cropped, list_buckets, nearest_size
+from data.augmentation import list_augmentations
+from data.buckets import ImageToEncode, choose_sizes, cropped_fraction, list_buckets, nearest_size
 from data.dataset import Picture
 
 
@@ -32,19 +33,19 @@ def test_a_size_has_the_pictures_shape_and_the_area_asked_for(width, height, res
 
 
 @pytest.mark.parametrize("multiple", [8, 32, 64])
-def test_whatever_the_shape_the_area_is_near_and_little_is_cut_off(multiple):
+def test_whatever_the_shape_the_area_is_near_and_little_is_cropped(multiple):
     for width in range(400, 1601, 37):
         height, width_ = nearest_size(800 / width, 512, multiple)
         assert 0.75 < height * width_ / 512**2 < 1.3
-        assert cropped(800 / width, (height, width_)) < 0.002 * multiple
+        assert cropped_fraction(800 / width, (height, width_)) < 0.002 * multiple
 
 
 def test_a_portrait_picture_loses_no_more_than_is_said():
-    assert cropped(1024 / 768, (288, 224)) == pytest.approx(0.036, abs=0.001)
-    assert cropped(1.0, (256, 256)) == 0
+    assert cropped_fraction(1024 / 768, (288, 224)) == pytest.approx(0.036, abs=0.001)
+    assert cropped_fraction(1.0, (256, 256)) == 0
 
 
-def test_pictures_of_other_shapes_go_into_other_buckets_the_largest_first():
+def test_pictures_of_other_shapes_go_into_other_buckets_the_fullest_first():
     pictures = [picture_of(300, 200), picture_of(768, 1024), picture_of(100, 100), picture_of(750, 1000)]
     sizes = choose_sizes(pictures, 256, 32, square=False)
     buckets = list_buckets(pictures, sizes)
@@ -53,8 +54,16 @@ def test_pictures_of_other_shapes_go_into_other_buckets_the_largest_first():
     assert buckets[0].cropped == pytest.approx(0.036, abs=0.001)
 
 
-def test_a_square_is_cut_from_all_where_that_is_asked_for():
+def test_all_are_cropped_to_a_square_where_that_is_asked_for():
     pictures = [picture_of(300, 200), picture_of(768, 1024)]
     assert choose_sizes(pictures, 256, 32, square=True) == [(256, 256)] * 2
     assert choose_sizes(pictures, 250, 64, square=True) == [(192, 192)] * 2
     assert list_buckets(pictures, [(256, 256)] * 2)[0].cropped == pytest.approx(1 / 3)
+
+
+def test_the_captions_to_encode_are_all_as_written_then_all_mirrored_with_their_repeats():
+    picture = Picture(Path("x"), 30, 40, (("on the left", "blue"), ("blue",)))
+    as_written = ["on the left", "blue", "blue"]
+    assert ImageToEncode(picture, (64, 64), list_augmentations(False, 0.1), "lanczos").captions == as_written
+    mirrored = ["on the right", "blue", "blue"]
+    assert ImageToEncode(picture, (64, 64), list_augmentations(True, 0.1), "lanczos").captions == as_written + mirrored

@@ -1,8 +1,8 @@
-"""Shorter forms of captions."""
+"""Shorter forms of a caption: its sentences, its first clause, its subject."""
 
 import pytest
 
-from data.caption_variants import caption_variants, first_sentence, short_prompts
+from data.caption_variants import caption_variants, first_sentence, suggest_prompts
 
 LONG = (
     "A single pair of denim jeans laid flat on a white background, seen from the back. The blue denim is faded. "
@@ -10,7 +10,7 @@ LONG = (
 )
 
 
-def test_a_long_caption_also_teaches_its_first_sentence_its_first_clause_its_thing_and_two_words():
+def test_the_variants_are_the_first_sentence_its_first_clause_and_the_subject_with_and_without_determiner():
     first = "A single pair of denim jeans laid flat on a white background, seen from the back."
     assert caption_variants(LONG) == (
         (LONG,),
@@ -29,12 +29,12 @@ def test_a_long_caption_also_teaches_its_first_sentence_its_first_clause_its_thi
         ("denim jeans", (("denim jeans",),)),
     ],
 )
-def test_a_single_sentence_is_read_itself_at_least_every_other_time(caption, groups):
+def test_a_single_sentence_is_chosen_at_least_every_other_time(caption, groups):
     assert caption_variants(caption) == groups
 
 
 @pytest.mark.parametrize(
-    ("caption", "thing"),
+    ("caption", "subject"),
     [
         ("A red t-shirt, folded.", "red t-shirt"),
         ("Two socks on a table.", "Two socks"),
@@ -55,8 +55,8 @@ def test_a_single_sentence_is_read_itself_at_least_every_other_time(caption, gro
         ("In this picture, there are two dogs.", "two dogs"),
     ],
 )
-def test_the_thing_is_named_without_its_determiner(caption, thing):
-    assert thing in {form for group in caption_variants(caption) for form in group}
+def test_the_subject_is_a_variant_without_its_determiner(caption, subject):
+    assert subject in {form for group in caption_variants(caption) for form in group}
 
 
 @pytest.mark.parametrize("caption", ["sks", "on a table", "   spaced   out  ", "猫が座っている。", "A.", "a", "..."])
@@ -67,18 +67,18 @@ def test_a_caption_of_any_kind_keeps_itself_first_and_no_form_is_empty_or_twice(
 
 
 @pytest.mark.parametrize("caption", ["It lies on a table.", "There it is, on a table.", "This is it."])
-def test_a_word_that_only_points_is_no_thing(caption):
+def test_a_pronoun_is_no_subject(caption):
     assert not {"It", "it", "There", "This"} & {form for group in caption_variants(caption) for form in group}
 
 
-def test_no_clause_is_cut_within_the_thing():
+def test_no_clause_ends_within_the_subject():
     forms = {form for group in caption_variants("A red, blue and green shirt on a table, folded.") for form in group}
     assert "A red, blue and green shirt on a table" in forms and "A red" not in forms
 
 
-def test_one_may_ask_for_the_thing_and_for_the_first_clause():
-    assert short_prompts(LONG) == ["denim jeans", "A single pair of denim jeans laid flat on a white background"]
-    assert short_prompts("denim jeans") == ["denim jeans"]
+def test_the_subject_and_the_first_clause_are_suggested_as_prompts():
+    assert suggest_prompts(LONG) == ["denim jeans", "A single pair of denim jeans laid flat on a white background"]
+    assert suggest_prompts("denim jeans") == ["denim jeans"]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_one_may_ask_for_the_thing_and_for_the_first_clause():
         ("denim jeans,blue,faded", "denim jeans"),
     ],
 )
-def test_a_sentence_also_teaches_its_first_clause(caption, clause):
+def test_the_first_clause_of_a_sentence_is_a_variant(caption, clause):
     assert clause in {form for group in caption_variants(caption) for form in group}
 
 

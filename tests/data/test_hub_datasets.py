@@ -1,17 +1,13 @@
-"""Data sets and uploads: a folder stays one, what only `datasets` reads becomes one, a refused upload is one line."""
+"""Data sets: a captioned folder is taken as it is; what only `datasets` reads is written as one."""
 
 from argparse import Namespace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from data.hub_datasets import find_dataset
-from runs.model_card import MADE
-from runs.upload import prepare_upload, upload
-from runtime.errors import UserError, WorkError
-from train_text_to_image import parse_args
+from runtime.errors import UserError
 
 
 def args_of(dataset: Path | str, cache: Path, **flags) -> Namespace:
@@ -55,36 +51,3 @@ def test_a_row_without_a_picture_is_named(tmp_path):
     tables = parquet(tmp_path / "tables", {"image": [str(data / "11 (1).JPG"), None], "text": ["a", "b"]})
     with pytest.raises(UserError, match="row 1: `image` holds no picture"):
         find_dataset(args_of(tables, tmp_path / "cache"))
-
-
-def test_a_hub_that_refuses_is_one_line_before_the_training_and_after_it(tmp_path, monkeypatch):
-    class Api:
-        def __init__(self, token):
-            pass
-
-        def create_repo(self, *_, **__):
-            raise RuntimeError("401 Unauthorized\nsee the documentation")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    args = Namespace(push_to_hub=True, hub_token="hf_secret", hub_model_id=None, logging_dir="logs")
-    with pytest.raises(UserError, match="^--push_to_hub: 401 Unauthorized; log in"):
-        prepare_upload(args, tmp_path)
-    with pytest.raises(WorkError, match="401 Unauthorized; the result is in"):
-        upload(args, tmp_path)
-
-
-@pytest.mark.parametrize("card, replaced", [(None, True), ("ours", True), ("# somebody's own", False)])
-def test_a_model_card_is_written_anew_unless_somebody_has_written_it(card, replaced, monkeypatch, tmp_path):
-    there, uploaded = tmp_path / "there.md", []
-    there.write_text(MADE if card == "ours" else card or "")
-    api = SimpleNamespace(
-        create_repo=lambda name, exist_ok: SimpleNamespace(repo_id=f"me/{name}"),
-        upload_folder=lambda **what: None,
-        file_exists=lambda repository, name: card is not None,
-        hf_hub_download=lambda repository, name: str(there),
-        upload_file=lambda **what: uploaded.append(what["path_in_repo"]),
-    )
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda token: api)
-    monkeypatch.setattr("runs.upload.model_card", lambda folder, repository: "the card")
-    upload(parse_args(["--dataset", "x", "--push_to_hub"]), tmp_path)
-    assert uploaded == ["README.md"] * replaced

@@ -1,6 +1,5 @@
-"""Pictures: checked by name, upright, whole, on white."""
+"""Image files: checked, measured and opened: upright, in sRGB, on white."""
 
-import json
 import struct
 import zlib
 from itertools import chain, product
@@ -11,10 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from conftest import write_captioned_folder
-from data.dataset import hash_dataset, read_pictures, without_trigger
-from data.images import PIXEL_LIMIT, load_pixel_values, open_image, read_image_size
-from runtime.errors import UserError
+from data.images import load_pixel_values, open_image, read_image_size
 
 
 def test_a_portrait_picture_keeps_its_top_and_its_bottom(tmp_path):
@@ -57,58 +53,6 @@ def test_a_clear_colour_of_a_palette_becomes_white(tmp_path):
 def test_pictures_of_other_modes_become_rgb(tmp_path, mode):
     Image.new("RGB", (20, 20), "white").convert(mode).save(tmp_path / "picture.tiff")
     assert load_pixel_values(tmp_path / "picture.tiff", 20, 20).min() > 0.99
-
-
-def png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def bomb(path: Path, side: int) -> None:
-    """A PNG of a few bytes that claims `side` x `side` pixels."""
-    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(b"")) + png_chunk(b"IEND", b""))
-
-
-def test_every_unusable_picture_is_named_at_once_with_its_line_and_what_is_wrong(tmp_path):
-    captions = {"whole.jpg": "a", "cut.jpg": "b", "text.jpg": "c", "huge.png": "d", "vast.png": "e", "cut.png": "f"}
-    folder = write_captioned_folder(tmp_path / "data", captions)
-    (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:-200])
-    (folder / "text.jpg").write_text("not a picture")
-    bomb(folder / "huge.png", int(PIXEL_LIMIT**0.5) + 1)
-    bomb(folder / "vast.png", 60_000)
-    Image.effect_noise((64, 64), 50).save(folder / "cut.png")
-    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:-900])
-    with pytest.raises(UserError) as error:
-        read_pictures(folder, short_captions=True)
-    lines = str(error.value).splitlines()[1:]
-    assert [line.split(": ")[1] for line in lines] == ["cut.jpg", "text.jpg", "huge.png", "vast.png", "cut.png"]
-    assert "line 2" in lines[0] and "damaged" in lines[0] and "not a picture" in lines[1]
-    assert "limit" in lines[2] and "limit" in lines[3] and "damaged" in lines[4]
-
-
-def test_short_forms_of_captions_can_be_left_out(captioned_folder):
-    with_forms, without = (read_pictures(captioned_folder, short) for short in (True, False))
-    assert "denim jeans" in with_forms[0].captions
-    assert [len(picture.captions) for picture in without] == [1, 1, 1]
-
-
-def test_a_list_of_captions_is_kept_whole(tmp_path):
-    folder = write_captioned_folder(tmp_path / "data", {"1.jpg": "x"})
-    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "1.jpg", "text": ["one cat", "two words"]}))
-    assert set(read_pictures(folder, short_captions=False)[0].captions) == {"one cat", "two words"}
-
-
-def test_the_hash_changes_with_a_pixel_and_with_a_caption(tmp_path):
-    folder = write_captioned_folder(tmp_path / "data", {"1.png": "a", "2.png": "b"})
-    before = hash_dataset(read_pictures(folder, True))
-    assert hash_dataset(read_pictures(folder, True)) == before
-    assert hash_dataset(read_pictures(folder, True)[::-1]) != before
-    image = Image.open(folder / "1.png").convert("RGB")
-    image.putpixel((0, 0), (1, 2, 3))
-    image.save(folder / "1.png")
-    changed = hash_dataset(read_pictures(folder, True))
-    (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text().replace('"b"', '"c"'))
-    assert len({before, changed, hash_dataset(read_pictures(folder, True))}) == 3
 
 
 SRGB_PRIMARIES = [(0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410)]
@@ -166,7 +110,7 @@ BROWN_INK = cmyk_profile((128, 158, 158))
 
 
 def pixel(path: Path) -> tuple[int, ...]:
-    """What the picture shows at its first pixel; `measure` has to accept it."""
+    """What the picture shows at its first pixel; `read_image_size` has to accept it."""
     read_image_size(path)
     picture = open_image(path)
     assert picture.mode == "RGB"
@@ -290,6 +234,10 @@ def test_the_white_of_grey_numbers_is_the_one_that_their_largest_comes_near(tmp_
     assert shown_greys(tmp_path / "grey.tiff", values, kind) == shown
 
 
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def png(depth: int, colour_type: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG of one row of two pixels; Pillow writes none of 16 bits with colour or with transparency."""
     head = (b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, colour_type, 0, 0, 0))
@@ -386,39 +334,6 @@ def test_a_picture_that_cannot_become_rgb_is_refused_when_it_is_measured(tmp_pat
         raise ValueError(f"conversion from {image.mode} to RGB not supported")
 
     Image.new("RGB", (9, 9)).save(tmp_path / "picture.png")
-    monkeypatch.setattr("data.images._in_srgb", refuse)
+    monkeypatch.setattr("data.images._to_srgb", refuse)
     with pytest.raises(ValueError, match="not supported"):
         read_image_size(tmp_path / "picture.png")
-
-
-def test_bad_rows_and_bad_pictures_are_listed_together(tmp_path):
-    folder = write_captioned_folder(tmp_path / "data", {"whole.jpg": "a", "cut.jpg": "b", "null.jpg": "c"})
-    (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:-200])
-    rows = (folder / "metadata.jsonl").read_text().replace('"c"', "null")
-    (folder / "metadata.jsonl").write_text(rows + '{"file_name": "whole.jpg"\n')
-    with pytest.raises(UserError) as error:
-        read_pictures(folder, short_captions=True)
-    head, *lines = str(error.value).splitlines()
-    assert head.startswith("3 bad rows")
-    assert [line.strip().split(":")[0] for line in lines] == [f"metadata.jsonl, line {n}" for n in (2, 3, 4)]
-
-
-def test_a_trigger_that_captions_have_already_leaves_their_shorter_forms_as_they_would_be(tmp_path):
-    plain = write_captioned_folder(tmp_path / "plain", {"1.jpg": "A pair of jeans, blue. They are new."})
-    there = write_captioned_folder(tmp_path / "there", {"1.jpg": "sks jeans, A pair of jeans, blue. They are new."})
-    with_trigger = [read_pictures(folder, True, trigger="sks jeans")[0].captions for folder in (plain, there)]
-    assert with_trigger[0] == with_trigger[1] and "sks jeans, A pair of jeans" in with_trigger[0]
-
-
-@pytest.mark.parametrize(
-    ("caption", "left"),
-    [
-        ("sks jeans, a pair on white", "a pair on white"),
-        ("sks jeans on a white background", "on a white background"),
-        ("sks jeansy", "sks jeansy"),
-        ("sks jeans", "sks jeans"),
-        ("a pair", "a pair"),
-    ],
-)
-def test_a_model_that_does_not_know_the_trigger_is_asked_without_it(caption, left):
-    assert without_trigger(caption, "sks jeans") == left

@@ -1,21 +1,12 @@
-"""captions.py: rows are read and checked all at once, and appending changes nothing that was there."""
+"""metadata.jsonl: rows are read and checked all at once, and every fault is named with its line."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
-from data.metadata import (
-    append_captions,
-    image_files,
-    image_files_below,
-    read_captions,
-    read_existing_captions,
-    scan_rows,
-    unsupported_files,
-)
-from runtime.errors import UserError, WorkError
+from data.metadata import read_captions, read_existing_captions, scan_rows
+from runtime.errors import UserError
 
 
 @pytest.fixture
@@ -116,57 +107,8 @@ def test_what_is_missing_is_named(tmp_path, folder):
     assert "no pictures in" in refusal(tmp_path / "no pictures")
 
 
-def test_pictures_are_in_natural_order_without_hidden_ones(folder):
-    (folder / "._a.jpg").touch()
-    (folder / "notes.txt").touch()
-    (folder / "folder.jpg").mkdir()
-    assert [path.name for path in image_files(folder)] == ["9.webp", "10.webp", "a.jpg", "b.PNG"]
-
-
-def test_what_phones_and_cameras_write_is_named_where_it_cannot_be_read(folder):
-    for name in ("2.HEIC", "11.heic", "a.dng", "._3.heic"):
-        (folder / name).touch()
-    assert [path.name for path in unsupported_files(folder)] == ["2.HEIC", "11.heic"]  # a.jpg was made of a.dng
-    for path in image_files(folder):
-        path.unlink()
-    assert "2.HEIC is of a kind that is not; save it as JPEG or PNG" in refusal(folder)
-
-
-def test_pictures_below_are_found_unless_a_folder_may_not_be_entered(folder, monkeypatch):
-    (folder / "below").mkdir()
-    (folder / "below" / "c.jpg").write_bytes(b"x")
-    right_in_it = image_files(folder)
-    assert sorted(image_files_below(folder)) == sorted([*right_in_it, folder / "below" / "c.jpg"])
-
-    def closed(path, onerror):
-        onerror(PermissionError(13, "Permission denied", "lost+found"))
-
-    monkeypatch.setattr("os.walk", closed)
-    assert image_files_below(folder) == right_in_it
-
-
 def test_a_folder_without_metadata_has_no_rows_yet(folder):
     assert read_existing_captions(folder) == []
-
-
-def test_a_picture_that_has_a_row_gets_no_second_one(folder):
-    write(folder, {"file_name": "./a.jpg", "text": "mine"})
-    append_captions(folder, [("a.jpg", "new"), ("b.PNG", "new")])
-    assert [(row.file_name, row.captions) for row in read_captions(folder)] == [
-        ("./a.jpg", ("mine",)),
-        ("b.PNG", ("new",)),
-    ]
-
-
-def test_pictures_in_sub_folders_are_found_but_not_in_hidden_ones_or_ones_with_captions_of_their_own(folder):
-    for name in ("sub/é [1].JPG", "sub/10/a.png", "sub/2/a.png", ".hidden/a.jpg", "own/a.jpg", "own/deeper/a.jpg"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    (folder / "own" / "metadata.jsonl").touch()
-    write(folder, {"file_name": "a.jpg", "text": "t"})
-    found = [path.relative_to(folder).as_posix() for path in image_files(folder, recursive=True)]
-    assert found[:4] == ["9.webp", "10.webp", "a.jpg", "b.PNG"]
-    assert found[4:] == ["sub/2/a.png", "sub/10/a.png", "sub/é [1].JPG"]
 
 
 def test_rows_of_gone_pictures_and_without_captions_are_found_as_they_stand(folder):
@@ -191,53 +133,3 @@ def test_rows_without_a_readable_name_are_refused_all_at_once(folder):
     with pytest.raises(UserError, match="^2 bad rows in .*\n.*line 2: not JSON.*\n.*line 3: `file_name` must be"):
         scan_rows(folder / "metadata.jsonl", folder)
     assert scan_rows(folder / "none.jsonl", folder) == []
-
-
-@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
-def test_appending_keeps_what_was_there_byte_for_byte(folder, end):
-    before = (
-        b'\xef\xbb\xbf{ "text":"caf\\u00e9" ,"file_name":"a.jpg", "more": 1}\r\n\r\n{"file_name":"b.PNG","text":"t"}'
-    )
-    (folder / "metadata.jsonl").write_bytes(before + end)
-    append_captions(folder, [("9.webp", 'a "quoted" é\nline')])
-    after = (folder / "metadata.jsonl").read_bytes()
-    assert after.startswith(before + end) and after.endswith(b"\n")
-    assert [row.captions[0] for row in read_captions(folder)] == ["café", "t", 'a "quoted" é\nline']
-
-
-def test_appending_starts_a_file_and_leaves_nothing_else(folder):
-    names = sorted(os.listdir(folder))
-    append_captions(folder, [("a.jpg", "one")])
-    append_captions(folder, [("b.PNG", "two")])
-    assert [row.file_name for row in read_captions(folder)] == ["a.jpg", "b.PNG"]
-    assert sorted(os.listdir(folder)) == sorted([*names, "metadata.jsonl"])
-
-
-def test_a_reader_never_sees_half_a_row(folder):
-    append_captions(folder, [("a.jpg", "one")])
-    with open(folder / "metadata.jsonl", "rb") as opened_before:
-        append_captions(folder, [("b.PNG", "two")])
-        assert opened_before.read().count(b"\n") == 1  # the old file is whole; the new one took its name
-
-
-def test_an_append_that_fails_changes_nothing(folder, monkeypatch):
-    append_captions(folder, [("a.jpg", "one")])
-    before, names = (folder / "metadata.jsonl").read_bytes(), sorted(os.listdir(folder))
-
-    def full_disk(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(WorkError, match="No space left"):
-        append_captions(folder, [("b.PNG", "two")])
-    assert (folder / "metadata.jsonl").read_bytes() == before
-    assert sorted(os.listdir(folder)) == names
-
-
-def test_appending_keeps_a_link_and_the_mode(folder, tmp_path):
-    target = tmp_path / "elsewhere.jsonl"
-    target.touch(mode=0o640)
-    (folder / "metadata.jsonl").symlink_to(target)
-    append_captions(folder, [("a.jpg", "one")])
-    assert (folder / "metadata.jsonl").is_symlink() and b"one" in target.read_bytes()
-    assert target.stat().st_mode & 0o777 == 0o640

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.buckets import cropped, nearest_size
+from data.buckets import cropped_fraction, nearest_size
 from data.caption_variants import caption_variants
-from data.metadata import METADATA, read_captions, write_captions
+from data.image_files import METADATA
+from data.metadata import read_captions
+from data.metadata_writer import write_captions
 from data.mirroring import mirror_caption
 
 # The same examples every time, no limit on their time: a failure is a fault of the code and not of a busy machine.
@@ -39,8 +41,8 @@ def test_a_bucket_has_about_the_area_that_was_asked_for_and_sides_that_the_model
 @given(ratio=st.floats(0.25, 4), steps=st.integers(4, 20), multiple=st.sampled_from([8, 32, 64]))
 def test_a_picture_loses_less_than_one_step_of_its_shorter_side(ratio, steps, multiple):
     size = nearest_size(ratio, steps * multiple, multiple)
-    assert 0 <= cropped(ratio, size) <= multiple / min(size)
-    assert cropped(1 / ratio, size[::-1]) == pytest.approx(cropped(ratio, size))
+    assert 0 <= cropped_fraction(ratio, size) <= multiple / min(size)
+    assert cropped_fraction(1 / ratio, size[::-1]) == pytest.approx(cropped_fraction(ratio, size))
 
 
 @repeatable

@@ -1,4 +1,4 @@
-"""Likeness: copies lie near whatever was done to them, other garments far, by structure and by a model's features."""
+"""Copies are near whatever was done to them and other garments are far, by structure and by a model's features."""
 
 import io
 import shutil
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from evaluation.similarity import FeatureSimilarity, StructuralSimilarity, ground_of, small_size
+from evaluation.similarity import FeatureSimilarity, StructuralSimilarity, background_colour, comparison_size
 from render_garments import render, sample_spec
 from runtime.errors import UserError
 
@@ -63,31 +63,31 @@ def originals() -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("change", COPIES)
-def test_a_copy_lies_near_its_original_and_that_is_the_nearest(originals, change):
+def test_a_copy_is_near_its_original_and_nearer_than_to_any_other(originals, change):
     distances = StructuralSimilarity().distances([COPIES[change](picture) for picture in originals], originals)
     assert np.diag(distances).max() < 0.05
     assert (distances.argmin(1) == [0, 1, 2]).all()
 
 
-def test_other_jeans_and_other_garments_lie_far(originals):
+def test_other_jeans_and_other_garments_are_far(originals):
     others = [jeans(100 + seed) for seed in range(12)]
     others += [render(sample_spec(200 + seed), WIDTH, HEIGHT, 1) for seed in range(12)]
     assert StructuralSimilarity().distances(others, originals).min() > 0.08
 
 
-def test_ground_of_any_colour_proves_nothing():
-    """Two small things that differ lie on much of the same ground."""
-    ground, one, other = (Image.new("RGB", (160, 160), (120, 140, 90)) for _ in range(3))
+def test_a_common_background_of_any_colour_does_not_count():
+    """Two different small things on a large background of the same colour."""
+    empty, one, other = (Image.new("RGB", (160, 160), (120, 140, 90)) for _ in range(3))
     one.paste(jeans(1).resize((42, 54)), (60, 50))
     other.paste(render(sample_spec(3, "t-shirt"), 42, 54, 1), (60, 50))
-    assert ground_of(one) == (120, 140, 90)
+    assert background_colour(one) == (120, 140, 90)
     assert StructuralSimilarity().distances([one], [other])[0, 0] > 0.2
-    assert StructuralSimilarity().distances([ground], [ground])[0, 0] == pytest.approx(0)
+    assert StructuralSimilarity().distances([empty], [empty])[0, 0] == pytest.approx(0)
 
 
-def test_sizes_and_shapes_may_be_any():
+def test_pictures_may_have_any_size_and_shape():
     pictures = [Image.new("RGB", size, "white") for size in ((8, 8), (400, 20), (20, 400))]
-    assert small_size(pictures[1]) == (64, 24)
+    assert comparison_size(pictures[1]) == (64, 24)
     assert np.isfinite(StructuralSimilarity().distances(pictures, [jeans(0), *pictures])).all()
 
 
@@ -119,12 +119,12 @@ def embedder(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["dinov2", "clip"])
 def test_a_vision_models_features_find_exact_and_mirrored_copies(embedder, originals, kind):
-    likeness = FeatureSimilarity(str(embedder(kind)))
+    similarity = FeatureSimilarity(str(embedder(kind)))
     copies = [originals[2], ImageOps.mirror(originals[0]), originals[1]]
-    distances = likeness.distances(copies, originals)
+    distances = similarity.distances(copies, originals)
     assert (distances.argmin(1) == [2, 0, 1]).all()
     assert distances.min(1).max() < 1e-5 and distances[0, 0] > 1e-4
-    assert likeness.features([originals[0]] * 20).shape[0] == 20  # more than one batch
+    assert similarity.features([originals[0]] * 20).shape[0] == 20  # more than one batch
 
 
 def test_an_embedder_of_pickles_or_of_another_kind_is_refused_in_one_line(embedder, tiny_model, tmp_path):

@@ -1,4 +1,4 @@
-"""export_checkpoint.py: its file is what other programs look for, holds the exact weights, and is whole or absent."""
+"""export_checkpoint.py: the file has the layout other programs expect, the exact weights, and is whole or absent."""
 
 import hashlib
 import json
@@ -13,24 +13,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import (
-    create_unet_diffusers_config_from_ldm,
-    create_vae_diffusers_config_from_ldm,
-)
+from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from clone import ROOT
 from export_checkpoint import parse_args
-from exporting import export as exporting
-from exporting.export import export
-from exporting.file_metadata import kind_of, ldm_config
-from models.loading import load_text_encoder, save_vocabulary
+from exporting import export
+from exporting.export import export_checkpoint
+from models.loading import load_text_encoder
 from runtime.errors import UserError, WorkError
 from runtime.paths import STARTER
-from tiny_model import make_tokenizer, sd_scheduler, tiny_vae
 
 
 @pytest.fixture
@@ -38,37 +31,11 @@ def exported(tmp_path, capsys):
     """Exports in this process: `exported(model, flag, ...)` is the file; what was printed is `exported.output`."""
 
     def run(model: Path, *flags: object, name: str = "jeans.safetensors") -> Path:
-        export(parse_args(["--model", str(model), "--to", str(tmp_path / name), *map(str, flags)]))
+        export_checkpoint(parse_args(["--model", str(model), "--to", str(tmp_path / name), *map(str, flags)]))
         run.output = capsys.readouterr().out
         return tmp_path / name
 
     return run
-
-
-@pytest.fixture(scope="module")
-def model_2(tmp_path_factory) -> Path:
-    """A tiny model with all that is different in Stable Diffusion 2, and the depth of its blocks."""
-    folder = tmp_path_factory.mktemp("model") / "tiny2"
-    torch.manual_seed(1)
-    tokenizer = make_tokenizer(folder)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
-        hidden_act="gelu", bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=32, block_out_channels=(8, 16, 32), layers_per_block=2, cross_attention_dim=16,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=[2, 4, 8], use_linear_projection=True, norm_num_groups=4,
-    )  # fmt: skip
-    pipeline = StableDiffusionPipeline(
-        vae=tiny_vae(), text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet,
-        scheduler=sd_scheduler("v_prediction"), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    save_vocabulary(tokenizer, folder / "tokenizer")
-    return folder
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -76,7 +43,7 @@ def metadata(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
-def drawn(pipeline: StableDiffusionPipeline) -> np.ndarray:
+def generated(pipeline: StableDiffusionPipeline) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     settings = {"num_inference_steps": 3, "guidance_scale": 4.0, "generator": torch.Generator().manual_seed(3)}
     return pipeline("denim jeans on white", output_type="np", **settings).images[0]
@@ -87,15 +54,15 @@ def read_back(path: Path, model: Path) -> StableDiffusionPipeline:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_plain_diffusers_draws_the_same_picture_with_the_file(exported, own_model, model_2, version):
-    model = {1: own_model, 2: model_2}[version]
+def test_diffusers_generates_the_same_image_with_the_file(exported, own_model, sd2_model, version):
+    model = {1: own_model, 2: sd2_model}[version]
     path = exported(model, "--dtype", "fp32")
     assert "verified" in exported.output and not list(path.parent.glob(".*.part"))
     whole = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32)
-    assert np.abs(drawn(read_back(path, model)) - drawn(whole)).max() < 1e-4
+    assert np.abs(generated(read_back(path, model)) - generated(whole)).max() < 1e-4
 
 
-def test_the_script_writes_the_starter_and_it_draws_the_same(tmp_path):
+def test_the_script_writes_the_starter_model(tmp_path):
     words = ["--model", STARTER, "--to", tmp_path / "starter.safetensors"]
     done = subprocess.run(
         [sys.executable, ROOT / "text_to_image" / "export_checkpoint.py", *map(str, words)],
@@ -107,17 +74,17 @@ def test_the_script_writes_the_starter_and_it_draws_the_same(tmp_path):
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
 
 
-def test_each_precision_holds_what_rounding_leaves(exported, model_2):
-    own = load_file(model_2 / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
+def test_each_precision_holds_the_rounded_weights(exported, sd2_model):
+    own = load_file(sd2_model / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        written = load_file(exported(model_2, "--dtype", name, "--no_verify", name=f"{name}.safetensors"))
+        written = load_file(exported(sd2_model, "--dtype", name, "--no_verify", name=f"{name}.safetensors"))
         assert torch.equal(written["model.diffusion_model.input_blocks.0.0.weight"], own.to(dtype))
         assert {weight.dtype for weight in written.values()} == {dtype}
     assert "not verified" in exported.output
 
 
-def test_other_programs_tell_the_version_by_the_names(exported, own_model, model_2):
-    one, two = (load_file(exported(m, name=f"{i}.safetensors")) for i, m in enumerate((own_model, model_2)))
+def test_the_text_encoders_keys_show_the_version(exported, own_model, sd2_model):
+    one, two = (load_file(exported(m, name=f"{i}.safetensors")) for i, m in enumerate((own_model, sd2_model)))
     clip, open_clip = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
     assert clip + "embeddings.position_embedding.weight" in one and not [n for n in one if n.startswith(open_clip)]
     assert open_clip + "token_embedding.weight" in two and not [n for n in two if n.startswith(clip)]
@@ -147,16 +114,16 @@ def test_a_lora_is_fused_into_its_base_and_its_trigger_phrase_is_in_the_file(exp
     assert "verified" in exported.output and "trigger phrase: sks jeans" in exported.output
     assert metadata(path)["modelspec.trigger_phrase"] == "sks jeans"
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_model, dtype=torch.float32)
-    base = drawn(pipeline)
+    base = generated(pipeline)
     pipeline.load_lora_weights(trained)
-    expected, found = drawn(pipeline), drawn(read_back(path, tiny_model))
+    expected, found = generated(pipeline), generated(read_back(path, tiny_model))
     assert np.abs(found - expected).max() < 1e-3 < np.abs(base - expected).max()
 
 
-# --- what the file says of itself -----------------------------------------------------------------------------------
+# --- metadata -----------------------------------------------------------------------------------------------------
 
 
-def test_the_metadata_are_modelspecs_and_the_hash_is_that_of_the_weights(exported, own_model):
+def test_metadata_follow_modelspec_and_the_hash_is_that_of_the_weights(exported, own_model):
     sizes = [{"height": 48, "width": 80, "pictures": 1}, {"height": 72, "width": 56, "pictures": 3}]
     run = {"sizes": sizes, "finished_at": "2026-01-02T03:04:05+00:00", "arguments": {"trigger": None}}
     (own_model / "run.json").write_text(json.dumps(run))
@@ -179,9 +146,9 @@ def test_the_metadata_are_modelspecs_and_the_hash_is_that_of_the_weights(exporte
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((own_model / "run.json").stat().st_mode)
 
 
-def test_only_what_automatic1111_would_mistake_has_a_yaml(exported, own_model, model_2):
+def test_a_yaml_is_written_only_where_automatic1111_needs_it(exported, own_model, sd2_model):
     assert not exported(own_model).with_suffix(".yaml").exists()
-    config = yaml.safe_load(exported(model_2, name="two.safetensors").with_suffix(".yaml").read_text())
+    config = yaml.safe_load(exported(sd2_model, name="two.safetensors").with_suffix(".yaml").read_text())
     assert config["model"]["params"]["parameterization"] == "v"
     assert "OpenCLIP" in config["model"]["params"]["cond_stage_config"]["target"]
     scheduler = own_model / "scheduler" / "scheduler_config.json"
@@ -192,41 +159,20 @@ def test_only_what_automatic1111_would_mistake_has_a_yaml(exported, own_model, m
     assert metadata(path)["modelspec.prediction_type"] == "v"
 
 
-def test_diffusers_reads_the_models_configs_from_the_yaml(model_2):
-    """An independent reader of the original format."""
-    config = yaml.safe_load(ldm_config(kind_of(model_2, {})))
-    read = {
-        "unet": create_unet_diffusers_config_from_ldm(config, {}, image_size=64),
-        "vae": create_vae_diffusers_config_from_ldm(config, {}, image_size=64),
-    }
-    for part, settings in read.items():
-        own = json.loads((model_2 / part / "config.json").read_text())
-        assert {name: own[name] for name in settings} == settings
-
-
-def test_a_model_of_stable_diffusions_own_sizes_is_told_from_others(model_2):
-    kind = kind_of(model_2, {})
-    assert kind.version == 2 and not kind.has_own_sizes
-    kind.configs["unet"] |= {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 1024}
-    kind.configs["vae"] |= {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
-    assert kind.has_own_sizes and kind.architecture == "stable-diffusion-v2-768-v"
-    assert kind_of(model_2, {"prediction_type": "epsilon"}).architecture == "stable-diffusion-v2-512"
-
-
 # --- whole or absent ------------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_read_back_as_it_was_is_not_kept(exported, own_model, monkeypatch):
-    def exchanged(weights):
+def test_a_file_that_does_not_read_back_as_it_was_is_not_kept(exported, own_model, monkeypatch):
+    def q_and_k_swapped(weights):
         first, second = (f"down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_{which}.weight" for which in "qk")
-        return right({**weights, first: weights[second], second: weights[first]})
+        return unet_to_ldm({**weights, first: weights[second], second: weights[first]})
 
-    right = exporting.unet_weights
-    monkeypatch.setattr(exporting, "unet_weights", exchanged)
+    unet_to_ldm = export.unet_to_ldm
+    monkeypatch.setattr(export, "unet_to_ldm", q_and_k_swapped)
     with pytest.raises(WorkError, match=r"2 weights of the unet differ \(down_blocks.1"):
         exported(own_model)
-    monkeypatch.setattr(exporting, "unet_weights", right)
-    monkeypatch.setattr(exporting, "text_weights", lambda weights, open_clip: {})
+    monkeypatch.setattr(export, "unet_to_ldm", unet_to_ldm)
+    monkeypatch.setattr(export, "text_encoder_to_ldm", lambda state_dict, open_clip: {})
     with pytest.raises(WorkError, match="cannot read it back"):  # though the folder has a text encoder
         exported(own_model)
     monkeypatch.undo()
@@ -234,7 +180,7 @@ def test_what_does_not_read_back_as_it_was_is_not_kept(exported, own_model, monk
     assert sorted(p.name for p in folder.iterdir() if p.is_file()) == ["jeans.safetensors"]
 
 
-def test_an_existing_file_or_yaml_stays_unless_it_is_to_be_replaced(exported, own_model, tmp_path):
+def test_an_existing_file_or_yaml_is_replaced_only_with_overwrite(exported, own_model, tmp_path):
     (tmp_path / "jeans.safetensors").write_text("mine")
     with pytest.raises(UserError, match="jeans.safetensors exists"):
         exported(own_model)
@@ -247,7 +193,7 @@ def test_an_existing_file_or_yaml_stays_unless_it_is_to_be_replaced(exported, ow
     assert load_file(tmp_path / "jeans.safetensors") and not (tmp_path / "other.yaml").exists()
 
 
-def test_a_full_disk_is_told_before_anything_is_read(own_model, tmp_path, monkeypatch, exported):
+def test_a_full_disk_is_found_before_any_weight_is_read(own_model, tmp_path, monkeypatch, exported):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
     with pytest.raises(WorkError, match="the file takes .* GB, 1e-06 GB are free"):
         exported(own_model)
@@ -276,7 +222,7 @@ def test_wrong_input_is_refused_by_name(own_model, tmp_path, monkeypatch, flags,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=named) as caught:
-        export(parse_args(["--model", str(own_model), *flags]))
+        export_checkpoint(parse_args(["--model", str(own_model), *flags]))
     assert "\n" not in str(caught.value) and not list(tmp_path.glob("jeans*"))
 
 
@@ -288,13 +234,13 @@ def test_without_a_model_the_newest_finished_run_is_taken(monkeypatch, tmp_path)
         parse_args(["--to", "x.safetensors"])
 
 
-def test_a_lora_that_was_trained_for_velocity_says_so(exported, train_run):
+def test_a_loras_own_prediction_type_wins_over_its_bases(exported, train_run):
     trained = train_run("lora", "--lora_rank", 2, "--max_train_steps", 1, "--prediction_type", "v_prediction")
     path = exported(trained, "--no_verify")
     assert metadata(path)["modelspec.prediction_type"] == "v" and path.with_suffix(".yaml").exists()
 
 
-def test_a_checkpoint_is_exported_and_not_the_result(exported, train_run):
+def test_checkpoint_exports_that_checkpoint_and_not_the_result(exported, train_run):
     trained = train_run("run", "--max_train_steps", 2, "--checkpointing_steps", 1, "--learning_rate", 0.01)
     first, last, result = (
         load_file(exported(trained, "--no_verify", "--dtype", "fp32", *flags, name=f"{number}.safetensors"))

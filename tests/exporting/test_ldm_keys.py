@@ -1,4 +1,4 @@
-"""Original names: those of Stable Diffusion's own code, and diffusers' converter finds every weight where it was."""
+"""LDM keys: those of Stable Diffusion's own code, and diffusers' converter turns each one back into its own key."""
 
 import pytest
 import torch
@@ -10,7 +10,14 @@ from diffusers.loaders.single_file_utils import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from exporting.ldm_keys import CLIP, OPEN_CLIP, UNET, text_weights, unet_names, unet_weights, vae_weights
+from exporting.ldm_keys import (
+    CLIP_PREFIX,
+    OPEN_CLIP_PREFIX,
+    text_encoder_to_ldm,
+    unet_key_map,
+    unet_to_ldm,
+    vae_to_ldm,
+)
 from runtime.errors import UserError
 
 
@@ -35,35 +42,35 @@ UNETS = {
 
 
 def original_unet_layers(channels, attention_levels, layers: int) -> dict[str, str]:
-    """{place: kind of layer}, walked through as Stable Diffusion's own code builds its UNet: level by level."""
-    places, width = {"input_blocks.0.0": "conv"}, [channels[0]]
+    """{place in the lists: kind of layer}, counted as Stable Diffusion's own code builds its UNet, level by level."""
+    layer_kinds, width = {"input_blocks.0.0": "conv"}, [channels[0]]
     n = 1
     for level in range(len(channels)):
         for _ in range(layers):
-            places[f"input_blocks.{n}.0"] = "resnet" + "+" * (width[-1] != channels[level])
+            layer_kinds[f"input_blocks.{n}.0"] = "resnet" + "+" * (width[-1] != channels[level])
             if level in attention_levels:
-                places[f"input_blocks.{n}.1"] = "attention"
+                layer_kinds[f"input_blocks.{n}.1"] = "attention"
             width.append(channels[level])
             n += 1
         if level < len(channels) - 1:
-            places[f"input_blocks.{n}.0"] = "down"
+            layer_kinds[f"input_blocks.{n}.0"] = "down"
             width.append(channels[level])
             n += 1
-    places |= {"middle_block.0": "resnet", "middle_block.1": "attention", "middle_block.2": "resnet"}
+    layer_kinds |= {"middle_block.0": "resnet", "middle_block.1": "attention", "middle_block.2": "resnet"}
     n = 0
     for level in reversed(range(len(channels))):
         for i in range(layers + 1):
             width.pop()
-            places[f"output_blocks.{n}.0"] = "resnet+"  # joined with what comes from the side, so never as wide
+            layer_kinds[f"output_blocks.{n}.0"] = "resnet+"  # concatenated with the skip connection, so never as wide
             if level in attention_levels:
-                places[f"output_blocks.{n}.1"] = "attention"
+                layer_kinds[f"output_blocks.{n}.1"] = "attention"
             if level and i == layers:
-                places[f"output_blocks.{n}.{1 + (level in attention_levels)}"] = "up"
+                layer_kinds[f"output_blocks.{n}.{1 + (level in attention_levels)}"] = "up"
             n += 1
-    return places
+    return layer_kinds
 
 
-def names_of(places: dict[str, str]) -> set[str]:
+def ldm_keys_of(layer_kinds: dict[str, str]) -> set[str]:
     resnet = ["in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3"]
     block = "transformer_blocks.0"
     attention = ["norm", "proj_in", "proj_out", *(f"{block}.norm{i}" for i in (1, 2, 3))]
@@ -72,9 +79,9 @@ def names_of(places: dict[str, str]) -> set[str]:
         "conv": [""], "resnet": resnet, "resnet+": [*resnet, "skip_connection"], "down": ["op"], "up": ["conv"],
         "attention": attention,
     }  # fmt: skip
-    found = {f"{place}.{layer}".rstrip(".") for place, kind in places.items() for layer in layers[kind]}
+    found = {f"{place}.{layer}".rstrip(".") for place, kind in layer_kinds.items() for layer in layers[kind]}
     found |= {"time_embed.0", "time_embed.2", "out.0", "out.2"}
-    plain = {f"{place}.{block}.attn{i}.to_{which}.weight" for place, kind in places.items() if kind == "attention"
+    plain = {f"{place}.{block}.attn{i}.to_{which}.weight" for place, kind in layer_kinds.items() if kind == "attention"
              for i in (1, 2) for which in "qkv"}  # fmt: skip
     return plain | {f"{name}.{kind}" for name in found for kind in ("weight", "bias")}
 
@@ -89,11 +96,11 @@ def names_of(places: dict[str, str]) -> set[str]:
         ("one level", (8,), (0,), 1),
     ],
 )
-def test_a_unets_names_are_those_that_the_original_code_gives(blocks, channels, attention_levels, layers):
+def test_unet_keys_are_those_of_the_original_code(blocks, channels, attention_levels, layers):
     with torch.device("meta"):
         names = list(UNETS[blocks]().state_dict())
-    expected = names_of(original_unet_layers(channels, attention_levels, layers))
-    assert set(unet_names(names).values()) == expected
+    expected = ldm_keys_of(original_unet_layers(channels, attention_levels, layers))
+    assert set(unet_key_map(names).values()) == expected
     assert len(expected) == len(names)
     if blocks == "SD 1.5's blocks":
         assert len(names) == 686
@@ -102,28 +109,28 @@ def test_a_unets_names_are_those_that_the_original_code_gives(blocks, channels, 
 
 
 @pytest.mark.parametrize("blocks", UNETS)
-def test_diffusers_finds_each_weight_of_the_unet_where_it_was(blocks):
+def test_diffusers_turns_the_unet_back_into_its_own_keys(blocks):
     model = UNETS[blocks]()
-    own = model.state_dict()
-    found = convert_ldm_unet_checkpoint(unet_weights(own), model.config)
-    assert found.keys() == own.keys()
-    assert all(torch.equal(found[name], own[name]) for name in own)
+    state_dict = model.state_dict()
+    found = convert_ldm_unet_checkpoint(unet_to_ldm(state_dict), model.config)
+    assert found.keys() == state_dict.keys()
+    assert all(torch.equal(found[name], state_dict[name]) for name in state_dict)
 
 
 @pytest.mark.parametrize("attention", [True, False])
-def test_diffusers_finds_each_weight_of_the_vae_where_it_was(attention):
+def test_diffusers_turns_the_vae_back_into_its_own_keys(attention):
     model = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2,
         block_out_channels=(4, 8, 16, 16), norm_num_groups=2, latent_channels=4, mid_block_add_attention=attention,
     )  # fmt: skip
-    own, written = model.state_dict(), vae_weights(model.state_dict())
+    state_dict, written = model.state_dict(), vae_to_ldm(model.state_dict())
     if attention:
         assert written["first_stage_model.encoder.mid.attn_1.q.weight"].shape == (16, 16, 1, 1)
     assert "first_stage_model.decoder.up.3.block.0.norm1.weight" in written
-    assert written["first_stage_model.decoder.up.0.block.2.conv2.weight"].shape[0] == 4  # 0 is next to the picture
+    assert written["first_stage_model.decoder.up.0.block.2.conv2.weight"].shape[0] == 4  # 0 is next to the pixels
     found = convert_ldm_vae_checkpoint(written, model.config)
-    assert found.keys() == own.keys()
-    assert all(torch.equal(found[name], own[name]) for name in own)
+    assert found.keys() == state_dict.keys()
+    assert all(torch.equal(found[name], state_dict[name]) for name in state_dict)
 
 
 def text_encoder(layers: int) -> CLIPTextModel:
@@ -141,48 +148,55 @@ def text_encoder(layers: int) -> CLIPTextModel:
 
 
 @pytest.mark.parametrize("prefix", ["", "text_model."])
-def test_clips_names_are_the_same_from_either_version_of_transformers(prefix):
-    own = {prefix + name: weight for name, weight in text_encoder(2).state_dict().items()}
-    written = text_weights({**own, f"{prefix}embeddings.position_ids": torch.arange(10)}, open_clip=False)
-    assert {name.removeprefix(CLIP) for name in written} == {name.removeprefix(prefix) for name in own}
-    assert CLIP + "encoder.layers.1.self_attn.q_proj.weight" in written
-    open_clip = text_weights(own, open_clip=True)
-    assert OPEN_CLIP + "transformer.resblocks.1.attn.in_proj_weight" in open_clip
+def test_clips_keys_are_the_same_from_either_version_of_transformers(prefix):
+    state_dict = {prefix + name: weight for name, weight in text_encoder(2).state_dict().items()}
+    written = text_encoder_to_ldm(
+        {**state_dict, f"{prefix}embeddings.position_ids": torch.arange(10)}, open_clip=False
+    )
+    assert {name.removeprefix(CLIP_PREFIX) for name in written} == {name.removeprefix(prefix) for name in state_dict}
+    assert CLIP_PREFIX + "encoder.layers.1.self_attn.q_proj.weight" in written
+    open_clip = text_encoder_to_ldm(state_dict, open_clip=True)
+    assert OPEN_CLIP_PREFIX + "transformer.resblocks.1.attn.in_proj_weight" in open_clip
 
 
 @pytest.mark.parametrize("layers", [2, 23])
-def test_diffusers_finds_each_weight_of_open_clip_where_it_was(layers):
+def test_diffusers_turns_open_clip_back_into_its_own_keys(layers):
     model = text_encoder(layers)
-    own, written = model.state_dict(), text_weights(model.state_dict(), open_clip=True)
-    assert written[OPEN_CLIP + "transformer.resblocks.0.attn.in_proj_weight"].shape == (24, 8)
-    assert written[OPEN_CLIP + "positional_embedding"].shape == (10, 8)
+    state_dict, written = model.state_dict(), text_encoder_to_ldm(model.state_dict(), open_clip=True)
+    assert written[OPEN_CLIP_PREFIX + "transformer.resblocks.0.attn.in_proj_weight"].shape == (24, 8)
+    assert written[OPEN_CLIP_PREFIX + "positional_embedding"].shape == (10, 8)
     found = {
         name.removeprefix("text_model."): weight
         for name, weight in convert_open_clip_checkpoint(model, written).items()
     }
-    assert found.keys() == own.keys()
-    assert all(torch.equal(found[name], own[name]) for name in own)
+    assert found.keys() == state_dict.keys()
+    assert all(torch.equal(found[name], state_dict[name]) for name in state_dict)
 
 
 def test_queries_keys_and_values_are_joined_in_this_order():
-    own = text_encoder(1).state_dict()
-    joined = text_weights(own, open_clip=True)[OPEN_CLIP + "transformer.resblocks.0.attn.in_proj_bias"]
-    assert torch.equal(joined[8:16], own["encoder.layers.0.self_attn.k_proj.bias"])
+    state_dict = text_encoder(1).state_dict()
+    joined = text_encoder_to_ldm(state_dict, open_clip=True)[
+        OPEN_CLIP_PREFIX + "transformer.resblocks.0.attn.in_proj_bias"
+    ]
+    assert torch.equal(joined[8:16], state_dict["encoder.layers.0.self_attn.k_proj.bias"])
 
 
-def test_the_layer_that_stable_diffusion_2_never_reads_is_there_for_programs_that_build_it():
+def test_the_last_layer_that_stable_diffusion_2_never_uses_is_written_for_programs_that_build_it():
     numbers = [
-        {int(name.split("resblocks.")[1].split(".")[0]) for name in text_weights(model, True) if "resblocks" in name}
+        {
+            int(name.split("resblocks.")[1].split(".")[0])
+            for name in text_encoder_to_ldm(model, True)
+            if "resblocks" in name
+        }
         for model in (text_encoder(23).state_dict(), text_encoder(2).state_dict())
     ]
     assert numbers == [set(range(24)), set(range(2))]
 
 
-def test_a_weight_without_a_place_is_named():
+def test_a_weight_without_an_ldm_key_is_named():
     with pytest.raises(UserError, match="add_embedding.linear_1.weight"):
-        unet_names(["conv_in.weight", "add_embedding.linear_1.weight"])
+        unet_key_map(["conv_in.weight", "add_embedding.linear_1.weight"])
     with pytest.raises(UserError, match="its VAE has encoder.extra.weight"):
-        vae_weights({"encoder.extra.weight": torch.zeros(1)})
+        vae_to_ldm({"encoder.extra.weight": torch.zeros(1)})
     with pytest.raises(UserError, match="its text encoder has text_projection.weight"):
-        text_weights({"text_projection.weight": torch.zeros(1)}, open_clip=True)
-    assert UNET == "model.diffusion_model."
+        text_encoder_to_ldm({"text_projection.weight": torch.zeros(1)}, open_clip=True)

@@ -1,4 +1,4 @@
-"""The contact sheet shows every picture at its size, with its words."""
+"""The contact sheet has every picture at its size, with its prompt and seed."""
 
 import pytest
 from PIL import Image, ImageFont
@@ -14,20 +14,20 @@ def pictures(tmp_path):
     return paths
 
 
-def test_every_picture_is_on_it_at_its_size(pictures):
+def test_every_picture_is_on_the_sheet_at_its_size(pictures):
     sheet = make_contact_sheet(pictures, [("denim jeans", i) for i in range(5)], "a model")
     colours = {colour: number for number, colour in sheet.getcolors(1 << 24)}
     assert all(colours[10 + i, 0, 0] == 224 * 288 for i in range(5))
 
 
-def test_hundreds_of_pictures_are_made_smaller(pictures, monkeypatch):
+def test_hundreds_of_pictures_are_shrunk(pictures, monkeypatch):
     monkeypatch.setattr("generation.contact_sheet.MAX_PIXELS", 5 * 112 * 144)
     sheet = make_contact_sheet(pictures, [("denim jeans", i) for i in range(5)], "a model")
     colours = {colour: number for number, colour in sheet.getcolors(1 << 24)}
     assert all(colours[10 + i, 0, 0] == 112 * 144 for i in range(5))
 
 
-def test_words_stand_under_each_picture_and_nowhere_on_it(pictures):
+def test_text_is_below_each_picture_and_within_its_margins(pictures):
     sheet = make_contact_sheet(pictures[:1], [("denim jeans " * 40, 7)], "a model")
     below = sheet.crop((0, sheet.height - 70, sheet.width, sheet.height))
     assert below.convert("L").getextrema()[0] < 128
@@ -44,5 +44,5 @@ def test_text_is_wrapped_within_its_width_and_cut_with_an_ellipsis():
     assert font.getlength(wrap("x" * 500, font, 200, 1)[0]) <= 200
 
 
-def test_columns_make_a_sheet_not_a_strip():
+def test_columns_make_the_sheet_about_three_to_two():
     assert [best_columns(n, 240, 376) for n in (1, 2, 3, 4, 16)] == [1, 2, 3, 3, 6]

@@ -1,5 +1,6 @@
-"""prompt_list.py: what is asked for in a file, and every bad line of it refused by number."""
+"""Requests of a prompts file; every bad line is refused by its number."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def file(tmp_path):
     return file
 
 
-def test_a_text_file_has_a_prompt_a_line(file):
+def test_each_line_of_a_text_file_is_a_prompt(file):
     path = file("\ufeffdenim jeans\r\n\n  a red t-shirt, laid flat \nwith a \u2028 separator")
     assert read_requests(path) == [
         GenerationRequest("denim jeans"),
@@ -28,7 +29,7 @@ def test_a_text_file_has_a_prompt_a_line(file):
     ]
 
 
-def test_a_row_says_what_is_different_for_its_prompt(file):
+def test_a_row_may_set_what_differs_for_its_prompt(file):
     row = {"prompt": "jeans", "negative_prompt": "blurred", "seed": 7, "steps": 30, "scheduler": "ddim",
            "guidance_scale": 2.5, "guidance_rescale": 0.7, "num_images": 3, "height": 96, "width": 64}  # fmt: skip
     rows = [row, {"text": "a skirt", "seed": None}, {"prompt": ""}]
@@ -40,9 +41,9 @@ def test_a_row_says_what_is_different_for_its_prompt(file):
 
 
 def test_a_data_sets_metadata_is_a_prompts_file(file):
-    wishes = read_requests(DATASET / "metadata.jsonl")
+    requests = read_requests(DATASET / "metadata.jsonl")
     rows = [json.loads(line) for line in (DATASET / "metadata.jsonl").read_text().splitlines()]
-    assert wishes == [GenerationRequest(row["text"]) for row in rows]
+    assert requests == [GenerationRequest(row["text"]) for row in rows]
     several = {"file_name": "1.jpg", "text": ["jeans", "blue jeans"], "licence": "mine", "width": 4032, "seed": "x"}
     assert read_requests(file(json.dumps(several), "metadata.jsonl")) == [
         GenerationRequest("jeans"),
@@ -50,10 +51,10 @@ def test_a_data_sets_metadata_is_a_prompts_file(file):
     ]
 
 
-def test_what_was_drawn_is_a_prompts_file_with_its_seeds(file):
+def test_images_jsonl_is_a_prompts_file_with_its_seeds(file):
     row = {"file_name": "x.png", "prompt": "jeans", "seed": 3, "steps": 20, "scheduler": "ddim", "guidance": 4.0}
-    wish = GenerationRequest("jeans", seed=3, steps=20, scheduler="ddim", guidance_scale=4.0, num_images=1)
-    assert read_requests(file(json.dumps({**row, "model": "x"}), "images.jsonl")) == [wish]
+    request = GenerationRequest("jeans", seed=3, steps=20, scheduler="ddim", guidance_scale=4.0, num_images=1)
+    assert read_requests(file(json.dumps({**row, "model": "x"}), "images.jsonl")) == [request]
 
 
 @pytest.mark.parametrize(
@@ -89,3 +90,11 @@ def test_a_file_that_cannot_be_used_is_named(file, tmp_path):
     ]:
         with pytest.raises(UserError, match=f"--prompts_file {path}: {complaint}"):
             read_requests(path)
+
+
+def test_a_requests_own_values_win_over_the_flags():
+    flags = argparse.Namespace(seed=5, steps=25, height=None, output_dir="out", **dict.fromkeys(
+        ("negative_prompt", "scheduler", "guidance_scale", "guidance_rescale", "num_images", "width")))  # fmt: skip
+    merged = GenerationRequest("jeans", seed=0, height=64).merge_flags(flags)
+    assert (merged.seed, merged.steps, merged.height, merged.output_dir) == (0, 25, 64, "out")
+    assert flags.seed == 5

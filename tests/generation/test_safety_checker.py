@@ -1,4 +1,4 @@
-"""safety.py: a picture that the model's checker objects to is black and named."""
+"""A picture that the model's safety checker flags is black and named."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from inference import parse_args
 
 @pytest.fixture
 def model(tiny_model, tmp_path) -> Path:
-    """The tiny model with a checker whose threshold decides: it objects to everything."""
+    """The tiny model with a checker whose threshold makes it flag everything."""
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     vision = {**size, "image_size": 32, "patch_size": 16, "projection_dim": 8}
@@ -29,14 +29,14 @@ def model(tiny_model, tmp_path) -> Path:
     return folder
 
 
-def draw(model: Path, to: Path, *flags: str) -> list[dict]:
+def generate_rows(model: Path, to: Path, *flags: str) -> list[dict]:
     words = ["--model", str(model), "--prompt", "jeans", "--num_images", "2", "--steps", "2", "--output_dir", str(to)]
     generate(parse_args([*words, *flags]))
     return [json.loads(line) for line in (to / "images.jsonl").read_text().splitlines()]
 
 
-def test_a_picture_it_objects_to_is_black_counted_and_named(model, tmp_path, capsys):
-    rows = draw(model, tmp_path / "out", "--write_metadata")
+def test_a_flagged_picture_is_black_counted_and_named(model, tmp_path, capsys):
+    rows = generate_rows(model, tmp_path / "out", "--write_metadata")
     said = capsys.readouterr().out
     assert "2 withheld" in said and all(row["file_name"] in said for row in rows)
     assert all(row["withheld"] and row["safety_checker"] for row in rows)
@@ -44,28 +44,31 @@ def test_a_picture_it_objects_to_is_black_counted_and_named(model, tmp_path, cap
     assert not (tmp_path / "out" / "metadata.jsonl").exists()
 
 
-def test_those_of_an_earlier_start_are_named_again(model, tmp_path, capsys):
-    rows = draw(model, tmp_path / "out")
+def test_flagged_pictures_of_an_earlier_start_are_named_again(model, tmp_path, capsys):
+    rows = generate_rows(model, tmp_path / "out")
     capsys.readouterr()
-    assert draw(model, tmp_path / "out", "--resume") == rows
+    assert generate_rows(model, tmp_path / "out", "--resume") == rows
     said = capsys.readouterr().out
     assert "2 withheld" in said and rows[0]["file_name"] in said and "2 of them there already" in said
 
 
-def test_without_it_the_picture_is_drawn_under_another_name(model, tmp_path):
-    rows = draw(model, tmp_path / "out")
-    both = draw(model, tmp_path / "out", "--no_safety_checker", "--resume")
+def test_without_the_checker_the_picture_has_another_name(model, tmp_path):
+    rows = generate_rows(model, tmp_path / "out")
+    both = generate_rows(model, tmp_path / "out", "--no_safety_checker", "--resume")
     assert len(both) == 4 and not any("withheld" in row for row in both[2:])
     assert Image.open(tmp_path / "out" / both[2]["file_name"]).getextrema() != ((0, 0),) * 3
     assert both[:2] == rows
 
 
-def test_a_checker_that_objects_to_nothing_changes_nothing(model, tmp_path):
+def test_a_checker_that_flags_nothing_changes_nothing(model, tmp_path):
     weights = model / "safety_checker"
     checker = StableDiffusionSafetyChecker.from_pretrained(weights)
     torch.nn.init.constant_(checker.concept_embeds_weights, 2.0)
     checker.save_pretrained(weights)
-    checked, unchecked = draw(model, tmp_path / "a"), draw(model, tmp_path / "b", "--no_safety_checker")
+    checked, unchecked = (
+        generate_rows(model, tmp_path / "a"),
+        generate_rows(model, tmp_path / "b", "--no_safety_checker"),
+    )
     for one, other in zip(checked, unchecked, strict=True):
         same = [Image.open(folder / row["file_name"]).tobytes() for folder, row in
                 ((tmp_path / "a", one), (tmp_path / "b", other))]  # fmt: skip

@@ -1,4 +1,4 @@
-"""sources.py: which weights draw, and that they are the right ones."""
+"""Which weights generate is what the flags ask for."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from generation.weights import (
     find_weights,
+    load_generation_sampler,
     load_generation_text_encoder,
     load_generation_unet,
-    missing_trigger,
-    sampler_of,
+    trigger_warning,
 )
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE
@@ -26,7 +26,7 @@ LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 @pytest.fixture(scope="module")
 def runs(tiny_model, captioned_folder, tmp_path_factory) -> dict[str, Path]:
-    """A run of the whole UNet with its average, and one of a LoRA, each with two checkpoints."""
+    """A run of the whole UNet with EMA, and one of a LoRA, each with two checkpoints."""
     from train_text_to_image import parse_args
     from training.train import train
 
@@ -38,7 +38,7 @@ def runs(tiny_model, captioned_folder, tmp_path_factory) -> dict[str, Path]:
     return {name: where / name for name in ("unet", "lora")}
 
 
-def weights(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
+def state_of(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
     return unet.state_dict()
 
 
@@ -47,32 +47,32 @@ def same(one: dict, other: dict, tolerance: float = 1e-6) -> bool:
 
 
 def unet_of(*asked, **more) -> dict[str, torch.Tensor]:
-    return weights(load_generation_unet(find_weights(*map(str, asked), **more), torch.float32))
+    return state_of(load_generation_unet(find_weights(*map(str, asked), **more), torch.float32))
 
 
-def test_a_checkpoint_draws_with_its_averaged_weights_unless_the_others_are_asked_for(runs):
+def test_a_checkpoint_has_its_ema_weights_unless_the_others_are_asked_for(runs):
     own = runs["unet"] / "checkpoint-2"
-    averaged, plain = (weights(UNet2DConditionModel.from_pretrained(own / part)) for part in ("unet_ema", "unet"))
-    assert not same(averaged, plain)
-    assert same(unet_of(runs["unet"], "checkpoint-2"), averaged)
+    ema, plain = (state_of(UNet2DConditionModel.from_pretrained(own / part)) for part in ("unet_ema", "unet"))
+    assert not same(ema, plain)
+    assert same(unet_of(runs["unet"], "checkpoint-2"), ema)
     assert same(unet_of(runs["unet"], "checkpoint-2/unet"), plain)
 
 
-def test_the_latest_checkpoint_of_a_run_that_is_not_finished_draws_on_its_base(runs, tiny_model, tmp_path):
+def test_the_latest_checkpoint_of_an_unfinished_run_is_used_with_its_base(runs, tiny_model, tmp_path):
     folder = shutil.copytree(runs["unet"], tmp_path / "run")
     (folder / "model_index.json").unlink()
     with pytest.raises(UserError, match="not finished; --checkpoint latest"):
         find_weights(str(folder))
-    source = find_weights(str(folder), "latest")
-    assert (source.base, source.unet, source.subfolder) == (tiny_model, folder / "checkpoint-2", "unet_ema")
-    assert "checkpoint-2/unet_ema" in source.told()
-    assert same(unet_of(folder, "latest"), weights(load_unet(folder / "checkpoint-2", subfolder="unet_ema")))
+    latest = find_weights(str(folder), "latest")
+    assert (latest.base.path, latest.unet) == (tiny_model, folder / "checkpoint-2" / "unet_ema")
+    assert "checkpoint-2/unet_ema" in latest.describe()
+    assert same(unet_of(folder, "latest"), state_of(load_unet(folder / "checkpoint-2", subfolder="unet_ema")))
     (folder / "checkpoint-2" / MANIFEST).unlink()  # half-written
-    assert find_weights(str(folder), "latest").unet == folder / "checkpoint-1"
+    assert find_weights(str(folder), "latest").unet == folder / "checkpoint-1" / "unet_ema"
 
 
-def test_a_lora_counts_as_strongly_as_is_said(runs, tiny_model):
-    base = weights(load_unet(tiny_model))
+def test_a_lora_has_the_strength_that_is_asked_for(runs, tiny_model):
+    base = state_of(load_unet(tiny_model))
     whole, half, none = (unet_of(runs["lora"], lora_scale=scale) for scale in (1.0, 0.5, 0.0))
     assert same(none, base) and not same(whole, base, 1e-4)
     assert same(half, {name: (base[name] + whole[name]) / 2 for name in base}, 1e-5)
@@ -82,12 +82,12 @@ def test_a_lora_counts_as_strongly_as_is_said(runs, tiny_model):
     assert checkpoint.loras == ((runs["lora"] / "checkpoint-2" / LORA_FILE, 1.0),)
 
 
-def test_a_lora_draws_on_the_unet_that_it_was_trained_on(runs, tiny_model, tmp_path, monkeypatch):
+def test_a_lora_is_used_with_the_unet_that_it_was_trained_on(runs, tiny_model, tmp_path, monkeypatch):
     """--non_ema_revision takes the UNet from another revision than the rest."""
     other = shutil.copytree(tiny_model, tmp_path / "other revision")
     monkeypatch.setattr("generation.weights.find_bases", lambda args: (tiny_model, other))
-    source = find_weights(str(runs["lora"]))
-    assert (source.base, source.unet) == (tiny_model, other) and "other revision" in source.told()
+    found = find_weights(str(runs["lora"]))
+    assert (found.base, found.unet) == (tiny_model, other / "unet") and "other revision" in found.describe()
 
 
 def test_a_base_that_is_gone_is_named(runs, tmp_path):
@@ -99,29 +99,29 @@ def test_a_base_that_is_gone_is_named(runs, tmp_path):
 
 
 def test_two_loras_add_up_and_the_scale_is_the_last_ones(runs, tiny_model):
-    base, one = weights(load_unet(tiny_model)), unet_of(runs["lora"])
+    base, one = state_of(load_unet(tiny_model)), unet_of(runs["lora"])
     both = unet_of(runs["lora"], lora=str(runs["lora"]), lora_scale=0.5)
     assert same(both, {name: one[name] + (one[name] - base[name]) / 2 for name in base}, 1e-5)
 
 
 def test_a_lora_in_kohyas_format_is_read_with_its_alpha(tiny_model, tmp_path):
-    base = weights(load_unet(tiny_model))
+    base = state_of(load_unet(tiny_model))
     shape = base[f"{LAYER}.weight"].shape
     torch.manual_seed(0)
     down, up = torch.randn(2, shape[1]), torch.randn(shape[0], 2)
     name = "lora_unet_" + LAYER.replace(".", "_")
-    told = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
-    save_file(told, tmp_path / "style.safetensors")
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "style.safetensors")
     changed = unet_of(tiny_model, lora=str(tmp_path / "style.safetensors"))
     assert torch.allclose(changed[f"{LAYER}.weight"], base[f"{LAYER}.weight"] + up @ down / 2, atol=1e-5)
     assert same({**changed, f"{LAYER}.weight": base[f"{LAYER}.weight"]}, base)
 
 
-def test_a_loras_part_for_the_text_encoder_is_used(tiny_model, tmp_path):
+def test_a_loras_weights_for_the_text_encoder_are_used(tiny_model, tmp_path):
     torch.manual_seed(0)
     name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
-    told = {f"{name}.lora_A.weight": torch.randn(2, 16), f"{name}.lora_B.weight": torch.randn(16, 2)}
-    save_file(told, tmp_path / LORA_FILE)
+    tensors = {f"{name}.lora_A.weight": torch.randn(2, 16), f"{name}.lora_B.weight": torch.randn(16, 2)}
+    save_file(tensors, tmp_path / LORA_FILE)
     tokens = torch.tensor([[1, 2, 3]])
     plain, changed, none = (
         load_generation_text_encoder(find_weights(str(tiny_model), lora=lora, lora_scale=scale), torch.float32)(
@@ -134,58 +134,49 @@ def test_a_loras_part_for_the_text_encoder_is_used(tiny_model, tmp_path):
 
 
 def test_other_weights_have_another_fingerprint(runs, tiny_model):
-    sources = [find_weights(str(tiny_model)), find_weights(str(runs["unet"]))]
-    sources += [
-        find_weights(str(runs["unet"]), name) for name in ("checkpoint-1", "checkpoint-2", "checkpoint-2/unet")
-    ]
-    sources += [find_weights(str(runs["lora"]), lora_scale=scale) for scale in (0.5, 1.0)]
-    assert len({source.fingerprint() for source in sources}) == len(sources)
-    assert find_weights(str(tiny_model)).fingerprint() == sources[0].fingerprint()
+    checkpoints = ("checkpoint-1", "checkpoint-2", "checkpoint-2/unet")
+    several = [find_weights(str(tiny_model)), find_weights(str(runs["unet"]))]
+    several += [find_weights(str(runs["unet"]), name) for name in checkpoints]
+    several += [find_weights(str(runs["lora"]), lora_scale=scale) for scale in (0.5, 1.0)]
+    assert len({weights.fingerprint() for weights in several}) == len(several)
+    assert find_weights(str(tiny_model)).fingerprint() == several[0].fingerprint()
 
 
-def test_a_base_is_sampled_as_what_was_trained_on_it_needs(runs, tmp_path):
+def test_a_base_is_sampled_on_the_schedule_that_was_trained(runs, tmp_path):
     folder = shutil.copytree(runs["lora"], tmp_path / "run")
     run = json.loads((folder / "run.json").read_text())
     run["arguments"] |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     (folder / "run.json").write_text(json.dumps(run))
-    config = sampler_of(find_weights(str(folder)), "ddim").config
+    config = load_generation_sampler(find_weights(str(folder)), "ddim").config
     assert config.prediction_type == "v_prediction" and config.rescale_betas_zero_snr
     with pytest.raises(UserError, match="--scheduler pndm.*ddim"):
-        sampler_of(find_weights(str(folder)), "pndm")
+        load_generation_sampler(find_weights(str(folder)), "pndm")
 
 
 def test_prompts_without_the_trigger_phrase_are_counted(runs, tiny_model):
-    source = find_weights(str(runs["unet"]))
-    assert "1 of 2 prompts lack" in missing_trigger(source, ["SKS, denim jeans", "jeans"])
-    assert (
-        missing_trigger(source, ["sks, jeans"]) is None
-        and missing_trigger(find_weights(str(tiny_model)), ["x"]) is None
-    )
+    triggered, base = find_weights(str(runs["unet"])), find_weights(str(tiny_model))
+    assert "1 of 2 prompts lack" in trigger_warning(triggered, ["SKS, denim jeans", "jeans"])
+    assert trigger_warning(triggered, ["sks, jeans"]) is None and trigger_warning(base, ["x"]) is None
 
 
 @pytest.mark.parametrize(
     ("checkpoint", "lora", "scale", "complaint"),
     [
-        (
-            "checkpoint-9",
-            None,
-            1,
-            "checkpoint-9: there is no such checkpoint.*checkpoint-1, checkpoint-2",
-        ),
+        ("checkpoint-9", None, 1, "checkpoint-9: there is no such checkpoint.*checkpoint-1, checkpoint-2"),
         ("../unet", None, 1, "--checkpoint"),
         ("checkpoint-1/vae", None, 1, "there is unet, unet_ema"),
         (None, "no/such-lora", 1, "--lora no/such-lora"),
         (None, None, 0.5, "--lora_scale 0.5"),
     ],
 )
-def test_what_is_not_there_is_refused_by_name(runs, monkeypatch, checkpoint, lora, scale, complaint):
+def test_missing_weights_are_refused_by_name(runs, monkeypatch, checkpoint, lora, scale, complaint):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=complaint):
         find_weights(str(runs["unet"]), checkpoint, lora, scale)
 
 
 def test_a_checkpoint_needs_a_run_and_a_lora_its_base(runs, tiny_model, tmp_path):
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a training run"):
         find_weights(str(tiny_model), "latest")
     (tmp_path / LORA_FILE).write_bytes((runs["lora"] / LORA_FILE).read_bytes())
     with pytest.raises(UserError, match=f"--lora {tmp_path}"):
@@ -197,11 +188,11 @@ def test_a_checkpoint_needs_a_run_and_a_lora_its_base(runs, tiny_model, tmp_path
 
 def test_a_lora_of_another_kind_of_model_is_refused(tiny_model, tmp_path):
     save_file({"transformer.blocks.0.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "flux.safetensors")
-    with pytest.raises(UserError, match="no LoRA for Stable Diffusion 1.x or 2.x"):
+    with pytest.raises(UserError, match="not a LoRA for Stable Diffusion 1.x or 2.x"):
         load_generation_unet(find_weights(str(tiny_model), lora=str(tmp_path / "flux.safetensors")), torch.float32)
 
 
-def test_a_lora_tells_what_it_was_trained_for_whatever_base_is_named(runs, tiny_model):
-    source = find_weights(str(tiny_model), lora=str(runs["lora"] / "checkpoint-2"))
-    assert source.run["trigger"] == "sks" and missing_trigger(source, ["jeans"])
-    assert source.scheduler_overrides == source.run["arguments"]
+def test_a_loras_run_counts_whatever_base_is_named(runs, tiny_model):
+    found = find_weights(str(tiny_model), lora=str(runs["lora"] / "checkpoint-2"))
+    assert found.run["trigger"] == "sks" and trigger_warning(found, ["jeans"])
+    assert found.scheduler_overrides == found.run["arguments"]

@@ -1,4 +1,4 @@
-"""Defaults from a model's folder: flags win over the file, the file over the script, and mistakes in it are named."""
+"""Defaults from a model's folder: flags win over the file, the file wins over the script, mistakes in it are named."""
 
 import json
 
@@ -34,16 +34,16 @@ def test_flags_win_over_the_file_and_the_file_over_the_script(merged):
     assert args.origins["max_grad_norm"] == "default"
 
 
-def test_what_the_file_turns_on_a_flag_turns_off(merged):
+def test_a_flag_turns_off_what_the_file_turns_on(merged):
     assert merged({"use_ema": True}, "--no_use_ema").use_ema is False
 
 
-def test_a_list_in_the_file_is_replaced_by_flags_not_added_to(merged):
+def test_flags_replace_a_list_in_the_file(merged):
     assert merged({"prior_prompts": ["a shirt", "a skirt"]}).prior_prompts == ["a shirt", "a skirt"]
     assert merged({"prior_prompts": ["a shirt"]}, "--prior_prompts", "a hat").prior_prompts == ["a hat"]
 
 
-def test_a_list_of_a_flag_that_takes_several_is_taken_whole(merged):
+def test_a_list_in_the_file_is_used_whole_for_a_flag_of_several_values(merged):
     assert merged({"validation_prompts": ["a shirt", "a skirt"]}).validation_prompts == ["a shirt", "a skirt"]
     several = ["--validation_prompts", "a", "b"]
     assert merged({"validation_prompts": ["a shirt"]}, *several).validation_prompts == ["a", "b"]
@@ -66,14 +66,14 @@ def test_a_mistake_in_the_file_is_named_with_the_file(merged, values, named):
         merged(values)
 
 
-def test_guidance_comes_from_the_model_or_is_the_usual_one(tmp_path):
+def test_the_guidance_scale_is_the_models_or_the_usual_one(tmp_path):
     assert guidance_scale_of(tmp_path) == GUIDANCE_SCALE
     (tmp_path / "generation_defaults.json").write_text('{"guidance_scale": 4}')
     assert guidance_scale_of(tmp_path) == 4
 
 
 @pytest.mark.parametrize("value", ['"much"', "-1", "null"])
-def test_a_guidance_scale_that_is_none_is_named_with_its_file(tmp_path, value):
+def test_a_wrong_guidance_scale_is_named_with_its_file(tmp_path, value):
     (tmp_path / "generation_defaults.json").write_text(f'{{"guidance_scale": {value}}}')
     with pytest.raises(UserError, match="generation_defaults.json: guidance_scale"):
         guidance_scale_of(tmp_path)

@@ -1,41 +1,18 @@
-"""Model folders: found, checked and described."""
+"""Model folders are described without loading them."""
 
 import json
+import os
 import shutil
 
-import diffusers
 import pytest
 from safetensors.torch import load_file, save_file
 
-from models.folders import count_parameters, find_model, fingerprint_model, read_shape
-from models.loading import (
-    load_unet,
-)
+from models.folders import ModelFolder, choose_variant, count_parameters, fingerprint_model, read_shape
+from models.loading import load_noise_scheduler, load_text_encoder, load_unet, load_vae, save_pipeline
 from runtime.errors import UserError
 
-FLAG = "--pretrained_model_name_or_path"
 
-
-def test_a_folder_that_is_no_model_is_refused_with_what_it_lacks(own_model, tmp_path):
-    shutil.rmtree(own_model / "vae")
-    with pytest.raises(UserError, match=f"{FLAG}.*no vae/"):
-        find_model(str(own_model), FLAG)
-    (own_model / "model_index.json").unlink()
-    with pytest.raises(UserError, match="model_index.json"):
-        find_model(str(own_model), FLAG)
-
-
-def test_a_model_that_is_neither_here_nor_on_the_hub_is_one_line_that_says_both(monkeypatch):
-    def unreachable(name, **_):
-        raise OSError(f"Cannot load model {name}: no connection\nwith a long explanation")
-
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", unreachable)
-    with pytest.raises(UserError, match=f"{FLAG} some/model: no such folder.*hub") as error:
-        find_model("some/model", FLAG)
-    assert "\n" not in str(error.value)
-
-
-def test_a_note_of_git_lfs_in_place_of_weights_is_named(own_model):
+def test_a_git_lfs_pointer_instead_of_weights_is_named(own_model):
     weights = own_model / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3438167536\n")
     with pytest.raises(UserError, match="unet cannot be loaded: .*Git LFS"):
@@ -50,7 +27,7 @@ def test_the_shape_is_read_from_the_configs(tiny_model):
 
 
 @pytest.mark.parametrize("change", [{"in_channels": 9}, {"addition_embed_type": "text_time"}, {"sample_size": None}])
-def test_a_pipeline_of_another_kind_is_refused(own_model, change):
+def test_another_kind_of_model_is_refused(own_model, change):
     config = own_model / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     with pytest.raises(UserError, match="[Nn]ot "):
@@ -61,10 +38,30 @@ def test_parameters_are_counted_without_loading_them(tiny_model):
     assert count_parameters(tiny_model) == sum(p.numel() for p in load_unet(tiny_model).parameters())
 
 
-def test_the_fingerprint_changes_with_one_weight_and_not_with_the_place(own_model, tiny_model):
+def test_the_fingerprint_depends_on_each_weight_and_not_on_the_folder(own_model, tiny_model):
     assert fingerprint_model(own_model) == fingerprint_model(tiny_model)
     weights = own_model / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
     tensors["conv_in.bias"][0] += 1
     save_file(tensors, weights)
     assert fingerprint_model(own_model) != fingerprint_model(tiny_model)
+
+
+def test_a_model_that_has_only_a_variant_is_read_and_plain_weights_win(own_model, tiny_model, tmp_path):
+    for part in ("unet", "vae", "text_encoder"):
+        for path in (own_model / part).glob("*.safetensors"):
+            path.rename(path.with_suffix(".fp16.safetensors"))
+    assert choose_variant(own_model, "unet") == "fp16" and choose_variant(tiny_model, "unet") is None
+    assert count_parameters(own_model) == count_parameters(tiny_model)
+    save_pipeline(load_unet(own_model), own_model, tmp_path / "out", load_noise_scheduler(own_model))
+    assert load_vae(own_model) and load_text_encoder(own_model) and load_vae(tmp_path / "out")
+    plain = own_model / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(plain.with_suffix(".fp16.safetensors"), plain)
+    assert choose_variant(own_model, "unet") is None
+    assert count_parameters(own_model) == count_parameters(tiny_model)
+
+
+def test_a_model_folder_can_be_used_as_a_path(tiny_model):
+    model = ModelFolder(tiny_model, "fp16")
+    assert model / "unet" == tiny_model / "unet" and str(model) == os.fspath(model) == str(tiny_model)
+    assert model.name == tiny_model.name and model != ModelFolder(tiny_model)

@@ -1,4 +1,4 @@
-"""Model folders: found, described, loaded and saved."""
+"""Pipelines are loaded part by part and saved so that plain diffusers reads them."""
 
 import json
 import shutil
@@ -10,12 +10,11 @@ import transformers
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from models.folders import count_parameters, find_model, fingerprint_model, read_shape, variant_of
+from models.folders import read_shape
 from models.loading import (
-    choose_attention,
     load_noise_scheduler,
     load_text_encoder,
     load_tokenizer,
@@ -23,10 +22,9 @@ from models.loading import (
     load_vae,
     quiet_libraries,
     save_pipeline,
+    set_attention,
 )
 from runtime.errors import UserError
-
-FLAG = "--pretrained_model_name_or_path"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def saved(tiny_model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_weights_that_are_damaged_are_one_line_that_names_the_part(own_model, part):
+def test_damaged_weights_are_a_one_line_error_that_names_the_part(own_model, part):
     weights = next((own_model / part).glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:100])
     load = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}[part]
@@ -57,7 +55,7 @@ def test_pickled_weights_are_not_loaded(own_model):
         load_unet(own_model)
 
 
-def test_a_half_precision_folder_is_loaded_in_the_precision_asked_for(tiny_model):
+def test_a_half_precision_model_is_loaded_in_the_dtype_asked_for(tiny_model):
     assert json.loads((tiny_model / "text_encoder" / "config.json").read_text())["dtype"] == "float16"
     for load in (load_unet, load_vae, load_text_encoder):
         assert {p.dtype for p in load(tiny_model).parameters()} == {torch.float32}
@@ -65,7 +63,7 @@ def test_a_half_precision_folder_is_loaded_in_the_precision_asked_for(tiny_model
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_unet_computes_in_the_devices_layout_and_is_saved_as_ever(layout, tiny_model, monkeypatch, tmp_path):
+def test_the_unets_memory_layout_does_not_change_what_is_saved(layout, tiny_model, monkeypatch, tmp_path):
     monkeypatch.setattr("models.loading.convolution_memory_format", lambda: layout)
     unet = load_unet(tiny_model, torch.float16)
     assert unet.conv_in.weight.is_contiguous(memory_format=layout)
@@ -85,7 +83,7 @@ def test_the_prediction_type_is_the_models_unless_overridden(own_model):
         load_noise_scheduler(own_model)
 
 
-def test_a_saved_pipeline_is_of_one_precision_and_draws_in_plain_diffusers(saved):
+def test_a_saved_pipeline_has_one_dtype_and_runs_in_plain_diffusers(saved):
     pipeline = StableDiffusionPipeline.from_pretrained(saved)
     parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
@@ -94,7 +92,7 @@ def test_a_saved_pipeline_is_of_one_precision_and_draws_in_plain_diffusers(saved
     assert image.size == (32, 32)
 
 
-def test_a_saved_pipeline_keeps_the_scheduler_but_for_what_was_trained(saved, tiny_model):
+def test_a_saved_pipeline_keeps_its_scheduler_except_for_the_prediction_type(saved, tiny_model):
     before, after = (
         json.loads((folder / "scheduler" / "scheduler_config.json").read_text()) for folder in (tiny_model, saved)
     )
@@ -103,7 +101,7 @@ def test_a_saved_pipeline_keeps_the_scheduler_but_for_what_was_trained(saved, ti
     assert after["prediction_type"] == "v_prediction"
 
 
-def test_a_saved_pipeline_can_be_trained_further_as_its_base_could(saved):
+def test_a_saved_pipeline_keeps_the_licence_and_defaults_of_its_base(saved):
     for name in ("LICENSE.md", "training_defaults.json", "generation_defaults.json"):
         assert (saved / name).read_text() == f"{name} of the base"
     assert not (saved / "README.md").exists()  # the base's model card does not describe it
@@ -116,7 +114,7 @@ def test_the_saved_vocabulary_is_the_tokenizers(saved, tmp_path):
     assert CLIPTokenizer.from_pretrained(tmp_path)(prompt).input_ids == load_tokenizer(saved)(prompt).input_ids
 
 
-def test_only_the_bars_of_downloads_show():
+def test_only_the_progress_bars_of_downloads_show():
     enable_progress_bars()
     quiet_libraries()
     assert not are_progress_bars_disabled()
@@ -124,52 +122,18 @@ def test_only_the_bars_of_downloads_show():
     assert not transformers.utils.logging.is_progress_bar_enabled()
 
 
-def test_attention_is_plain_only_on_the_cpu_and_at_small_sizes(tiny_model):
+def test_attention_is_plain_only_on_the_cpu_at_small_sizes(tiny_model):
     shape = read_shape(tiny_model)
 
     def kinds(size: int, device: str) -> set[type]:
         unet = load_unet(tiny_model)
-        choose_attention(unet, shape, size, size, device)
+        set_attention(unet, shape, size, size, device)
         return {type(processor) for processor in unet.attn_processors.values()}
 
     assert kinds(64, "cpu") == {AttnProcessor}
     assert AttnProcessor not in kinds(64, "cuda") | kinds(1024, "cpu")
 
 
-def test_weights_of_a_variant_alone_are_found_and_the_plain_ones_win(own_model, tiny_model, tmp_path):
-    for part in ("unet", "vae", "text_encoder"):
-        for path in (own_model / part).glob("*.safetensors"):
-            path.rename(path.with_suffix(".fp16.safetensors"))
-    assert variant_of(own_model, "unet") == "fp16" and variant_of(tiny_model, "unet") is None
-    assert count_parameters(own_model) == count_parameters(tiny_model)
-    save_pipeline(load_unet(own_model), own_model, tmp_path / "out", load_noise_scheduler(own_model))
-    assert load_vae(own_model) and load_text_encoder(own_model) and load_vae(tmp_path / "out")
-    plain = own_model / "unet" / "diffusion_pytorch_model.safetensors"
-    shutil.copy(plain.with_suffix(".fp16.safetensors"), plain)
-    assert variant_of(own_model, "unet") is None
-    assert count_parameters(own_model) == count_parameters(tiny_model)
-
-
-def test_the_variant_that_is_asked_for_is_loaded_from_beside_the_plain_weights(own_model):
-    plain = own_model / "unet" / "diffusion_pytorch_model.safetensors"
-    other = {name: tensor + 1 for name, tensor in load_file(plain).items()}
-    save_file(other, plain.with_suffix(".non_ema.safetensors"), {"format": "pt"})
-    before, hash_before = load_unet(own_model), fingerprint_model(own_model)
-    assert find_model(str(own_model), "--model", variant="non_ema") == own_model
-    assert all(torch.equal(p, other[name]) for name, p in load_unet(own_model).named_parameters())
-    assert not torch.equal(before.conv_in.bias, load_unet(own_model).conv_in.bias) and load_vae(own_model)
-    assert fingerprint_model(own_model) != hash_before
-
-
-def test_a_variant_that_is_not_there_is_refused_with_those_that_are(own_model):
-    with pytest.raises(UserError, match="--variant fp16: .* has no such weights; it has plain weights"):
-        find_model(str(own_model), "--model", variant="fp16")
-    vae = own_model / "vae" / "diffusion_pytorch_model.safetensors"
-    vae.rename(vae.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    with pytest.raises(UserError, match="--variant fp16: the UNet of "):
-        find_model(str(own_model), "--model", variant="fp16")
-
-
-def test_a_schedule_can_be_rescaled_to_end_in_pure_noise(tiny_model):
+def test_a_schedule_can_be_rescaled_to_zero_terminal_snr(tiny_model):
     assert load_noise_scheduler(tiny_model, "v_prediction", zero_snr=True).alphas_cumprod[-1] == 0
     assert load_noise_scheduler(tiny_model).alphas_cumprod[-1] > 0

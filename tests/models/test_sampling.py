@@ -1,4 +1,4 @@
-"""Drawing: as plain diffusers draws, whatever the batch."""
+"""Sampling gives what plain diffusers gives, whatever the batch."""
 
 import inspect
 import json
@@ -10,7 +10,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from models.loading import load_text_encoder, load_tokenizer, load_unet, load_vae
-from models.samplers import SAMPLERS
+from models.samplers import SAMPLERS, SamplingSettings
 from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler, seeded_generator
 from models.text_encoding import encode_prompt
 from tiny_model import make_tiny_model
@@ -22,49 +22,50 @@ def model(request, tmp_path_factory):
 
 
 @pytest.fixture
-def draw(model):
+def sample(model):
+    """Latents (B, 4, 36, 28) of B prompts and seeds."""
     tokenizer, text_encoder, unet = load_tokenizer(model), load_text_encoder(model), load_unet(model).eval()
 
-    def draw(prompts, seeds, guidance_scale=5.0, negative="", steps=5, rescale=0.0, name="dpmpp_2m_karras"):
-        embeddings = [encode_prompt(tokenizer, text_encoder, prompt, 3) for prompt in prompts]
+    def sample(prompts, seeds, guidance_scale=5.0, negative="", steps=5, rescale=0.0, name="dpmpp_2m_karras"):
+        texts = [(prompt, negative) for prompt in prompts]
+        embeddings = [tuple(encode_prompt(tokenizer, text_encoder, text, 3) for text in pair) for pair in texts]
         generators = [seeded_generator(seed) for seed in seeds]
         noise = torch.stack([initial_noise(generator, (4, 36, 28)) for generator in generators])
-        away = [encode_prompt(tokenizer, text_encoder, negative, 3)] * len(prompts)
-        sampler = load_sampler(model, name=name)
-        return generate_latents(unet, sampler, noise, embeddings, away, guidance_scale, steps, rescale, generators)
+        settings = SamplingSettings(steps, guidance_scale, rescale)
+        return generate_latents(unet, load_sampler(model, name=name), noise, embeddings, settings, generators)
 
-    return draw
+    return sample
 
 
 @pytest.mark.parametrize(("guidance_scale", "negative"), [(5.0, ""), (7.5, "a red shirt"), (1.0, "")])
-def test_latents_and_pictures_are_those_of_plain_diffusers(model, draw, guidance_scale, negative):
+def test_latents_and_pictures_equal_those_of_plain_diffusers(model, sample, guidance_scale, negative):
     pipeline = StableDiffusionPipeline.from_pretrained(model)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
     pipeline.set_progress_bar_config(disable=True)
     settings = {"height": 72, "width": 56, "num_inference_steps": 5, "guidance_scale": guidance_scale}
     settings |= {"negative_prompt": negative, "generator": torch.Generator().manual_seed(3), "output_type": "latent"}
     expected = pipeline("denim jeans", **settings).images
-    latents = draw(["denim jeans"], [3], guidance_scale, negative)
+    latents = sample(["denim jeans"], [3], guidance_scale, negative)
     assert torch.allclose(latents, expected, atol=1e-3 * expected.abs().max())
     decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0].detach()
     assert decode_latents(load_vae(model), latents)[0] == pipeline.image_processor.postprocess(decoded)[0]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_draws_as_its_scheduler_in_plain_diffusers(model, draw, name):
+def test_every_sampler_gives_what_its_scheduler_gives_in_plain_diffusers(model, sample, name):
     pipeline = StableDiffusionPipeline.from_pretrained(model)
-    scheduler = getattr(diffusers, SAMPLERS[name].scheduler)
-    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **SAMPLERS[name].settings)
+    scheduler = getattr(diffusers, SAMPLERS[name].scheduler_class)
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **SAMPLERS[name].config)
     pipeline.set_progress_bar_config(disable=True)
     settings = {"height": 72, "width": 56, "num_inference_steps": 6, "guidance_scale": 5.0, "guidance_rescale": 0.7}
     settings |= {"generator": torch.Generator().manual_seed(3), "output_type": "latent"}
     expected = pipeline("denim jeans", **settings).images
-    latents = draw(["denim jeans"], [3], steps=6, rescale=0.7, name=name)
+    latents = sample(["denim jeans"], [3], steps=6, rescale=0.7, name=name)
     assert torch.isfinite(latents).all()
     assert torch.allclose(latents, expected, atol=1e-3 * expected.abs().max())
 
 
-def test_a_models_own_settings_do_not_change_what_a_sampler_is(model, tmp_path):
+def test_a_models_own_config_does_not_change_what_a_sampler_is(model, tmp_path):
     folder = shutil.copytree(model, tmp_path / "model")
     path = folder / "scheduler" / "scheduler_config.json"
     own = {**json.loads(path.read_text()), "use_karras_sigmas": True, "skip_prk_steps": False, "clip_sample": True}
@@ -76,24 +77,24 @@ def test_a_models_own_settings_do_not_change_what_a_sampler_is(model, tmp_path):
         assert known.get("skip_prk_steps", True) and not known.get("clip_sample", False), name
 
 
-def test_noise_on_the_way_is_the_pictures_own_too(draw):
-    together = draw(["denim jeans", "the white"], [4, 5], name="euler_a")
-    alone = draw(["the white"], [5], name="euler_a")
+def test_noise_between_the_steps_is_each_pictures_own_too(sample):
+    together = sample(["denim jeans", "the white"], [4, 5], name="euler_a")
+    alone = sample(["the white"], [5], name="euler_a")
     assert torch.allclose(together[1], alone[0], atol=1e-3 * alone.abs().max())
-    assert not torch.allclose(draw(["the white"], [6], name="euler_a"), alone, atol=0.1)
+    assert not torch.allclose(sample(["the white"], [6], name="euler_a"), alone, atol=0.1)
 
 
-def test_a_picture_does_not_depend_on_the_batch_it_is_drawn_in(draw):
+def test_latents_do_not_depend_on_their_batch(sample):
     prompts, seeds = ["denim jeans", "a red t-shirt " * 30, "the white"], [0, 1, 2]
-    together = draw(prompts, seeds)
-    alone = torch.cat([draw([prompt], [seed]) for prompt, seed in zip(prompts, seeds, strict=True)])
+    together = sample(prompts, seeds)
+    alone = torch.cat([sample([prompt], [seed]) for prompt, seed in zip(prompts, seeds, strict=True)])
     assert torch.allclose(together, alone, atol=1e-3 * alone.abs().max())
 
 
-def test_guidance_and_the_negative_prompt_have_an_effect(draw):
-    plain, guided = draw(["denim jeans"], [0], 1.0), draw(["denim jeans"], [0], 7.5)
-    away = draw(["denim jeans"], [0], 7.5, negative="a red shirt")
-    assert not torch.allclose(plain, guided, atol=1e-3) and not torch.allclose(guided, away, atol=1e-3)
+def test_guidance_and_the_negative_prompt_have_an_effect(sample):
+    plain, guided = sample(["denim jeans"], [0], 1.0), sample(["denim jeans"], [0], 7.5)
+    negative = sample(["denim jeans"], [0], 7.5, negative="a red shirt")
+    assert not torch.allclose(plain, guided, atol=1e-3) and not torch.allclose(guided, negative, atol=1e-3)
 
 
 def test_noise_is_a_function_of_the_seed_alone():

@@ -1,4 +1,4 @@
-"""Prompts of any length: one chunk is CLIP's own, more are joined, and in a batch each gives what it gives alone."""
+"""Prompts of any length: one chunk is as in CLIP, more are joined, and a batch gives the same as each prompt alone."""
 
 import pytest
 import torch
@@ -21,23 +21,23 @@ def text_encoder(tiny_model):
 
 
 @pytest.mark.parametrize("prompt", ["", SHORT, "laid flat " * 37])
-def test_a_prompt_that_fits_is_tokenised_as_clip_does_it(tokenizer, prompt):
+def test_a_prompt_of_one_chunk_is_tokenised_as_by_clip(tokenizer, prompt):
     clip = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     assert torch.equal(tokenize_chunks(tokenizer, prompt, 3), clip)
 
 
-def test_the_cut_at_one_chunk_is_clips_own(tokenizer):
+def test_truncation_to_one_chunk_is_clips_own(tokenizer):
     clip = tokenizer(LONG, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     assert torch.equal(tokenize_chunks(tokenizer, LONG, 1), clip)
 
 
-def test_every_token_of_a_long_prompt_is_read_once_in_as_many_chunks_as_it_needs(tokenizer):
-    words = tokenizer(LONG, add_special_tokens=False).input_ids
+def test_every_token_of_a_long_prompt_is_in_exactly_one_chunk(tokenizer):
+    ids = tokenizer(LONG, add_special_tokens=False).input_ids
     chunks = tokenize_chunks(tokenizer, LONG, 3)
-    assert len(words) == count_tokens(tokenizer, LONG) > 75
-    assert len(chunks) == -(-len(words) // 75)
+    assert len(ids) == count_tokens(tokenizer, LONG) > 75
+    assert len(chunks) == -(-len(ids) // 75)
     assert (chunks[:, 0] == tokenizer.bos_token_id).all()
-    assert torch.cat([chunk[1:76] for chunk in chunks])[: len(words)].tolist() == words
+    assert torch.cat([chunk[1:76] for chunk in chunks])[: len(ids)].tolist() == ids
     assert len(tokenize_chunks(tokenizer, LONG, 2)) == 2
 
 
@@ -54,7 +54,7 @@ def test_chunks_are_encoded_separately_and_joined(tokenizer, text_encoder):
     assert torch.allclose(embedding[:77], alone, atol=1e-6)
 
 
-def test_prompts_read_together_give_what_each_gives_alone(tokenizer, text_encoder):
+def test_prompts_encoded_together_equal_prompts_encoded_alone(tokenizer, text_encoder):
     prompts = [SHORT, LONG, ""]
     together = encode_prompts(tokenizer, text_encoder, prompts, 3)
     for prompt, embedding in zip(prompts, together, strict=True):
@@ -62,7 +62,7 @@ def test_prompts_read_together_give_what_each_gives_alone(tokenizer, text_encode
 
 
 @pytest.mark.parametrize("processor", [AttnProcessor, AttnProcessor2_0])
-def test_in_a_batch_of_mixed_lengths_a_prompt_gives_what_it_gives_alone(
+def test_in_a_batch_of_mixed_lengths_each_prompt_gives_the_same_as_alone(
     tiny_model, tokenizer, text_encoder, processor
 ):
     unet = load_unet(tiny_model).eval()

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent."""
+"""Checkpoints are complete or absent."""
 
 import copy
 import itertools
@@ -15,13 +15,14 @@ from runs.checkpoints import (
     foreign_checkpoints,
     load_training_state,
     remove_later_checkpoints,
+    remove_oldest_checkpoints,
     save_checkpoint,
 )
 from runtime.errors import UserError, WorkError
 from tiny_model import tiny_unet
-from training.train import restore
+from training.optimization import load_optimizer_state
 
-RUN = {"trained": "UNet", "fingerprint": "f"}
+RECORD = {"trained": "UNet", "fingerprint": "f"}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def saving(unet):
 @pytest.fixture
 def run(tmp_path, unet):
     for step in (2, 4, 10):
-        save_checkpoint(tmp_path, step, RUN, saving(unet), {"optimizer": {"rate": step}, "scaler": None}, None, set())
+        save_checkpoint(tmp_path, step, RECORD, saving(unet), {"optimizer": {"rate": step}, "scaler": None})
     return tmp_path
 
 
@@ -47,30 +48,30 @@ def test_a_checkpoint_is_read_back_as_it_was_written(run, unet):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in unet.state_dict().items())
 
 
-def test_the_latest_is_the_highest_step_not_the_last_name(run):
+def test_the_latest_checkpoint_has_the_highest_step_and_not_the_last_name(run):
     assert find_checkpoint("latest", run, "f")[0].name == "checkpoint-10"
     assert find_checkpoint(None, run, "f")[0].name == "checkpoint-10"
 
 
-def test_a_half_written_one_is_never_taken(run):
+def test_an_incomplete_checkpoint_is_never_used(run):
     weights = run / "checkpoint-10" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     (run / "checkpoint-4" / "manifest.json").unlink()
     found, notes = find_checkpoint("latest", run, "f")
     assert found.name == "checkpoint-2"
-    assert any("checkpoint-10 is not whole (unet/diffusion_pytorch_model.safetensors has" in note for note in notes)
-    assert any("checkpoint-4 is not whole (no readable manifest.json)" in note for note in notes)
-    with pytest.raises(UserError, match="checkpoint-10 is not whole: .* of .* bytes"):
+    assert any("checkpoint-10 cannot be used (unet/diffusion_pytorch_model.safetensors has" in note for note in notes)
+    assert any("checkpoint-4 cannot be used (no readable manifest.json)" in note for note in notes)
+    with pytest.raises(UserError, match="checkpoint-10 .*: .* of .* bytes"):
         find_checkpoint("checkpoint-10", run, "f")
 
 
-def test_what_only_looks_like_a_checkpoint_is_left_alone(run):
+def test_folders_with_similar_names_are_no_checkpoints(run):
     (run / "checkpoint-best").mkdir()
     (run / ".partial-12").mkdir()
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]
 
 
-def test_one_is_named_by_name_or_by_path_and_a_missing_one_is_refused(run, tmp_path_factory):
+def test_a_checkpoint_is_found_by_name_or_path_and_a_missing_one_is_refused(run, tmp_path_factory):
     assert find_checkpoint("checkpoint-4", run, "f") == (run / "checkpoint-4", [])
     elsewhere = tmp_path_factory.mktemp("other")
     assert find_checkpoint(str(run / "checkpoint-2"), elsewhere, "f") == (run / "checkpoint-2", [])
@@ -78,18 +79,24 @@ def test_one_is_named_by_name_or_by_path_and_a_missing_one_is_refused(run, tmp_p
         find_checkpoint("checkpoint-3", run, "f")
 
 
-def test_without_any_a_run_begins_at_the_start(tmp_path):
+def test_without_checkpoints_a_run_starts_at_step_0(tmp_path):
     assert find_checkpoint("latest", tmp_path, "f") == (None, [])
 
 
-def test_the_oldest_go_once_the_new_one_is_whole(run, unet):
-    save_checkpoint(run, 12, RUN, saving(unet), {}, limit=2, keep=set())
-    assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-10", "checkpoint-12"]
+@pytest.mark.parametrize("limit", [None, 0])
+def test_without_a_limit_all_checkpoints_stay(run, limit):
+    remove_oldest_checkpoints(run, limit, keep=set())
+    assert len(complete_checkpoints(run)) == 3
 
 
-def test_the_best_one_stays_however_old_it_is(run, unet):
-    save_checkpoint(run, 12, RUN, saving(unet), {}, limit=1, keep={4})
-    assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-4", "checkpoint-12"]
+def test_the_oldest_checkpoints_beyond_the_limit_are_removed(run):
+    remove_oldest_checkpoints(run, 2, keep=set())
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint-10", "checkpoint-4"]
+
+
+def test_the_best_checkpoint_stays_however_old_it_is(run):
+    remove_oldest_checkpoints(run, 1, keep={2})
+    assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-10"]
 
 
 @pytest.mark.parametrize(
@@ -100,14 +107,13 @@ def test_the_best_one_stays_however_old_it_is(run, unet):
         RuntimeError("I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_failed_write_leaves_the_others_and_no_new_one_and_says_what_is_needed(run, unet, error):
+def test_a_failed_write_keeps_the_earlier_checkpoints_and_says_what_is_needed(run, unet, error):
     def failing(part):
         saving(unet)(part)
         raise error
 
-    said = r"checkpoint-12 could not be written .*needs about .* GB, .* GB were free .* last good .*: checkpoint-10"
-    with pytest.raises(WorkError, match=said):
-        save_checkpoint(run, 12, RUN, failing, {}, limit=1, keep=set())
+    with pytest.raises(WorkError, match=r"checkpoint-12 .*needs about .* GB, .* GB were free .*: checkpoint-10"):
+        save_checkpoint(run, 12, RECORD, failing, {})
     assert not list(run.glob(".partial-*"))
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]
 
@@ -119,22 +125,22 @@ def test_a_flipped_bit_is_found(run):
     state.write_bytes(content)
     found, [note] = find_checkpoint("latest", run, "f")
     assert found.name == "checkpoint-4" and "training_state.pt is damaged" in note
-    with pytest.raises(UserError, match=r"not whole: training_state\.pt is damaged"):
+    with pytest.raises(UserError, match=r"checkpoint-10.*: training_state\.pt is damaged"):
         find_checkpoint("checkpoint-10", run, "f")
 
 
-def test_the_old_ones_stay_where_the_new_one_is_not_whole(run, unet, monkeypatch):
+def test_a_checkpoint_without_its_manifest_is_an_error(run, unet, monkeypatch):
     def crippled(source, target):
         (source / "manifest.json").unlink()
         source.rename(target)
 
     monkeypatch.setattr("runs.checkpoints.os.replace", crippled)
-    with pytest.raises(WorkError, match="checkpoint-12 could not be written .no readable manifest|is not there"):
-        save_checkpoint(run, 12, RUN, saving(unet), {}, limit=1, keep=set())
+    with pytest.raises(WorkError, match="checkpoint-12 .*no readable manifest"):
+        save_checkpoint(run, 12, RECORD, saving(unet), {})
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]
 
 
-def test_state_that_would_run_code_is_not_loaded(run):
+def test_a_training_state_that_would_run_code_is_not_loaded(run):
     class Harmful:
         def __reduce__(self):
             return (open, (str(run / "made"), "w"))
@@ -145,14 +151,14 @@ def test_state_that_would_run_code_is_not_loaded(run):
     assert not (run / "made").exists()
 
 
-def test_another_runs_are_told_apart_and_neither_taken_nor_removed(run):
+def test_checkpoints_of_another_run_are_neither_used_nor_removed(run):
     (run / "checkpoint-7").mkdir()  # another program's
     found, notes = find_checkpoint("latest", run, "g")
     assert found is None and notes == [
-        "checkpoint-10 is of another run: not taken",
-        "checkpoint-7 is not whole (no readable manifest.json): not taken",
-        "checkpoint-4 is of another run: not taken",
-        "checkpoint-2 is of another run: not taken",
+        "checkpoint-10 is of another run: not used",
+        "checkpoint-7 cannot be used (no readable manifest.json)",
+        "checkpoint-4 is of another run: not used",
+        "checkpoint-2 is of another run: not used",
     ]
     assert [path.name for path in foreign_checkpoints(run, "f", own_folder=False)] == ["checkpoint-7"]
     assert (
@@ -162,7 +168,7 @@ def test_another_runs_are_told_apart_and_neither_taken_nor_removed(run):
     assert len(list(run.glob("checkpoint-*"))) == 4
 
 
-def test_what_an_earlier_start_wrote_after_the_step_it_goes_on_from_is_removed(run):
+def test_checkpoints_after_the_step_that_the_run_resumes_from_are_removed(run):
     (run / ".partial-12").mkdir()
     remove_later_checkpoints(run, 4, "f")
     assert not (run / ".partial-12").exists()
@@ -170,7 +176,7 @@ def test_what_an_earlier_start_wrote_after_the_step_it_goes_on_from_is_removed(r
 
 
 @pytest.mark.parametrize("layouts", itertools.permutations((torch.channels_last, torch.contiguous_format)))
-def test_the_optimizers_averages_go_on_in_the_layout_of_the_weights(layouts):
+def test_the_optimizers_averages_take_the_memory_layout_of_the_weights(layouts):
     """PyTorch's fused AdamW silently mixes up weights, gradients and averages of unlike layouts."""
 
     def step(optimizer, weight, seed):
@@ -183,13 +189,13 @@ def test_the_optimizers_averages_go_on_in_the_layout_of_the_weights(layouts):
     optimizer, resumed = (accelerator.prepare(torch.optim.AdamW([w], lr=0.1, fused=True)) for w in (first, again))
     step(optimizer, first, 0)
     again.data.copy_(first.data)
-    restore({"optimizer": copy.deepcopy(optimizer.state_dict()), "scaler": None}, resumed, accelerator)
+    load_optimizer_state(resumed, copy.deepcopy(optimizer.state_dict()))
     for taken, weight in ((optimizer, first), (resumed, again)):
         step(taken, weight, 1)
     assert torch.equal(first, again)
 
 
-def test_what_another_optimizer_keeps_is_restored_as_it_was():
+def test_the_state_of_another_optimizer_is_restored_unchanged():
     class EightBit(torch.optim.SGD):
         """Keeps, as bitsandbytes does, a number and bytes in an order of its own."""
 
@@ -199,5 +205,5 @@ def test_what_another_optimizer_keeps_is_restored_as_it_was():
     codes = torch.arange(108, dtype=torch.float32).view(4, 3, 3, 3)
     saved.state[weight].update(step=3, state1=codes)
     resumed = accelerator.prepare(EightBit([weight], lr=0.1))
-    restore({"optimizer": copy.deepcopy(saved.state_dict()), "scaler": None}, resumed, accelerator)
+    load_optimizer_state(resumed, copy.deepcopy(saved.state_dict()))
     assert resumed.state[weight]["step"] == 3 and resumed.state[weight]["state1"].is_contiguous()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from background import Background
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from run_folder import losses, rows
 from runs import disk_space
 from runs.disk_space import DiskSpace, check_space
@@ -69,8 +69,8 @@ def test_what_is_needed_is_free_or_the_run_is_refused():
 
 
 def test_the_estimate_of_the_captions_is_what_they_take(train_run, tmp_path, monkeypatch):
-    told, real = [], disk_space.texts_size
-    monkeypatch.setattr(disk_space, "texts_size", lambda *of: told.append(real(*of)) or told[-1])
+    told, real = [], disk_space.texts_bytes
+    monkeypatch.setattr("training.setup.texts_bytes", lambda *of: told.append(real(*of)) or told[-1])
     out = train_run("out", "--max_train_steps", 1)
     taken = sum(path.stat().st_size for path in (out / "cache" / "text").iterdir())
     assert told[0] == pytest.approx(taken, rel=0.2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from runs.model_card import is_ours, model_card
+from runs.model_card import is_generated_card, make_model_card
 
 RUN = {
     "base_model": "stable-diffusion-v1-5/stable-diffusion-v1-5", "trained": "UNet", "seed": 7, "steps": 600,
@@ -21,7 +21,7 @@ RUN = {
 def card_of(tmp_path):
     def write(**changes) -> str:
         (tmp_path / "run.json").write_text(json.dumps(RUN | changes))
-        return model_card(tmp_path, "me/jeans")
+        return make_model_card(tmp_path, "me/jeans")
 
     return write
 
@@ -30,7 +30,7 @@ def code_of(card: str) -> str:
     return re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
 
 
-def test_the_card_names_base_settings_and_how_to_draw(card_of):
+def test_the_card_names_the_base_and_settings_and_has_code_that_runs(card_of):
     card = card_of()
     data = ModelCard(card).data
     assert data.base_model == RUN["base_model"] and data.pipeline_tag == "text-to-image"
@@ -45,21 +45,21 @@ def test_a_loras_card_loads_it_on_its_base(card_of):
     assert "lora" in ModelCard(card).data.tags
 
 
-def test_a_prompt_stands_in_the_code_as_it_is(card_of):
+def test_a_prompt_with_quotes_is_a_valid_string_in_the_code(card_of):
     prompt = "\U0001f456 'blue' \"jeans\"\n\\ faded"
     called = ast.parse(code_of(card_of(example_prompts=[prompt])))
     assert prompt in [node.value for node in ast.walk(called) if isinstance(node, ast.Constant)]
 
 
-def test_a_card_is_ours_until_somebody_takes_it_over(card_of, tmp_path):
+def test_a_card_without_the_mark_is_not_a_generated_one(card_of, tmp_path):
     path = tmp_path / "README.md"
     path.write_text(card_of(), encoding="utf-8")
-    assert is_ours(path)
+    assert is_generated_card(path)
     path.write_text("# My jeans\n")
-    assert not is_ours(path)
+    assert not is_generated_card(path)
 
 
-def test_epochs_that_the_number_of_steps_overrules_are_not_told(card_of):
+def test_epochs_are_left_out_where_max_train_steps_overrides_them(card_of):
     card = card_of(arguments={"epochs": 100, "max_train_steps": 50, "trigger": "a|b\nc"})
     assert "| epochs |" not in card and "| max_train_steps | 50 |" in card and r"| trigger | a\|b c |" in card
 
@@ -71,7 +71,7 @@ def test_a_base_on_this_machine_is_named_without_its_path(card_of, tmp_path):
     assert 'from_pretrained("/path/to/my base"' in lora and str(tmp_path) not in lora
 
 
-def test_the_pictures_that_were_drawn_last_are_shown(card_of, tmp_path: Path):
+def test_the_last_validation_images_are_shown(card_of, tmp_path: Path):
     (tmp_path / "validation").mkdir()
     for name in ("step-000010-0.png", "step-000020-0.png", "step-000020-1.png"):
         (tmp_path / "validation" / name).touch()

@@ -1,4 +1,4 @@
-"""A run's folder and run.json."""
+"""run.json: its fingerprint, its differences from another, and the folders of runs."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def fingerprint(**changes) -> str:
     return fingerprint_run(run(**changes))
 
 
-def test_the_fingerprint_is_of_what_changes_the_weights():
+def test_the_fingerprint_depends_on_what_changes_the_weights_only():
     same = fingerprint()
     assert fingerprint(epochs=200, output_dir=Path("x"), dataset="moved", train_batch_size=2) == same
     changed = [
@@ -42,19 +42,19 @@ def test_the_fingerprint_is_of_what_changes_the_weights():
     assert all(fingerprint(a_flag_of_the_future=off) == same for off in (None, False, 0, 0.0))
 
 
-def test_without_a_seed_the_run_has_one_of_its_own_that_stays():
+def test_without_a_seed_the_run_gets_one_from_its_fingerprint():
     assert seed_for(None, fingerprint()) == seed_for(None, fingerprint(epochs=3))
     assert seed_for(None, fingerprint()) != seed_for(None, fingerprint(data="e"))
     assert seed_for(0, fingerprint()) == 0
 
 
-def test_a_run_goes_to_a_folder_of_its_own_unless_one_is_named():
+def test_a_run_gets_a_folder_of_its_own_unless_one_is_named():
     folder = output_folder(None, Path("/somewhere/my garments"), Path("base"), fingerprint())
     assert folder.parent.name == "output" and folder.name == f"my garments-{fingerprint()[:8]}"
     assert output_folder(Path("x"), Path("y"), Path("base"), fingerprint()) == Path("x")
 
 
-def test_the_model_that_is_fine_tuned_is_not_overwritten(tmp_path):
+def test_the_base_model_is_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="--output_dir"):
         output_folder(tmp_path / "a" / "..", Path("y"), tmp_path, fingerprint())
 
@@ -66,7 +66,7 @@ def test_run_json_is_read_back(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.json"]
 
 
-def test_what_differs_between_two_runs_is_listed(tmp_path):
+def test_the_differences_between_two_runs_are_listed(tmp_path):
     write_run(tmp_path, run(seed=1))
     assert run_differences(read_run(tmp_path), run(seed=1, epochs=3, output_dir=Path("x"))) == []
     assert run_differences(read_run(tmp_path), run(seed=2, learning_rate=1, data="other")) == [
@@ -81,10 +81,10 @@ def test_what_differs_between_two_runs_is_listed(tmp_path):
         == run_differences(run(a_flag=False), run())
         == []
     )
-    assert run_differences({"steps": 3}, run()) == ["its run.json does not say what it was"]
+    assert run_differences({"steps": 3}, run()) == ["its run.json does not say with which arguments it was made"]
 
 
-def test_of_a_run_that_is_removed_other_files_stay(tmp_path):
+def test_removing_a_run_leaves_other_files(tmp_path):
     for name in ("run.json", "metrics.jsonl", "notes.txt"):
         (tmp_path / name).write_text("{}")
     for name in ("checkpoint-2", "validation", "unet", "my pictures"):
@@ -100,7 +100,7 @@ def test_a_damaged_run_json_is_named(tmp_path, content):
         read_run(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_a_one_line_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkError, match="file"):
         write_run(tmp_path / "file" / "run", {})

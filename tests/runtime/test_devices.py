@@ -1,24 +1,23 @@
-"""One answer to 'GPU or CPU?' for everything that is not training."""
+"""Device, precision and memory layout, decided in one place."""
 
 import ctypes
-import os
 
 import pytest
 import torch
 
-from runtime import devices, processes
+from runtime import devices
 from runtime.devices import best_mixed_precision, choose_device, convolution_memory_format
 
 
 @pytest.mark.parametrize("switch", ["1", "true", "True", "yes"])
-def test_accelerates_switch_to_the_cpu_is_obeyed(monkeypatch, switch):
+def test_accelerates_variable_for_the_cpu_is_obeyed(monkeypatch, switch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", switch)
     assert choose_device().type == "cpu" and best_mixed_precision() is None
 
 
 @pytest.mark.parametrize("switch", ["", "0", "false", None])
-def test_a_gpu_is_used_where_there_is_one(monkeypatch, switch):
+def test_the_gpu_is_used_if_there_is_one(monkeypatch, switch):
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     if switch is not None:
         monkeypatch.setenv("ACCELERATE_USE_CPU", switch)
@@ -29,34 +28,22 @@ def test_a_gpu_is_used_where_there_is_one(monkeypatch, switch):
 
 
 @pytest.mark.parametrize(("gpu", "layout"), [(True, torch.channels_last), (False, torch.contiguous_format)])
-def test_convolutions_are_laid_out_for_the_device_that_trains(monkeypatch, gpu, layout):
+def test_convolution_weights_get_the_layout_of_the_training_device(monkeypatch, gpu, layout):
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert convolution_memory_format() == layout
 
 
 @pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp16")])
-def test_the_precision_is_the_best_that_the_gpu_has(monkeypatch, has_bf16, precision):
+def test_bf16_is_chosen_on_gpus_that_have_it(monkeypatch, has_bf16, precision):
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     assert best_mixed_precision() == precision
 
 
-def test_gpus_that_cannot_reach_each_other_are_no_error(monkeypatch):
-    for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(processes, "check_cuda_p2p_ib_support", lambda: True)
-    processes.disable_unsupported_p2p()
-    assert "NCCL_P2P_DISABLE" not in os.environ
-    monkeypatch.setattr(processes, "check_cuda_p2p_ib_support", lambda: False)
-    processes.disable_unsupported_p2p()
-    assert os.environ["NCCL_P2P_DISABLE"] == os.environ["NCCL_IB_DISABLE"] == "1"
-
-
 @pytest.mark.parametrize("largest", [1 << 25, 1 << 30])
-def test_an_older_glibc_keeps_as_large_blocks_as_it_can(monkeypatch, largest):
+def test_an_older_glibc_keeps_blocks_as_large_as_it_can(monkeypatch, largest):
     set_to = {}
 
     class Glibc:

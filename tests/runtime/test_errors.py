@@ -1,4 +1,4 @@
-"""How a script ends: its exit code, and one line in place of a traceback."""
+"""How a script ends: its exit code, and one line instead of a traceback."""
 
 import errno
 import os
@@ -38,13 +38,13 @@ def end(problem: BaseException | None = None, code: int | None = None):
         (Stopped("SIGTERM: stopped after step 3"), 75, "SIGTERM: stopped after step 3"),
     ],
 )
-def test_what_is_no_bug_ends_with_its_code_and_one_line(capsys, problem, code, said):
+def test_an_expected_error_ends_with_its_code_and_one_line(capsys, problem, code, said):
     assert end(problem) == code
     [line] = capsys.readouterr().err.strip().splitlines()
     assert said in line
 
 
-def test_a_lost_connection_is_another_process_of_the_run_only_where_there_is_one(capsys, monkeypatch):
+def test_a_lost_connection_is_expected_only_in_a_run_of_several_processes(capsys, monkeypatch):
     lost = RuntimeError("[pair.cc:545] Connection closed by peer [127.0.0.1]:4")
     with pytest.raises(RuntimeError):
         end(lost)
@@ -52,7 +52,7 @@ def test_a_lost_connection_is_another_process_of_the_run_only_where_there_is_one
     assert end(lost) == 1 and "another process of this run" in capsys.readouterr().err
 
 
-def test_memory_that_is_not_there_is_one_line_with_the_flags_that_help(capsys):
+def test_out_of_memory_is_one_line_with_the_flags_that_help(capsys):
     with pytest.raises(SystemExit) as ended:
         exit_with(lambda: torch.empty(1 << 60))
     assert ended.value.code == 1
@@ -60,7 +60,7 @@ def test_memory_that_is_not_there_is_one_line_with_the_flags_that_help(capsys):
     assert "not enough memory" in line and "--gradient_checkpointing" in line
 
 
-def test_work_that_is_done_ends_with_its_own_code_or_0():
+def test_finished_work_ends_with_its_own_code_or_0():
     assert (end(), end(code=75)) == (0, 75)
 
 
@@ -70,7 +70,7 @@ def test_a_bug_keeps_its_traceback(bug):
         exit_with(lambda: (_ for _ in ()).throw(bug))
 
 
-def test_of_a_librarys_error_the_first_line_is_told():
+def test_the_first_line_of_a_librarys_error_is_reported():
     assert first_line(OSError("no such model\n\nif this is a private one ...")) == "no such model"
     assert first_line(KeyError()) == "KeyError"
 
@@ -79,19 +79,19 @@ def test_of_a_librarys_error_the_first_line_is_told():
     ("refusal", "said"),
     [
         ("GatedRepoError", "accept terms"),
-        ("RepositoryNotFoundError", "none of this name"),
+        ("RepositoryNotFoundError", "no repository of this name"),
         ("RevisionNotFoundError", "not this revision"),
         ("OfflineModeIsEnabled", "HF_HUB_OFFLINE"),
     ],
 )
-def test_what_the_hub_refuses_is_told_by_its_cause_and_not_by_the_library_on_top(refusal, said):
+def test_a_hub_error_is_explained_by_its_cause(refusal, said):
     kind = getattr(huggingface_hub.errors, refusal)
     error = OSError("not fully cached locally ... check out the root cause in the stacktrace above")
     error.__cause__ = kind.__new__(kind)
     assert refusal in HUB_REFUSALS and said in hub_error_reason(error)
 
 
-def test_a_hub_that_cannot_be_reached_is_told_and_any_other_error_by_its_first_line():
+def test_an_unreachable_hub_is_named_and_any_other_error_is_its_first_line():
     error = OSError("Couldn't connect\nlong advice")
     assert hub_error_reason(error) == "Couldn't connect"
     error.__context__ = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
@@ -99,7 +99,7 @@ def test_a_hub_that_cannot_be_reached_is_told_and_any_other_error_by_its_first_l
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])  # within the buffer, and more
-def test_a_reader_that_wants_no_more_ends_a_script_without_a_word(lines):
+def test_a_closed_pipe_on_stdout_ends_a_script_silently(lines):
     script = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.errors import exit_with\n"
     script += f"exit_with(lambda: [print('x') for _ in range({lines})] and None)"
     reader, writer = os.pipe()
@@ -110,6 +110,6 @@ def test_a_reader_that_wants_no_more_ends_a_script_without_a_word(lines):
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_a_pipe_to_anything_else_that_breaks_is_no_such_end():
+def test_any_other_broken_pipe_propagates():
     with pytest.raises(BrokenPipeError):
         exit_with(lambda: (_ for _ in ()).throw(BrokenPipeError(errno.EPIPE, "Broken pipe")))

@@ -1,4 +1,4 @@
-"""Flags: nothing unknown or out of range gets through, and only what was given counts as given."""
+"""Flags: unknown and out-of-range ones are refused, and only those that were given count as given."""
 
 import pytest
 
@@ -6,14 +6,14 @@ from runtime.errors import UserError
 from runtime.flags import (
     FlagParser,
     YesNo,
-    fraction,
+    expanded_path,
     given_flags,
     non_negative_float,
     non_negative_int,
-    path,
     positive_float,
     positive_int,
-    seed,
+    seed_int,
+    zero_to_one,
 )
 
 
@@ -26,32 +26,30 @@ def parser() -> FlagParser:
     return parser
 
 
-def test_only_what_stands_on_the_command_line_is_given(parser):
+def test_defaults_do_not_count_as_given(parser):
     assert given_flags(parser, ["--prompt", "a", "--prompt", "b"]) == {"prompt": ["a", "b"]}
     assert given_flags(parser, ["--steps", "25"]) == {"steps": 25}
 
 
-def test_a_text_without_quotes_is_told_as_that_and_not_shown(parser):
-    with pytest.raises(
-        UserError, match="^words that belong to no flag: 2; a text of several words wants quotes"
-    ) as said:
+def test_a_text_without_quotes_is_refused_without_showing_it(parser):
+    with pytest.raises(UserError, match="no flag: 2;.*quotes") as error:
         parser.parse_args(["--prompt", "denim", "jeans", "hf_secret"])
-    assert "hf_secret" not in str(said.value)
+    assert "hf_secret" not in str(error.value)
 
 
-def test_a_path_may_begin_with_ones_home(monkeypatch):
+def test_a_path_may_begin_with_a_tilde(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
-    assert str(path("~/run")) == "/somewhere/run" and str(path("run/~")) == "run/~"
+    assert str(expanded_path("~/run")) == "/somewhere/run" and str(expanded_path("run/~")) == "run/~"
 
 
-def test_a_yes_no_flag_and_each_of_its_names_can_be_negated(parser):
+def test_every_name_of_a_yes_no_flag_can_be_negated(parser):
     assert given_flags(parser, ["--use_ema"]) == {"ema": True}
     assert given_flags(parser, ["--use_ema", "--no_ema"]) == {"ema": False}
     assert given_flags(parser, ["--no_use_ema"]) == {"ema": False}
 
 
 @pytest.mark.parametrize("argv", [["--step", "3"], ["--unknown"], ["--steps"], ["stray"]])
-def test_unknown_abbreviated_and_incomplete_flags_are_one_line(parser, argv):
+def test_an_unknown_abbreviated_or_incomplete_flag_is_a_one_line_error(parser, argv):
     with pytest.raises(UserError) as error:
         given_flags(parser, argv)
     assert "\n" not in str(error.value)
@@ -64,11 +62,11 @@ def test_unknown_abbreviated_and_incomplete_flags_are_one_line(parser, argv):
         (non_negative_int, ["-1", "1e3", "inf"], "0"),
         (positive_float, ["0", "nan", "inf", "-1"], "1e-5"),
         (non_negative_float, ["-0.1", "nan"], "0"),
-        (fraction, ["1.1", "-0.1", "nan"], "1"),
-        (seed, ["-1", "0.5", str(2**63)], str(2**62)),
+        (zero_to_one, ["1.1", "-0.1", "nan"], "1"),
+        (seed_int, ["-1", "0.5", str(2**63)], str(2**62)),
     ],
 )
-def test_numbers_out_of_range_are_refused_by_name_of_the_flag(kind, wrong, right):
+def test_a_number_out_of_range_is_refused_with_the_name_of_the_flag(kind, wrong, right):
     parser = FlagParser("x", "x", "x")
     parser.add_argument("--number", type=kind)
     assert given_flags(parser, [f"--number={right}"])["number"] == float(right)

@@ -1,4 +1,4 @@
-"""ahead.py: results come in order, few of them wait, and a failure comes when its turn has come."""
+"""Prefetched results come in order, few of them wait, and an exception comes in its item's turn."""
 
 import threading
 
@@ -7,7 +7,7 @@ import pytest
 from runtime.prefetching import prefetch
 
 
-def test_results_are_in_order_and_no_more_are_made_than_may_wait():
+def test_results_come_in_order_and_at_most_ahead_of_them_wait():
     made = []
 
     def work(number: int) -> int:
@@ -21,7 +21,7 @@ def test_results_are_in_order_and_no_more_are_made_than_may_wait():
     assert next(results, None) is None
 
 
-def test_the_next_are_worked_on_while_one_is_used():
+def test_the_next_items_are_worked_on_while_one_result_is_used():
     begun, used = threading.Event(), threading.Event()
 
     def work(number: int) -> bool:
@@ -34,10 +34,10 @@ def test_the_next_are_worked_on_while_one_is_used():
     assert next(results) == (0, True)
     assert begun.wait(20)
     used.set()
-    assert next(results) == (1, True)  # it was not waited for before
+    assert next(results) == (1, True)  # nothing waited for it before
 
 
-def test_a_failure_comes_in_its_turn_and_whoever_stops_waits_for_nothing():
+def test_an_exception_comes_in_its_turn_and_closing_does_not_wait():
     results = prefetch(lambda number: 1 // number, [2, 1, 0, 1])
     assert [next(results)[1], next(results)[1]] == [0, 1]
     with pytest.raises(ZeroDivisionError):

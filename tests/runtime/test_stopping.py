@@ -1,4 +1,4 @@
-"""Signals: noted where a run defers them, ending it at once elsewhere."""
+"""Signals: only noted while a run defers them, else they end it at once."""
 
 import os
 import signal
@@ -10,40 +10,59 @@ from runtime.stopping import SIGNALS, StopSignals
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_it_ends_at_once_where_nothing_is_under_way(number):
+def test_a_signal_ends_the_run_at_once_unless_it_is_deferred(number):
     with StopSignals() as stop, pytest.raises(Stopped, match=number.name):
         os.kill(os.getpid(), number)
     assert stop.asked == number.name
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_it_is_only_noted_while_a_step_is_under_way(number):
+def test_a_deferred_signal_is_only_noted(number):
     with StopSignals() as stop:
-        stop.deferring = True
+        stop.defer()
         os.kill(os.getpid(), number)
         assert stop.asked == number.name
-        assert stop.words(3, 9).startswith(f"{number.name}: stopped after step 3 of 9")
+        assert str(stop.exception_after(3, 9)).startswith(f"{number.name}: stopped after step 3 of 9")
+
+
+def test_the_message_says_how_far_the_work_is_saved():
+    with StopSignals("before the first step") as stop:
+        with pytest.raises(Stopped, match="SIGTERM: stopped before the first step"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        stop.defer()
+        stop.note_saved("after step 3")
+        stop.raise_at_once()
+        with pytest.raises(Stopped, match="SIGTERM: stopped after step 3"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_undisturbed_work_is_finished_before_the_run_ends():
+    finished = False
+    with StopSignals() as stop, pytest.raises(Stopped), stop.undisturbed():
+        os.kill(os.getpid(), signal.SIGTERM)
+        finished = True
+    assert finished
 
 
 def test_a_second_interrupt_does_not_wait():
     with StopSignals() as stop:
-        stop.deferring = True
+        stop.defer()
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_afterwards_everything_is_as_it_was():
+def test_the_earlier_handlers_come_back_after_the_block():
     before = [signal.getsignal(number) for number in SIGNALS]
     with StopSignals():
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_a_process_that_was_forked_off_just_ends():
+def test_a_forked_worker_process_just_ends():
     with StopSignals() as stop:
-        stop.deferring = True
+        stop.defer()
         if not (child := os.fork()):
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(0)

@@ -1,7 +1,7 @@
 """A short fine-tune of the starter learns which words go with which pictures; broken training does not.
 
 Two things the starter never saw, each with a word it never read: without training the pictures are neither blue nor
-purple, and with the captions exchanged 'denim jeans' are purple.
+purple, and with the captions swapped 'denim jeans' are purple.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from clone import ROOT
-from measure_base import draw
+from measure_base import generate
 from models.defaults import guidance_scale_of
 from models.loading import load_tokenizer
 from render_garments import Spec, render
@@ -44,11 +44,11 @@ def fine_tuned(tmp_path_factory) -> Path:
 
 def mean_colours(folder: Path, prompt: str) -> np.ndarray:
     """(4, 3) the mean colour of the middle of four pictures."""
-    images = draw(folder, [prompt] * 4, [(160, 224)] * 4, 20, guidance_scale_of(folder))
+    images = generate(folder, [prompt] * 4, [(160, 224)] * 4, 20, guidance_scale_of(folder))
     return np.array([np.asarray(image)[70:110, 55:105].reshape(-1, 3).mean(0) for image in images])
 
 
-def test_each_word_brings_its_own_thing(fine_tuned):
+def test_each_word_generates_its_own_garment(fine_tuned):
     jeans, kimonos = mean_colours(fine_tuned, "denim jeans"), mean_colours(fine_tuned, "kimono")
     blue = (jeans[:, 2] > jeans[:, 0] + 30) & (jeans[:, 1] > jeans[:, 0] + 8)
     purple = (kimonos[:, 2] > kimonos[:, 1] + 30) & (kimonos[:, 0] > kimonos[:, 1] + 20)
@@ -62,7 +62,7 @@ def test_its_loss_falls(fine_tuned):
     assert np.mean(losses[-30:]) < 0.85 * np.mean(losses[:30])
 
 
-def test_what_stands_after_token_77_is_learned(tmp_path):
+def test_words_after_token_77_are_learned(tmp_path):
     """Two captions, the same but for their last word, which CLIP alone would never read, and two pictures."""
     makers = {
         "alpha": Spec("jeans", "blue", "plain", None, "front", "flat", None, 31),
@@ -89,7 +89,7 @@ def test_what_stands_after_token_77_is_learned(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
     for maker, caption in captions.items():
-        images = draw(tmp_path / "out", [caption] * 4, [(128, 128)] * 4, 20, guidance_scale_of(STARTER))
+        images = generate(tmp_path / "out", [caption] * 4, [(128, 128)] * 4, 20, guidance_scale_of(STARTER))
         colours = np.array([np.asarray(image)[40:90, 50:78].reshape(-1, 3).mean(0) for image in images])
         bluer = colours[:, 2] > colours[:, 0] + 15
         assert (bluer if maker == "alpha" else ~bluer).sum() >= 3, (maker, colours)

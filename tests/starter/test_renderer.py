@@ -1,4 +1,4 @@
-"""The renderer draws what its specs say, the same each time, and its captions are true and never mention denim."""
+"""Renders show what their specs say, the same each time; captions are true and name denim only on request."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,11 @@ from garments import GARMENTS
 from render_garments import COLOURS, CORNERS, KINDS, PATTERNS, Spec, mirrored_spec, render, sample_spec
 
 
-def test_there_are_kinds_and_colours_enough():
+def test_there_are_enough_kinds_and_colours():
     assert len(KINDS) >= 7 and len(COLOURS) >= 12 and len(PATTERNS) >= 3
 
 
-def test_the_same_spec_gives_the_same_pixels_and_another_seed_others():
+def test_the_same_spec_gives_the_same_pixels_and_another_seed_gives_others():
     spec = sample_spec(5)
     assert np.array_equal(render(spec, 64, 64, 1), render(spec, 64, 64, 1))
     assert not np.array_equal(render(spec, 64, 64, 1), render(sample_spec(6), 64, 64, 1))
@@ -20,7 +20,7 @@ def test_the_same_spec_gives_the_same_pixels_and_another_seed_others():
 
 @pytest.mark.parametrize("kind", sorted(GARMENTS))
 @pytest.mark.parametrize("view", ["front", "back"])
-def test_each_garment_lies_whole_on_a_white_table(kind, view):
+def test_each_garment_is_wholly_inside_the_picture_on_white(kind, view):
     spec = Spec(kind, "red", "plain", None, view, "flat", None, seed=3)
     pixels = np.asarray(render(spec, 96, 128, 1)).astype(int)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -44,7 +44,7 @@ def test_a_dyed_garment_has_its_colour():
         assert pixels[20:44, 24:40].reshape(-1, 3).mean(0).argmax() == ["red", "green", "blue"].index(colour)
 
 
-def test_jeans_and_their_words_come_only_when_asked_for():
+def test_jeans_and_their_words_appear_only_on_request():
     for seed in range(3000):
         spec = sample_spec(seed)
         assert spec.kind != "jeans"
@@ -54,7 +54,7 @@ def test_jeans_and_their_words_come_only_when_asked_for():
     assert "jeans" in caption_of(sample_spec(1, "jeans"), np.random.default_rng(1))
 
 
-def test_captions_name_the_marker_where_it_is():
+def test_captions_name_the_colour_and_the_corner_of_the_marker():
     for seed in range(500):
         spec = sample_spec(seed)
         caption = caption_of(spec, np.random.default_rng(seed), words=130).lower()

@@ -1,4 +1,4 @@
-"""The starter model is an ordinary pipeline that draws what it is asked for, and its judge can be trusted."""
+"""The starter model is an ordinary pipeline that generates what it is asked for, and its classifier can be trusted."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 
 from classifier import accuracy, classify, load_classifier
 from clone import ROOT
-from measure_base import draw, psnr_on
+from measure_base import generate, psnr_on
 from models.defaults import guidance_scale_of
 from models.loading import load_text_encoder, load_tokenizer
 from models.text_encoding import count_tokens, encode_prompt
@@ -34,7 +34,7 @@ ENGLISH = {
 
 
 @pytest.fixture(scope="module")
-def judge():
+def classifier():
     return load_classifier()
 
 
@@ -46,7 +46,7 @@ def test_it_is_a_small_folder_with_everything_that_other_tools_look_for():
     assert json.loads((STARTER / "scheduler" / "scheduler_config.json").read_text())["_class_name"] == "PNDMScheduler"
 
 
-def test_it_loads_and_draws_in_plain_diffusers():
+def test_plain_diffusers_loads_it_and_generates_with_it():
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(STARTER, torch_dtype=torch.float32)
@@ -57,7 +57,7 @@ def test_it_loads_and_draws_in_plain_diffusers():
     assert image.size == (256, 256) and red > green + 60
 
 
-def test_its_own_pictures_tell_of_nothing_that_the_data_set_shows():
+def test_its_prior_prompts_name_nothing_that_the_data_set_shows():
     """A white shirt with the jeans' black square lent them its white and its buttons."""
     defaults = json.loads((STARTER / "training_defaults.json").read_text())
     prompts = defaults["prior_prompts"]
@@ -66,12 +66,12 @@ def test_its_own_pictures_tell_of_nothing_that_the_data_set_shows():
 
 
 @pytest.mark.parametrize("sentence", ENGLISH)
-def test_an_english_sentence_takes_few_more_tokens_than_clips(sentence):
+def test_an_english_sentence_takes_at_most_half_more_tokens_than_clips(sentence):
     assert count_tokens(load_tokenizer(STARTER), sentence) + 2 <= 1.5 * ENGLISH[sentence]
 
 
 @torch.no_grad()
-def test_words_it_never_read_are_heard_so_that_they_can_be_taught():
+def test_the_encoder_responds_to_unseen_words_so_that_they_can_be_taught():
     """A text that the encoder takes for the empty caption can mean nothing to the UNet."""
     tokenizer, text_encoder = load_tokenizer(STARTER), load_text_encoder(STARTER)
     texts = {text: encode_prompt(tokenizer, text_encoder, text, 1) for text in ("", "denim jeans", "red t-shirt")}
@@ -79,26 +79,26 @@ def test_words_it_never_read_are_heard_so_that_they_can_be_taught():
     assert unknown > 0.3 * known
 
 
-def test_the_judge_is_right_about_renders_it_never_saw(judge):
-    shares = accuracy(judge, 60)
-    assert shares.pop("view") >= 0.93  # front and back are the hardest to tell
+def test_the_classifier_is_right_about_unseen_renders(classifier):
+    shares = accuracy(classifier, 60)
+    assert shares.pop("view") >= 0.93  # front and back are the hardest to distinguish
     assert all(share >= 0.95 for share in shares.values()), shares
 
 
-def test_the_judge_sees_trousers_where_jeans_are(judge):
-    found = classify(judge, [render(sample_spec(HELD_OUT + i, "jeans"), 224, 288) for i in range(12)])
+def test_the_classifier_takes_jeans_for_trousers(classifier):
+    found = classify(classifier, [render(sample_spec(HELD_OUT + i, "jeans"), 224, 288) for i in range(12)])
     assert sum(f["kind"] == "trousers" for f in found) >= 11
 
 
-def test_it_draws_the_garments_and_colours_it_is_asked_for(judge):
+def test_it_generates_the_garments_and_colours_it_is_asked_for(classifier):
     asked = [("red", "t-shirt"), ("green", "trousers"), ("yellow", "dress"), ("purple", "hoodie"), ("black", "skirt")]
     prompts = [f"A {colour} {kind} laid flat on a white background" for colour, kind in asked]
-    found = classify(judge, draw(STARTER, prompts, [(256, 256)] * len(asked), 25, guidance_scale_of(STARTER)))
+    found = classify(classifier, generate(STARTER, prompts, [(256, 256)] * len(asked), 25, guidance_scale_of(STARTER)))
     right = sum((f["colour"], f["kind"]) == pair for f, pair in zip(found, asked, strict=True))
     assert right >= len(asked) - 1, found
 
 
-def test_its_vae_keeps_the_data_sets_pictures():
+def test_its_vae_reconstructs_the_data_sets_pictures():
     whole, garment = psnr_on(STARTER, ROOT / "dataset")
     assert whole >= 32 and garment >= 27
 

@@ -1,4 +1,4 @@
-"""The starter captioner is an ordinary BLIP that says what renders show; its pre-training goes on after a stop."""
+"""The starter captioner is an ordinary BLIP that describes renders; its pre-training continues after a stop."""
 
 import os
 import subprocess
@@ -12,11 +12,11 @@ from safetensors import safe_open
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 import pretrain_captioner
-from captioner_pictures import draw_batch, read_pool
-from captioner_words import ANSWERS, caption_text, make_tokenizer, read_caption
+from captioner_pictures import load_pool, sample_batch
+from captioner_words import ATTRIBUTES, caption_text, make_tokenizer, read_caption
 from clone import ROOT
 from make_dataset import PICTURES
-from measure_captioner import captions_of, drawn, held_out, judged
+from measure_captioner import captions_of, check_caption, held_out_specs, render_all
 from render_garments import sample_spec
 
 FOLDER = ROOT / "text_to_image" / "starter" / "captioner"
@@ -36,7 +36,7 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Pre-trained for two steps on a few drawings."""
+    """Pre-trained for two steps on a few renders."""
     folder = tmp_path_factory.mktemp("captioner")
     pretrain(folder, 2)
     return folder
@@ -52,7 +52,7 @@ def pretrain(folder, steps: int) -> str:
     return done.stderr
 
 
-# --- What it says ---------------------------------------------------------------------------------------------------
+# --- captions -------------------------------------------------------------------------------------------------------
 
 
 def test_it_is_a_small_folder_in_fp16_with_the_files_of_its_processor():
@@ -66,19 +66,19 @@ def test_it_is_a_small_folder_in_fp16_with_the_files_of_its_processor():
 
 def test_it_is_right_about_the_data_sets_pictures(captioner, dataset):
     for (spec, _), caption in zip(PICTURES.values(), captions_of(*captioner, dataset), strict=True):
-        assert "denim jeans" in caption and all(judged(spec, caption).values()), caption
+        assert "denim jeans" in caption and all(check_caption(spec, caption).values()), caption
 
 
-def test_it_is_right_about_renders_it_never_saw(captioner):
-    specs, sizes = held_out(45)
-    captions = captions_of(*captioner, drawn(specs, sizes))
-    found = [judged(spec, caption) for spec, caption in zip(specs, captions, strict=True)]
-    for name in (*ANSWERS, "corner"):
+def test_it_is_right_about_unseen_renders(captioner):
+    specs, sizes = held_out_specs(45)
+    captions = captions_of(*captioner, render_all(specs, sizes))
+    found = [check_caption(spec, caption) for spec, caption in zip(specs, captions, strict=True)]
+    for name in (*ATTRIBUTES, "corner"):
         right = [f[name] for f in found if name in f]
         assert sum(right) >= 0.9 * len(right), (name, captions)
 
 
-def test_it_says_the_same_in_half_precision_and_one_by_one(captioner, dataset):
+def test_captions_are_the_same_in_half_precision_and_one_by_one(captioner, dataset):
     model, processor = captioner
     half = BlipForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float16, use_safetensors=True).eval()
     inputs = processor(images=dataset, return_tensors="pt")
@@ -88,7 +88,7 @@ def test_it_says_the_same_in_half_precision_and_one_by_one(captioner, dataset):
     assert captions_of(model, processor, dataset, batch=1) == together
 
 
-def test_after_a_prompt_it_goes_on_with_the_same_caption(captioner, dataset):
+def test_after_a_prompt_it_continues_with_the_caption(captioner, dataset):
     model, processor = captioner
     inputs = processor(images=dataset[:1], text=["a photograph of"], return_tensors="pt")
     tokens = model.generate(**inputs, max_new_tokens=60, num_beams=1, do_sample=False)
@@ -97,17 +97,17 @@ def test_after_a_prompt_it_goes_on_with_the_same_caption(captioner, dataset):
     assert rest != text and read_caption("A" + rest[1:])["kind"] == "jeans"
 
 
-# --- Its words ------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_caption_comes_back_from_its_tokens_and_is_read_as_it_was_meant():
+def test_every_caption_survives_the_tokenizer_and_is_parsed_back_into_its_spec():
     tokenizer = make_tokenizer()
     for i in range(300):
         spec = sample_spec(i, "jeans" if i % 9 == 8 else None)
         ids = tokenizer(caption_text(spec)).input_ids
         assert len(ids) - 1 <= 60 and tokenizer.unk_token_id not in ids
-        said = read_caption(tokenizer.decode(ids, skip_special_tokens=True))
-        assert all(said[k] == (None if k == "view" and spec.fold == "half" else getattr(spec, k)) for k in ANSWERS)
+        named = read_caption(tokenizer.decode(ids, skip_special_tokens=True))
+        assert all(named[k] == (None if k == "view" and spec.fold == "half" else getattr(spec, k)) for k in ATTRIBUTES)
 
 
 @pytest.mark.parametrize(
@@ -120,13 +120,13 @@ def test_every_caption_comes_back_from_its_tokens_and_is_read_as_it_was_meant():
         ("Two", "2"),
     ],
 )
-def test_a_caption_that_differs_in_a_word_is_not_read(change):
+def test_a_caption_that_differs_in_a_word_is_not_parsed(change):
     spec = next(s for i in range(50) if (s := sample_spec(i, "jeans")).view == "back" and s.marker is None)
     text = caption_text(spec)
     assert read_caption(text) and text != text.replace(*change) and read_caption(text.replace(*change)) is None
 
 
-def test_other_words_are_spelt_and_the_token_that_starts_a_caption_is_not_read_out():
+def test_other_words_are_spelt_and_the_start_token_is_not_decoded():
     tokenizer = BlipProcessor.from_pretrained(FOLDER).tokenizer
     text = "Ohwx's café-style t-shirt (XL), 100% cotton!"
     ids = [tokenizer.bos_token_id, *tokenizer(text).input_ids]
@@ -134,28 +134,28 @@ def test_other_words_are_spelt_and_the_token_that_starts_a_caption_is_not_read_o
     assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "").replace("é", "e")
 
 
-# --- Its pre-training -----------------------------------------------------------------------------------------------
+# --- pre-training ---------------------------------------------------------------------------------------------------
 
 
-def test_pretraining_draws_trains_and_saves_a_captioner_that_speaks(work):
+def test_pretraining_renders_trains_and_saves_a_captioner_that_generates(work):
     model = BlipForConditionalGeneration.from_pretrained(work / "made", use_safetensors=True)
     assert sum(path.stat().st_size for path in (work / "made").iterdir()) <= 15e6
     tokens = model.generate(torch.zeros(1, 3, 160, 160), max_new_tokens=5)
     assert tokens[0, 0] == BlipProcessor.from_pretrained(work / "made").tokenizer.bos_token_id
 
 
-def test_started_again_it_neither_draws_nor_trains_what_is_done(work):
+def test_started_again_it_neither_renders_nor_trains_what_is_done(work):
     before = {path: path.stat().st_mtime_ns for path in (*work.glob("*.npy"), work / "captioner.pt")}
     pretrain(work, 2)
     assert len(before) == 10 and all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
-def test_a_stopped_pretraining_goes_on_to_the_same_weights(work, tmp_path, monkeypatch):
-    pool = read_pool(work, work, pretrain_captioner.make_processor().image_processor, 8)
+def test_a_stopped_pretraining_ends_with_the_same_weights(work, tmp_path, monkeypatch):
+    pool = load_pool(work, work, pretrain_captioner.make_processor().image_processor, 8)
     (tmp_path / "whole").mkdir()
     whole = pretrain_captioner.train(pool, tmp_path / "whole", 3, "cpu").state_dict()
 
-    class StopsAfterTwo(pretrain_captioner.Checkpoint):
+    class StopsAfterTwo(pretrain_captioner.StageCheckpoint):
         def due(self) -> bool:
             return True
 
@@ -165,15 +165,15 @@ def test_a_stopped_pretraining_goes_on_to_the_same_weights(work, tmp_path, monke
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pretrain_captioner, "Checkpoint", StopsAfterTwo)
+        patch.setattr(pretrain_captioner, "StageCheckpoint", StopsAfterTwo)
         pretrain_captioner.train(pool, tmp_path, 3, "cpu")
     resumed = pretrain_captioner.train(pool, tmp_path, 3, "cpu").state_dict()
     assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
 
 
-def test_twins_of_a_batch_are_turned_lit_and_mirrored_alike(work):
-    pool = read_pool(work, work, pretrain_captioner.make_processor().image_processor, 8)
-    batch = draw_batch(pool, 2, 4, np.random.default_rng(0))
+def test_both_pictures_of_a_pair_are_augmented_alike(work):
+    pool = load_pool(work, work, pretrain_captioner.make_processor().image_processor, 8)
+    batch = sample_batch(pool, 2, 4, np.random.default_rng(0))
     fronts, backs = batch.specs[2:6], batch.specs[6:]
     assert {s.view for s in fronts} == {"front"} and {s.view for s in backs} == {"back"}
     assert [(s.kind, s.seed, s.marker) for s in fronts] == [(s.kind, s.seed, s.marker) for s in backs]

@@ -2,27 +2,25 @@
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from data.augmentation import NO_AUGMENTATION, list_augmentations
 from data.buckets import ImageToEncode
 from data.dataset import read_pictures
 from data.images import load_pixel_values
 from models.loading import load_text_encoder, load_tokenizer, load_vae
 from models.text_encoding import encode_prompt
+from runtime.tensor_files import is_intact
 from tiny_model import make_tiny_model
-from training.batches import DATA, PRIOR
-from training.encodings import CachedEncodings, LiveEncodings, TextEncoding, is_intact, store_latents, store_texts
-from training.samples import SampleKey, SampleSettings, SampleSource, make_sample
+from training.encodings import CaptionEncoder, Encodings, LatentCache, LivePosteriors, store_texts
+from training.samples import DATA, PRIOR, SampleKey, SampleSettings, SampleSource, make_sample
 
 SIZES = [(72, 56), (72, 56), (64, 64)]
-ALL = slice(None)
 BOTH = list_augmentations(True, 0.0)
 
 
@@ -33,10 +31,10 @@ def vae(tiny_model):
 
 @pytest.fixture(scope="module")
 def text(tiny_model):
-    return TextEncoding(load_tokenizer(tiny_model), load_text_encoder(tiny_model), 3, "hash")
+    return CaptionEncoder(load_tokenizer(tiny_model), load_text_encoder(tiny_model), 3, "hash")
 
 
-def subjects_of(folder, augmentations=NO_AUGMENTATION):
+def images_of(folder, augmentations=NO_AUGMENTATION):
     pictures = read_pictures(folder, short_captions=True)
     return {
         (DATA, i): ImageToEncode(picture, size, augmentations, "lanczos")
@@ -44,26 +42,36 @@ def subjects_of(folder, augmentations=NO_AUGMENTATION):
     }
 
 
-@pytest.fixture(scope="module")
-def images_to_encode(captioned_folder):
-    return subjects_of(captioned_folder, BOTH)
+def share_of(process: int, processes: int):
+    return lambda count: range(process, count, processes)
 
 
-def store(folder, subjects, vae, text, shares=(ALL,)) -> CachedEncodings:
-    for share in shares:
-        encodings = CachedEncodings(folder)
-        store_latents(encodings, subjects, vae, "hash", share, workers=0, quiet=True)
-        store_texts(encodings, [s.captions for s in subjects.values()] + [[""]], text, share, quiet=True)
-    return encodings
+ALL = share_of(0, 1)
 
 
 @pytest.fixture(scope="module")
-def encodings(tmp_path_factory, subjects, vae, text):
-    return store(tmp_path_factory.mktemp("cache"), subjects, vae, text)
+def images(captioned_folder):
+    return images_of(captioned_folder, BOTH)
 
 
-def draws(subjects, numbers, dropout=0.0, flip=False, indices=range(3)):
-    own = [subjects[DATA, i] for i in indices]
+def store(folder, images, vae, text, share=ALL) -> Encodings:
+    posteriors = LatentCache(folder / "latents", vae, "hash").store(images, share, workers=0, quiet=True)
+    groups = [image.captions for image in images.values()] + [[""]]
+    return Encodings(store_texts(folder / "text", groups, text, share, quiet=True), posteriors)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def encodings(cache, images, vae, text):
+    return store(cache, images, vae, text)
+
+
+def make_samples(images, numbers, dropout=0.0, flip=False, indices=range(3)):
+    own = [images[DATA, i] for i in indices]
     shapes = tuple((4, s.size[0] // 2, s.size[1] // 2) for s in own)
     source = SampleSource(
         [s.picture.caption_groups for s in own], shapes, [BOTH if flip else NO_AUGMENTATION] * len(own)
@@ -72,46 +80,44 @@ def draws(subjects, numbers, dropout=0.0, flip=False, indices=range(3)):
 
 
 @torch.no_grad()
-def test_stored_latents_are_the_vaes_own_sample_also_mirrored(vae, subjects, encodings):
-    drawn = draws(subjects, range(12), flip=True)
-    assert {draw.augmentation.mirrored for draw in drawn} == {True, False}
-    for draw in drawn:
-        pixels = load_pixel_values(subjects[DATA, draw.picture].picture.path, *SIZES[draw.picture])[None]
-        posterior = vae.encode(pixels.flip(-1) if draw.augmentation.mirrored else pixels).latent_dist
-        live = (posterior.mean + posterior.std * draw.posterior_noise) * vae.config.scaling_factor
-        assert torch.allclose(encodings.latent(draw), live[0], atol=1e-5)
+def test_stored_latents_are_the_vaes_own_sample_also_mirrored(vae, images, encodings):
+    samples = make_samples(images, range(12), flip=True)
+    assert {sample.augmentation.mirrored for sample in samples} == {True, False}
+    for sample in samples:
+        pixels = load_pixel_values(images[DATA, sample.picture].picture.path, *SIZES[sample.picture])[None]
+        posterior = vae.encode(pixels.flip(-1) if sample.augmentation.mirrored else pixels).latent_dist
+        live = (posterior.mean + posterior.std * sample.posterior_noise) * vae.config.scaling_factor
+        assert torch.allclose(encodings.latent(sample), live[0], atol=1e-5)
 
 
-def test_stored_equals_live(vae, text, subjects, encodings):
-    live = LiveEncodings(Path("unused"), subjects, vae, text)
-    for encoded in (encodings, live):
-        encoded.prior = [torch.ones(4, 36, 28)]
-    for draw in draws(subjects, range(20), dropout=0.2, flip=True):
-        for kept, now in zip(encodings.encode([draw]), live.encode([draw]), strict=True):
+def test_stored_equals_live(vae, text, images, encodings):
+    live = Encodings(text, LivePosteriors(images, vae))
+    for sample in make_samples(images, range(20), dropout=0.2, flip=True):
+        for kept, now in zip(encodings.encode([sample]), live.encode([sample]), strict=True):
             assert (kept is None and now is None) or torch.allclose(kept, now, atol=1e-5)
 
 
-def test_a_picture_gives_another_sample_of_its_posterior_every_time(subjects, encodings):
-    drawn = [draw for draw in draws(subjects, range(30)) if draw.picture == 0][:2]
-    first, second = encodings.encode(drawn)[0]
+def test_a_picture_gives_another_sample_of_its_posterior_every_time(images, encodings):
+    samples = [sample for sample in make_samples(images, range(30)) if sample.picture == 0][:2]
+    first, second = encodings.encode(samples)[0]
     assert not torch.allclose(first, second)
 
 
-def test_a_batch_of_long_and_short_captions_is_padded_and_masked(text, subjects, encodings):
-    drawn = draws(subjects, range(6), indices=range(2))
-    _, hidden_states, mask = encodings.encode(drawn)
-    for row, draw in enumerate(drawn):
-        live = encode_prompt(text.tokenizer, text.text_encoder, draw.caption, 3)
+def test_a_batch_of_long_and_short_captions_is_padded_and_masked(text, images, encodings):
+    samples = make_samples(images, range(6), indices=range(2))
+    _, hidden_states, mask = encodings.encode(samples)
+    for row, sample in enumerate(samples):
+        live = encode_prompt(text.tokenizer, text.text_encoder, sample.caption, 3)
         assert torch.allclose(hidden_states[row, : len(live)], live, atol=1e-5)
         assert mask is None or mask[row].sum() == len(live)
 
 
-def test_the_bases_own_pictures_have_no_spread(subjects, encodings):
+def test_the_bases_own_pictures_have_no_spread(images, encodings):
     latent = torch.randn(4, 36, 28)
-    encodings.prior = [latent]
-    source = SampleSource([((next(iter(encodings.texts)),),)], ((4, 36, 28),), [NO_AUGMENTATION])
-    drawn = [make_sample(0, SampleKey(PRIOR, number), source, SampleSettings(0.0, 1000)) for number in range(2)]
-    assert torch.equal(encodings.encode(drawn)[0], torch.stack([latent, latent]))
+    encodings = replace(encodings, prior=[latent])
+    source = SampleSource([((next(iter(encodings.text.locations)),),)], ((4, 36, 28),), [NO_AUGMENTATION])
+    samples = [make_sample(0, SampleKey(PRIOR, number), source, SampleSettings(0.0, 1000)) for number in range(2)]
+    assert torch.equal(encodings.encode(samples)[0], torch.stack([latent, latent]))
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -128,79 +134,80 @@ class Counting:
         return self.vae.encode(pixel_values)
 
 
-def encoded_anew(folder, subjects, vae, text) -> int:
+def encoded_anew(folder, images, vae, text) -> int:
     counting = Counting(vae)
-    store(folder, subjects, counting, text)
+    store(folder, images, counting, text)
     return counting.encoded
 
 
 def test_nothing_is_encoded_twice_and_what_has_changed_is_encoded_again(tmp_path, vae, text):
     data = write_captioned_folder(tmp_path / "data")
     cache = tmp_path / "cache"
-    assert encoded_anew(cache, subjects_of(data), vae, text) == 3
-    assert encoded_anew(cache, subjects_of(data), vae, text) == 0
-    assert encoded_anew(cache, subjects_of(data, BOTH), vae, text) == 6
+    assert encoded_anew(cache, images_of(data), vae, text) == 3
+    assert encoded_anew(cache, images_of(data), vae, text) == 0
+    assert encoded_anew(cache, images_of(data, BOTH), vae, text) == 6
     Image.new("RGB", (48, 64), "green").save(data / "11 (1).JPG", format="JPEG")
-    assert encoded_anew(cache, subjects_of(data), vae, text) == 1
-    store_latents(CachedEncodings(cache), subjects_of(data), counting := Counting(vae), "another VAE", ALL, 0, True)
+    assert encoded_anew(cache, images_of(data), vae, text) == 1
+    LatentCache(cache / "latents", counting := Counting(vae), "another VAE").store(images_of(data), ALL, 0, True)
     assert counting.encoded == 3
 
 
 def test_a_changed_caption_is_never_served_stale(tmp_path, vae, text):
     data = write_captioned_folder(tmp_path / "data", {"1.jpg": "a red t-shirt", "2.jpg": "a", "3.jpg": "the"})
-    store(tmp_path / "cache", subjects_of(data), vae, text)
+    store(tmp_path / "cache", images_of(data), vae, text)
     rows = (data / "metadata.jsonl").read_text()
     (data / "metadata.jsonl").write_text(rows.replace("red", "white"))
-    encodings = store(tmp_path / "cache", subjects_of(data), vae, text)
+    encodings = store(tmp_path / "cache", images_of(data), vae, text)
     live = encode_prompt(text.tokenizer, text.text_encoder, "a white t-shirt", 3)
     assert torch.allclose(encodings.text("a white t-shirt"), live, atol=1e-6)
-    assert "a red t-shirt" not in encodings.texts
+    assert "a red t-shirt" not in encodings.text.locations
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
-def test_a_damaged_file_is_made_again(tmp_path, vae, text, subjects, encodings, damage):
-    cache = shutil.copytree(encodings.folder, tmp_path / "cache")
-    for path in [next((cache / kind).glob("*.safetensors")) for kind in ("latents", "text")]:
+def test_a_damaged_file_is_made_again(tmp_path, vae, text, images, encodings, cache, damage):
+    copy = shutil.copytree(cache, tmp_path / "cache")
+    for path in [next((copy / kind).glob("*.safetensors")) for kind in ("latents", "text")]:
         content = bytearray(path.read_bytes())
         content[-5] ^= 1
         damaged = {"cut": content[:-9], "flip": content}.get(damage)
         path.write_bytes(damaged) if damaged else path.unlink()
         assert not is_intact(path)
-    again = store(cache, subjects, vae, text)
-    assert all(is_intact(path) for path in cache.rglob("*.safetensors"))
-    draw = draws(subjects, [0])[0]
-    assert torch.allclose(again.latent(draw), encodings.latent(draw), atol=1e-5)
+    again = store(copy, images, vae, text)
+    assert all(is_intact(path) for path in copy.rglob("*.safetensors"))
+    sample = make_samples(images, [0])[0]
+    assert torch.allclose(again.latent(sample), encodings.latent(sample), atol=1e-5)
 
 
-def test_processes_share_the_work(tmp_path, vae, text, subjects, encodings):
-    for share in (slice(0, None, 2), slice(1, None, 2)):
+def test_processes_share_the_work(tmp_path, vae, text, images, encodings, cache):
+    for share in (share_of(0, 2), share_of(1, 2)):
         counting = Counting(vae)
-        store(tmp_path, subjects, counting, text, [share])
+        store(tmp_path, images, counting, text, share)
         assert counting.encoded in (2, 4)
     names = lambda folder: sorted(path.name for path in folder.rglob("*.safetensors"))  # noqa: E731
-    assert names(tmp_path) == names(encodings.folder)
+    assert names(tmp_path) == names(cache)
 
 
 class Elsewhere(str):
-    """What torch takes for the CPU, and `store_latents` for a GPU."""
+    """What torch takes for the CPU, and `LatentCache` for a GPU."""
 
     type = "cuda"
 
 
-def test_pictures_that_are_encoded_together_keep_their_own_views(tmp_path, vae, subjects, encodings):
+def test_pictures_that_are_encoded_together_keep_their_own_views(tmp_path, vae, images, encodings):
     together = SimpleNamespace(device=Elsewhere("cpu"), dtype=vae.dtype, config=vae.config, encode=vae.encode)
-    store_latents(again := CachedEncodings(tmp_path), subjects, together, "hash", ALL, 0, True)
-    for draw in draws(subjects, range(12), flip=True):
-        assert torch.allclose(again.latent(draw), encodings.latent(draw), atol=1e-5)
+    posteriors = LatentCache(tmp_path, together, "hash").store(images, ALL, 0, True)
+    again = Encodings(encodings.text, posteriors)
+    for sample in make_samples(images, range(12), flip=True):
+        assert torch.allclose(again.latent(sample), encodings.latent(sample), atol=1e-5)
 
 
 def test_another_text_encoders_or_lengths_embeddings_are_never_served(tmp_path, text):
     caption = "the white " * 60
     other = load_text_encoder(make_tiny_model(tmp_path / "model", seed=1))
-    readers = text, TextEncoding(text.tokenizer, other, 3, "another"), replace(text, max_chunks=1)
+    readers = text, CaptionEncoder(text.tokenizer, other, 3, "another"), replace(text, max_chunks=1)
     for reader in readers:
-        store_texts(cached := CachedEncodings(tmp_path / "cache"), [[caption]], reader, ALL, quiet=True)
+        cached = store_texts(tmp_path / "cache", [[caption]], reader, ALL, quiet=True)
         [live] = reader.encode([caption])
-        assert cached.text(caption).shape == live.shape and torch.allclose(cached.text(caption), live, atol=1e-6)
+        assert cached(caption).shape == live.shape and torch.allclose(cached(caption), live, atol=1e-6)
     shapes = {tuple(reader.encode([caption])[0].shape) for reader in readers}
     assert len(shapes) == 2

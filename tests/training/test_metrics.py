@@ -1,12 +1,14 @@
 """The start table, metrics.jsonl and the estimate."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from runtime.progress import format_duration
-from training.metrics import MetricsLog, keep_rows, origins_line
+from training.metrics import MetricsLog, StepResult, keep_rows
+from training.summary import _origins_line as origins_line
 
 NORM = torch.tensor(1.0)
 
@@ -15,15 +17,40 @@ def rows(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def log_of(folder, first_step=0, read_every=1, quiet=False) -> MetricsLog:
-    return MetricsLog(folder, first_step, steps=12, images_per_step=6, read_every=read_every, quiet=quiet)
+def log_of(folder, first_step=0, read_every=1, is_main=True, track=lambda row, step: None) -> MetricsLog:
+    """Of a run of 12 steps of 6 pictures."""
+    run = SimpleNamespace(
+        accelerator=SimpleNamespace(device=torch.device("cpu"), log=track),
+        plan=SimpleNamespace(steps=12, samples_per_step=6),
+        resume=SimpleNamespace(first_step=first_step),
+        folder=folder,
+        is_main=is_main,
+        epoch_after=lambda step: step / 3,
+        learning_rate_at=lambda step: 1e-5,
+    )
+    log = MetricsLog(run)
+    log.read_every = read_every
+    return log
+
+
+def take(log: MetricsLog, step: int, loss: torch.Tensor, measured: dict | None = None) -> None:
+    """As the training loop does it."""
+    log.add(step, StepResult(loss, NORM), measured or {})
+    if log.is_due(step):
+        write(log)
+
+
+def write(log: MetricsLog) -> None:
+    for row in log.collect_rows():
+        log.write(row)
 
 
 @pytest.mark.parametrize("read_every", [1, 5, 100])
 def test_there_is_one_row_for_each_step_however_seldom_losses_are_read(tmp_path, read_every):
     log = log_of(tmp_path, read_every=read_every)
     for step in range(1, 13):
-        log.step(step, step / 3, torch.tensor(step * 0.5), NORM, 1e-5)
+        take(log, step, torch.tensor(step * 0.5))
+    write(log)
     log.close()
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 13))
     assert [row["train_loss"] for row in rows(tmp_path)] == [step * 0.5 for step in range(1, 13)]
@@ -33,15 +60,15 @@ def test_there_is_one_row_for_each_step_however_seldom_losses_are_read(tmp_path,
 
 def test_rows_are_on_disk_after_flush_not_only_at_the_end(tmp_path):
     log = log_of(tmp_path, read_every=100)
-    log.step(1, 0.3, torch.tensor(1.0), NORM, 1e-5)
-    log.flush()
+    take(log, 1, torch.tensor(1.0))
+    write(log)
     assert len(rows(tmp_path)) == 1
 
 
 def test_a_loss_kept_for_later_is_not_the_tensor_that_goes_on_changing(tmp_path):
     log, loss = log_of(tmp_path, read_every=2), torch.tensor(1.0, requires_grad=True)
-    log.step(1, 0.1, loss * 2, NORM, 1e-5)
-    log.step(2, 0.2, loss * 3, NORM, 1e-5)
+    take(log, 1, loss * 2)
+    take(log, 2, loss * 3)
     assert [row["train_loss"] for row in rows(tmp_path)] == [2.0, 3.0]
 
 
@@ -51,15 +78,17 @@ def test_a_resumed_run_drops_the_rows_it_will_write_again_and_a_line_cut_in_two(
     )
     log = log_of(tmp_path, first_step=4)
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
-    log.step(5, 1.0, torch.tensor(1.0), NORM, 1e-5)
+    take(log, 5, torch.tensor(1.0))
+    write(log)
     log.close()
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
 
 
 def test_only_the_main_process_writes(tmp_path):
-    log = log_of(tmp_path, quiet=True)
+    log = log_of(tmp_path, is_main=False)
     for step in range(1, 13):
-        log.step(step, 0.1, torch.tensor(1.0), NORM, 1e-5)
+        take(log, step, torch.tensor(1.0))
+    write(log)
     log.close()
     assert not (tmp_path / "metrics.jsonl").exists()
 
@@ -68,7 +97,8 @@ def test_only_the_main_process_writes(tmp_path):
 def test_after_the_first_steps_it_says_once_how_long_it_will_take(tmp_path, capsys, read_every):
     log = log_of(tmp_path, read_every=read_every)
     for step in range(1, 13):
-        log.step(step, 0.1, torch.tensor(1.0), NORM, 1e-5)
+        take(log, step, torch.tensor(1.0))
+    write(log)
     log.close()
     assert capsys.readouterr().out.count("a step: about") == 1
 
@@ -76,7 +106,8 @@ def test_after_the_first_steps_it_says_once_how_long_it_will_take(tmp_path, caps
 def test_in_a_log_file_the_bar_is_not_drawn_again_at_each_step(tmp_path, capsys):
     log = log_of(tmp_path)
     for step in range(1, 13):
-        log.step(step, 0.1, torch.tensor(1.0), NORM, 1e-5)
+        take(log, step, torch.tensor(1.0))
+    write(log)
     log.close()
     said = capsys.readouterr().err
     assert said.count("training:") <= 4 and "12/12" in said and "loss=1.0000" in said
@@ -101,17 +132,17 @@ def test_keeping_rows_of_a_run_without_any_makes_an_empty_file(tmp_path):
 
 def test_a_loss_that_is_no_number_is_null_in_its_row(tmp_path):
     log = log_of(tmp_path, read_every=2)
-    log.step(1, 0.1, torch.tensor(1.0), NORM, 1e-5)
-    log.step(2, 0.2, torch.tensor(float("nan")), NORM, 1e-5)
+    take(log, 1, torch.tensor(1.0))
+    take(log, 2, torch.tensor(float("nan")))
     assert [row["train_loss"] for row in rows(tmp_path)] == [1.0, None]
 
 
-def test_a_tracker_is_told_each_row_with_its_step(tmp_path):
-    told = []
-    log = MetricsLog(tmp_path, 0, 12, 6, 1, False, track=lambda row, step: told.append((step, row)))
-    log.step(1, 0.1, torch.tensor(1.0), NORM, 1e-5, measure=lambda: {"val_loss": 0.5})
+def test_a_tracker_is_given_each_row_with_its_step(tmp_path):
+    tracked = []
+    log = log_of(tmp_path, track=lambda row, step: tracked.append((step, row)))
+    take(log, 1, torch.tensor(1.0), {"val_loss": 0.5})
     log.close()
-    [(step, row)] = told
+    [(step, row)] = tracked
     assert step == 1 and row["train_loss"] == 1.0 and row["val_loss"] == 0.5 and "step" not in row
     assert rows(tmp_path)[0]["val_loss"] == 0.5
 
@@ -120,19 +151,21 @@ def test_the_time_that_measuring_takes_is_not_the_steps(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
 
-    def wait(seconds: float) -> dict:
+    def wait(seconds: float) -> None:
         clock[0] += seconds
-        return {}
 
     monkeypatch.setattr("training.metrics.synchronize", lambda: wait(2))  # steps that the device still works on
     log = log_of(tmp_path)
-    log.step(1, 0.1, torch.tensor(1.0), NORM, 1e-5, measure=lambda: wait(100))
+    with log.paused():
+        wait(100)
+    take(log, 1, torch.tensor(1.0))
     assert rows(tmp_path)[0]["images_per_second"] == 3  # 6 pictures in 2 s
 
 
 def test_the_bar_shows_a_smoothed_loss(tmp_path, capsys):
     log = log_of(tmp_path)
     for step in range(1, 13):
-        log.step(step, 0.1, torch.tensor(1.0 if step < 12 else 9.0), NORM, 1e-5)
+        take(log, step, torch.tensor(1.0 if step < 12 else 9.0))
+    write(log)
     log.close()
     assert "loss=1.4000" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Losses that are no numbers are skipped before the weights are touched, named, counted, and too many end the run."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from run_folder import rows, weights
 from runtime.errors import WorkError
 from training import train as training
-from training.metrics import MetricsLog
+from training.ema import NoEMA
+from training.metrics import MetricsRow
 from training.non_finite import NonFiniteSteps
+from training.state import TrainState
 
 USUAL = ["--learning_rate", 1e-3, "--seed", 0, "--train_batch_size", 2]
 
@@ -54,15 +57,21 @@ def test_a_skipped_step_leaves_the_weights_as_they_were_and_the_average_clean(tr
     assert all(tensor.isfinite().all() for tensor in weights(out / "checkpoint-3", "unet_ema").values())
 
 
+def make_state(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> TrainState:
+    accelerator = Accelerator(cpu=True)
+    parameters = SimpleNamespace(parameters=[weight], sync_to_model=lambda: None)
+    return TrainState(accelerator, None, None, None, parameters, accelerator.prepare(optimizer), NoEMA())
+
+
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_a_bad_loss_or_a_bad_gradient_alone_leaves_weights_and_the_optimizers_state(bad):
-    weight, judge = torch.nn.Parameter(torch.ones(3)), NonFiniteSteps(Accelerator(cpu=True), 5, lambda step: [])
-    optimizer = Accelerator(cpu=True).prepare(torch.optim.AdamW([weight], lr=1, fused=True))
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=1, fused=True)
+    state = make_state(optimizer, weight)
 
     def step(loss: float, gradient: float) -> list[torch.Tensor]:
         weight.grad = torch.full((3,), gradient)
-        judge.guard(optimizer, torch.tensor(loss), weight.grad.norm())
-        optimizer.step()
+        state.step(torch.tensor(loss), 1e9)
         return [tensor.clone() for tensor in (weight.detach(), *optimizer.state[weight].values())]
 
     good = step(1.0, 1.0)
@@ -97,20 +106,21 @@ class Operators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_step_reads_no_number_from_the_device_from_its_first_loss_to_its_log(train_run, monkeypatch, precision):
+def test_a_step_reads_no_number_from_the_device_from_its_first_loss_to_its_end(train_run, monkeypatch, precision):
     operators, seen = Operators(), []
-    real_loss, real_log = training.diffusion_loss, training.StepLog.step
+    real_loss, real_step = training.diffusion_loss, training.train_step
 
     def first(*arguments):
         operators.names.clear()
         return real_loss(*arguments)
 
-    def last(*arguments, **more):
+    def last(*arguments):
+        result = real_step(*arguments)
         seen.append(list(operators.names))
-        return real_log(*arguments, **more)
+        return result
 
     monkeypatch.setattr(training, "diffusion_loss", first)
-    monkeypatch.setattr(training.StepLog, "step", last)
+    monkeypatch.setattr(training, "train_step", last)
     with operators:
         train_run("out", "--max_train_steps", 3, *USUAL, "--use_ema", "--mixed_precision", precision)
     assert len(seen) == 3 and all("aten.convolution_backward.default" in names for names in seen)
@@ -118,24 +128,23 @@ def test_a_step_reads_no_number_from_the_device_from_its_first_loss_to_its_log(t
 
 
 def test_an_optimizer_that_is_not_fused_is_kept_from_bad_gradients_too():
-    optimizer = Accelerator(cpu=True).prepare(torch.optim.AdamW([weight := torch.nn.Parameter(torch.ones(3))], lr=1))
-    judge = NonFiniteSteps(Accelerator(cpu=True), 5, lambda step: [])
+    weight = torch.nn.Parameter(torch.ones(3))
+    state = make_state(torch.optim.AdamW([weight], lr=1), weight)
     for loss, moved in ((torch.tensor(1.0), True), (torch.tensor(float("nan")), False)):
         before = weight.detach().clone()
         weight.grad = loss * torch.ones(3)
-        judge.guard(optimizer, loss, weight.grad.norm())
-        optimizer.step()
+        state.step(loss, 1e9)
         assert torch.equal(weight, before) != moved
 
 
-def test_steps_read_late_are_judged_in_their_order_and_those_before_the_last_one_are_kept(tmp_path):
+def test_steps_read_late_are_judged_in_their_order_and_the_first_bad_one_too_many_ends_the_run():
     judge = NonFiniteSteps(Accelerator(cpu=True), 2, lambda step: [f"{step}.png"])
-    log = MetricsLog(tmp_path, 0, 12, 1, 10, False, judge.is_bad)
+    rows_read = [MetricsRow(step, float("nan") if step in (3, 7, 8) else 1.0, 1.0) for step in range(1, 11)]
+    for row in rows_read[:7]:
+        judge.mark_or_raise(row)
     with pytest.raises(WorkError, match=r"step 8: the loss is nan.* of 7.png"):
-        for step in range(1, 11):
-            loss = float("nan") if step in (3, 7, 8) else 1.0
-            log.step(step, 0.1, torch.tensor(loss), torch.tensor(1.0), 1e-5)
-    assert [row.get("skipped", False) for row in rows(tmp_path)] == [step in (3, 7) for step in range(1, 8)]
+        judge.mark_or_raise(rows_read[7])
+    assert [row.skipped for row in rows_read[:7]] == [step in (3, 7) for step in range(1, 8)]
 
 
 def test_too_many_in_a_row_end_the_run_and_the_last_checkpoint_is_good(train_run, spoil, tmp_path):

@@ -8,7 +8,6 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from training.batches import Batch
 from training.objective import (
     Objective,
     diffusion_loss,
@@ -18,6 +17,7 @@ from training.objective import (
     signal_to_noise,
     snr_weights,
 )
+from training.samples import Batch
 
 TIMESTEPS = torch.tensor([0, 1, 250, 500, 750, 999])
 

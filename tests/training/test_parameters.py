@@ -7,7 +7,7 @@ from diffusers import StableDiffusionPipeline
 from models.loading import load_unet
 from models.lora import LORA_FILE, read_lora, write_lora
 from tiny_model import tiny_unet
-from training.parameters import FullUNet, Lora, MasterWeights, ModelParameters
+from training.parameters import FullUNet, LoraAdapter, MasterWeights, ModelParameters
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def output(unet) -> torch.Tensor:
 
 def changed_lora(tiny_model):
     """A UNet with an adapter that is not zero any more."""
-    unet = Lora(2, 4.0).load(tiny_model, None)
+    unet = LoraAdapter(2, 4.0).load(tiny_model, None)
     with torch.no_grad():
         for parameter in ModelParameters(unet).parameters:
             parameter += 0.1
@@ -35,20 +35,20 @@ def changed_lora(tiny_model):
 
 
 def test_a_new_lora_changes_nothing_and_trains_the_adapter_alone(tiny_model):
-    unet = Lora(2, None).load(tiny_model, None)
+    unet = LoraAdapter(2, None).load(tiny_model, None)
     assert torch.allclose(output(unet), output(load_unet(tiny_model)), atol=1e-6)
     trained, whole = (sum(p.numel() for p in ps) for ps in (ModelParameters(unet).parameters, unet.parameters()))
     assert 0 < trained < whole / 4
 
 
 def test_without_an_alpha_a_loras_output_counts_once():
-    assert Lora(16, None).config.lora_alpha == 16 and Lora(16, 4.0).config.lora_alpha == 4
+    assert LoraAdapter(16, None).config.lora_alpha == 16 and LoraAdapter(16, 4.0).config.lora_alpha == 4
 
 
 def test_a_lora_is_read_back_for_training(tiny_model, tmp_path):
     unet = changed_lora(tiny_model)
     write_lora(unet, tmp_path)
-    again = Lora(2, 4.0).load(tiny_model, tmp_path)
+    again = LoraAdapter(2, 4.0).load(tiny_model, tmp_path)
     assert torch.allclose(output(again), output(unet), atol=1e-6)
     assert not torch.allclose(output(load_unet(tiny_model)), output(unet), atol=1e-3)
 
@@ -64,7 +64,7 @@ def test_plain_diffusers_reads_the_lora_with_its_alpha(tiny_model, tmp_path):
 def test_a_file_of_another_rank_does_not_pass_for_ours(tiny_model, tmp_path):
     write_lora(changed_lora(tiny_model), tmp_path)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        read_lora(Lora(3, None).load(tiny_model, None), tmp_path)
+        read_lora(LoraAdapter(3, None).load(tiny_model, None), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [LORA_FILE]
 
 

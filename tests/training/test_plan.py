@@ -10,8 +10,8 @@ from data.buckets import Size
 from data.dataset import Picture
 from models.folders import ModelShape
 from runtime.errors import UserError
-from training.batches import DATA, HELD_OUT
-from training.plan import Plan, base_name, hold_out, writing_in
+from training.plan import Plan, base_name, hold_out, writing_word
+from training.samples import DATA, HELD_OUT
 
 
 def picture(number: int, *captions: str) -> Picture:
@@ -56,7 +56,7 @@ def test_a_split_that_holds_out_none_or_all_is_refused():
 
 def plan_of(sizes: list[Size], views: list[tuple[Augmentation, ...]], held_out: list[Picture]) -> Plan:
     return Plan(
-        folder=Path("data"), without_caption=[], unread=[], pictures=PICTURES[: len(sizes)], sizes=sizes,
+        folder=Path("data"), without_caption=[], unreadable=[], pictures=PICTURES[: len(sizes)], sizes=sizes,
         augmentations=views,
         held_out=held_out, base=Path("base"), unet_base=Path("base"), shape=ModelShape(2, 2, 4, 64, (1,)),
         global_batch=4, prior_batch=2, steps=10, warmup=1, learning_rate=1e-4, prior_prompts=[],
@@ -79,8 +79,8 @@ def test_everything_that_is_encoded_is_known_by_stream_and_number():
 
 
 def test_one_caption_that_tells_of_writing_keeps_a_picture_from_being_mirrored():
-    assert writing_in(picture(0, "a shirt", "a shirt with a logo")) == "logo"
-    assert writing_in(picture(0, "a shirt", "a plain shirt")) is None
+    assert writing_word(picture(0, "a shirt", "a shirt with a logo")) == "logo"
+    assert writing_word(picture(0, "a shirt", "a plain shirt")) is None
 
 
 def test_a_folder_is_recorded_so_that_it_is_found_from_anywhere_and_a_hub_id_as_it_is(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ import torch
 from models.loading import load_text_encoder, load_tokenizer, load_unet
 from models.sampling import load_sampler
 from models.text_encoding import encode_prompt
-from training.prior import generate_prior, prior_batch_size, read_prior, repeat_prompts, write_prior
+from training.plan import prior_batch_size, repeat_prompts
+from training.prior import PriorGenerator, read_prior, write_prior
 
 
 def test_half_as_many_as_data_set_pictures_join_each_batch_rounded_up():
@@ -25,7 +26,7 @@ def test_a_picture_is_the_same_whichever_process_draws_it(tiny_model):
 
     def draw(indices) -> dict[int, torch.Tensor]:
         unet, sampler = load_unet(tiny_model).eval(), load_sampler(tiny_model)
-        return generate_prior(unet, sampler, prompts, text, (4, 8, 8), 4.0, 0, indices, quiet=True)
+        return PriorGenerator(unet, sampler, prompts, text, (4, 8, 8), 4.0).generate(0, indices, quiet=True)
 
     together, apart = draw(range(3)), {**draw(range(0, 3, 2)), **draw(range(1, 3, 2))}
     assert together.keys() == apart.keys()
@@ -36,10 +37,11 @@ def test_a_picture_is_the_same_whichever_process_draws_it(tiny_model):
 def test_its_prompt_draws_it_and_the_empty_one_is_steered_away_from(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "training.prior.draw_latents", lambda unet, sampler, noise, to, away, *_: seen.append((to, away)) or noise
+        "training.prior.generate_latents", lambda unet, sampler, noise, embeddings, _: seen.append(embeddings) or noise
     )
-    generate_prior(None, None, ["a", "b"], {"": 0, "a": 1, "b": 2}, (1, 2, 2), 4.0, 0, range(2), quiet=True)
-    assert seen == [([1, 2], [0, 0])]
+    embeddings = {"": 0, "a": 1, "b": 2}
+    PriorGenerator(None, None, ["a", "b"], embeddings, (1, 2, 2), 4.0).generate(0, range(2), quiet=True)
+    assert seen == [[(1, 0), (2, 0)]]
 
 
 def test_they_are_read_back_in_order_and_nothing_where_none_were_drawn(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from background import Background, count_rows, finish, kill, start
-from conftest import write_captioned_folder
+from captioned_folder import write_captioned_folder
 from run_folder import assert_same_bits, assert_same_tensors, losses, rows
 from runtime.errors import Stopped, UserError
 from runtime.stopping import StopSignals
@@ -159,13 +159,13 @@ def test_a_signal_while_prompts_are_drawn_waits_for_them_and_nothing_is_half_wri
 
     from training.validation import ValidationSampler
 
-    real = ValidationSampler.draw
+    real = ValidationSampler.generate
 
     def signalled(self, unet, step):
         os.kill(os.getpid(), signal.SIGTERM)
         real(self, unet, step)
 
-    monkeypatch.setattr(ValidationSampler, "draw", signalled)
+    monkeypatch.setattr(ValidationSampler, "generate", signalled)
     with StopSignals() as stop, pytest.raises(Stopped, match="stopped after step 2 of 4"):
         train_run("out", "--max_train_steps", 4, "--validation_steps", 2, "--validation_prompts", "jeans", stop=stop)
     out = tmp_path / "out"
@@ -266,7 +266,7 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_taken(train_run, ca
     weights.write_bytes(content)
     train_run("out", "--max_train_steps", 8, *usual)
     said = capsys.readouterr().out
-    assert "checkpoint-6 is not whole (unet/diffusion_pytorch_model.safetensors is damaged" in said
+    assert "checkpoint-6 cannot be used (unet/diffusion_pytorch_model.safetensors is damaged" in said
     assert "going on after step 4" in said
     assert losses(out) == losses(whole)
 
@@ -365,9 +365,9 @@ def test_two_runs_that_share_a_cache_do_not_spoil_it(command, tmp_path):
 
 def test_a_reading_process_that_dies_is_one_line_and_no_hang(train_run, monkeypatch, capsys):
     from runtime.errors import exit_with
-    from training import encodings as caching
+    from training import encodings
 
-    monkeypatch.setattr(caching, "load_picture", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(encodings, "load_pixel_values", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(SystemExit) as ended:
         exit_with(lambda: train_run("out", "--max_train_steps", 1, "--dataloader_num_workers", 2))
     assert ended.value.code == 1

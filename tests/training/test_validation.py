@@ -1,5 +1,6 @@
 """The loss on fixed noise, and the pictures that are drawn while training."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -9,14 +10,15 @@ from PIL import Image
 
 from models.loading import load_noise_scheduler
 from tiny_model import tiny_unet
-from training.ema import NoEMA, make_ema
+from training.ema import NoEMA, averaged, make_ema
 from training.objective import Objective
 from training.parameters import ModelParameters
+from training.samples import Encoded
+from training.state import TrainState
 from training.validation import (
     FixedNoiseLoss,
     ValidationSampler,
     Validator,
-    averaged,
     best_step,
     fixed_samples,
     measured_steps,
@@ -26,30 +28,35 @@ from training.validation import (
 SHAPES = [(4, 8, 8), (4, 8, 12), (4, 8, 8)]
 
 
+def state_of(unet, parameters, ema) -> TrainState:
+    return TrainState(Accelerator(), None, unet, unet, parameters, None, ema)
+
+
 class Encodings:
-    def encode(self, draws):
-        return torch.stack([draw.posterior_noise for draw in draws]), torch.ones(len(draws), 77, 16), None
+    def encode(self, samples):
+        latents = torch.stack([sample.posterior_noise for sample in samples])
+        return Encoded(latents, torch.ones(len(samples), 77, 16), None)
 
 
 @pytest.fixture
 def fixed_loss(tiny_model):
-    draws = {"data": fixed_samples("data", ["a", "b", "c"], SHAPES, 1000)}
+    samples = {"data": fixed_samples("data", ["a", "b", "c"], SHAPES, 1000)}
     objective = Objective(load_noise_scheduler(tiny_model))
-    return FixedNoiseLoss(draws, Encodings(), objective, torch.device("cpu"), torch.float32)
+    return FixedNoiseLoss(samples, Encodings(), objective, torch.device("cpu"), torch.float32)
 
 
-def test_the_draws_are_the_same_every_time_whatever_chance_did_before():
+def test_the_samples_are_the_same_every_time_whatever_chance_did_before():
     torch.manual_seed(1)
     first = fixed_samples("data", ["a", "b", "c"], SHAPES, 1000)
     torch.manual_seed(2)
     second = fixed_samples("data", ["a", "b", "c"], SHAPES, 1000)
     assert all(torch.equal(a.noise, b.noise) and a.timestep == b.timestep for a, b in zip(first, second, strict=True))
-    assert sorted({draw.timestep for draw in first}) == [125, 375, 625, 875]
-    assert [draw.picture for draw in first] == sorted([0, 1, 2] * 4)
+    assert sorted({sample.timestep for sample in first}) == [125, 375, 625, 875]
+    assert [sample.picture for sample in first] == sorted([0, 1, 2] * 4)
 
 
 def test_of_many_pictures_some_are_taken_evenly():
-    drawn = {draw.picture for draw in fixed_samples("data", ["x"] * 1000, [(4, 2, 2)] * 1000, 1000)}
+    drawn = {sample.picture for sample in fixed_samples("data", ["x"] * 1000, [(4, 2, 2)] * 1000, 1000)}
     assert len(drawn) == 16 and {0, 999} <= drawn
 
 
@@ -74,9 +81,9 @@ def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
         for p in weights.parameters:
             p += 0.05
     trained = [p.clone() for p in weights.parameters]
-    measured = Validator(Accelerator(), unet, weights, average, fixed_loss, None, {3}, {3})
-    assert measured.at(2) is None
-    found = measured.at(3)()
+    validator = Validator(state_of(unet, weights, average), fixed_loss, None, {3}, {3})
+    assert validator.measure(2, None) == {}
+    found = validator.measure(3, contextlib.nullcontext)
     assert found.keys() == {"train_fixed_loss", "train_fixed_loss_ema"}
     assert found["train_fixed_loss"] != found["train_fixed_loss_ema"]
     assert all(torch.equal(a, b) for a, b in zip(trained, weights.parameters, strict=True))
@@ -94,45 +101,46 @@ def test_prompts_are_drawn_with_the_averaged_weights_that_are_put_back(fixed_los
     with torch.no_grad():
         for parameter in weights.parameters:
             parameter += 1
-    drawer = SimpleNamespace(draw=lambda unet, step: seen.extend(p.detach().clone() for p in unet.parameters()))
-    Validator(Accelerator(), unet, weights, average, fixed_loss, drawer, set(), {5}).at(5)()
+    sampler = SimpleNamespace(generate=lambda unet, step: seen.extend(p.detach().clone() for p in unet.parameters()))
+    Validator(state_of(unet, weights, average), fixed_loss, sampler, set(), {5}).measure(5, contextlib.nullcontext)
     assert all(torch.equal(*pair) for pair in zip(seen, begun, strict=True))
     assert all(torch.equal(parameter, before + 1) for parameter, before in zip(weights.parameters, begun, strict=True))
 
 
-def test_its_prompt_draws_a_picture_and_the_empty_one_is_steered_away_from(tmp_path, monkeypatch):
+def test_its_prompt_samples_a_picture_and_the_empty_one_is_steered_away_from(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "training.validation.draw_latents", lambda u, s, noise, *texts: asked.append(texts[:2]) or noise
+        "training.validation.generate_latents",
+        lambda unet, scheduler, noise, embeddings, _: asked.append(embeddings) or noise,
     )
     monkeypatch.setattr(
         "training.validation.decode_latents", lambda vae, latents: [Image.new("RGB", (8, 8))] * len(latents)
     )
     encodings = SimpleNamespace(text={"": 0, "a": 1, "b": 2}.get)
-    ValidationSampler(["a", "b"], 2, encodings, None, None, (4, 2, 2), 4.0, tmp_path).draw(None, 7)
-    assert asked == [([1], [0]), ([1], [0]), ([2], [0]), ([2], [0])]
+    ValidationSampler(["a", "b"], 2, encodings, None, None, (4, 2, 2), 4.0, tmp_path).generate(None, 7)
+    assert asked == [[(1, 0)], [(1, 0)], [(2, 0)], [(2, 0)]]
     assert len(list(tmp_path.glob("step-000007-*.png"))) == 4
 
 
 def test_without_an_average_only_the_weights_are_measured(fixed_loss):
     unet = tiny_unet()
-    watch = Validator(Accelerator(), unet, ModelParameters(unet), NoEMA(), fixed_loss, None, {1}, {1})
-    assert watch.at(1)().keys() == {"train_fixed_loss"}
+    validator = Validator(state_of(unet, ModelParameters(unet), NoEMA()), fixed_loss, None, {1}, {1})
+    assert validator.measure(1, contextlib.nullcontext).keys() == {"train_fixed_loss"}
 
 
-def draws_of(pictures: int, stream: str = "data") -> dict:
+def samples_of(pictures: int, stream: str = "data") -> dict:
     return {stream: fixed_samples(stream, ["x"] * pictures, [(4, 2, 2)] * pictures, 1000)}
 
 
 def test_the_loss_is_measured_four_times_in_a_run_and_ten_with_held_out_pictures_and_where_a_checkpoint_is_kept():
-    assert measured_steps(600, 6, draws_of(3), 2, None, 500) == {150, 300, 450, 600}
-    assert measured_steps(600, 6, draws_of(3, "held out"), 2, None, 500) == {*range(60, 601, 60), 500}
-    assert measured_steps(600, 6, draws_of(3), 2, 250, 500) == {250, 500, 600}
+    assert measured_steps(600, 6, samples_of(3), 2, None, 500) == {150, 300, 450, 600}
+    assert measured_steps(600, 6, samples_of(3, "held out"), 2, None, 500) == {*range(60, 601, 60), 500}
+    assert measured_steps(600, 6, samples_of(3), 2, 250, 500) == {250, 500, 600}
 
 
 def test_measuring_takes_at_most_a_tenth_of_a_short_run_but_the_end_is_always_measured():
-    assert measured_steps(4, 2, draws_of(3), 1, None, 500) == {4}
-    both = draws_of(16) | draws_of(16, "held out")
+    assert measured_steps(4, 2, samples_of(3), 1, None, 500) == {4}
+    both = samples_of(16) | samples_of(16, "held out")
     for length in (5, 99, 100, 101, 400, 599, 601, 1999):
         steps = measured_steps(length, 4, both, 2, None, 10_000)
         forward_passes = len(steps) * 2 * sum(map(len, both.values()))

@@ -1,1 +1,1 @@
-"""Pictures to captions: the captioners, the caption file, caption lengths, and the audit behind --check."""
+"""Captions for pictures: captioners, the caption file and its writers, text files, lengths, the --check audit."""

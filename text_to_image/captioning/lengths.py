@@ -1,4 +1,4 @@
-"""Captions of a length that suits training: cut where it harms least, and counted as the trainer will read them."""
+"""The length of captions: cut at the end of a sentence, and counted in tokens as training reads them."""
 
 import re
 from collections import Counter
@@ -7,65 +7,65 @@ from statistics import median
 
 from transformers import CLIPTokenizer
 
-from data.metadata import FoundRow
+from data.metadata import ScannedRow
 from models.text_encoding import count_chunks, count_tokens
 from runtime.errors import UserError, first_line
 
-SENTENCE_ENDS = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
-EMPTY = 16  # tokens at most in a tokenizer that transformers makes where there are no files
-TRAINING_READS = 3  # chunks of CLIP's 77 tokens, as --max_token_chunks of training has it
+SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
+EMPTY_VOCABULARY = 16  # tokens at most in the tokenizer that transformers makes up where files are missing
+MAX_TOKEN_CHUNKS = 3  # of 77 tokens, the default of training's --max_token_chunks
 LOOSE_ENDS = " ,;:-–—(&/"
 
 
 def whole_sentences(text: str) -> str:
     """The text up to the end of its last whole sentence; all of it where no sentence ends."""
-    ends = [match.end() for match in SENTENCE_ENDS.finditer(text)]
+    ends = [match.end() for match in SENTENCE_END.finditer(text)]
     return text[: ends[-1]] if ends else text
 
 
 def cut_words(text: str, max_words: int | None) -> str:
-    """At most `max_words` words (None: all): whole sentences where one fits, else words without a loose comma."""
+    """At most `max_words` words (None: no limit), cut at the end of a sentence where there is one."""
     words = text.split()
     if max_words is None or len(words) <= max_words:
         return text
     cut = " ".join(words[:max_words])
-    return whole_sentences(cut) if SENTENCE_ENDS.search(cut) else cut.rstrip(LOOSE_ENDS)
+    return whole_sentences(cut) if SENTENCE_END.search(cut) else cut.rstrip(LOOSE_ENDS)
 
 
 def load_caption_tokenizer(name: str) -> CLIPTokenizer:
-    """The CLIP tokenizer of a Stable Diffusion model, a folder or a hub id; nothing else of it is fetched.
+    """The CLIP tokenizer of a Stable Diffusion model, a folder or a hub id; downloads nothing else of it.
 
     Raises UserError where there is none.
     """
-    why = "its files are not there"
+    reason = "it has no tokenizer files"
     for subfolder in ("tokenizer", ""):
         try:
             tokenizer = CLIPTokenizer.from_pretrained(name, subfolder=subfolder)
         except Exception as error:  # the hub's errors have no common class
-            why = first_line(error)
+            reason = first_line(error)
             continue
-        if len(tokenizer) > EMPTY:
+        if len(tokenizer) > EMPTY_VOCABULARY:
             return tokenizer
-    raise UserError(f"--tokenizer {name}: no CLIP tokenizer to be had from it: {why}")
+    raise UserError(f"--tokenizer {name}: no CLIP tokenizer can be loaded from it: {reason}")
 
 
 def describe_lengths(tokenizer: CLIPTokenizer, captions: Sequence[str], max_chunks: int) -> str:
-    """One line: how many tokens the captions have, and in how many chunks each is read."""
-    room = tokenizer.model_max_length
-    counts = [count_tokens(tokenizer, caption) + 2 for caption in captions]  # with the marks of start and end
+    """One line: how many tokens the captions have, and in how many chunks training reads them."""
+    chunk = tokenizer.model_max_length
+    counts = [count_tokens(tokenizer, caption) for caption in captions]
     chunks = Counter(count_chunks(tokenizer, caption, max_chunks) for caption in captions)
-    read = ", ".join(f"{chunks[number]} in {_chunks(number)}" for number in sorted(chunks))
-    cut = sum(count - 2 > max_chunks * (room - 2) for count in counts)
-    spread = f"{min(counts)} to {max(counts)}, half of them up to {median(counts):.0f}"
-    ends = f"; {cut} of them are cut at the end (--max_token_chunks)" if cut else ""
-    return f"tokens of {len(captions)} captions: {spread}; CLIP's {room} at a time, training reads {read}{ends}"
+    read = ", ".join(f"{chunks[number]} in {_count_chunks(number)}" for number in sorted(chunks))
+    cut = sum(count > max_chunks * (chunk - 2) for count in counts)  # a chunk holds its start and end mark, too
+    spread = f"{min(counts) + 2} to {max(counts) + 2}, median {median(counts) + 2:.0f}"
+    ends = f"; too long and cut: {cut} (--max_token_chunks)" if cut else ""
+    return f"tokens of {len(captions)} captions: {spread}; training reads {read} of CLIP's {chunk} tokens{ends}"
 
 
-def print_lengths(tokenizer: CLIPTokenizer, name: str, rows: Iterable[FoundRow]) -> None:
-    """Prints how long the captions are to training, by the tokenizer of the model `name`; nothing where none is."""
+def print_lengths(tokenizer: CLIPTokenizer, name: str, rows: Iterable[ScannedRow]) -> None:
+    """Prints how long the captions are by the tokenizer of the model `name`; nothing where there are no captions."""
     if captions := [caption for row in rows for caption in row.captions]:
-        print(f"{describe_lengths(tokenizer, captions, TRAINING_READS)} (by the tokenizer of {name})", flush=True)
+        print(f"{describe_lengths(tokenizer, captions, MAX_TOKEN_CHUNKS)} (by the tokenizer of {name})", flush=True)
 
 
-def _chunks(number: int) -> str:
+def _count_chunks(number: int) -> str:
     return "1 chunk" if number == 1 else f"{number} chunks"

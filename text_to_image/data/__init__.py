@@ -1,1 +1,1 @@
-"""The data set: metadata.jsonl, image files, hub data sets, buckets, augmentation, mirroring, caption variants."""
+"""The data set: metadata.jsonl, image files, hub data sets, buckets, augmentation, mirroring, captions."""

@@ -1,7 +1,7 @@
-"""The views that training has of one picture: as it is or mirrored, whole or a little smaller, moved and turned.
+"""Augmentations of a picture: mirrored or not, scaled down, rotated and translated.
 
-Few pictures are otherwise learned together with their place in the frame, and every result repeats it. A view never
-loses a part of its picture: that is made smaller and moved within the room this leaves, which continues its edge.
+Trained on few pictures, a model also learns where in the frame they lie, and every result repeats that. Augmentation
+never crops: the picture is scaled down and moved within the room that this leaves, and its edge pixels fill the rest.
 """
 
 import math
@@ -11,22 +11,24 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-AFFINE_VARIANTS = 16  # of each picture; few enough to encode them all once
+from data.mirroring import mirror_caption
+
+AFFINE_VARIANTS = 16  # of each picture; few enough to encode all of them once
 
 
 @dataclass(frozen=True)
 class Affine:
-    """Where in the frame a picture lies."""
+    """Size, rotation and place of a picture in its frame; the defaults leave it unchanged."""
 
-    scale: float = 1.0  # at most: a turned picture is made smaller until it fits
-    turn: float = 0.0  # radians, clockwise, less than a right angle
-    right: float = 0.0  # of the way that there is from the middle to the edge, -1 to 1
-    down: float = 0.0
+    scale: float = 1.0  # an upper bound: a rotated picture shrinks further until it fits
+    rotation: float = 0.0  # radians, clockwise, below pi / 2
+    translate_x: float = 0.0  # -1 (left edge) to 1 (right edge): the share of the free room, from the centre
+    translate_y: float = 0.0  # -1 (top edge) to 1 (bottom edge)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A picture as training sees it."""
+    """How one sample shows its picture."""
 
     mirrored: bool = False
     affine: Affine = Affine()
@@ -37,42 +39,49 @@ NO_AUGMENTATION = (Augmentation(),)
 
 @cache
 def list_augmentations(may_flip: bool, random_affine: float) -> tuple[Augmentation, ...]:
-    """All views of a picture, equally often seen; as it is comes first.
+    """All augmentations of a picture, which samples choose from equally often; the unchanged picture comes first.
 
-    `random_affine` A: smaller by up to A, and turned by up to A / 4 radians.
+    `random_affine` A: scaled by 1 - A to 1, and rotated by up to A / 4 radians either way. 0: no affine variants.
     """
-    poses = [Affine(), *(_spread_poses(random_affine) if random_affine else [])]
-    return tuple(Augmentation(mirrored, pose) for mirrored in (False, True)[: 1 + may_flip] for pose in poses)
+    affines = [Affine(), *(_affine_variants(random_affine) if random_affine else [])]
+    return tuple(Augmentation(mirrored, affine) for mirrored in (False, True)[: 1 + may_flip] for affine in affines)
 
 
-def _spread_poses(most: float) -> list[Affine]:
-    """Evenly over all that is possible, the same for every picture and run: Sobol points (Joe & Kuo 2008)."""
+def _affine_variants(strength: float) -> list[Affine]:
+    """Evenly spread Sobol points (Joe & Kuo 2008), the same for every picture and every run."""
     points = torch.quasirandom.SobolEngine(4, scramble=True, seed=0).draw(AFFINE_VARIANTS - 1).tolist()
-    return [Affine(1 - most * a, most * (b - 0.5) / 2, 2 * c - 1, 2 * d - 1) for a, b, c, d in points]
+    return [Affine(1 - strength * a, strength * (b - 0.5) / 2, 2 * c - 1, 2 * d - 1) for a, b, c, d in points]
 
 
-def apply_augmentation(pixels: torch.Tensor, view: Augmentation) -> torch.Tensor:
-    """(3, H, W) in [-1, 1] → the same of this view."""
-    if view.mirrored:
+def apply_augmentation(pixels: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
+    """(3, H, W) in [-1, 1] → the same shape and range, augmented."""
+    if augmentation.mirrored:
         pixels = pixels.flip(-1)
-    return pixels if view.affine == Affine() else _laid(pixels, view.affine)
+    return pixels if augmentation.affine == Affine() else _apply_affine(pixels, augmentation.affine)
 
 
-def place(pose: Affine, height: int, width: int) -> tuple[float, float, float]:
-    """How large a picture lies in its own frame so that all of it is in there, and where its middle is: (scale, x, y),
-    the frame reaching from -1 to 1."""
-    cos, sin = math.cos(pose.turn), abs(math.sin(pose.turn))
-    wide, high = cos + sin * height / width, cos + sin * width / height  # the turned picture, in frames
-    scale = min(pose.scale, 1 / wide, 1 / high)
-    return scale, pose.right * (1 - scale * wide), pose.down * (1 - scale * high)
+def augmented_caption(caption: str, augmentation: Augmentation) -> str:
+    """The caption of the augmented picture: 'left' and 'right' change places where it is mirrored."""
+    return mirror_caption(caption) if augmentation.mirrored else caption
 
 
-def _laid(pixels: torch.Tensor, pose: Affine) -> torch.Tensor:
+def fit_in_frame(affine: Affine, height: int, width: int) -> tuple[float, float, float]:
+    """(scale, x, y) with which all of the picture stays in the frame; its centre is (x, y), -1 to 1 across it."""
+    cos, sin = math.cos(affine.rotation), abs(math.sin(affine.rotation))
+    # The bounding box of the rotated picture, as a fraction of the frame.
+    box_width, box_height = cos + sin * height / width, cos + sin * width / height
+    scale = min(affine.scale, 1 / box_width, 1 / box_height)
+    return scale, affine.translate_x * (1 - scale * box_width), affine.translate_y * (1 - scale * box_height)
+
+
+def _apply_affine(pixels: torch.Tensor, affine: Affine) -> torch.Tensor:
     height, width = pixels.shape[-2:]
-    scale, x, y = place(pose, height, width)
-    cos, sin = math.cos(pose.turn) / scale, math.sin(pose.turn) / scale
-    # affine_grid asks, for each place in the view, where in the picture to look; both are 2 wide and 2 high there.
-    look = torch.tensor([[cos, sin * height / width], [-sin * width / height, cos]])
-    grid = F.affine_grid(torch.hstack([look, -look @ torch.tensor([[x], [y]])])[None], [1, *pixels.shape], False)
-    laid = F.grid_sample(pixels[None], grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return laid[0].clamp(-1, 1)
+    scale, x, y = fit_in_frame(affine, height, width)
+    cos, sin = math.cos(affine.rotation) / scale, math.sin(affine.rotation) / scale
+    # The inverse transform: affine_grid wants, for each place in the output, the place in the input to sample. Both
+    # are 2 wide and 2 high there, whatever their shape.
+    inverse = torch.tensor([[cos, sin * height / width], [-sin * width / height, cos]])
+    theta = torch.hstack([inverse, -inverse @ torch.tensor([[x], [y]])])[None]
+    grid = F.affine_grid(theta, [1, *pixels.shape], align_corners=False)
+    moved = F.grid_sample(pixels[None], grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return moved[0].clamp(-1, 1)

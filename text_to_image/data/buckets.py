@@ -1,29 +1,28 @@
-"""Aspect-ratio buckets: every picture is trained on nearly whole, in a size of its own shape, all of one area."""
+"""Aspect-ratio buckets: each picture is trained nearly uncropped, at a size of its own shape and about one area."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.augmentation import Augmentation
+from data.augmentation import Augmentation, augmented_caption
 from data.dataset import Picture
-from data.mirroring import mirror_caption
 
 Size = tuple[int, int]  # height, width in pixels
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Pictures that are trained on at one size."""
+    """The pictures that are trained at one size."""
 
     size: Size
     pictures: int
-    cropped: float  # the most that any of them loses, as a fraction of its area
+    cropped: float  # the largest fraction of its area that any of them loses
 
 
 @dataclass(frozen=True)
 class ImageToEncode:
-    """A picture to encode: in its size, in all its views, with all its captions."""
+    """A picture to encode at its size, with all its augmentations and captions."""
 
     picture: Picture
     size: Size
@@ -32,13 +31,16 @@ class ImageToEncode:
 
     @property
     def captions(self) -> list[str]:
-        said = self.picture.captions
-        mirrored = any(view.mirrored for view in self.augmentations)
-        return said + [mirror_caption(caption) for caption in said] if mirrored else said
+        """Every caption that a sample of this picture may have: all as written, then all of the mirrored picture.
+
+        Repeats stay: the order decides which texts are encoded in one batch, and so the last bits of the encodings.
+        """
+        sides = {augmentation.mirrored: augmentation for augmentation in self.augmentations}
+        return [augmented_caption(caption, side) for side in sides.values() for caption in self.picture.captions]
 
 
 def choose_sizes(pictures: Sequence[Picture], resolution: int, multiple: int, square: bool) -> list[Size]:
-    """The size of each picture; `square`: resolution x resolution for all, as diffusers' example crops them."""
+    """The training size of each picture; `square`: the same square for all, as diffusers' example crops them."""
     if square:
         side = max(1, resolution // multiple) * multiple
         return [(side, side)] * len(pictures)
@@ -46,33 +48,33 @@ def choose_sizes(pictures: Sequence[Picture], resolution: int, multiple: int, sq
 
 
 def nearest_size(ratio: float, resolution: int, multiple: int) -> Size:
-    """For pictures of height / width `ratio`: an area near resolution², both sides multiples of `multiple`."""
-    # A strip narrower than one multiple is widened to it, and must not grow in length for that.
+    """The size for pictures of height / width `ratio`: about resolution² pixels, both sides multiples."""
+    # A strip narrower than one multiple is widened to it, and must not grow longer for that.
     height = min(max(resolution * math.sqrt(ratio), multiple), max(resolution**2 / multiple, multiple))
-    heights, widths = _around(height, multiple), _around(resolution**2 / height, multiple)
+    heights, widths = _multiples_around(height, multiple), _multiples_around(resolution**2 / height, multiple)
 
     def misfit(size: Size) -> float:
-        # A fifth cropped would cost somebody's legs; a fifth fewer pixels cost nothing like it.
-        return 4 * cropped(ratio, size) + abs(math.log(size[0] * size[1] / resolution**2))
+        # Cropping a fifth would cost somebody's legs; a fifth fewer pixels costs nothing like it.
+        return 4 * cropped_fraction(ratio, size) + abs(math.log(size[0] * size[1] / resolution**2))
 
     return min(((h, w) for h in heights for w in widths), key=misfit)
 
 
-def _around(side: float, multiple: int) -> Size:
+def _multiples_around(side: float, multiple: int) -> tuple[int, int]:
     lower = max(1, math.floor(side / multiple))
     return lower * multiple, (lower + 1) * multiple
 
 
-def cropped(ratio: float, size: Size) -> float:
-    """The fraction of a picture of aspect ratio height / width `ratio` that is cut off to fill `size`."""
-    wanted = size[0] / size[1]
-    return 1 - min(ratio / wanted, wanted / ratio)
+def cropped_fraction(ratio: float, size: Size) -> float:
+    """The fraction of the area that a picture of height / width `ratio` loses when it is cropped to fill `size`."""
+    target = size[0] / size[1]
+    return 1 - min(ratio / target, target / ratio)
 
 
 def list_buckets(pictures: Sequence[Picture], sizes: Sequence[Size]) -> list[Bucket]:
-    """The buckets, the one with most pictures first."""
+    """The buckets, the one with the most pictures first."""
     counts = Counter(sizes)
-    lost = dict.fromkeys(counts, 0.0)
+    cropped = dict.fromkeys(counts, 0.0)
     for picture, size in zip(pictures, sizes, strict=True):
-        lost[size] = max(lost[size], cropped(picture.height / picture.width, size))
-    return [Bucket(size, count, lost[size]) for size, count in counts.most_common()]
+        cropped[size] = max(cropped[size], cropped_fraction(picture.height / picture.width, size))
+    return [Bucket(size, count, cropped[size]) for size, count in counts.most_common()]

@@ -1,7 +1,7 @@
-"""Shorter forms of a caption, so that a model trained on long captions also answers to a few words.
+"""Shorter forms of a caption, so that a model trained on long captions also follows prompts of a few words.
 
-`A single pair of denim jeans laid flat on a white background, seen from the back. The legs are apart.` also teaches
-'A single pair of denim jeans laid flat on a white background, seen from the back.', the same without 'seen from the
+'A single pair of denim jeans laid flat on a white background, seen from the back. The legs are apart.' is also trained
+as 'A single pair of denim jeans laid flat on a white background, seen from the back.', the same without 'seen from the
 back', 'A single pair of denim jeans' and 'denim jeans'.
 """
 
@@ -12,28 +12,28 @@ SENTENCE_END = re.compile(
     "".join(rf"(?<!\b{short}\.)" for short in ABBREVIATIONS) + r"(?<=[.!?])\s+(?=[\"'(]?[A-Z0-9])"
 )
 CLAUSE_END = re.compile(r"(?<!\d)[,:]|[,:](?!\d)|;")  # not within 1,000 or 10:30
-# Where the name of the thing ends and its place, posture or surroundings begin.
+# Where the subject ends and its place, posture or surroundings begin.
 PLACE = re.compile(
     r"\.+$|\s(?:laid|lying|lies|placed|arranged|spread|hanging|standing|sitting|shown|seen|photographed|isolated|is|are|on"
     r"|in|at|against|over|under|near|with|from|that|which)\b"
 )
-THING_END = re.compile(rf"{CLAUSE_END.pattern}|\s[(\"]|{PLACE.pattern}")
-# Of 'A blue, short-sleeved shirt' and 'A large (XL) shirt' what comes before the comma and the bracket.
-HALF_A_THING = re.compile(
+SUBJECT_END = re.compile(rf"{CLAUSE_END.pattern}|\s[(\"]|{PLACE.pattern}")
+# 'A blue' of 'A blue, short-sleeved shirt' and 'A large' of 'A large (XL) shirt': the subject's noun is yet to come.
+WITHOUT_NOUN = re.compile(
     r"(?:an?|the|one|this|some)\s+(?:black|white|gr[ae]y|red|orange|yellow|green|turquoise|blue|navy|purple|pink|brown|beige"
     r"|golden|silver|dark|light|pale|bright|large|big|small|little|tiny|long|short|tall|wide|narrow|old|new|young|vintage"
     r"|modern|beautiful|simple|plain|soft|thick|thin|round|square|wooden|woollen|woolen|cotton|leather)",
     re.IGNORECASE,
 )
-# With what captioners begin before they come to the thing.
+# What captioners say before they name the subject.
 LEAD_IN = re.compile(
     r"^(?:in\s+(?:the|this)\s+(?:photo|photograph|picture|image),?\s+)?"
     r"(?:(?:there(?:\s+(?:is|are)|['’]s)|(?:this|it)\s+is|it['’]s|these\s+are|(?:we|you|one)\s+(?:can\s+)?sees?"
     r"|(?:the|this)\s+(?:photo|photograph|picture|image)\s+(?:shows|depicts|features))\s+)?",
     re.IGNORECASE,
 )
-POINTING = frozenset({"he", "it", "one", "she", "that", "there", "these", "they", "this", "those", "we", "you"})
-NOT_THE_THING = re.compile(
+PRONOUNS = frozenset({"he", "it", "one", "she", "that", "there", "these", "they", "this", "those", "we", "you"})
+DETERMINER = re.compile(
     r"^(?:(?:a|an|the|one|this|some|single|individual)\s+"
     r"|(?:pair|piece|set|photo|photograph|picture|image|shot|view|close-up)s?\s+of\s+)+",
     re.IGNORECASE,
@@ -41,19 +41,20 @@ NOT_THE_THING = re.compile(
 
 
 def caption_variants(caption: str) -> tuple[tuple[str, ...], ...]:
-    """The forms of one caption in groups that are drawn equally often; no form stands in two groups.
+    """The forms of a caption, in groups that samples choose equally often; no form is in two groups.
 
-    (the caption,), (its first sentence, that one's first clause), (the thing it names,), (that without determiner,),
-    (the first sentence with one other sentence, ...). Both names of the thing are one group where the caption is a
-    single sentence, which would itself be read only one time in three. What repeats an earlier form is left out.
+    (the caption,), (its first sentence, that sentence's first clause), (the subject,), (the subject without its
+    determiner,), (the first sentence with one other sentence, ...). Both forms of the subject share a group where the
+    caption is a single sentence, which would otherwise be chosen only one time in three. Repeated forms are left out.
     """
     caption = " ".join(caption.split())
     first, *others = SENTENCE_END.split(caption)
-    thing = _thing(first)
+    subject = _subject(first)
+    bare_subject = _without_determiner(subject)
     groups = [
         [caption],
         [first, _first_clause(first)],
-        *([[thing], [_bare(thing)]] if others else [[thing, _bare(thing)]]),
+        *([[subject], [bare_subject]] if others else [[subject, bare_subject]]),
         [f"{first} {other}" for other in others],
     ]
     return _without_repeats(groups)
@@ -63,40 +64,41 @@ def first_sentence(caption: str) -> str:
     return SENTENCE_END.split(" ".join(caption.split()))[0]
 
 
-def short_prompts(caption: str) -> list[str]:
-    """What one may well ask for after training on `caption`: the thing it names, and its first clause."""
+def suggest_prompts(caption: str) -> list[str]:
+    """Short prompts that a model trained on `caption` can be expected to follow: its subject, and its first clause."""
     first = first_sentence(caption)
-    return [form for form in dict.fromkeys([_bare(_thing(first)), _first_clause(first)]) if form]
+    prompts = [_without_determiner(_subject(first)), _first_clause(first)]
+    return [prompt for prompt in dict.fromkeys(prompts) if prompt]
 
 
-def _thing(sentence: str) -> str:
-    """'A single pair of denim jeans'; empty where the sentence names none."""
-    said = LEAD_IN.sub("", sentence)
-    thing = THING_END.split(said, maxsplit=1)[0].strip()
-    if HALF_A_THING.fullmatch(thing):
-        thing = PLACE.split(said, maxsplit=1)[0].strip(" ,:;")
-    return "" if thing.lower() in POINTING else thing
+def _subject(sentence: str) -> str:
+    """'A single pair of denim jeans'; empty where the sentence names no subject."""
+    rest = LEAD_IN.sub("", sentence)
+    subject = SUBJECT_END.split(rest, maxsplit=1)[0].strip()
+    if WITHOUT_NOUN.fullmatch(subject):
+        subject = PLACE.split(rest, maxsplit=1)[0].strip(" ,:;")
+    return "" if subject.lower() in PRONOUNS else subject
 
 
 def _first_clause(sentence: str) -> str:
-    """Up to the first comma after the thing, unless that stands in quotes or brackets."""
-    thing = _thing(sentence)
-    begin = sentence.index(thing) + len(thing)
-    clause = sentence[:begin] + CLAUSE_END.split(sentence[begin:], maxsplit=1)[0].rstrip()
+    """Up to the first comma after the subject; the whole sentence where that comma is in quotes or brackets."""
+    subject = _subject(sentence)
+    end = sentence.index(subject) + len(subject)
+    clause = sentence[:end] + CLAUSE_END.split(sentence[end:], maxsplit=1)[0].rstrip()
     return clause if clause.count('"') % 2 == 0 and clause.count("(") == clause.count(")") else sentence
 
 
-def _bare(thing: str) -> str:
-    """'A single pair of denim jeans' becomes 'denim jeans'."""
-    return NOT_THE_THING.sub("", thing)
+def _without_determiner(subject: str) -> str:
+    """'A single pair of denim jeans' → 'denim jeans'."""
+    return DETERMINER.sub("", subject)
 
 
 def _without_repeats(groups: list[list[str]]) -> tuple[tuple[str, ...], ...]:
-    """Each form once, in the first group that has it; empty forms and empty groups left out."""
+    """Each form once, in the first group that has it; empty forms and empty groups are dropped."""
     seen: set[str] = {""}
     kept = []
     for group in groups:
-        fresh = [form for form in dict.fromkeys(group) if form not in seen]
-        seen.update(fresh)
-        kept.append(tuple(fresh))
+        new = [form for form in dict.fromkeys(group) if form not in seen]
+        seen.update(new)
+        kept.append(tuple(new))
     return tuple(group for group in kept if group)

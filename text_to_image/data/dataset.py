@@ -1,4 +1,4 @@
-"""A captioned folder → pictures: checked before anything is trained, upright, on white, in RGB."""
+"""A captioned folder as the trainer reads it: every row and every picture is checked before anything is trained."""
 
 import hashlib
 import re
@@ -6,69 +6,87 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.caption_variants import caption_variants
+from data.caption_variants import caption_variants, suggest_prompts
 from data.images import read_image_size
 from data.metadata import CaptionRow, read_captions
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the data set with its captions; width and height in pixels as it is looked at (EXIF applied)."""
+    """A picture of the data set and its captions; width and height in pixels, after its EXIF orientation."""
 
     path: Path
     width: int
     height: int
-    caption_groups: tuple[tuple[str, ...], ...]  # groups of captions that are drawn equally often
+    caption_groups: tuple[tuple[str, ...], ...]  # samples choose a group, then a caption in it, each equally often
+    trigger: str | None = None  # the phrase in front of every caption
 
     @property
     def captions(self) -> list[str]:
         return [caption for group in self.caption_groups for caption in group]
 
+    @property
+    def base_caption(self) -> str:
+        """The first caption as the base model is prompted: without the trigger, which it does not know."""
+        return _without_trigger(self.captions[0], self.trigger)
+
+    @property
+    def short_prompts(self) -> list[str]:
+        """Short forms of the first caption, with the trigger, that the fine-tuned model can be prompted with."""
+        caption = _undo_with_trigger(self.captions[0], self.trigger)
+        return [with_trigger(prompt, self.trigger) for prompt in suggest_prompts(caption)]
+
 
 def read_pictures(
     folder: Path, short_captions: bool, column: str = "text", trigger: str | None = None
 ) -> list[Picture]:
-    """All pictures of a captioned folder. UserError lists every bad row, and every picture that cannot be read."""
+    """All pictures of a captioned folder; `short_captions` adds shorter forms of each caption.
+
+    Raises UserError that lists every bad row and every picture that cannot be read.
+    """
     pictures = []
 
-    def add(row: CaptionRow) -> None:
+    def add_picture(row: CaptionRow) -> None:
         try:
             width, height = read_image_size(row.path(folder))
         except ValueError as fault:
             raise ValueError(f"{row.file_name}: {fault}") from None
-        pictures.append(Picture(row.path(folder), width, height, _forms(row, short_captions, trigger)))
+        groups = _caption_groups(row.captions, short_captions, trigger)
+        pictures.append(Picture(row.path(folder), width, height, groups, trigger))
 
-    read_captions(folder, column, add)
+    read_captions(folder, column, check=add_picture)
     return pictures
 
 
-def _forms(row: CaptionRow, short_captions: bool, trigger: str | None) -> tuple[tuple[str, ...], ...]:
-    groups = [row.captions]
+def _caption_groups(
+    captions: tuple[str, ...], short_captions: bool, trigger: str | None
+) -> tuple[tuple[str, ...], ...]:
+    groups: Sequence[Sequence[str]] = [captions]
     if short_captions:
-        own = [before_trigger(caption, trigger) for caption in row.captions]  # they may have it already
-        groups = [group for caption in own for group in caption_variants(caption)]
+        # The forms are made of the caption alone: the file may have the trigger in it already.
+        plain = [_undo_with_trigger(caption, trigger) for caption in captions]
+        groups = [group for caption in plain for group in caption_variants(caption)]
     return tuple(tuple(with_trigger(caption, trigger) for caption in group) for group in groups)
 
 
 def with_trigger(caption: str, trigger: str | None) -> str:
-    """The phrase that calls the thing, then the caption; not twice."""
+    """'trigger, caption'; a caption that begins with the trigger stays as it is."""
     if not trigger or re.match(rf"{re.escape(trigger)}(?!\w)", caption):
         return caption
     return f"{trigger}, {caption}"
 
 
-def before_trigger(caption: str, trigger: str | None) -> str:
-    """The caption that `with_trigger` makes this one of."""
+def _undo_with_trigger(caption: str, trigger: str | None) -> str:
     return caption.removeprefix(f"{trigger}, ") if trigger else caption
 
 
-def without_trigger(caption: str, trigger: str | None) -> str:
-    """What is left to say to a model that does not know the phrase; a caption that is no more than it stays."""
+def _without_trigger(caption: str, trigger: str | None) -> str:
+    """The caption without a trigger at its start, however it goes on; one that is only the trigger stays."""
     return re.sub(rf"^{re.escape(trigger)}(?!\w)[,.:;]?\s*", "", caption) or caption if trigger else caption
 
 
 def hash_dataset(pictures: Sequence[Picture]) -> str:
-    """A hash of all that the data set teaches: the pictures' bytes and their captions, in order."""
+    """A hash of all that is learned from the data set: the pictures' bytes and their captions, in order."""
     digest = hashlib.sha256()
     for picture in pictures:
         digest.update(hashlib.sha256(picture.path.read_bytes()).digest())

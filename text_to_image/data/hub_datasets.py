@@ -1,4 +1,4 @@
-"""The model hub where it is not a model that is fetched: data sets come from it, finished runs go to it."""
+"""Data sets of the hub, and folders of parquet files: written once as a captioned folder, in the data-set cache."""
 
 import argparse
 import json
@@ -6,34 +6,37 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data.metadata import METADATA
+from data.image_files import METADATA
 from runtime.errors import UserError, hub_error_reason
 from runtime.files import hash_key
 
+if TYPE_CHECKING:
+    import datasets
+
 
 def find_dataset(args: argparse.Namespace) -> Path:
-    """The captioned folder: --dataset itself where it is one, else written from a data set of the hub, once.
+    """The captioned folder that --dataset names: itself, its `train/`, or one written from a data set of the hub.
 
-    Raises UserError where it is neither.
+    Raises UserError where a name that looks like a hub id cannot be had; a missing folder is refused when it is read.
     """
     folder = Path(args.dataset).expanduser()
-    if folder.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", args.dataset):
-        return _folder_of(args, folder)
-    return write_folder(args, load_split(args))
+    if folder.is_dir():
+        return _local_dataset(args, folder)
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", args.dataset)
+    return _write_folder(args, _load_split(args)) if is_hub_id else folder
 
 
-def _folder_of(args: argparse.Namespace, folder: Path) -> Path:
-    """`folder`, or its `train/`; but one of parquet files is read by `datasets`."""
-    if not folder.is_dir() or (folder / METADATA).exists():
-        return folder
-    if (folder / "train" / METADATA).exists():
-        return folder / "train"
-    return write_folder(args, load_split(args)) if any(folder.rglob("*.parquet")) else folder
+def _local_dataset(args: argparse.Namespace, folder: Path) -> Path:
+    for captioned in (folder, folder / "train"):
+        if (captioned / METADATA).exists():
+            return captioned
+    return _write_folder(args, _load_split(args)) if any(folder.rglob("*.parquet")) else folder
 
 
-def load_split(args: argparse.Namespace):
-    """The training split, as `datasets` has it; pictures stay undecoded."""
+def _load_split(args: argparse.Namespace) -> "datasets.Dataset":
+    """The training split, its pictures not decoded."""
     import datasets
 
     try:
@@ -41,8 +44,9 @@ def load_split(args: argparse.Namespace):
             args.dataset, args.dataset_config_name, split="train", cache_dir=args.cache_dir, token=args.hub_token
         )
     except Exception as error:  # the hub's errors have no common class
+        reason = hub_error_reason(error)
         raise UserError(
-            f"--dataset {args.dataset}: no captioned folder, and not to be had from the hub: {hub_error_reason(error)}"
+            f"--dataset {args.dataset}: no captioned folder, and not available from the hub: {reason}"
         ) from None
     for flag, column in (("image_column", args.image_column), ("caption_column", args.caption_column)):
         if column not in split.column_names:
@@ -50,8 +54,8 @@ def load_split(args: argparse.Namespace):
     return split.cast_column(args.image_column, datasets.Image(decode=False))
 
 
-def write_folder(args: argparse.Namespace, split) -> Path:
-    """Pictures as they are and metadata.jsonl, in the data sets' cache; the same data set is written once."""
+def _write_folder(args: argparse.Namespace, split: "datasets.Dataset") -> Path:
+    """The split as image files with their original bytes and metadata.jsonl; what was written before is used again."""
     import datasets
 
     root = Path(args.cache_dir or datasets.config.HF_DATASETS_CACHE) / "captioned_folders"
@@ -60,23 +64,28 @@ def write_folder(args: argparse.Namespace, split) -> Path:
     if folder.exists():
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=root))
-    rows = []
-    for number, row in enumerate(split):
-        name, content = _picture_of(row[args.image_column], number, args)
-        (part / name).write_bytes(content)
-        rows.append(json.dumps({"file_name": name, args.caption_column: row[args.caption_column]}) + "\n")
-    (part / METADATA).write_text("".join(rows), encoding="utf-8")
+    partial = Path(tempfile.mkdtemp(dir=root))
+    _write_rows(args, split, partial)
     try:
-        part.rename(folder)  # at last, so that a folder of this name is whole
+        partial.rename(folder)  # last, so that a folder of this name is complete
     except OSError:  # another process was faster
-        shutil.rmtree(part)
+        shutil.rmtree(partial)
     return folder
 
 
-def _picture_of(picture: dict | None, number: int, args: argparse.Namespace) -> tuple[str, bytes]:
-    """(file name, content) of a row's picture."""
+def _write_rows(args: argparse.Namespace, split: "datasets.Dataset", folder: Path) -> None:
+    rows = []
+    for number, row in enumerate(split):
+        name, content = _image_file(row[args.image_column], number, args)
+        (folder / name).write_bytes(content)
+        rows.append(json.dumps({"file_name": name, args.caption_column: row[args.caption_column]}) + "\n")
+    (folder / METADATA).write_text("".join(rows), encoding="utf-8")
+
+
+def _image_file(picture: dict | None, number: int, args: argparse.Namespace) -> tuple[str, bytes]:
+    """(file name, content) of the picture in row `number`. UserError where there is none."""
     try:
+        picture = picture or {}
         path = picture["path"] or ""
         return f"{number:06d}{Path(path).suffix or '.png'}", picture["bytes"] or Path(path).read_bytes()
     except (TypeError, KeyError, OSError):

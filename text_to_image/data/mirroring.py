@@ -1,16 +1,16 @@
-"""What a caption says of its picture mirrored, and whether it may be mirrored at all.
+"""The caption of a mirrored picture, and whether a caption allows its picture to be mirrored.
 
-'A shirt with a pocket on its left side' becomes 'A shirt with a pocket on its right side'; the picture of a shirt with
-'the word "DENIM" on it' must not be mirrored: the model would learn mirror writing.
+'A shirt with a pocket on its left side' becomes 'A shirt with a pocket on its right side'. A picture captioned 'the
+word "DENIM" on it' must not be mirrored: the model would learn mirror writing.
 """
 
 import re
 
-# 'left' and 'right' that are no sides stay as they are: a turn (a right angle), the whole of a thing (all right, right
-# side up), 'just there' (is right above) and what was left (left open). Both words are kept in each of them ('a left
-# angle' too), because a caption mirrored twice must be the caption again.
-# Not after a word that makes a side of it: 'on the right behind the lamp', 'the left open flap'.
+# 'left' and 'right' that do not mean a side stay as they are: 'a right angle', 'all right', 'right side up', 'is right
+# above', 'left open'. Each pattern takes both words ('a left angle' too), because a caption mirrored twice must be the
+# caption again.
 EITHER = r"(?:left|right)"
+# After these words it is a side after all: 'on the right behind the lamp', 'the left open flap'.
 PLACES = ["the", "its", "his", "her", "their", "on", "at", "to", "from", "far", "top", "bottom", "upper", "lower"]
 PLACES += ["front", "back", "rear", "outer", "inner"]
 NO_PLACE_BEFORE = "".join(rf"(?<!\b{word}[\s-])" for word in PLACES)
@@ -34,8 +34,8 @@ SIDES = re.compile(rf"\b(?:(?i:{'|'.join(NOT_A_SIDE)})|{SIDE})")
 OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 OTHER_SIDE |= {right: left for left, right in OTHER_SIDE.items()}
 
-# Whole words, in capitals or not. A picture kept from mirroring for nothing costs little, mirror writing much: a
-# word in doubt is in. Not in: 'label', 'tag', 'print' and 'brand' alone, which jeans have without a readable letter.
+# Whole words, in any case. Not mirroring a picture costs little, learning mirror writing costs much: words in doubt
+# are listed. 'label', 'tag', 'print' and 'brand' alone are not: jeans have those without a readable letter.
 WRITING = [
     r"texts?|words?|wordings?|wordmarks?|writings?|written|handwriting|handwritten|typography|calligraphy|graffiti",
     r"letters?|lettered|lettering|initials|alphabet|monograms?|monogrammed|(?:chinese|japanese|korean)\scharacters?",
@@ -44,22 +44,22 @@ WRITING = [
     r"names?|signatures?|autographs?|inscriptions?|inscribed|slogans?|mottos?|messages?|quotes?|captions?|subtitles?",
     r"titles?|titled|headlines?|reads|says|spells|spelling|that\s(?:read|say)",
     r"(?:badges?|banners?|boards?|labels?|patch|patches|plates?|posters?|prints?|shirts?|tags?)\s(?:reading|saying)",
-    # Things that are mostly writing, whether it is mentioned or not.
+    # Things that have writing on them, whether the caption mentions it or not.
     r"signs?|signage|newspapers?|calendars?|keyboards?|clocks?|maps?|banknotes?|barcodes?|qr\scodes?",
     r"licen[cs]e\splates?|price\stags?|care\slabels?",
 ]
-# 'A number of buttons', 'no signs of wear', 'in other words', 'a writing desk' say nothing of writing.
+# Not about writing: 'a number of buttons', 'no signs of wear', 'in other words', 'a writing desk'.
 NOT_WRITING = r"(?:numbers?|signs?)\sof\b|(?:in\sother|in\sa)\swords?\b|writing\s(?:desk|table)s?\b"
-# In straight, curly or angled quotes; not what stands between two inch marks.
+# In straight, curly or angled quotes; not what stands between two inch marks (40" long and 2" wide).
 QUOTED = r"""(?<!\w)"[^"]*\w[^"]*"|“[^”]*\w[^”]*”|«[^»]*\w[^»]*»|‘[^’]*\w[^’]*’|(?<!\w)'\w(?:[^'"]*\w)?'(?!\w)"""
 WRITTEN = re.compile(rf"\b(?:{NOT_WRITING})|(?P<writing>\b(?:{'|'.join(WRITING)})\b|{QUOTED})", re.IGNORECASE)
 
 
 def mirror_caption(text: str) -> str:
-    """The caption of the mirrored picture: each left is a right, each right a left. Twice gives `text` again."""
+    """The caption of the mirrored picture: 'left' and 'right' change places. Mirrored twice it is `text` again."""
     return SIDES.sub(lambda match: OTHER_SIDE.get(match["side"], match[0]), text)
 
 
 def mentions_writing(text: str) -> str | None:
-    """The word or quotation for which a picture of this caption must not be mirrored, or None if it may be."""
+    """The first word or quotation that tells of writing, so that the picture must not be mirrored; None without."""
     return next((match["writing"] for match in WRITTEN.finditer(text) if match["writing"]), None)

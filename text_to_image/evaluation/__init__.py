@@ -1,1 +1,1 @@
-"""Whether generated pictures are copies of the training pictures."""
+"""Are generated pictures copies of the training pictures, and how varied are they?"""

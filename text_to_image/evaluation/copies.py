@@ -1,90 +1,55 @@
-"""Are generated pictures copies of the training pictures? `check(args)` measures, judges and shows it."""
+"""Finds generated pictures that are copies of training pictures; `check_copies(args)` does it all."""
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image
 
+from data.image_files import find_image_files
 from data.images import open_image, read_image_size, save_image
-from data.metadata import image_files, read_existing_captions
-from evaluation.copies_sheet import make_copies_sheet
-from evaluation.similarity import FeatureSimilarity, StructuralSimilarity, ground_of, resized_on_ground
+from data.metadata import read_existing_captions
+from evaluation.calibration import calibrate
+from evaluation.copies_report import CopyReport, Diversity, NearestMatch, make_copies_sheet, print_report
+from evaluation.similarity import FeatureSimilarity, ImageSimilarity, StructuralSimilarity
 from generation.output_files import IMAGES_FILE, read_image_rows
-from runtime.errors import UserError, WorkError, escape_control_chars
+from runtime.errors import UserError, WorkError
 from runtime.paths import display_path
 
 SHEET_FILE = "copies_sheet.jpg"
-SHEETS = {"example.jpg", "before_after.jpg"}  # of this repository, beside those that are never pictures
-KEPT_SIDE = 384  # px: more than any measure or sheet here needs, and hundreds fit into memory
-# How much farther than a known copy a copy may lie. On rendered jeans known copies are 0.04 away, other copies up to
-# 0.035, and the nearest of 160 other garments 0.12 (0.10 among thirty pairs of jeans).
-BEYOND_KNOWN = 1.5
-COMPARED = 60  # samples, compared with each other, and training pictures, with all others: all pairs take minutes
-
-
-@dataclass(frozen=True)
-class NearestMatch:
-    """A generated picture, the training picture nearest to it, and how near that is."""
-
-    picture: Path
-    nearest: Path
-    distance: float
-    is_copy: bool
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What the distances of a measure mean on this data set, by 60 of its pictures where there are more; `own` is
-    empty for a single picture."""
-
-    known: np.ndarray  # of each training picture, how far the farthest of its known copies lies
-    own: np.ndarray  # of each training picture, how far the nearest other one lies
-
-    @property
-    def limit(self) -> float:
-        """A copy lies within this: half as far again as known copies, but no farther than half of what lies between
-        two training pictures, as long as that leaves the known copies within it."""
-        known = float(np.median(self.known))
-        within = BEYOND_KNOWN * known
-        return max(known, min(within, float(np.median(self.own)) / 2)) if len(self.own) else within
-
-    @property
-    def is_blind(self) -> bool:
-        """Whether training pictures are to each other what copies are: nothing can be told from such distances."""
-        return bool(len(self.own)) and float(np.median(self.own)) <= 2 * float(np.median(self.known))
+EXAMPLE_SHEETS = {
+    "example.jpg",
+    "before_after.jpg",
+    "three_in_new_out.jpg",
+}  # committed in this repository's Generated_sample/
+THUMBNAIL_SIDE = 384  # px: enough for every measure and the sheet, and hundreds fit into memory
+MAX_COMPARED = 60  # pictures whose distances to all others are measured: all pairs would take minutes
 
 
 def check_copies(args: argparse.Namespace) -> None:
-    """Prints what is found and writes the sheet. WorkError at the end where pictures could not be read."""
+    """Prints the nearest training picture of each generated one and writes the sheet.
+
+    UserError if there are no pictures to compare; WorkError at the end if some could not be read.
+    """
     sheet = sheet_path(args)
-    likeness = _likeness(args.embedder)
-    generated, faults = open_all(generated_pictures(args.generated), "--generated", args.generated)
-    training, more_faults = open_all(training_pictures(args.dataset), "--dataset", args.dataset)
-    print(f"{len(generated)} generated pictures, {len(training)} training pictures; {likeness.name}", flush=True)
+    similarity = load_similarity(args.embedder)
+    generated, unreadable = open_pictures(generated_pictures(args.generated), "--generated", args.generated)
+    training, more_unreadable = open_pictures(training_pictures(args.dataset), "--dataset", args.dataset)
+    print(f"{len(generated)} generated pictures, {len(training)} training pictures; {similarity.name}", flush=True)
 
-    samples, originals = list(generated.values()), list(training.values())
-    chosen = evenly(len(originals), COMPARED)
-    among = likeness.distances([originals[i] for i in chosen], originals, "training pictures")
-    scale = measure_scale(likeness, samples, originals, chosen, among)
-    distances = likeness.distances(samples, originals, "generated pictures")
-    findings = judge(list(generated), list(training), distances, scale.limit)
-
-    _print_scale(scale, len(originals))
-    _print_table(findings)
-    _print_diversity(likeness, samples, among[:, chosen], len(originals))
-    save_image(make_copies_sheet([_pair(f, generated, training) for f in findings], scale.limit), sheet)
+    report = compare(similarity, generated, training)
+    print_report(report)
+    save_image(make_copies_sheet(report, generated, training), sheet)
     print(f"generated | nearest: {display_path(sheet)}")
-    print(f"{sum(f.is_copy for f in findings)} of {len(findings)} are copies", flush=True)
-    if faults := [*faults, *more_faults]:
-        raise WorkError("\n  ".join([f"{len(faults)} pictures could not be read and are not counted:", *faults]))
+    print(f"{report.copies} of {len(report.matches)} are copies", flush=True)
+    if unreadable := [*unreadable, *more_unreadable]:
+        raise WorkError("\n  ".join([f"{len(unreadable)} pictures could not be read and are left out:", *unreadable]))
 
 
 def sheet_path(args: argparse.Namespace) -> Path:
-    """Where the sheet goes; UserError rather than a picture among those to be trained on."""
+    """Where the sheet goes. UserError if it cannot be written, or would become a picture of the data set."""
     if args.output:
         if args.output.suffix.lower() not in (".jpg", ".jpeg") or args.output.is_dir():
             raise UserError(f"--output {args.output}: the sheet is a JPEG; name a file that ends in .jpg")
@@ -96,7 +61,8 @@ def sheet_path(args: argparse.Namespace) -> Path:
     return args.generated / SHEET_FILE
 
 
-def _likeness(embedder: str | None) -> StructuralSimilarity | FeatureSimilarity:
+def load_similarity(embedder: str | None) -> ImageSimilarity:
+    """By the features of the model `embedder`, or by structure if it is None. UserError if it cannot be loaded."""
     if not embedder:
         return StructuralSimilarity()
     from models.loading import quiet_libraries  # loads diffusers, which takes seconds
@@ -105,147 +71,92 @@ def _likeness(embedder: str | None) -> StructuralSimilarity | FeatureSimilarity:
     return FeatureSimilarity(embedder)
 
 
-# --- the pictures ---------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------------------------
 
 
 def generated_pictures(folder: Path) -> list[Path]:
-    """Those that images.jsonl lists of the model that drew last, else all in the folder that are no sheets. UserError
-    where there are none."""
+    """The pictures of the newest model in images.jsonl; without that file all in the folder except the sheets.
+
+    UserError if there are none.
+    """
     if not folder.is_dir():
-        raise UserError(f"--generated {folder}: no such folder; inference.py draws into Generated_sample/")
-    found = [path for path in image_files(folder) if path.name not in SHEETS]
-    listed = read_image_rows(folder / IMAGES_FILE)
+        raise UserError(f"--generated {folder}: no such folder; inference.py writes its pictures to Generated_sample/")
+    found = [path for path in find_image_files(folder) if path.name not in EXAMPLE_SHEETS]
+    rows = read_image_rows(folder / IMAGES_FILE)
     if not found:
-        raise UserError(f"--generated {folder}: no pictures in it; inference.py draws some")
+        raise UserError(f"--generated {folder}: no pictures in it; inference.py generates some")
     names = {path.name for path in found}
-    models = {name: row.get("model_hash") for name, row in listed.items() if name in names}  # in the order of drawing
+    models = {name: row.get("model_hash") for name, row in rows.items() if name in names}  # the newest last
     if not models:
         return found
-    last = list(models.values())[-1]
-    if others := sum(model != last for model in models.values()):
-        print(f"left out: {others} drawn by other models")
-    return [path for path in found if path.name in models and models[path.name] == last]
+    newest = list(models.values())[-1]
+    if others := sum(model != newest for model in models.values()):
+        print(f"left out: {others} generated by other models")
+    return [path for path in found if path.name in models and models[path.name] == newest]
 
 
 def training_pictures(folder: Path) -> list[Path]:
-    """Those that metadata.jsonl names, else all in the folder. UserError where there are none."""
-    found = image_files(folder)
+    """The pictures that metadata.jsonl names; without that file all in the folder. UserError if there are none."""
+    found = find_image_files(folder)
     if not (pictures := [row.path(folder) for row in read_existing_captions(folder)] or found):
         raise UserError(f"--dataset {folder}: no pictures in it")
     return pictures
 
 
-def open_all(paths: Sequence[Path], flag: str, folder: Path) -> tuple[dict[Path, Image.Image], list[str]]:
-    """Small copies of the pictures, and what is wrong with those that cannot be read. UserError where all cannot."""
-    opened, faults = {}, []
+def open_pictures(paths: Sequence[Path], flag: str, folder: Path) -> tuple[dict[Path, Image.Image], list[str]]:
+    """Thumbnails of the pictures, and a line for each that cannot be read. UserError if none can."""
+    opened, unreadable = {}, []
     for path in paths:
         try:
             read_image_size(path)
             opened[path] = open_image(path)
-            opened[path].thumbnail((KEPT_SIDE, KEPT_SIDE), Image.Resampling.LANCZOS)
-        except ValueError as fault:
-            faults.append(f"{path}: {fault}")
+            opened[path].thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+        except ValueError as error:
+            unreadable.append(f"{path}: {error}")
     if not opened:
-        raise UserError(f"{flag} {folder}: no picture in it can be read; {faults[0]}")
-    return opened, faults
+        raise UserError(f"{flag} {folder}: no picture in it can be read; {unreadable[0]}")
+    return opened, unreadable
 
 
-# --- what the distances mean ----------------------------------------------------------------------------------------
+# --- comparison -----------------------------------------------------------------------------------------------------
 
 
-def evenly(count: int, most: int) -> np.ndarray:
-    """All numbers below `count`, or `most` of them from the first to the last."""
+def compare(
+    similarity: ImageSimilarity, generated: Mapping[Path, Image.Image], training: Mapping[Path, Image.Image]
+) -> CopyReport:
+    """Finds the nearest training picture of each generated one, and whether it is near enough to be a copy."""
+    samples, originals = list(generated.values()), list(training.values())
+    chosen = evenly_spaced(len(originals), MAX_COMPARED)
+    between_originals = similarity.distances([originals[i] for i in chosen], originals, "training pictures")
+    size = Counter(sample.size for sample in samples).most_common(1)[0][0]
+    scale = calibrate(similarity, size, originals, chosen, between_originals)
+    distances = similarity.distances(samples, originals, "generated pictures")
+    compared = [samples[i] for i in evenly_spaced(len(samples), MAX_COMPARED)]
+    between_samples = similarity.distances(compared, compared)
+    return CopyReport(
+        nearest_matches(list(generated), list(training), distances, scale.limit),
+        scale,
+        Diversity(mean_pair_distance(between_samples), len(compared), len(samples)),
+        Diversity(mean_pair_distance(between_originals[:, chosen]), len(chosen), len(originals)),
+    )
+
+
+def evenly_spaced(count: int, most: int) -> np.ndarray:
+    """All indices below `count`, or `most` of them spread from the first to the last."""
     return np.linspace(0, count - 1, min(most, count)).round().astype(int)
 
 
-def measure_scale(
-    likeness, samples: Sequence[Image.Image], originals: Sequence[Image.Image], chosen: np.ndarray, among: np.ndarray
-) -> Scale:
-    """How far copies of known making lie, in the shape that most samples have, and how far other pictures do: `among`
-    (C, N) are the distances of the `chosen` C of N originals to all of them."""
-    shape = Counter(sample.size for sample in samples).most_common(1)[0][0]
-    known = [likeness.distances(known_copies(originals[i], shape), [originals[i]]).max() for i in chosen]
-    others = among.copy()
-    others[np.arange(len(chosen)), chosen] = np.inf
-    return Scale(np.array(known), others.min(1) if len(originals) > 1 else np.array([]))
-
-
-def known_copies(picture: Image.Image, shape: tuple[int, int]) -> list[Image.Image]:
-    """What a model that has learned a picture by heart draws, roughly: each in another way not quite the same."""
-    cut = ImageOps.fit(picture, shape, Image.Resampling.LANCZOS)
-    soft = ImageOps.mirror(cut).filter(ImageFilter.GaussianBlur(max(shape) / 150))
-    moved = Image.new("RGB", shape, ground_of(cut))
-    moved.paste(_recoloured(cut), (round(0.035 * shape[0]), -round(0.02 * shape[1])))
-    lighter = ImageEnhance.Brightness(resized_on_ground(cut, 0.95)).enhance(1.1)
-    turned = cut.rotate(1, Image.Resampling.BICUBIC, fillcolor=ground_of(cut))
-    return [soft, moved, lighter, turned]
-
-
-def _recoloured(picture: Image.Image) -> Image.Image:
-    hue, saturation, value = picture.convert("HSV").split()
-    return Image.merge("HSV", (hue.point(lambda level: (level + 100) % 256), saturation, value)).convert("RGB")
-
-
-def judge(
-    pictures: Sequence[Path], training: Sequence[Path], distances: np.ndarray, limit: float
+def nearest_matches(
+    generated: Sequence[Path], training: Sequence[Path], distances: np.ndarray, limit: float
 ) -> list[NearestMatch]:
-    """The nearest first. Which is a copy: what is nearer than `limit` to any training picture."""
-    found = [
-        NearestMatch(picture, training[row.argmin()], float(row.min()), bool(row.min() <= limit))
-        for picture, row in zip(pictures, distances, strict=True)
+    """The nearest first; `distances` are (generated, training). A copy is within `limit` of a training picture."""
+    matches = [
+        NearestMatch(path, training[row.argmin()], float(row.min()), bool(row.min() <= limit))
+        for path, row in zip(generated, distances, strict=True)
     ]
-    return sorted(found, key=lambda finding: finding.distance)
+    return sorted(matches, key=lambda match: match.distance)
 
 
-def spread(likeness, pictures: Sequence[Image.Image]) -> float | None:
-    """The mean distance between two of them (of 60, where there are more); None for a single one."""
-    chosen = [pictures[i] for i in evenly(len(pictures), COMPARED)]
-    return mean_of_pairs(likeness.distances(chosen, chosen))
-
-
-def mean_of_pairs(among: np.ndarray) -> float | None:
-    """Of the distances of pictures to each other, without those to themselves."""
-    return float(among[~np.eye(len(among), dtype=bool)].mean()) if len(among) > 1 else None
-
-
-# --- how it is told -------------------------------------------------------------------------------------------------
-
-
-def _print_scale(scale: Scale, pictures: int) -> None:
-    if pictures > len(scale.known):
-        print(f"measured on {len(scale.known)} of the {pictures} training pictures, taken evenly:")
-    found = int((scale.known <= scale.limit).sum())
-    print(
-        "known copies of a training picture (mirrored, softened, moved, recoloured, resized, turned by 1°) lie up to"
-    )
-    print(f"  {np.median(scale.known):.3f} away; all those of {found} of {len(scale.known)} pictures would be found")
-    if len(scale.own):
-        taken = int((scale.own <= scale.limit).sum())
-        print(f"the nearest other training picture lies {np.median(scale.own):.3f} away;")
-        print(f"  {taken} of {len(scale.own)} would be taken for copies of each other")
-    print(f"a copy here is what lies within {scale.limit:.3f} of a training picture")
-    if scale.is_blind:
-        print("the training pictures resemble each other as copies do: look at the sheet, the count tells little")
-
-
-def _print_table(findings: Sequence[NearestMatch]) -> None:
-    width = max(len("nearest training picture"), *(len(f.nearest.name) for f in findings))
-    print(f"\ndistance        {'nearest training picture':<{width}}  generated")
-    for f in findings:
-        row = f"{f.distance:8.3f}  {'copy' if f.is_copy else '':<4}  {f.nearest.name:<{width}}  {f.picture.name}"
-        print(escape_control_chars(row))
-
-
-def _print_diversity(likeness, samples: Sequence[Image.Image], among: np.ndarray, originals: int) -> None:
-    print()
-    if (apart := spread(likeness, samples)) is not None:
-        of = f" ({COMPARED} of them)" if len(samples) > COMPARED else ""
-        print(f"diversity: two generated pictures{of} are {apart:.3f} apart on average")
-    if (apart := mean_of_pairs(among)) is not None:
-        of = f" ({COMPARED} of them)" if originals > COMPARED else ""
-        print(f"           two training pictures{of} are {apart:.3f} apart on average")
-
-
-def _pair(finding: NearestMatch, generated: dict, training: dict) -> tuple[Image.Image, Image.Image, str, bool]:
-    words = f"{finding.distance:.3f}{' copy of' if finding.is_copy else ' from'} {finding.nearest.name}"
-    return generated[finding.picture], training[finding.nearest], words, finding.is_copy
+def mean_pair_distance(distances: np.ndarray) -> float | None:
+    """The mean of (N, N) without the diagonal; None for a single picture."""
+    return float(distances[~np.eye(len(distances), dtype=bool)].mean()) if len(distances) > 1 else None

@@ -1,1 +1,1 @@
-"""One-file checkpoints for other programs."""
+"""One-file checkpoints that AUTOMATIC1111, ComfyUI and InvokeAI load."""

@@ -1,4 +1,4 @@
-"""A diffusers folder → the one-file checkpoint that other programs load: `export(args)` is the whole of it."""
+"""Writes a diffusers model as a one-file checkpoint for other programs; `export_checkpoint(args)` does it all."""
 
 import argparse
 import hashlib
@@ -6,16 +6,17 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors.torch import save_file
 
-from exporting.file_metadata import Kind, kind_of, ldm_config, modelspec
-from exporting.ldm_keys import Weights, text_weights, unet_weights, vae_weights
+from exporting.file_metadata import CheckpointFormat, ldm_config_yaml, modelspec_metadata, read_checkpoint_format
+from exporting.ldm_keys import StateDict, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
 from generation.weights import GenerationWeights, find_weights, load_generation_text_encoder, load_generation_unet
-from models.folders import ModelShape, count_parameters
+from models.folders import FolderLike, ModelShape, count_parameters
 from models.loading import DTYPES, load_vae, quiet_libraries
 from runtime.devices import choose_device
 from runtime.errors import UserError, WorkError, advice_for, first_line
@@ -23,64 +24,68 @@ from runtime.files import atomic_write, remove_stale_partial_files, write_text_a
 from runtime.paths import display_path
 
 SUFFIX = ".safetensors"
-PENDING_HASH = "0x" + "0" * 64  # as long as the real one, which takes its place when the file is there
-ROOM = 1.05  # times the weights: the header, and a layer that only OpenCLIP's layout has
-READ_AT_ONCE = 1 << 24  # bytes
-DRAWN_SIDE, DRAWN_STEPS = 256, 2
-SAME = 1.5 / 255  # a rounding apart
+HASH_PLACEHOLDER = "0x" + "0" * 64  # as long as the real hash, which is written over it
+SIZE_MARGIN = 1.05  # file size relative to the weights: the header, and the layer that only OpenCLIP's layout has
+HASH_BLOCK = 1 << 24  # bytes
+TEST_IMAGE_SIDE, TEST_IMAGE_STEPS = 256, 2  # px at most; sampling steps
+PIXEL_TOLERANCE = 1.5 / 255  # rounding
 
 
-def export(args: argparse.Namespace) -> None:
-    """Writes `args.to`, whole and verified, or leaves no trace. UserError where model or target is not usable."""
-    check_target(args.to, args.overwrite)
+def export_checkpoint(args: argparse.Namespace) -> None:
+    """Writes the verified file `args.to`, or leaves no trace of it.
+
+    UserError if the model cannot be exported or `args.to` must not be written; WorkError if there is no room for the
+    file or it does not read back as it was.
+    """
+    check_output_path(args.to, args.overwrite)
     remove_stale_partial_files(args.to.absolute().parent)
     quiet_libraries()
-    source = find_weights(args.model, args.checkpoint)
-    kind, dtype = kind_of(source.base, source.scheduler_overrides), DTYPES[args.dtype]
-    config = ldm_config(kind)
-    check_room(args.to, source.base, dtype)
-    print(f"exporting {source.told()}, in {args.dtype}", flush=True)
+    source, dtype = find_weights(args.model, args.checkpoint), DTYPES[args.dtype]
+    model = read_checkpoint_format(source.base, source.scheduler_overrides)
+    config = ldm_config_yaml(model)
+    check_disk_space(args.to, source.base, dtype)
+    print(f"exporting {source.describe()}, in {args.dtype}", flush=True)
 
-    with atomic_write(args.to) as beside:
-        metadata = {"format": "pt", **modelspec(kind, source.run, args.title or args.to.stem)}
-        write_file(beside, gather(source, kind.version, dtype), metadata)
-        verdict = verify(beside, source, dtype, kind.shape) if args.verify else "not verified"
-        _place_config(args.to.with_suffix(".yaml"), config)
-    print(
-        f"{display_path(args.to)}: {args.to.stat().st_size / 1e9:.3g} GB, "
-        f"{metadata['modelspec.architecture']}; {verdict}"
-    )
-    _say_more(args, kind, config, metadata, source.base)
+    metadata = {"format": "pt", **modelspec_metadata(model, source.run, args.title or args.to.stem)}
+    with atomic_write(args.to) as temporary:
+        write_file(temporary, collect_weights(source, model.version, dtype), metadata)
+        verified = verify_file(temporary, source, dtype, model.shape) if args.verify else "not verified"
+        _write_config(args.to.with_suffix(".yaml"), config)
+    size, architecture = args.to.stat().st_size / 1e9, metadata["modelspec.architecture"]
+    print(f"{display_path(args.to)}: {size:.3g} GB, {architecture}; {verified}")
+    if config and model.has_standard_sizes:
+        print(f"{display_path(args.to.with_suffix('.yaml'))}: AUTOMATIC1111 needs it beside the file")
+    _print_usage_notes(model, metadata, source.base)
 
 
-def check_target(path: Path, overwrite: bool) -> None:
-    """UserError where the file cannot or must not be written."""
+def check_output_path(path: Path, overwrite: bool) -> None:
+    """UserError if the file cannot or must not be written."""
     if path.suffix != SUFFIX or path.is_dir():
         raise UserError(f"--to {path}: name a file that ends in {SUFFIX}")
     if not path.absolute().parent.is_dir():
         raise UserError(f"--to {path}: there is no folder {path.parent}")
-    # A .yaml of that name would be read with the new file, whatever it tells of.
-    there = [str(file) for file in (path, path.with_suffix(".yaml")) if file.exists()]
-    if there and not overwrite:
-        raise UserError(f"--to {path}: {' and '.join(there)} exists; another name, or --overwrite")
+    # AUTOMATIC1111 would read a .yaml left over from another model together with the new file.
+    existing = [str(file) for file in (path, path.with_suffix(".yaml")) if file.exists()]
+    if existing and not overwrite:
+        raise UserError(f"--to {path}: {' and '.join(existing)} exists; choose another name, or add --overwrite")
 
 
-def check_room(path: Path, folder: Path, dtype: torch.dtype) -> None:
-    """WorkError where the disk has no room for the file; one that is replaced goes only afterwards."""
-    numbers = sum(count_parameters(folder, part) for part in ("unet", "vae", "text_encoder"))
-    needed, free = ROOM * numbers * dtype.itemsize, shutil.disk_usage(path.absolute().parent).free
+def check_disk_space(path: Path, folder: FolderLike, dtype: torch.dtype) -> None:
+    """WorkError if the disk has no room for the file beside the one that it replaces."""
+    parameters = sum(count_parameters(folder, part) for part in ("unet", "vae", "text_encoder"))
+    needed, free = SIZE_MARGIN * parameters * dtype.itemsize, shutil.disk_usage(path.absolute().parent).free
     if needed > free:
         raise WorkError(
-            f"--to {path}: the file takes {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; make room or name "
-            "another place"
+            f"--to {path}: the file takes {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; free some space or "
+            "choose another folder"
         )
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-def parts_of(source: GenerationWeights) -> dict[str, Callable[[torch.dtype], torch.nn.Module]]:
-    """What loads each part that has weights, in the precision asked for."""
+def part_loaders(source: GenerationWeights) -> dict[str, Callable[[torch.dtype], Any]]:
+    """{part: function that loads it in a dtype}, for each part of the model that has weights."""
     return {
         "unet": lambda dtype: load_generation_unet(source, dtype),
         "vae": lambda dtype: load_vae(source.base, dtype),
@@ -88,116 +93,119 @@ def parts_of(source: GenerationWeights) -> dict[str, Callable[[torch.dtype], tor
     }
 
 
-def gather(source: GenerationWeights, version: int, dtype: torch.dtype) -> Weights:
-    """All weights under their original names, one part loaded after the other."""
-    rename = {
-        "unet": unet_weights,
-        "vae": vae_weights,
-        "text_encoder": lambda weights: text_weights(weights, open_clip=version == 2),
+def collect_weights(source: GenerationWeights, version: int, dtype: torch.dtype) -> StateDict:
+    """All weights under their LDM keys, loaded one part after the other. UserError where `dtype` cannot hold one."""
+    to_ldm: dict[str, Callable[[StateDict], StateDict]] = {
+        "unet": unet_to_ldm,
+        "vae": vae_to_ldm,
+        "text_encoder": lambda state_dict: text_encoder_to_ldm(state_dict, open_clip=version == 2),
     }
-    gathered: Weights = {}
-    for part, load in parts_of(source).items():
-        gathered |= {name: weight.contiguous() for name, weight in rename[part](load(dtype).state_dict()).items()}
-    if unfit := next((name for name, weight in gathered.items() if not weight.isfinite().all()), None):
-        raise UserError(f"{unfit} is infinite or no number in this precision; --dtype bf16 or fp32 may hold it")
-    return gathered
+    weights: StateDict = {}
+    for part, load in part_loaders(source).items():
+        weights |= {key: weight.contiguous() for key, weight in to_ldm[part](load(dtype).state_dict()).items()}
+    if non_finite := next((key for key, weight in weights.items() if not weight.isfinite().all()), None):
+        raise UserError(f"{non_finite} is infinite or NaN in this precision; try --dtype bf16 or fp32")
+    return weights
 
 
-def write_file(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
-    """A safetensors file whose metadata hold the SHA-256 of what follows its header, as ModelSpec wants it."""
+def write_file(path: Path, weights: StateDict, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file. As ModelSpec asks, its metadata hold the SHA-256 of everything after the header."""
     path.touch()
     mode = path.stat().st_mode
-    save_file(weights, path, {**metadata, "modelspec.hash_sha256": PENDING_HASH})
-    path.chmod(mode)  # safetensors leaves a file that its owner alone may read
+    save_file(weights, path, {**metadata, "modelspec.hash_sha256": HASH_PLACEHOLDER})
+    path.chmod(mode)  # save_file makes the file readable for its owner only
     with open(path, "r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length)
+        header = file.read(int.from_bytes(file.read(8), "little"))
         digest = hashlib.sha256()
-        while block := file.read(READ_AT_ONCE):
+        while block := file.read(HASH_BLOCK):
             digest.update(block)
-        file.seek(8 + header.index(PENDING_HASH.encode()))
+        file.seek(8 + header.index(HASH_PLACEHOLDER.encode()))
         file.write(f"0x{digest.hexdigest()}".encode())
 
 
-def _place_config(path: Path, config: str | None) -> None:
+def _write_config(path: Path, config: str | None) -> None:
     if config:
         write_text_atomically(path, config)
     else:
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # one of the file that is replaced
 
 
 # --- verification ---------------------------------------------------------------------------------------------------
 
 
-def verify(file: Path, source: GenerationWeights, dtype: torch.dtype, shape: ModelShape) -> str:
-    """Reads the file back with diffusers, compares every weight and draws a picture with it and with the source.
+def verify_file(file: Path, source: GenerationWeights, dtype: torch.dtype, shape: ModelShape) -> str:
+    """Reads the file back with diffusers, compares every weight, and generates a test image with it and with `source`.
 
-    Returns what to say of it; WorkError where anything differs.
+    Returns the result in words; WorkError where anything differs.
     """
     pipeline = read_back(file, source.base)
     prompt = (source.run.get("example_prompts") or [""])[0]
-    drawn, compared = draw(pipeline, prompt, shape), 0
-    pipeline.to(dtype)  # which rounds nothing away, and makes room for the weights to compare with
-    for part, load in parts_of(source).items():
-        own = load(dtype)
-        compared += compare(part, own.state_dict(), getattr(pipeline, part).state_dict())
-        setattr(pipeline, part, own)  # lets go of the one that was read
-    if (apart := np.abs(draw(pipeline, prompt, shape) - drawn).max()) > SAME:
-        raise WorkError(f"read back it draws another picture ({255 * apart:.0f} of 255 apart), so it is not kept")
-    return f"verified: {compared} weights read back are equal, and so is a picture drawn with them"
+    image, compared = generate_test_image(pipeline, prompt, shape), 0
+    pipeline.to(dtype)  # no rounding, as the file has this dtype; makes room for the weights to compare with
+    for part, load in part_loaders(source).items():
+        expected = load(dtype)
+        compared += compare_weights(part, expected.state_dict(), getattr(pipeline, part).state_dict())
+        setattr(pipeline, part, expected)  # frees the part that was read back
+    difference = np.abs(generate_test_image(pipeline, prompt, shape) - image).max()
+    if difference > PIXEL_TOLERANCE:
+        raise WorkError(
+            f"the file is not kept: read back, it generates another image (pixels differ by {255 * difference:.0f})"
+        )
+    return f"verified: {compared} weights read back are equal, and so is an image generated with them"
 
 
-def read_back(file: Path, folder: Path) -> StableDiffusionPipeline:
-    """The file as `from_single_file` loads it, in fp32, with the configs of `folder`; no weight comes from there."""
+def read_back(file: Path, configs: FolderLike) -> StableDiffusionPipeline:
+    """The pipeline that `from_single_file` makes of the file, in fp32; only configs are read from folder `configs`."""
     with tempfile.TemporaryDirectory() as temporary:
-        named = Path(temporary, f"model{SUFFIX}")
-        named.symlink_to(file.resolve())  # what has not taken its name yet has not its suffix
+        link = Path(temporary, f"model{SUFFIX}")
+        link.symlink_to(file.resolve())  # diffusers goes by the suffix, which the unfinished file does not have yet
         try:
             return StableDiffusionPipeline.from_single_file(
-                str(named), config=str(folder), dtype=torch.float32, local_files_only=True
+                str(link), config=str(configs), dtype=torch.float32, local_files_only=True
             )
-        except Exception as error:  # whatever the libraries raise for a file that they cannot read
+        except Exception as error:  # the errors for unreadable files have no common class
             if advice_for(error):
                 raise
             raise WorkError(
-                f"from_single_file cannot read it back ({first_line(error)}), so it is not kept; --no_verify keeps it"
+                f"the file is not kept: from_single_file cannot read it back ({first_line(error)}); "
+                "--no_verify would keep it"
             ) from error
 
 
-def compare(part: str, own: Weights, read: Weights) -> int:
-    """How many weights were compared; WorkError where one differs or is missing."""
-    differing = own.keys() ^ read.keys()
-    differing |= {name for name in own.keys() & read.keys() if not torch.equal(own[name].cpu(), read[name].cpu())}
+def compare_weights(part: str, expected: StateDict, found: StateDict) -> int:
+    """The number of weights compared; WorkError where one differs or is missing."""
+    differing = expected.keys() ^ found.keys()
+    differing |= {
+        key for key in expected.keys() & found.keys() if not torch.equal(expected[key].cpu(), found[key].cpu())
+    }
     if differing:
         raise WorkError(
-            f"read back {len(differing)} weights of the {part} differ ({min(differing)}), so it is not kept"
+            f"the file is not kept: read back, {len(differing)} weights of the {part} differ ({min(differing)})"
         )
-    return len(own)
+    return len(expected)
 
 
 @torch.no_grad()
-def draw(pipeline: StableDiffusionPipeline, prompt: str, shape: ModelShape) -> np.ndarray:
-    """A small picture (height, width, 3) in [0, 1], from always the same noise."""
+def generate_test_image(pipeline: StableDiffusionPipeline, prompt: str, shape: ModelShape) -> np.ndarray:
+    """A small image (height, width, 3) in [0, 1], generated in fp32 from a fixed seed."""
     pipeline.to(choose_device(), torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    side = max(shape.size_multiple, min(shape.native_size, DRAWN_SIDE) // shape.size_multiple * shape.size_multiple)
-    settings = {"height": side, "width": side, "num_inference_steps": DRAWN_STEPS, "guidance_scale": 1.0}
-    noise = torch.Generator().manual_seed(0)
-    return pipeline(prompt, generator=noise, output_type="np", **settings).images[0]
+    multiple = shape.size_multiple
+    side = max(multiple, min(shape.native_size, TEST_IMAGE_SIDE) // multiple * multiple)
+    settings = {"height": side, "width": side, "num_inference_steps": TEST_IMAGE_STEPS, "guidance_scale": 1.0}
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(prompt, generator=generator, output_type="np", **settings).images[0]
 
 
-def _say_more(args: argparse.Namespace, kind: Kind, config: str | None, metadata: dict, folder: Path) -> None:
-    """What one needs to know to use the file."""
-    if config and kind.has_own_sizes:
-        print(f"{display_path(args.to.with_suffix('.yaml'))}: AUTOMATIC1111 wants it beside the file")
+def _print_usage_notes(model: CheckpointFormat, metadata: dict[str, str], folder: FolderLike) -> None:
     if trigger := metadata.get("modelspec.trigger_phrase"):
         print(f"trigger phrase: {trigger}")
-    if not kind.has_own_sizes:
+    if not model.has_standard_sizes:
         print(
-            "not of Stable Diffusion's own sizes, so AUTOMATIC1111, ComfyUI and InvokeAI will not load it; diffusers "
-            f"does: StableDiffusionPipeline.from_single_file(FILE, config={str(folder)!r})"
+            "its layers are not of Stable Diffusion's sizes, so AUTOMATIC1111, ComfyUI and InvokeAI will not load it; "
+            f"diffusers does: StableDiffusionPipeline.from_single_file(FILE, config={str(folder)!r})"
         )
-    elif kind.version == 1 and kind.prediction_type != "epsilon":
-        print("it predicts velocity, not noise: in ComfyUI it needs ModelSamplingDiscrete set to v_prediction")
-    if kind.zero_snr:
-        print("its noise ends at zero signal: choose 'Zero Terminal SNR' in AUTOMATIC1111, zsnr in ComfyUI")
+    elif model.version == 1 and model.prediction_type != "epsilon":
+        print("it predicts velocity, not noise: in ComfyUI add ModelSamplingDiscrete set to v_prediction")
+    if model.zero_snr:
+        print("it was trained with zero terminal SNR: turn on 'Zero Terminal SNR' in AUTOMATIC1111, zsnr in ComfyUI")

@@ -1,56 +1,74 @@
-"""One sheet of many pictures, each with its prompt and seed beneath it."""
+"""One sheet of many pictures, with prompt and seed below each."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+Colour = str | tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 MARGIN, LINE, PROMPT_LINES = 16, 18, 3
 FONT_SIZE, TITLE_SIZE = 13, 18
-MIN_CELL = 200  # px; narrower pictures leave room for their words
-MAX_PIXELS = 50_000_000  # of all pictures together; they are kept in memory
-MAX_SIDE = 16_000  # px; a JPEG's side is at most 65,535, and viewers give up before that
+MIN_CELL = 200  # px; narrower pictures still have room for their text
+MAX_PIXELS = 50_000_000  # of all pictures together, which are held in memory
+MAX_SIDE = 16_000  # px; a JPEG's limit is 65,535, but viewers give up before that
+
+
+class TextBox(NamedTuple):
+    """Where text goes, in px; it has at most `lines` lines."""
+
+    left: int
+    top: int
+    width: int
+    lines: int = 1
 
 
 def make_contact_sheet(paths: Sequence[Path], captions: Sequence[tuple[str, int]], title: str) -> Image.Image:
-    """The pictures in about as many columns as rows, (prompt, seed) beneath each, `title` on top.
+    """The pictures with `captions` (prompt, seed) below them and `title` on top, about 3:2.
 
-    At their size where the sheet has room for it: hundreds are made smaller, and so is one larger than the first.
+    Pictures keep their size where the sheet has room for it. They are shrunk where there are hundreds, or where one
+    is larger than the first.
     """
-    width, height = _cell_of(paths)
+    width, height = _picture_size(paths)
     cell_width, cell_height = max(width, MIN_CELL) + MARGIN, height + MARGIN + (PROMPT_LINES + 1) * LINE
     columns = best_columns(len(paths), cell_width, cell_height)
     rows, top = math.ceil(len(paths) / columns), 2 * MARGIN + TITLE_SIZE
     sheet = Image.new("RGB", (MARGIN + columns * cell_width, top + rows * cell_height), "white")
     draw = ImageDraw.Draw(sheet)
-    write_text(draw, (MARGIN, MARGIN), title, TITLE_SIZE, "black", sheet.width - 2 * MARGIN, lines=1)
+    write_text(draw, TextBox(MARGIN, MARGIN, sheet.width - 2 * MARGIN), title, TITLE_SIZE, "black")
     for index, (path, (prompt, seed)) in enumerate(zip(paths, captions, strict=True)):
-        left = MARGIN + index % columns * cell_width
-        upper = top + index // columns * cell_height
-        with Image.open(path) as image:
-            image.thumbnail((width, height))  # leaves a smaller one as it is
-            sheet.paste(image, (left, upper))
-        below = upper + height + 4
-        write_text(draw, (left, below), f"seed {seed}", FONT_SIZE, "black", cell_width - MARGIN, lines=1)
-        write_text(draw, (left, below + LINE), prompt, FONT_SIZE, "dimgray", cell_width - MARGIN, PROMPT_LINES)
-    return _at_most(sheet, MAX_SIDE)
+        left, upper = MARGIN + index % columns * cell_width, top + index // columns * cell_height
+        _paste(sheet, path, (left, upper), (width, height))
+        below, text_width = upper + height + 4, cell_width - MARGIN
+        write_text(draw, TextBox(left, below, text_width), f"seed {seed}", FONT_SIZE, "black")
+        write_text(draw, TextBox(left, below + LINE, text_width, PROMPT_LINES), prompt, FONT_SIZE, "dimgray")
+    sheet.thumbnail((MAX_SIDE, MAX_SIDE))  # leaves a smaller one as it is
+    return sheet
 
 
-def _cell_of(paths: Sequence[Path]) -> tuple[int, int]:
-    """(width, height) that each picture gets: the first one's size, as far as MAX_PIXELS allow for all of them."""
+def _picture_size(paths: Sequence[Path]) -> tuple[int, int]:
+    """(width, height) that each picture gets: the first one's size, or less where all would exceed MAX_PIXELS."""
     with Image.open(paths[0]) as first:
         width, height = first.size
     scale = min(1.0, math.sqrt(MAX_PIXELS / (len(paths) * width * height)))
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
+def _paste(sheet: Image.Image, path: Path, place: tuple[int, int], size: tuple[int, int]) -> None:
+    with Image.open(path) as image:
+        image.thumbnail(size)  # leaves a smaller one as it is
+        sheet.paste(image, place)
+
+
 def best_columns(pictures: int, cell_width: int, cell_height: int) -> int:
-    """The number of columns that makes the sheet about 3:2, and no wider than its pictures."""
+    """How many columns make the sheet about 3:2, at most one for each picture."""
     return min(pictures, max(1, round(math.sqrt(1.5 * pictures * cell_height / cell_width))))
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+def wrap(text: str, font: Font, width: int, lines: int) -> list[str]:
     """`text` broken at spaces into at most `lines` lines of `width` px, with an ellipsis where it is cut."""
     wrapped = [""]
     for word in text.split():
@@ -64,19 +82,13 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> lis
     return [_cut(line, font, width) for line in wrapped]
 
 
-def _cut(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _cut(line: str, font: Font, width: int) -> str:
     while font.getlength(line) > width and len(line) > 1:
         line = line[:-2].rstrip() + "…"
     return line
 
 
-def write_text(draw: ImageDraw.ImageDraw, place, text: str, size: int, colour, width: int, lines: int) -> None:
-    """At most `lines` lines of `width` px below each other, from `place` on."""
-    font = ImageFont.load_default(size)
-    for number, line in enumerate(wrap(text, font, width, lines)):
-        draw.text((place[0], place[1] + number * LINE), line, fill=colour, font=font)
-
-
-def _at_most(sheet: Image.Image, side: int) -> Image.Image:
-    sheet.thumbnail((side, side))  # leaves a smaller one as it is
-    return sheet
+def write_text(draw: ImageDraw.ImageDraw, box: TextBox, text: str, font_size: int, colour: Colour) -> None:
+    font = ImageFont.load_default(font_size)
+    for number, line in enumerate(wrap(text, font, box.width, box.lines)):
+        draw.text((box.left, box.top + number * LINE), line, fill=colour, font=font)

@@ -1,31 +1,38 @@
-"""The loaded model: drawings → pictures, batch by batch."""
+"""The loaded model: planned images → pictures, batch by batch."""
 
 import argparse
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import torch
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from PIL import Image
 
-from generation.output_files import PlannedImage
-from generation.safety_checker import NoChecker, SafetyChecker
-from generation.weights import GenerationWeights, load_generation_text_encoder, load_generation_unet, sampler_of
+from generation.planned_images import GeneratedBatch, GenerationSettings, PlannedImage
+from generation.safety_checker import ImageChecker, NoSafetyChecker, SafetyChecker
+from generation.weights import (
+    GenerationWeights,
+    load_generation_sampler,
+    load_generation_text_encoder,
+    load_generation_unet,
+)
 from models.folders import read_shape
-from models.loading import DTYPES, choose_attention, load_tokenizer, load_vae
+from models.loading import DTYPES, load_tokenizer, load_vae, set_attention
 from models.sampling import decode_latents, generate_latents, initial_noise, seeded_generator
 from models.text_encoding import count_tokens, encode_prompt
 from runtime.devices import keep_freed_memory
 from runtime.errors import UserError, WorkError, escape_control_chars, first_line, is_out_of_memory
 
-Painted = tuple[Sequence[PlannedImage], Sequence[Image.Image], list[bool]]
-AUTO_BATCH = {"cuda": 16, "cpu": 4}  # to begin with; on a CPU larger ones are no faster
+AUTO_BATCH_SIZE = {"cuda": 16, "cpu": 4}  # larger ones are no faster on a CPU
 
 
-def load_samplers(source: GenerationWeights, drawings: Sequence[PlannedImage]) -> dict[str, object]:
-    """The samplers that `drawings` need, by name; UserError where one cannot take so many steps. Loads no weight."""
-    samplers = {name: sampler_of(source, name) for name in {d.settings["scheduler"] for d in drawings}}
-    for name, steps in {(d.settings["scheduler"], d.settings["steps"]) for d in drawings}:
+def load_samplers(weights: GenerationWeights, plan: Sequence[PlannedImage]) -> dict[str, SchedulerMixin]:
+    """The samplers that `plan` needs, by name; UserError where one cannot take so many steps. Loads no weight."""
+    pairs = {(planned.settings.scheduler, planned.settings.steps) for planned in plan}
+    samplers = {name: load_generation_sampler(weights, name) for name in {name for name, _ in pairs}}
+    for name, steps in pairs:
         try:
             samplers[name].set_timesteps(steps)
         except (ValueError, IndexError, ZeroDivisionError) as error:
@@ -34,98 +41,122 @@ def load_samplers(source: GenerationWeights, drawings: Sequence[PlannedImage]) -
 
 
 class ImageGenerator:
-    """The loaded model, and everything that is the same for all pictures."""
+    """The model on its device, with the embeddings of every prompt it will be asked for.
+
+    `plan` is what it will generate: images of one dtype, token limit and safety checker.
+    """
 
     def __init__(
         self,
         args: argparse.Namespace,
-        source: GenerationWeights,
-        samplers: dict[str, object],
+        weights: GenerationWeights,
+        samplers: dict[str, SchedulerMixin],
         device: torch.device,
-        drawings: Sequence[PlannedImage],
+        plan: Sequence[PlannedImage],
     ):
         keep_freed_memory()
-        settings, self.device, self.samplers = drawings[0].settings, device, samplers
-        self.batch_size = AUTO_BATCH[device.type] if args.batch_size == "auto" else args.batch_size
-        self.fitting: dict[tuple[int, int], int] = {}  # what did fit, where the batch size did not, by the size
-        self.dtype, self.shape = settings["dtype"], read_shape(source.base)
-        texts = dict.fromkeys(text for d in drawings for text in (d.settings["negative_prompt"], d.prompt))
-        self.text = encode_all_prompts(source, list(texts), settings["token_chunks"], device, DTYPES[self.dtype])
-        unet = load_generation_unet(source, DTYPES[self.dtype]).to(device)
-        height, width = max(((d.settings["height"], d.settings["width"]) for d in drawings), key=math.prod)
-        choose_attention(unet, self.shape, height, width, device.type)
+        settings = plan[0].settings
+        self.device, self.samplers, self.shape = device, samplers, read_shape(weights.base)
+        self.batch_size = AUTO_BATCH_SIZE[device.type] if args.batch_size == "auto" else args.batch_size
+        self.fitting_batch_sizes: dict[tuple[int, int], int] = {}  # by (height, width), where batch_size is too large
+        # In this order, so that the text encoder is gone before the UNet is loaded:
+        self.embeddings = encode_prompts_of(plan, weights, device)
+        unet = self._load_unet(weights, plan)
         self.unet = torch.compile(unet) if args.compile else unet
-        # fp32 also on a GPU: half precision shows and saves little. A CPU's convolutions are faster in channels_last.
-        layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
-        self.vae = load_vae(source.base).to(device, memory_format=layout)
-        self.checker = SafetyChecker(source.base, device) if settings["safety_checker"] else NoChecker()
+        self.vae = _load_vae(weights, device)
+        self.checker: ImageChecker = (
+            SafetyChecker(weights.base, device) if settings.safety_checker else NoSafetyChecker()
+        )
 
-    def draw(self, drawings: Sequence[PlannedImage]) -> Iterator[Painted]:
-        """Batch by batch: the drawings, their pictures, and which of those the safety checker has blackened.
+    def _load_unet(self, weights: GenerationWeights, plan: Sequence[PlannedImage]) -> UNet2DConditionModel:
+        unet = load_generation_unet(weights, DTYPES[plan[0].settings.dtype]).to(self.device)
+        height, width = max((planned.settings.size for planned in plan), key=math.prod)
+        set_attention(unet, self.shape, height, width, self.device.type)
+        return unet
 
-        A batch that does not fit into the memory is halved, and so are all of its size that follow it.
+    def generate(self, plan: Sequence[PlannedImage]) -> Iterator[GeneratedBatch]:
+        """Batch by batch, in the order of `plan`.
+
+        A batch that does not fit into memory is halved, and so are the later batches of its size. Raises WorkError
+        where one picture does not fit, or where latents are not finite.
         """
-        for _, group in groupby(drawings, key=lambda d: {**d.settings, "negative_prompt": None}):
+        for _, group in groupby(plan, key=_batch_key):
             waiting = list(group)
             while waiting:
-                batch = waiting[: self.fitting.get(_size(waiting[0]), self.batch_size)]
-                if (checked := self.paint_if_it_fits(batch)) is None:
-                    self.halve_batch_size(batch)
+                planned = waiting[: self.fitting_batch_sizes.get(waiting[0].settings.size, self.batch_size)]
+                if (batch := self.try_batch(planned)) is None:
+                    self.halve_batch_size(planned)
                     continue
-                yield batch, *checked
-                waiting = waiting[len(batch) :]
+                yield batch
+                waiting = waiting[len(planned) :]
 
-    def paint_if_it_fits(self, batch: Sequence[PlannedImage]) -> tuple[Sequence[Image.Image], list[bool]] | None:
-        """The pictures and which of them are blackened; None where the memory does not suffice. What the attempt held
-        is free again when this returns."""
+    def try_batch(self, planned: Sequence[PlannedImage]) -> GeneratedBatch | None:
+        """None where the memory does not suffice. On return, the memory that the attempt held is free again."""
         try:
-            return self.checker.check(self.paint(batch))
+            images, withheld = self.checker.check(self.generate_images(planned))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return None
+        return GeneratedBatch(planned, images, withheld)
 
-    def paint(self, batch: Sequence[PlannedImage]) -> list[Image.Image]:
-        settings = batch[0].settings
-        latent_shape = self.shape.latent_shape(settings["height"], settings["width"])
-        generators = [seeded_generator(drawing.seed) for drawing in batch]
-        latents = generate_latents(
-            self.unet, self.samplers[settings["scheduler"]],
-            torch.stack([initial_noise(generator, latent_shape) for generator in generators]),
-            [self.text[drawing.prompt] for drawing in batch],
-            [self.text[drawing.settings["negative_prompt"]] for drawing in batch],
-            settings["guidance"], settings["steps"], settings["guidance_rescale"], generators,
-        )  # fmt: skip
+    def generate_images(self, planned: Sequence[PlannedImage]) -> list[Image.Image]:
+        """The pictures of one batch: their settings may differ in the negative prompt alone."""
+        settings = planned[0].settings
+        latent_shape = self.shape.latent_shape(*settings.size)
+        generators = [seeded_generator(image.seed) for image in planned]
+        noise = torch.stack([initial_noise(generator, latent_shape) for generator in generators])
+        embeddings = [(self.embeddings[i.prompt], self.embeddings[i.settings.negative_prompt]) for i in planned]
+        sampler = self.samplers[settings.scheduler]
+        latents = generate_latents(self.unet, sampler, noise, embeddings, settings.sampling, generators)
         if not latents.isfinite().all():
             raise WorkError(
-                f"the numbers of {batch[0].file_name} or one drawn with it overflow in {self.dtype}; --dtype bf16 or "
-                "fp32 may hold them, and a lower --guidance_scale helps"
+                f"{planned[0].file_name} or another picture of its batch overflows in {settings.dtype}: its latents "
+                "are not finite; try --dtype bf16 or fp32, or a lower --guidance_scale"
             )
         return decode_latents(self.vae, latents)
 
-    def halve_batch_size(self, batch: Sequence[PlannedImage]) -> None:
-        """Half of the batch size that was too much; WorkError where that was one picture."""
-        height, width = _size(batch[0])
-        if len(batch) == 1:
-            raise WorkError(f"not enough memory for one picture of {width} x {height} px; a smaller --width, --height")
+    def halve_batch_size(self, planned: Sequence[PlannedImage]) -> None:
+        """For pictures of this size, after a batch that did not fit; WorkError where that was one picture."""
+        height, width = planned[0].settings.size
+        if len(planned) == 1:
+            raise WorkError(
+                f"not enough memory for one picture of {width} x {height} px; a smaller --width or --height needs less"
+            )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.fitting[height, width] = len(batch) // 2
-        print(f"not enough memory for {len(batch)} pictures at once: going on with {len(batch) // 2}", flush=True)
+        self.fitting_batch_sizes[height, width] = len(planned) // 2
+        print(f"not enough memory for {len(planned)} pictures at once: going on with {len(planned) // 2}", flush=True)
 
 
-def _size(drawing: PlannedImage) -> tuple[int, int]:
-    return drawing.settings["height"], drawing.settings["width"]
+def _batch_key(planned: PlannedImage) -> GenerationSettings:
+    """Pictures with one key can be generated together."""
+    return replace(planned.settings, negative_prompt="")
+
+
+def _load_vae(weights: GenerationWeights, device: torch.device) -> AutoencoderKL:
+    """In fp32, also on a GPU: half precision is visible and saves little."""
+    # A CPU's convolutions are faster in channels_last.
+    memory_format = torch.channels_last if device.type == "cpu" else torch.preserve_format
+    return load_vae(weights.base).to(device, memory_format=memory_format)
+
+
+def encode_prompts_of(
+    plan: Sequence[PlannedImage], weights: GenerationWeights, device: torch.device
+) -> dict[str, torch.Tensor]:
+    settings = plan[0].settings
+    prompts = dict.fromkeys(text for i in plan for text in (i.settings.negative_prompt, i.prompt))
+    return encode_all_prompts(weights, list(prompts), settings.token_chunks, device, DTYPES[settings.dtype])
 
 
 def encode_all_prompts(
-    source: GenerationWeights, prompts: Sequence[str], chunks: int, device: torch.device, dtype: torch.dtype
+    weights: GenerationWeights, prompts: Sequence[str], max_chunks: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """The embedding of each prompt, in the CPU's memory, as training read its captions; the text encoder is gone when
-    this returns."""
-    tokenizer, text_encoder = load_tokenizer(source.base), load_generation_text_encoder(source, dtype).to(device)
-    room = chunks * (tokenizer.model_max_length - 2)
+    """{prompt: its embedding (L, D) on the CPU}, read as training reads captions. The text encoder is freed."""
+    tokenizer = load_tokenizer(weights.base)
+    text_encoder = load_generation_text_encoder(weights, dtype).to(device)
+    limit = max_chunks * (tokenizer.model_max_length - 2)
     for prompt in prompts:
-        if (tokens := count_tokens(tokenizer, prompt)) > room:
-            print(escape_control_chars(f"only the first {room} of {tokens} tokens are read of: {prompt}"))
-    return {prompt: encode_prompt(tokenizer, text_encoder, prompt, chunks).cpu() for prompt in prompts}
+        if (tokens := count_tokens(tokenizer, prompt)) > limit:
+            print(escape_control_chars(f"only the first {limit} of {tokens} tokens are read of: {prompt}"))
+    return {prompt: encode_prompt(tokenizer, text_encoder, prompt, max_chunks).cpu() for prompt in prompts}

@@ -1,76 +1,48 @@
-"""The files of a generation: pictures that tell how they were drawn, images.jsonl, and metadata.jsonl."""
+"""The files of a generation: pictures with their settings inside, images.jsonl and metadata.jsonl."""
 
-import hashlib
 import json
 import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from data.image_files import METADATA
 from data.images import save_image
-from data.metadata import METADATA, WITHHELD_SUFFIX, append_captions, scan_rows
+from data.metadata import scan_rows
+from data.metadata_writer import append_captions
+from generation.planned_images import GeneratedBatch, PlannedImage
 from models.samplers import SAMPLERS
 from runtime.errors import UserError, first_line
 from runtime.files import remove_stale_partial_files, write_text_atomically
 
 IMAGES_FILE, SHEET_FILE = "images.jsonl", "contact_sheet.jpg"
-OWN_KEY, WEBUI_KEY = "text_to_image", "parameters"
+OWN_KEY, WEBUI_KEY = "text_to_image", "parameters"  # of the text in a picture
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
-LISTED_EVERY = 10  # seconds: what is drawn since is listed at the end, or by --resume after a kill
+LIST_INTERVAL = 10  # seconds between updates of the lists; after a kill, --resume lists what is missing
 
 
-@dataclass(frozen=True, eq=False)
-class PlannedImage:
-    """A picture to draw; `settings` are the fields of its row in images.jsonl that come after the seed."""
-
-    prompt: str
-    seed: int
-    settings: dict
-    model_hash: str = ""
-    title: str = ""  # the model's name in a word
-    suffix: str = "png"
-
-    @cached_property
-    def file_name(self) -> str:
-        """The same picture has the same name, another never has it."""
-        words = "-".join(re.findall(r"\w+", self.prompt.lower())[:6])[:48] or "picture"
-        identity = json.dumps([self.prompt, self.model_hash, {**self.settings, "model": None}])
-        return f"{words}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}-{self.seed:06d}.{self.suffix}"
-
-    @property
-    def withheld_name(self) -> str:
-        """What it is called where the safety checker has blackened it."""
-        return self.file_name.replace(f".{self.suffix}", f"{WITHHELD_SUFFIX}.{self.suffix}")
-
-    def row(self, name: str) -> dict:
-        """All that is needed to draw it again, for the file `name`."""
-        row = {"file_name": name, "prompt": self.prompt, "seed": self.seed, **self.settings}
-        row["model_hash"] = self.model_hash
-        return row if name == self.file_name else {**row, "withheld": True}
-
-
-def webui_parameters(drawing: PlannedImage) -> str:
-    """What AUTOMATIC1111's 'PNG Info', ComfyUI and Civitai read of a picture."""
-    settings = drawing.settings
+def webui_parameters(planned: PlannedImage) -> str:
+    """The text that AUTOMATIC1111's 'PNG Info', ComfyUI and Civitai read from a picture."""
+    settings = planned.settings
     facts = {
-        "Steps": settings["steps"],
-        "Sampler": SAMPLERS[settings["scheduler"]].title,
-        "CFG scale": f"{settings['guidance']:g}",
-        "Seed": drawing.seed,
-        "Size": f"{settings['width']}x{settings['height']}",
-        "Model": drawing.title,
+        "Steps": settings.steps,
+        "Sampler": SAMPLERS[settings.scheduler].title,
+        "CFG scale": f"{settings.guidance_scale:g}",
+        "Seed": planned.seed,
+        "Size": f"{settings.width}x{settings.height}",
+        "Model": planned.model_title,
     }
-    lines = [drawing.prompt]
-    if settings["negative_prompt"]:
-        lines.append(f"Negative prompt: {settings['negative_prompt']}")
+    lines = [planned.prompt]
+    if settings.negative_prompt:
+        lines.append(f"Negative prompt: {settings.negative_prompt}")
     return "\n".join([*lines, ", ".join(f"{name}: {_quoted(str(value))}" for name, value in facts.items())])
 
 
@@ -78,28 +50,35 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
 
 
-def save_drawing(image: Image.Image, folder: Path, drawing: PlannedImage, withheld: bool = False) -> Path:
-    """The picture with `webui_parameters` and its row in it: as PNG text, or in the EXIF comment of a JPEG."""
-    name = drawing.withheld_name if withheld else drawing.file_name
-    told = {WEBUI_KEY: webui_parameters(drawing), OWN_KEY: json.dumps(drawing.row(name), ensure_ascii=False)}
-    if drawing.suffix == "jpg":
+def save_generated_image(image: Image.Image, folder: Path, planned: PlannedImage, withheld: bool = False) -> Path:
+    """The picture with `webui_parameters` and its row of images.jsonl in it: as PNG text, or in a JPEG's EXIF and
+    comment."""
+    name = planned.withheld_name if withheld else planned.file_name
+    parameters, row = webui_parameters(planned), json.dumps(planned.to_row(name), ensure_ascii=False)
+    if planned.extension == "jpg":
         exif = Image.Exif()
-        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + told[WEBUI_KEY].encode("utf-16-be")
-        return save_image(image, folder / name, exif=exif, comment=told[OWN_KEY].encode())
-    text = PngInfo()
-    for key, value in told.items():
-        text.add_text(key, value) if value.isascii() else text.add_itxt(key, value)
-    return save_image(image, folder / name, pnginfo=text)
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
+        return save_image(image, folder / name, exif=exif, comment=row.encode())
+    info = PngInfo()
+    for key, value in ((WEBUI_KEY, parameters), (OWN_KEY, row)):
+        info.add_text(key, value) if value.isascii() else info.add_itxt(key, value)
+    return save_image(image, folder / name, pnginfo=info)
 
 
-def found(folder: Path, drawing: PlannedImage) -> str | None:
-    """The name of its file in `folder`, as a picture or as one that was withheld; None where it is not drawn."""
-    names = (drawing.file_name, drawing.withheld_name)
+def find_file(folder: Path, planned: PlannedImage) -> str | None:
+    """The name of the picture's file in `folder`, withheld or not; None if there is none."""
+    names = (planned.file_name, planned.withheld_name)
     return next((name for name in names if (folder / name).is_file()), None)
 
 
+def is_generated(folder: Path, planned: PlannedImage) -> bool:
+    """Whether the picture's file is there and intact."""
+    name = find_file(folder, planned)
+    return name is not None and is_intact_image(folder / name)
+
+
 def is_intact_image(path: Path) -> bool:
-    """Whether it is a picture that opens to its end."""
+    """Whether the file opens as a picture and decodes to its end."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -109,96 +88,99 @@ def is_intact_image(path: Path) -> bool:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Makes it, and clears it of what a process that was killed left half-written; UserError where it or its lists
-    cannot be used, now and not after the first pictures."""
+    """Makes the folder, and removes the half-written files of processes that are gone.
+
+    Raises UserError where the folder or its lists cannot be used: now, not after the first pictures.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from None
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--output_dir {folder}: cannot be written into; see `ls -ld` of it")
+        raise UserError(f"--output_dir {folder}: no permission to write; see `ls -ld` of it")
     remove_stale_partial_files(folder)
     read_image_rows(folder / IMAGES_FILE)
     scan_rows(folder / METADATA, folder)
 
 
-def write_rows(folder: Path, drawn: dict[PlannedImage, str]) -> None:
-    """One row of images.jsonl for each picture, in the order of the plan after those of other runs."""
+def write_image_rows(folder: Path, files: Mapping[PlannedImage, str]) -> None:
+    """A row of images.jsonl for each of `files` (image: its file's name), after the rows of other runs."""
     rows = read_image_rows(folder / IMAGES_FILE)
-    for drawing, name in drawn.items():
+    for planned, name in files.items():
         rows.pop(name, None)
-        rows[name] = drawing.row(name)
+        rows[name] = planned.to_row(name)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
     write_text_atomically(folder / IMAGES_FILE, text)
 
 
-def read_image_rows(path: Path) -> dict[str, dict]:
-    """The rows of images.jsonl by the name of their picture."""
+def read_image_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of images.jsonl by file name; UserError where it cannot be read."""
     try:
-        # Only \n ends a row: str.splitlines() would also cut a prompt at U+2028.
+        # Not str.splitlines(), which would cut a prompt at U+2028.
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         return {row["file_name"]: row for row in map(json.loads, filter(None, lines))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not readable ({first_line(error)}); move it away") from None
 
 
-def write_metadata(folder: Path, drawn: dict[PlannedImage, str]) -> None:
-    """Adds the pictures to metadata.jsonl, their prompts as captions, so that the folder is a data set. Those of an
-    empty prompt stay out, as there is no caption for them, and those that were withheld."""
-    there = {row.file_name for row in scan_rows(folder / METADATA, folder)}
-    fit = {drawing.file_name: drawing.prompt for drawing, name in drawn.items() if name == drawing.file_name}
-    append_captions(folder, [(name, text) for name, text in fit.items() if text.strip() and name not in there])
+def append_metadata(folder: Path, files: Mapping[PlannedImage, str]) -> None:
+    """Adds the pictures to metadata.jsonl with their prompts as captions, so that the folder is a data set.
+
+    Withheld pictures stay out, and those with an empty prompt, which is no caption.
+    """
+    listed = {row.file_name for row in scan_rows(folder / METADATA, folder)}
+    usable = [planned for planned, name in files.items() if name == planned.file_name and planned.prompt.strip()]
+    append_captions(folder, [(i.file_name, i.prompt) for i in usable if i.file_name not in listed])
 
 
 @dataclass
 class OutputWriter:
-    """Where a plan is drawn into: files are written by a thread of their own while the next batch is drawn.
+    """Saves pictures in a thread of its own while the next batch is generated, and keeps the lists up to date.
 
-    The lists tell of those of the plan that are there, whoever drew them, so the main process alone writes them. Left
-    early, for whatever reason, the folder has all that was drawn.
+    Leaving the block, even by an exception, saves and lists all that was added. Only the main process writes the
+    lists: they have every picture of the plan that is there, whichever process generated it.
     """
 
-    path: Path
+    folder: Path
     plan: Sequence[PlannedImage]
-    metadata: bool
+    with_metadata: bool
     is_main: bool
-    pending: list[Future] = field(default_factory=list)
-    listed: float = -math.inf  # when, in seconds
+    _pending: list[Future] = field(default_factory=list)
+    _last_update: float = -math.inf  # of the lists, time.monotonic()
 
     def __enter__(self) -> "OutputWriter":
-        self.thread = ThreadPoolExecutor(1)
+        self._thread = ThreadPoolExecutor(1)
         return self
 
-    def add(self, batch: Sequence[PlannedImage], images: Sequence[Image.Image], withheld: Sequence[bool]) -> None:
-        self._settle()
-        self.pending = [
-            self.thread.submit(save_drawing, image, self.path, drawing, bad)
-            for drawing, image, bad in zip(batch, images, withheld, strict=True)
+    def add(self, batch: GeneratedBatch) -> None:
+        self._wait_for_saves()
+        self._pending = [
+            self._thread.submit(save_generated_image, image, self.folder, planned, withheld)
+            for planned, image, withheld in zip(batch.planned, batch.images, batch.withheld, strict=True)
         ]
-        if self.is_main and time.monotonic() - self.listed > LISTED_EVERY:
-            self.list_pictures()
+        if self.is_main and time.monotonic() - self._last_update > LIST_INTERVAL:
+            self.update_lists()
 
-    def _settle(self) -> None:
-        """Waits for the batch before: no more than two are in memory, and a full disk is told before the next."""
-        for saved in self.pending:
-            saved.result()
-        self.pending = []
+    def _wait_for_saves(self) -> None:
+        """At most two batches are in memory, and a full disk is reported before the next batch."""
+        for save in self._pending:
+            save.result()
+        self._pending = []
 
-    def list_pictures(self) -> dict[PlannedImage, str]:
-        """Brings images.jsonl, and metadata.jsonl where it is asked for, up to date; those that are there, with the
-        names of their files."""
-        names = {drawing: found(self.path, drawing) for drawing in self.plan}
-        there = {drawing: name for drawing, name in names.items() if name}
-        write_rows(self.path, there)
-        if self.metadata:
-            write_metadata(self.path, there)
-        self.listed = time.monotonic()
-        return there
+    def update_lists(self) -> dict[PlannedImage, str]:
+        """Brings images.jsonl up to date, and metadata.jsonl if asked for; returns {image: its file's name}."""
+        names = {planned: find_file(self.folder, planned) for planned in self.plan}
+        files = {planned: name for planned, name in names.items() if name}
+        write_image_rows(self.folder, files)
+        if self.with_metadata:
+            append_metadata(self.folder, files)
+        self._last_update = time.monotonic()
+        return files
 
     def __exit__(self, *exception: object) -> None:
         try:
-            self._settle()
+            self._wait_for_saves()
         finally:
-            self.thread.shutdown()
+            self._thread.shutdown()
             if self.is_main:
-                self.list_pictures()
+                self.update_lists()

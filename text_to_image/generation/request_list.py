@@ -1,48 +1,54 @@
-"""What is asked for: prompts of the command line, of a text file, or of a JSON Lines file. Standard library only."""
+"""What to generate: prompts of the command line, a text file or a JSON Lines file. Standard library only."""
 
 import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from models.samplers import SAMPLERS
 from runtime.errors import UserError
-from runtime.flags import fraction, non_negative_float, positive_int, seed, text
+from runtime.flags import non_negative_float, positive_int, seed_int, utf8_text, zero_to_one
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A prompt, and what its row in a file says of it; None: as the flags say."""
+    """A prompt, and what its row in a prompts file sets for it. None: the flag's value."""
 
     prompt: str
     negative_prompt: str | None = None
-    seed: int | None = None
+    seed: int | None = None  # of the first picture
     steps: int | None = None
     scheduler: str | None = None
     guidance_scale: float | None = None
     guidance_rescale: float | None = None
     num_images: int | None = None
-    height: int | None = None
+    height: int | None = None  # pixels
     width: int | None = None
 
+    def merge_flags(self, flags: argparse.Namespace) -> argparse.Namespace:
+        """The flags, with this request's own values in place of theirs."""
+        own = {key: value for key in REQUEST_KEYS if (value := getattr(self, key)) is not None}
+        return argparse.Namespace(**{**vars(flags), **own})
 
-def sampler(name: str) -> str:
+
+def scheduler_name(name: str) -> str:
     if name not in SAMPLERS:
         raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SAMPLERS)}")
     return name
 
 
 PROMPT_KEYS = ("prompt", "text")
-TEXTS = ("negative_prompt", "scheduler")
-# What else a row may say, and how it is checked: as the flag of the same name.
-KEYS: dict[str, Callable[[str], object]] = {
-    "negative_prompt": text,
-    "seed": seed,
+TEXT_KEYS = ("prompt", "negative_prompt", "scheduler")  # whose values are JSON strings; all others are numbers
+# What a row may set besides its prompt. A value is checked as the flag of the same name is.
+REQUEST_KEYS: dict[str, Callable[[str], str | int | float]] = {
+    "negative_prompt": utf8_text,
+    "seed": seed_int,
     "steps": positive_int,
-    "scheduler": sampler,
+    "scheduler": scheduler_name,
     "guidance_scale": non_negative_float,
-    "guidance_rescale": fraction,
+    "guidance_rescale": zero_to_one,
     "num_images": positive_int,
     "height": positive_int,
     "width": positive_int,
@@ -50,69 +56,82 @@ KEYS: dict[str, Callable[[str], object]] = {
 
 
 def read_requests(path: Path) -> list[GenerationRequest]:
-    """The wishes in a file: one prompt a line, or, where its name ends in .jsonl, a JSON object a line.
+    """The requests in a file: a prompt on each line or, in a *.jsonl file, a JSON object on each line.
 
-    A row with `file_name` is one of a data set's metadata.jsonl, of which the captions alone are read, or of an
-    images.jsonl, of which each is one picture; elsewhere an unknown key is a misspelt one. UserError lists every bad
-    line.
+    A row with `file_name` comes from a data set's metadata.jsonl, of which only the captions are read, or from an
+    images.jsonl, where each row is one picture. Raises UserError that lists every bad line.
     """
-    try:
-        # Only \n ends a line: str.splitlines() would also cut a prompt at U+2028.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(f"--prompts_file {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--prompts_file {path}: not UTF-8; save it as UTF-8") from None
-    read = _wish_of_row if path.suffix.lower() in (".jsonl", ".json", ".ndjson") else _wish_of_line
-    wishes, faults = [], []
-    for number, line in enumerate(lines, start=1):
+    parse_line = _parse_row if path.suffix.lower() in (".jsonl", ".json", ".ndjson") else _parse_text
+    requests: list[GenerationRequest] = []
+    faults = []
+    for number, line in enumerate(_read_lines(path), start=1):
         try:
-            wishes += read(line.strip()) if line.strip() else []
+            requests += parse_line(line.strip()) if line.strip() else []
         except ValueError as fault:
             faults.append(f"line {number}: {fault}")
     if faults:
         raise UserError("\n  ".join([f"--prompts_file {path}:", *faults]))
-    if not wishes:
-        raise UserError(f"--prompts_file {path}: no prompt in it; one a line, or JSON Lines in a file *.jsonl")
-    return wishes
+    if not requests:
+        raise UserError(f"--prompts_file {path}: no prompt in it; write one a line, or JSON Lines in a *.jsonl file")
+    return requests
 
 
-def _wish_of_line(line: str) -> list[GenerationRequest]:
+def _read_lines(path: Path) -> list[str]:
+    try:
+        # Not str.splitlines(), which would cut a prompt at U+2028.
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"--prompts_file {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--prompts_file {path}: not UTF-8; save it as UTF-8") from None
+
+
+def _parse_text(line: str) -> list[GenerationRequest]:
     return [GenerationRequest(line)]
 
 
-def _wish_of_row(line: str) -> list[GenerationRequest]:
-    """The row's wish, or one for each of its captions; raises ValueError that says what is wrong."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ValueError('not JSON; a row is like {"prompt": "denim jeans", "seed": 7}') from None
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
-    prompts = _prompts_of(row)
-    if "file_name" in row and "prompt" not in row:
+def _parse_row(line: str) -> list[GenerationRequest]:
+    """A request for each of the row's prompts. Raises ValueError that says what is wrong with the row."""
+    row = _json_object(line)
+    prompts = _prompts_in(row)
+    if "file_name" in row and "prompt" not in row:  # metadata.jsonl
         return [GenerationRequest(prompt) for prompt in prompts]
-    if "file_name" in row:  # `guidance` is images.jsonl's name for it
-        row = {"num_images": 1, "guidance_scale": row.get("guidance"), **{k: v for k, v in row.items() if k in KEYS}}
-    if unknown := set(row) - set(KEYS) - set(PROMPT_KEYS):
-        raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known are prompt, text, {', '.join(KEYS)}")
-    settings = {key: _checked(key, row[key]) for key in KEYS if row.get(key) is not None}
+    if "file_name" in row:  # images.jsonl, which has more keys and calls the guidance scale `guidance`
+        row = {
+            "num_images": 1,
+            "guidance_scale": row.get("guidance"),
+            **{key: value for key, value in row.items() if key in REQUEST_KEYS},
+        }
+    if unknown := set(row) - set(REQUEST_KEYS) - set(PROMPT_KEYS):
+        known = ", ".join([*PROMPT_KEYS, *REQUEST_KEYS])
+        raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known are {known}")
+    settings = {key: _checked(key, row[key]) for key in REQUEST_KEYS if row.get(key) is not None}
     return [GenerationRequest(prompt, **settings) for prompt in prompts]
 
 
-def _prompts_of(row: dict) -> list[str]:
-    found = next((row[key] for key in PROMPT_KEYS if key in row), None)
-    prompts = found if isinstance(found, list) else [found]
+def _json_object(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError('not JSON; a row looks like {"prompt": "denim jeans", "seed": 7}') from None
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    return row
+
+
+def _prompts_in(row: dict[str, Any]) -> list[str]:
+    value = next((row[key] for key in PROMPT_KEYS if key in row), None)
+    prompts = value if isinstance(value, list) else [value]
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError("`prompt` (or `text`) must be a text")
     return [_checked("prompt", prompt) for prompt in prompts]
 
 
-def _checked(key: str, value: object) -> object:
-    is_text = key in (*TEXTS, "prompt")
+def _checked(key: str, value: Any) -> Any:
+    is_text = key in TEXT_KEYS
     if isinstance(value, bool) or not isinstance(value, str if is_text else (int, float)):
         raise ValueError(f"`{key}`: {json.dumps(value)[:40]} is not what --{key} takes")
     try:
-        return KEYS.get(key, text)(value if is_text else str(value))
+        return REQUEST_KEYS.get(key, utf8_text)(str(value))
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"`{key}`: {error}") from None

@@ -1,7 +1,8 @@
-"""The safety checker that a model may bring: it blackens a picture it objects to, and here that is told."""
+"""The safety checker that some models bring: a picture it flags is replaced by a black one, and named."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,37 +10,41 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from models.folders import loading_errors, variant_of
+from models.folders import FolderLike, choose_variant, loading_errors
 
 FOLDER = "safety_checker"
 
 
-def has_checker(folder: Path) -> bool:
+def has_safety_checker(folder: FolderLike) -> bool:
     return (folder / FOLDER).is_dir() and (folder / "feature_extractor").is_dir()
 
 
-class SafetyChecker:
-    """The checker of the pipeline in `folder`, as Stable Diffusion 1.x has one."""
+class ImageChecker(Protocol):
+    def check(self, images: Sequence[Image.Image]) -> tuple[Sequence[Image.Image], list[bool]]:
+        """The pictures, with flagged ones in black, and for each whether it was flagged."""
 
-    def __init__(self, folder: Path, device: torch.device):
+
+class SafetyChecker:
+    """The checker of the pipeline in `folder`, which Stable Diffusion 1.x has."""
+
+    def __init__(self, folder: FolderLike, device: torch.device):
         with loading_errors(folder, FOLDER):
-            variant = variant_of(folder, FOLDER)
             checker = StableDiffusionSafetyChecker.from_pretrained(
-                folder, subfolder=FOLDER, use_safetensors=True, variant=variant
+                Path(folder), subfolder=FOLDER, use_safetensors=True, variant=choose_variant(folder, FOLDER)
             )
-            self.features = CLIPImageProcessor.from_pretrained(folder, subfolder="feature_extractor")
+            self.feature_extractor = CLIPImageProcessor.from_pretrained(Path(folder), subfolder="feature_extractor")
         self.checker = checker.to(device, torch.float32).eval()
 
-    def check(self, images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:
-        """The pictures, those it objects to in black, and which those are."""
-        inputs = self.features(list(images), return_tensors="pt").pixel_values.to(self.checker.device)
-        _, flagged = self.checker(clip_input=inputs, images=[np.zeros((1, 1, 3)) for _ in images])
-        black = [Image.new("RGB", image.size) if bad else image for image, bad in zip(images, flagged, strict=True)]
-        return black, [bool(bad) for bad in flagged]
+    def check(self, images: Sequence[Image.Image]) -> tuple[Sequence[Image.Image], list[bool]]:
+        clip_input = self.feature_extractor(list(images), return_tensors="pt").pixel_values.to(self.checker.device)
+        # It blackens numpy arrays in place; the pictures are done below, so it is given placeholders.
+        _, flagged = self.checker(clip_input=clip_input, images=[np.zeros((1, 1, 3)) for _ in images])
+        pairs = zip(images, flagged, strict=True)
+        return [Image.new("RGB", image.size) if bad else image for image, bad in pairs], list(map(bool, flagged))
 
 
-class NoChecker:
-    """For a model without one, or where none is wanted."""
+class NoSafetyChecker:
+    """For a model without one, and for --no_safety_checker."""
 
     def check(self, images: Sequence[Image.Image]) -> tuple[Sequence[Image.Image], list[bool]]:
         return images, [False] * len(images)

@@ -1,146 +1,172 @@
-"""Which weights draw: a pipeline, a run's checkpoint on its base, LoRAs on either; found, described, loaded."""
+"""The weights that generate: a pipeline, a run's checkpoint on its base, LoRAs on either; found, described, loaded."""
 
 import argparse
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import hf_hub_download
 from transformers import CLIPTextModel
 
 from models.defaults import REAL_MODEL
-from models.folders import PARTS, find_bases, find_model, fingerprint_file, fingerprint_model, loading_errors
+from models.finding import find_bases, find_model
+from models.folders import PARTS, FolderLike, ModelFolder, fingerprint_file, fingerprint_model, loading_errors
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE
 from models.sampling import load_sampler
-from runs.checkpoints import complete_checkpoints, missing_files
+from runs.checkpoints import complete_checkpoints, find_missing_file
 from runs.records import RUN_FILE, read_run
 from runtime.errors import UserError, hub_error_reason
-from runtime.paths import display_path
+from runtime.paths import REPOSITORY, display_path
+
+
+class ScaledLora(NamedTuple):
+    file: Path
+    scale: float
 
 
 @dataclass(frozen=True)
 class GenerationWeights:
-    """What draws. `base` is a whole pipeline; its UNet may be another's, and LoRAs may change it."""
+    """A whole pipeline in `base`; its UNet may come from another folder, and LoRAs may change it."""
 
-    name: str  # as it was asked for
-    base: Path
-    unet: Path  # the folder that holds `subfolder`
-    subfolder: str
-    loras: tuple[tuple[Path, float], ...]  # files, and how strongly each counts
-    run: dict  # run.json of what was trained here, else empty
+    name: str  # as the user gave it
+    base: ModelFolder
+    unet_folder: FolderLike  # the base itself, another revision of it, or a checkpoint
+    unet_part: str  # 'unet', or 'unet_ema' of a checkpoint
+    loras: tuple[ScaledLora, ...]
+    run: dict[str, Any]  # run.json of the training run; empty where it was not trained here
 
     @property
-    def scheduler_overrides(self) -> dict:
-        """The arguments of the run, where they say how it is sampled: a pipeline does so itself, and a base does not
-        know what was trained on it."""
-        is_pipeline = self.unet == self.base and not self.loras
-        return {} if is_pipeline else self.run.get("arguments", {})
+    def unet(self) -> Path:
+        """The UNet's own folder."""
+        return Path(self.unet_folder) / self.unet_part
 
-    def told(self) -> str:
-        """In one line what it is made of."""
+    @property
+    def has_own_unet(self) -> bool:
+        return Path(self.unet_folder) != self.base.path
+
+    @property
+    def scheduler_overrides(self) -> dict[str, Any]:
+        """The run's arguments, where they must override the base's scheduler config: a base does not know what was
+        trained on it, while a finished pipeline has a config of its own."""
+        return self.run.get("arguments", {}) if self.has_own_unet or self.loras else {}
+
+    @cached_property
+    def recorded_name(self) -> str:
+        """The model's name in images.jsonl. A folder in this repository is named relative to it, so that the name
+        does not depend on where the repository lies."""
+        path = Path(self.name).expanduser().resolve()
+        in_repository = path.is_dir() and path.is_relative_to(REPOSITORY)
+        name = path.relative_to(REPOSITORY).as_posix() if in_repository else self.name
+        if self.has_own_unet:
+            name += f"/{self.unet.parent.name}/{self.unet.name}"
+        return name + "".join(f" + {lora.file.parent.name}/{lora.file.name} at {lora.scale:g}" for lora in self.loras)
+
+    def describe(self) -> str:
+        """One line: the folders and files that the weights come from."""
         parts = [display_path(self.base)]
-        if self.unet != self.base:
-            parts.append(f"the UNet of {display_path(self.unet / self.subfolder)}")
-        parts += [
-            f"the LoRA {display_path(path)}{'' if scale == 1 else f' at {scale:g}'}" for path, scale in self.loras
-        ]
+        if self.has_own_unet:
+            parts.append(f"the UNet of {display_path(self.unet)}")
+        for file, scale in self.loras:
+            parts.append(f"the LoRA {display_path(file)}{'' if scale == 1 else f' at {scale:g}'}")
         return " with ".join(parts)
 
     def fingerprint(self) -> str:
         """A hash of all weights and configs."""
-        others = [part for part in PARTS if part != "unet"]
-        facts = [fingerprint_model(self.base, others), fingerprint_model(self.unet, [self.subfolder])]
-        facts += [f"{fingerprint_file(path)} {scale}" for path, scale in self.loras]
+        other_parts = [part for part in PARTS if part != "unet"]
+        facts = [fingerprint_model(self.base, other_parts), fingerprint_model(self.unet_folder, [self.unet_part])]
+        facts += [f"{fingerprint_file(file)} {scale}" for file, scale in self.loras]
         return hashlib.sha256(" ".join(facts).encode()).hexdigest()
 
 
 def find_weights(
     model: str, checkpoint: str | None = None, lora: str | None = None, lora_scale: float = 1.0
 ) -> GenerationWeights:
-    """`model` is a folder, a run of this repository or a hub id; `checkpoint` one of the run's ('latest' the newest,
-    'checkpoint-100/unet' the weights and not their average); `lora` a folder, a file or a hub id.
+    """What the flags of the same names ask for; loads no weight.
 
-    UserError where one of them is not there or not usable.
+    `model` is a diffusers folder, a run's folder or a hub id; `checkpoint` names one of that run's, or 'latest', and
+    means its EMA weights unless it ends in '/unet'; `lora` is a folder, a file or a hub id. Raises UserError where one
+    of them is missing or not usable.
     """
     folder = Path(model).expanduser()
     run = read_run(folder) or {}
-    loras: list[Path] = []
-    unet, subfolder = None, "unet"
-    if checkpoint is not None:
-        place, subfolder = _checkpoint(folder, run, checkpoint)
-        if (place / LORA_FILE).is_file():
-            loras.append(place / LORA_FILE)
-        else:
-            unet = place
-    elif (folder / LORA_FILE).is_file() and not _is_pipeline(folder):
-        loras.append(folder / LORA_FILE)
-    if (loras or unet) and not _is_pipeline(folder):
-        base, own_unet = _bases_of_run(model, run)
+    unet, lora_files = _trained_parts(folder, run, checkpoint)
+    if (unet or lora_files) and not _is_pipeline(folder):
+        base, unet_base = _find_bases_of_run(model, run)
     else:
-        base = own_unet = _pipeline(model, folder, run)
+        base = unet_base = _find_pipeline(model, folder, run)
     if lora is not None:
-        loras.append(_lora_file(lora))
-        run = run or read_run(loras[-1].parent) or read_run(loras[-1].parent.parent) or {}
-    if lora_scale != 1 and not loras:
+        lora_files.append(_find_lora(lora))
+        run = run or _run_of_lora(lora_files[-1])
+    if lora_scale != 1 and not lora_files:
         raise UserError(f"--lora_scale {lora_scale:g}: there is no LoRA; name one with --lora FOLDER")
-    scales = [1.0] * (len(loras) - 1) + [lora_scale]  # it is meant for the last one
-    subfolder = subfolder if unet else "unet"
-    return GenerationWeights(model, base, unet or own_unet, subfolder, tuple(zip(loras, scales, strict=False)), run)
+    scales = [1.0] * len(lora_files[:-1]) + [lora_scale]  # --lora_scale is the last one's
+    loras = tuple(ScaledLora(file, scale) for file, scale in zip(lora_files, scales, strict=False))
+    unet_folder, unet_part = (unet.parent, unet.name) if unet else (unet_base, "unet")
+    return GenerationWeights(model, base, unet_folder, unet_part, loras, run)
+
+
+def _trained_parts(folder: Path, run: dict[str, Any], checkpoint: str | None) -> tuple[Path | None, list[Path]]:
+    """What a run trained, where it is not a pipeline: (the UNet's folder, LoRA files), at most one of either."""
+    if checkpoint is not None:
+        checkpoint_folder, part = _find_checkpoint(folder, run, checkpoint)
+        lora = checkpoint_folder / LORA_FILE
+        return (None, [lora]) if lora.is_file() else (checkpoint_folder / part, [])
+    lora = folder / LORA_FILE
+    return None, [lora] if lora.is_file() and not _is_pipeline(folder) else []
 
 
 def _is_pipeline(folder: Path) -> bool:
     return (folder / "model_index.json").is_file()
 
 
-def _pipeline(model: str, folder: Path, run: dict) -> Path:
+def _find_pipeline(model: str, folder: Path, run: dict[str, Any]) -> ModelFolder:
     if run and not _is_pipeline(folder) and complete_checkpoints(folder):
-        raise UserError(f"--model {model}: the run is not finished; --checkpoint latest draws with what it has so far")
+        raise UserError(f"--model {model}: the run is not finished; --checkpoint latest uses what it has so far")
     return find_model(model, "--model")
 
 
-def _bases_of_run(model: str, run: dict) -> tuple[Path, Path]:
-    """What a run trained on, and where its UNet is from, where its own folder holds a LoRA or checkpoints alone."""
+def _find_bases_of_run(model: str, run: dict[str, Any]) -> tuple[ModelFolder, ModelFolder]:
+    """(the base that the run trained, the pipeline whose UNet it started from)."""
     if not run:
         raise UserError(
             f"--model {model}: a LoRA without {RUN_FILE}, so its base is not known; name both: "
             f"--model {REAL_MODEL} --lora {model}"
         )
-    asked = {**run["arguments"], "pretrained_model_name_or_path": run["base_model"]}
+    arguments = {**run["arguments"], "pretrained_model_name_or_path": run["base_model"]}
     try:
-        return find_bases(argparse.Namespace(**asked))
+        return find_bases(argparse.Namespace(**arguments))
     except UserError as error:
         raise UserError(f"--model {model}: what it was trained on: {error}") from None
 
 
-def _checkpoint(folder: Path, run: dict, asked: str) -> tuple[Path, str]:
-    """(its folder, 'unet' or 'unet_ema'): the averaged weights where there are some and 'unet' is not asked for."""
+def _find_checkpoint(folder: Path, run: dict[str, Any], asked: str) -> tuple[Path, str]:
+    """(its folder, 'unet' or 'unet_ema'): the EMA weights if it has some and 'unet' is not asked for."""
     if not run:
-        raise UserError(f"--checkpoint {asked}: --model {folder} is no run: it has no {RUN_FILE}")
-    there = complete_checkpoints(folder)
+        raise UserError(f"--checkpoint {asked}: --model {folder} is not a training run: it has no {RUN_FILE}")
+    complete = complete_checkpoints(folder)
     name, _, part = asked.strip("/").partition("/")
-    place = there[-1] if name == "latest" and there else folder / name
-    if place not in there:
-        reason = missing_files(place) if place.is_dir() and name else "there is no such checkpoint"
-        names = ", ".join(path.name for path in there) or "none"
+    path = complete[-1] if name == "latest" and complete else folder / name
+    if path not in complete:
+        reason = find_missing_file(path) if path.is_dir() and name else "there is no such checkpoint"
+        names = ", ".join(checkpoint.name for checkpoint in complete) or "none"
         raise UserError(f"--checkpoint {asked}: {reason}; complete in {folder}: {names}")
-    part = part or ("unet_ema" if (place / "unet_ema").is_dir() else "unet")
-    if not (place / part).is_dir() and not (place / LORA_FILE).is_file():
-        parts = ", ".join(sorted(path.name for path in place.glob("unet*")))
+    part = part or ("unet_ema" if (path / "unet_ema").is_dir() else "unet")
+    if not (path / part).is_dir() and not (path / LORA_FILE).is_file():
+        parts = ", ".join(sorted(unet.name for unet in path.glob("unet*")))
         raise UserError(f"--checkpoint {asked}: no {part} in it; there is {parts}")
-    return place, part
+    return path, part
 
 
-def _lora_file(name: str) -> Path:
+def _find_lora(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
-        files = [path / LORA_FILE] if (path / LORA_FILE).is_file() else sorted(path.glob("*.safetensors"))
-        if len(files) != 1:
-            raise UserError(f"--lora {name}: {len(files)} safetensors files in it; name the file")
-        return files[0]
+        return _lora_in(path, name)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise UserError(f"--lora {name}: not a safetensors file; other formats can run code when they are read")
@@ -149,28 +175,40 @@ def _lora_file(name: str) -> Path:
         return Path(hf_hub_download(name, LORA_FILE))
     except Exception as error:  # the hub's errors have no common class
         raise UserError(
-            f"--lora {name}: no such file or folder, and not to be had from the hub: {hub_error_reason(error)}"
+            f"--lora {name}: no such file or folder, and not found on the hub: {hub_error_reason(error)}"
         ) from None
 
 
-def load_generation_unet(source: GenerationWeights, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The UNet with the LoRAs melted into its weights, in fp32 before it becomes `dtype`."""
-    unet = load_unet(source.unet, subfolder=source.subfolder)
-    for path, scale in source.loras:
-        with loading_errors(path.parent, path.name):
-            state, alphas, metadata = _lora_state(path, unet)
+def _lora_in(folder: Path, name: str) -> Path:
+    files = [folder / LORA_FILE] if (folder / LORA_FILE).is_file() else sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise UserError(f"--lora {name}: {len(files)} safetensors files in it; name the file")
+    return files[0]
+
+
+def _run_of_lora(file: Path) -> dict[str, Any]:
+    """run.json of the run that trained it: beside the file, or above its checkpoint."""
+    return read_run(file.parent) or read_run(file.parent.parent) or {}
+
+
+def load_generation_unet(weights: GenerationWeights, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet with the LoRAs fused into its weights, in fp32 before it becomes `dtype`."""
+    unet = load_unet(weights.unet_folder, subfolder=weights.unet_part)
+    for file, scale in weights.loras:
+        with loading_errors(file.parent, file.name):
+            state, alphas, metadata = _lora_state(file, unet)
             StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, metadata=metadata)
             unet.fuse_lora(lora_scale=scale)
             unet.unload_lora()
     return unet.to(dtype, memory_format=torch.channels_last).eval()
 
 
-def load_generation_text_encoder(source: GenerationWeights, dtype: torch.dtype) -> CLIPTextModel:
-    """The text encoder, changed by those LoRAs that have a part for it."""
-    text_encoder = load_text_encoder(source.base)
-    for path, scale in source.loras:
-        with loading_errors(path.parent, path.name):
-            state, alphas, metadata = _lora_state(path, None)
+def load_generation_text_encoder(weights: GenerationWeights, dtype: torch.dtype) -> CLIPTextModel:
+    """The text encoder, changed by the LoRAs that have a part for it."""
+    text_encoder = load_text_encoder(weights.base)
+    for file, scale in weights.loras:
+        with loading_errors(file.parent, file.name):
+            state, alphas, metadata = _lora_state(file, None)
             if any(name.startswith("text_encoder.") for name in state):
                 StableDiffusionPipeline.load_lora_into_text_encoder(
                     state, alphas, text_encoder, "text_encoder", lora_scale=scale, metadata=metadata
@@ -178,32 +216,34 @@ def load_generation_text_encoder(source: GenerationWeights, dtype: torch.dtype) 
     return text_encoder.to(dtype).eval()
 
 
-def _lora_state(path: Path, unet: UNet2DConditionModel | None) -> tuple[dict, dict | None, dict | None]:
-    """(weights in diffusers' names, alphas, metadata) of a file in diffusers' or kohya's format.
+def _lora_state(file: Path, unet: UNet2DConditionModel | None) -> tuple[dict, dict | None, dict | None]:
+    """(weights under diffusers' names, alphas, metadata) of a file in diffusers' or kohya's format.
 
-    UserError where it is for another kind of model, of which diffusers would say nothing and load nothing.
+    Raises UserError for a LoRA of another kind of model: diffusers would load nothing from it, without a word.
     """
     state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-        path.parent, weight_name=path.name, use_safetensors=True, return_lora_metadata=True,
+        file.parent, weight_name=file.name, use_safetensors=True, return_lora_metadata=True,
         unet_config=unet.config if unet else None,
     )  # fmt: skip
     if not any(name.startswith(("unet.", "text_encoder.")) for name in state):
-        raise UserError(f"{path}: no LoRA for Stable Diffusion 1.x or 2.x: it has {min(state, default='nothing')}")
+        raise UserError(
+            f"{file}: not a LoRA for Stable Diffusion 1.x or 2.x: it has {min(state, default='no weights')}"
+        )
     return state, alphas, metadata
 
 
-def sampler_of(source: GenerationWeights, name: str):
-    """The sampler SAMPLERS[`name`] on the schedule that was trained."""
-    told = source.scheduler_overrides
-    return load_sampler(source.base, told.get("prediction_type"), told.get("rescale_betas_zero_snr", False), name)
+def load_generation_sampler(weights: GenerationWeights, name: str) -> SchedulerMixin:
+    """The sampler SAMPLERS[`name`] on the noise schedule that the weights were trained with."""
+    overrides = weights.scheduler_overrides
+    zero_snr = overrides.get("rescale_betas_zero_snr", False)
+    return load_sampler(weights.base, overrides.get("prediction_type"), zero_snr, name)
 
 
-def missing_trigger(source: GenerationWeights, prompts: Sequence[str]) -> str | None:
-    """A line about the phrase that the run was trained to answer to, where prompts lack it."""
-    trigger = source.run.get("trigger")
-    lacking = [prompt for prompt in prompts if trigger and trigger.lower() not in prompt.lower()]
-    if not lacking:
+def trigger_warning(weights: GenerationWeights, prompts: Sequence[str]) -> str | None:
+    """A line about prompts without the trigger phrase that the model was trained with; None if all have it."""
+    trigger = weights.run.get("trigger")
+    without = [prompt for prompt in prompts if trigger and trigger.lower() not in prompt.lower()]
+    if not without:
         return None
-    return (
-        f"{len(lacking)} of {len(prompts)} prompts lack the trigger phrase that the model was trained with: {trigger}"
-    )
+    count = f"{len(without)} of {len(prompts)}"
+    return f"{count} prompts lack the trigger phrase that the model was trained with: {trigger}"

@@ -1,65 +1,66 @@
-"""Defaults that a model's folder may bring, because what suits 4 M parameters does not suit 860 M.
+"""Defaults that come with a model, because what suits 4 M parameters does not suit 860 M.
 
 Two small JSON files beside `model_index.json`; flags win over both, and fine-tuning copies both to its result:
 
 - `training_defaults.json`: flags of train_text_to_image.py without the dashes, such as {"learning_rate": 3e-4};
 - `generation_defaults.json`: flags of inference.py, such as {"guidance_scale": 4.0, "steps": 25}.
 
-Standard library only: read before anything heavy is imported.
+Standard library only: this is read before anything heavy is imported.
 """
 
 import argparse
 import json
 from collections.abc import Collection
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import UserError
 from runtime.flags import FlagParser, given_flags, non_negative_float
 
 TRAINING_DEFAULTS, GENERATION_DEFAULTS = "training_defaults.json", "generation_defaults.json"
-FROM_FLAG, FROM_SCRIPT = "flag", "default"
+FROM_FLAG, FROM_SCRIPT = "flag", "default"  # where a value comes from; else it is the name of a file
 GUIDANCE_SCALE = 7.5
-REAL_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # what the scripts name as an example
+REAL_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # the scripts' example of a full-size model
 
 
 def merge_defaults(
-    parser: FlagParser, given: dict[str, object], file: Path, not_allowed: Collection[str]
+    parser: FlagParser, given: dict[str, Any], file: Path, not_allowed: Collection[str]
 ) -> argparse.Namespace:
-    """Flags win over the model folder's `file` (it may be missing), the file wins over the script's own defaults.
+    """Flags win over the model's `file` (which may be missing), the file wins over the script's own defaults.
 
-    The result's `origins` says for every name which of the three it comes from. UserError names a key that is no flag
-    or is `not_allowed` in a file, and a wrong value.
+    `origins` of the result says for every name which of the three its value is from. Raises UserError that names the
+    file for a key that is not a flag or is `not_allowed` in a file, and for a wrong value.
     """
-    from_file = _flags_in(parser, file)
+    from_file = _read_flags(parser, file)
     if wrong := sorted(set(from_file).intersection(not_allowed)):
         raise UserError(f"{file}: {', '.join(wrong)} cannot be set by a model, only as a flag")
-    literals = vars(parser.parse_args([]))
+    from_script = vars(parser.parse_args([]))
     origins = {
-        name: FROM_FLAG if name in given else file.name if name in from_file else FROM_SCRIPT for name in literals
+        name: FROM_FLAG if name in given else file.name if name in from_file else FROM_SCRIPT for name in from_script
     }
-    return argparse.Namespace(**{**literals, **from_file, **given}, origins=origins)
+    return argparse.Namespace(**{**from_script, **from_file, **given}, origins=origins)
 
 
-def guidance_scale_of(folder: Path) -> float:
-    """The guidance scale that suits the model in `folder`."""
-    file = folder / GENERATION_DEFAULTS
+def guidance_scale_of(folder: PathLike[str]) -> float:
+    """The guidance scale that the model in `folder` recommends; 7.5 if it recommends none."""
+    file = Path(folder) / GENERATION_DEFAULTS
     try:
         return non_negative_float(str(_read_json(file).get("guidance_scale", GUIDANCE_SCALE)))
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{file}: guidance_scale: {error}") from None
 
 
-def _flags_in(parser: FlagParser, file: Path) -> dict[str, object]:
-    """The file's values through the parser itself, so names, types and ranges are checked as on a command line."""
+def _read_flags(parser: FlagParser, file: Path) -> dict[str, Any]:
+    """The file's values, parsed as on a command line, so that names, types and ranges are checked."""
+    argv = [_as_flag(name, item) for name, value in _read_json(file).items() for item in _as_list(value)]
     try:
-        return given_flags(
-            parser, [_as_flag(name, item) for name, value in _read_json(file).items() for item in _items(value)]
-        )
+        return given_flags(parser, argv)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
 
 
-def _read_json(file: Path) -> dict[str, object]:
+def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
@@ -71,7 +72,7 @@ def _read_json(file: Path) -> dict[str, object]:
     return values
 
 
-def _items(value: object) -> list[object]:
+def _as_list(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 

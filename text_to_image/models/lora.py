@@ -1,19 +1,24 @@
-"""A LoRA on the UNet: its adapter, and the file that diffusers reads."""
+"""A LoRA on the UNet (arXiv:2106.09685): its configuration, and the file that diffusers reads."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 LORA_FILE = "pytorch_lora_weights.safetensors"
-
-
 LORA_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # the attention's projections, as in diffusers' example
 
 
-def lora_config(rank: int, alpha: float):
+def lora_config(rank: int, alpha: float) -> LoraConfig:
+    """What `unet.add_adapter` takes. UserError if peft is not installed."""
     try:
         from peft import LoraConfig
     except ImportError:
@@ -22,7 +27,7 @@ def lora_config(rank: int, alpha: float):
 
 
 def write_lora(unet: UNet2DConditionModel, folder: Path) -> None:
-    """The file that `pipeline.load_lora_weights` reads, with the alpha of the adapter."""
+    """Writes the UNet's adapter to the file that `pipeline.load_lora_weights` reads, alpha included."""
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
@@ -36,7 +41,7 @@ def write_lora(unet: UNet2DConditionModel, folder: Path) -> None:
 
 
 def read_lora(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Puts a file of `write_lora` into the adapter that `unet` already has."""
+    """Loads a file of `write_lora` into the adapter that `unet` already has."""
     from diffusers.utils import convert_unet_state_dict_to_peft
     from peft import set_peft_model_state_dict
 

@@ -1,38 +1,48 @@
-"""The samplers by name: diffusers' class, its settings, and the name AUTOMATIC1111 knows it by. Data alone."""
+"""The samplers by name, and the settings of sampling. Standard library only, for `--help` and a prompts file."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 DEFAULT_SAMPLER = "dpmpp_2m_karras"
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """How one of diffusers' schedulers is made for a model; `title` goes into the pictures' files."""
+class SamplerPreset:
+    """One of diffusers' schedulers, and the config that makes it the sampler called `title`."""
 
-    scheduler: str  # the class in diffusers
-    title: str
-    settings: dict = field(default_factory=dict)
+    scheduler_class: str  # in diffusers
+    title: str  # AUTOMATIC1111's name; it is written into the picture files
+    config: dict[str, Any] = field(default_factory=dict)
 
 
-# All that is named here is said outright: a model's own scheduler config may say otherwise, or nothing, and some
-# classes would then clip latents to -1..1, or take Runge-Kutta steps first.
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How noise becomes latents, whatever the sampler."""
+
+    steps: int
+    guidance_scale: float  # 1 or less: no guidance, at half the cost
+    guidance_rescale: float = 0.0  # phi of arXiv:2305.08891, section 3.4; 0: off
+
+
+# These settings always override the model's own scheduler config. Some classes would otherwise clip latents to -1..1,
+# or begin with Runge-Kutta steps.
 NO_CLIPPING = {"clip_sample": False}
 PLAIN = {"use_karras_sigmas": False}
 DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2}
 SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
 KARRAS = {"use_karras_sigmas": True}  # noise levels of arXiv:2206.00364
 SAMPLERS = {
-    "dpmpp_2m_karras": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M Karras", {**DPM, **KARRAS}),
-    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M", {**DPM, **PLAIN}),
-    "dpmpp_2m_sde_karras": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M SDE Karras", {**SDE, **KARRAS}),
-    "unipc": Sampler("UniPCMultistepScheduler", "UniPC", PLAIN),
-    "euler": Sampler("EulerDiscreteScheduler", "Euler", PLAIN),
-    "euler_karras": Sampler("EulerDiscreteScheduler", "Euler Karras", KARRAS),
-    "euler_a": Sampler("EulerAncestralDiscreteScheduler", "Euler a"),
-    "heun": Sampler("HeunDiscreteScheduler", "Heun", {**PLAIN, **NO_CLIPPING}),
-    "lms": Sampler("LMSDiscreteScheduler", "LMS", PLAIN),
-    "ddim": Sampler("DDIMScheduler", "DDIM", NO_CLIPPING),
-    "pndm": Sampler("PNDMScheduler", "PLMS", {"skip_prk_steps": True}),
-    "ddpm": Sampler("DDPMScheduler", "DDPM", NO_CLIPPING),
-    "lcm": Sampler("LCMScheduler", "LCM", NO_CLIPPING),
+    "dpmpp_2m_karras": SamplerPreset("DPMSolverMultistepScheduler", "DPM++ 2M Karras", {**DPM, **KARRAS}),
+    "dpmpp_2m": SamplerPreset("DPMSolverMultistepScheduler", "DPM++ 2M", {**DPM, **PLAIN}),
+    "dpmpp_2m_sde_karras": SamplerPreset("DPMSolverMultistepScheduler", "DPM++ 2M SDE Karras", {**SDE, **KARRAS}),
+    "unipc": SamplerPreset("UniPCMultistepScheduler", "UniPC", PLAIN),
+    "euler": SamplerPreset("EulerDiscreteScheduler", "Euler", PLAIN),
+    "euler_karras": SamplerPreset("EulerDiscreteScheduler", "Euler Karras", KARRAS),
+    "euler_a": SamplerPreset("EulerAncestralDiscreteScheduler", "Euler a"),
+    "heun": SamplerPreset("HeunDiscreteScheduler", "Heun", {**PLAIN, **NO_CLIPPING}),
+    "lms": SamplerPreset("LMSDiscreteScheduler", "LMS", PLAIN),
+    "ddim": SamplerPreset("DDIMScheduler", "DDIM", NO_CLIPPING),
+    "pndm": SamplerPreset("PNDMScheduler", "PLMS", {"skip_prk_steps": True}),
+    "ddpm": SamplerPreset("DDPMScheduler", "DDPM", NO_CLIPPING),
+    "lcm": SamplerPreset("LCMScheduler", "LCM", NO_CLIPPING),
 }

@@ -1,100 +1,118 @@
-"""From noise to pictures: diffusers' samplers on the model's own schedule, and classifier-free guidance."""
+"""From noise to pictures: diffusers' samplers on the model's own noise schedule, and classifier-free guidance."""
 
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from PIL import Image
 
-from models.folders import loading_errors
-from models.samplers import DEFAULT_SAMPLER, SAMPLERS
+from models.folders import FolderLike, loading_errors
+from models.samplers import DEFAULT_SAMPLER, SAMPLERS, SamplingSettings
 from models.text_encoding import join_embeddings
 from runtime.errors import UserError
 
+PromptPair = tuple[torch.Tensor, torch.Tensor]  # embeddings (L, D) of a prompt and of its negative prompt
+
 
 def load_sampler(
-    folder: Path, prediction_type: str | None = None, zero_snr: bool = False, name: str = DEFAULT_SAMPLER
-):
-    """The scheduler SAMPLERS[`name`] on the schedule in `folder`/scheduler; by default DPM-Solver++ (arXiv:2211.01095)
-    with the noise levels of arXiv:2206.00364.
+    folder: FolderLike, prediction_type: str | None = None, zero_snr: bool = False, name: str = DEFAULT_SAMPLER
+) -> SchedulerMixin:
+    """The sampler SAMPLERS[`name`] on the noise schedule of the model in `folder`.
 
-    UserError where the schedule ends in pure noise (arXiv:2305.08891) and the scheduler knows no such schedule.
+    The default is DPM-Solver++ (arXiv:2211.01095) with the noise levels of arXiv:2206.00364. Raises UserError where
+    the schedule has zero terminal SNR (arXiv:2305.08891) and this sampler cannot handle it.
     """
-    chosen = SAMPLERS[name]
-    settings = dict(chosen.settings)
-    settings |= {"prediction_type": prediction_type} if prediction_type else {}
-    settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_snr else {}
-    scheduler = getattr(diffusers, chosen.scheduler)
+    preset = SAMPLERS[name]
+    scheduler_class = getattr(diffusers, preset.scheduler_class)
     with loading_errors(folder, "scheduler"):
-        own = scheduler.load_config(folder, subfolder="scheduler")
-        if (zero_snr or own.get("rescale_betas_zero_snr")) and not _knows_zero_snr(scheduler):
-            able = [n for n, s in SAMPLERS.items() if _knows_zero_snr(getattr(diffusers, s.scheduler))]
-            raise UserError(f"--scheduler {name}: {folder} has zero terminal SNR; it is drawn with {', '.join(able)}")
-        return scheduler.from_config(own, **settings)
+        config = scheduler_class.load_config(folder, subfolder="scheduler")
+        if zero_snr or config.get("rescale_betas_zero_snr"):
+            _check_zero_snr(name, folder)
+        return scheduler_class.from_config(config, **preset.config, **_overrides(prediction_type, zero_snr))
 
 
-def _knows_zero_snr(scheduler: type) -> bool:
-    return "rescale_betas_zero_snr" in inspect.signature(scheduler).parameters
+def _overrides(prediction_type: str | None, zero_snr: bool) -> dict[str, Any]:
+    overrides: dict[str, Any] = {"prediction_type": prediction_type} if prediction_type else {}
+    return overrides | ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_snr else {})
+
+
+def _check_zero_snr(name: str, folder: FolderLike) -> None:
+    if not _supports_zero_snr(name):
+        able = ", ".join(filter(_supports_zero_snr, SAMPLERS))
+        raise UserError(f"--scheduler {name}: {folder} has zero terminal SNR, which needs one of {able}")
+
+
+def _supports_zero_snr(name: str) -> bool:
+    scheduler_class = getattr(diffusers, SAMPLERS[name].scheduler_class)
+    return "rescale_betas_zero_snr" in inspect.signature(scheduler_class).parameters
 
 
 def seeded_generator(seed: int) -> torch.Generator:
-    """A picture's own source of noise, on the CPU: its batch and the device change nothing."""
+    """One picture's own randomness, on the CPU, so that neither its batch nor the device changes the picture."""
     return torch.Generator().manual_seed(seed)
 
 
 def initial_noise(seed: int | torch.Generator, latent_shape: tuple[int, int, int]) -> torch.Tensor:
-    """(C, h, w), drawn on the CPU for one picture, from its seed or from its generator."""
+    """(C, h, w) noise of one picture, from its seed or its generator, on the CPU."""
     generator = seed if isinstance(seed, torch.Generator) else seeded_generator(seed)
     return torch.randn((1, *latent_shape), generator=generator)[0]
 
 
 @torch.no_grad()
 def generate_latents(
-    unet,
-    sampler,
+    unet: UNet2DConditionModel,
+    sampler: SchedulerMixin,
     noise: torch.Tensor,
-    prompts: Sequence[torch.Tensor],
-    negatives: Sequence[torch.Tensor],
-    guidance_scale: float,
-    steps: int,
-    guidance_rescale: float = 0.0,
+    embeddings: Sequence[PromptPair],
+    settings: SamplingSettings,
     generators: Sequence[torch.Generator] | None = None,
 ) -> torch.Tensor:
-    """(B, C, h, w) latents from as much noise and B prompt embeddings (L_i, D), each steered away from its negative.
+    """Scaled latents (B, C, h, w) from `noise` of that shape and the B embeddings of a prompt and its negative.
 
-    A guidance scale of 1 or less takes the prediction for the prompt alone, at half the cost. `guidance_rescale` is
-    the phi of arXiv:2305.08891, section 3.4. Samplers that add noise on the way draw it from `generators`.
+    Samplers that add noise between the steps take it from `generators`, one for each picture.
     """
-    guided = guidance_scale > 1
-    texts = [*negatives, *prompts] if guided else prompts
-    hidden_states, mask = join_embeddings([text.to(unet.device, unet.dtype) for text in texts])
-    sampler.set_timesteps(steps, device=unet.device)
-    chance = {"generator": list(generators)} if generators and is_stochastic(sampler) else {}
+    guided = settings.guidance_scale > 1
+    prompts, negatives = zip(*embeddings, strict=True)
+    conditions = [*negatives, *prompts] if guided else prompts
+    encoder_hidden_states, mask = join_embeddings([text.to(unet.device, unet.dtype) for text in conditions])
+    step_options = {"generator": list(generators)} if generators and is_stochastic(sampler) else {}
+    sampler.set_timesteps(settings.steps, device=unet.device)
     latents = noise.to(unet.device) * sampler.init_noise_sigma
     for t in sampler.timesteps:
-        scaled = sampler.scale_model_input(latents, t).to(unet.dtype)
-        model_input = torch.cat([scaled, scaled]) if guided else scaled
-        model_pred = unet(model_input, t, hidden_states, encoder_attention_mask=mask).sample.float()
+        latent_model_input = sampler.scale_model_input(latents, t).to(unet.dtype)
         if guided:
-            noise_pred_uncond, noise_pred_text = model_pred.chunk(2)
-            model_pred = noise_pred_uncond + guidance_scale * (noise_pred_text - noise_pred_uncond)
-            if guidance_rescale > 0:
-                model_pred = rescale_noise_cfg(model_pred, noise_pred_text, guidance_rescale)
-        latents = sampler.step(model_pred, t, latents, **chance).prev_sample
+            latent_model_input = torch.cat([latent_model_input, latent_model_input])
+        model_pred = unet(latent_model_input, t, encoder_hidden_states, encoder_attention_mask=mask).sample.float()
+        if guided:
+            model_pred = apply_guidance(model_pred, settings)
+        latents = sampler.step(model_pred, t, latents, **step_options).prev_sample
     return latents
 
 
-def is_stochastic(sampler) -> bool:
-    """Whether the sampler may add noise on the way."""
+def apply_guidance(model_pred: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+    """Classifier-free guidance (arXiv:2207.12598).
+
+    (2B, C, h, w), the predictions for the negative prompts first, → (B, C, h, w).
+    """
+    noise_pred_uncond, noise_pred_text = model_pred.chunk(2)
+    guided = noise_pred_uncond + settings.guidance_scale * (noise_pred_text - noise_pred_uncond)
+    if settings.guidance_rescale > 0:
+        guided = rescale_noise_cfg(guided, noise_pred_text, settings.guidance_rescale)
+    return guided
+
+
+def is_stochastic(sampler: SchedulerMixin) -> bool:
+    """Whether the sampler may add noise between the steps."""
     return "generator" in inspect.signature(sampler.step).parameters
 
 
 @torch.no_grad()
-def decode_latents(vae, latents: torch.Tensor) -> list[Image.Image]:
-    """Pictures of latents (B, C, h, w); one at a time, since decoding takes more memory than all the steps before."""
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> list[Image.Image]:
+    """Pictures of scaled latents (B, C, h, w), decoded one at a time: decoding takes more memory than sampling."""
     return [
         _to_image(vae.decode(latent[None].to(vae.dtype) / vae.config.scaling_factor).sample[0]) for latent in latents
     ]

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: whole or absent, because they are written beside and renamed when their manifest is in them.
+"""Checkpoints of a run. Each is complete or absent: written under another name, renamed once its manifest is in it.
 
-OUTPUT/checkpoint-N/ holds unet/ and unet_ema/ (both load with `UNet2DConditionModel.from_pretrained`), the optimizer's
-state, and manifest.json with every file's size and SHA-256.
+OUTPUT/checkpoint-N/ holds unet/ and unet_ema/ (both load with `UNet2DConditionModel.from_pretrained`), the state of
+the optimizer, and manifest.json with the size and SHA-256 of every file.
 """
 
 import hashlib
@@ -9,9 +9,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,89 +22,93 @@ from runtime.files import flush_to_disk
 MANIFEST, STATE = "manifest.json", "training_state.pt"
 NAME = re.compile(r"checkpoint-(\d+)")
 PARTIAL = ".partial-"
+HASH_THREADS = 4  # hashing takes longer than reading
 
 
 def save_checkpoint(
     folder: Path,
     step: int,
-    run: dict,
-    save: Callable[[Path], object],
-    training_state: dict,
-    limit: int | None,
-    keep: set[int],
+    record: Mapping[str, Any],
+    save_weights: Callable[[Path], object],
+    training_state: Mapping[str, Any],
 ) -> Path:
-    """Writes checkpoint-`step` and then, where `limit` says how many to keep, removes the oldest beyond it.
+    """Writes checkpoint-`step` and reads it back for its hashes; returns its folder.
 
-    `save` writes the weights into the folder it is given; of `run`, run.json's content, the manifest keeps what was
-    trained and the fingerprint. The checkpoints of the steps in `keep` are never removed. The new one is read back
-    for its hashes before an old one goes. WorkError where it cannot be written: then nothing of it stays, and the
-    others do.
+    `save_weights` writes the weights into the folder it is given. Of `record`, the content of run.json, the manifest
+    keeps what was trained and the fingerprint. Raises WorkError if the disk refuses it: then nothing of it stays, and
+    the earlier checkpoints do.
     """
-    part, whole = folder / f"{PARTIAL}{step}", folder / f"checkpoint-{step}"
-    shutil.rmtree(part, ignore_errors=True)
+    partial, checkpoint = folder / f"{PARTIAL}{step}", folder / f"checkpoint-{step}"
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        save(part)
-        torch.save(training_state, part / STATE)
-        for path in sorted(part.rglob("*")):
-            flush_to_disk(path)
-        files = _facts({str(path.relative_to(part)): path for path in _files(part)})
-        manifest = {"step": step, "trained": run["trained"], "fingerprint": run["fingerprint"], "files": files}
-        (part / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        flush_to_disk(part / MANIFEST)
-        flush_to_disk(part)
-        shutil.rmtree(whole, ignore_errors=True)
-        os.replace(part, whole)
+        save_weights(partial)
+        torch.save(training_state, partial / STATE)
+        _write_manifest(partial, {"step": step, "trained": record["trained"], "fingerprint": record["fingerprint"]})
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        os.replace(partial, checkpoint)
         flush_to_disk(folder)
-        if missing := missing_files(whole):
-            raise OSError(f"what was written is not there: {missing}")
+        if missing := find_missing_file(checkpoint):
+            raise OSError(f"after it was written, {missing}")
     except Exception as error:
-        written = sum(path.stat().st_size for path in _files(part))
-        free = shutil.disk_usage(folder).free
-        shutil.rmtree(part, ignore_errors=True)
-        raise _not_written(error, folder, step, written, free) from None
-    for old in complete_checkpoints(folder)[: -limit if limit else 0]:
-        if checkpoint_step(old) not in keep:
-            _remove(old)
-    return whole
+        written, free = _size(partial), shutil.disk_usage(folder).free
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_disk_full(error) or isinstance(error, OSError):
+            raise WorkError(_describe_failed_write(error, checkpoint, written, free)) from None
+        raise
+    return checkpoint
+
+
+def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """Flushes everything in `folder` to disk, then writes the manifest of it."""
+    for path in sorted(folder.rglob("*")):
+        flush_to_disk(path)
+    files = _sizes_and_hashes({str(path.relative_to(folder)): path for path in _list_files(folder)})
+    (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2))
+    flush_to_disk(folder / MANIFEST)
+    flush_to_disk(folder)
+
+
+def _describe_failed_write(error: Exception, checkpoint: Path, written: int, free: int) -> str:
+    complete = complete_checkpoints(checkpoint.parent)
+    needed = f"about {_gb(_size(complete[-1]))}" if complete else f"more than {_gb(written)}"
+    last = complete[-1].name if complete else "none yet"
+    return (
+        f"{checkpoint.parent}: {checkpoint.name} could not be written ({first_line(error)}): it needs {needed}, "
+        f"{_gb(free)} were free after {_gb(written)} of it, which are removed now; the last good checkpoint: {last}. "
+        "Make room, or check the permissions, and run the same command again"
+    )
+
+
+def remove_oldest_checkpoints(folder: Path, limit: int | None, keep: Collection[int]) -> None:
+    """Keeps the `limit` newest complete checkpoints (None: all) and those of the steps in `keep`."""
+    for checkpoint in complete_checkpoints(folder)[: -limit if limit else 0]:
+        if checkpoint_step(checkpoint) not in keep:
+            _remove(checkpoint)
 
 
 def _remove(checkpoint: Path) -> None:
-    """Renamed first: what a kill leaves of it is no checkpoint any more, and goes with the next start."""
-    going = checkpoint.with_name(f"{PARTIAL}removed-{checkpoint.name}")
-    shutil.rmtree(going, ignore_errors=True)
-    os.replace(checkpoint, going)
-    shutil.rmtree(going, ignore_errors=True)
-
-
-def _not_written(error: Exception, folder: Path, step: int, written: int, free: int) -> Exception:
-    """A WorkError that says what is needed, where the disk is to blame; else the error as it is."""
-    if not (is_disk_full(error) or isinstance(error, OSError)):
-        return error
-    complete = complete_checkpoints(folder)
-    needed = f"about {_gb(_size(complete[-1]))}" if complete else f"more than {_gb(written)}"
-    last = complete[-1].name if complete else "none yet"
-    return WorkError(
-        f"{folder}: checkpoint-{step} could not be written ({first_line(error)}): it needs {needed}, {_gb(free)} were "
-        f"free when {_gb(written)} of it were written, which are removed; the last good checkpoint: {last}. Make "
-        "room, or see to the permissions, and run the same command again"
-    )
+    """Renames it first, so that a kill in between leaves no damaged checkpoint; the next start removes the rest."""
+    renamed = checkpoint.with_name(f"{PARTIAL}removed-{checkpoint.name}")
+    shutil.rmtree(renamed, ignore_errors=True)
+    os.replace(checkpoint, renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.3g} GB"
 
 
-def _files(folder: Path) -> list[Path]:
+def _list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in _files(folder))
+    return sum(path.stat().st_size for path in _list_files(folder))
 
 
-def _facts(files: dict[str, Path]) -> dict[str, dict]:
-    """Each file's size and hash, as read from the disk; several at once, since hashing takes longer than reading."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+def _sizes_and_hashes(files: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """{name: {"bytes": ..., "sha256": ...}} of the files as they are on the disk."""
+    with ThreadPoolExecutor(min(HASH_THREADS, os.cpu_count() or 1)) as pool:
         hashes = list(pool.map(_sha256, files.values()))
     return {
         name: {"bytes": path.stat().st_size, "sha256": digest}
@@ -117,108 +122,113 @@ def _sha256(path: Path) -> str:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run with every file of their manifest, oldest step first; contents are not read."""
-    return [path for path in _named(folder) if not missing_files(path)]
+    """The checkpoints in `folder` that have every file of their manifest, lowest step first. Reads no contents."""
+    return [path for path in _list_checkpoints(folder) if not find_missing_file(path)]
 
 
-def _named(folder: Path) -> list[Path]:
+def _list_checkpoints(folder: Path) -> list[Path]:
+    """All folders named checkpoint-N, lowest N first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
-def missing_files(checkpoint: Path) -> str | None:
-    """What a checkpoint lacks of its manifest, by the sizes of its files; None where it is complete."""
+def find_missing_file(checkpoint: Path) -> str | None:
+    """Describes the first file of the manifest that is missing or of the wrong size; None if there is none."""
     try:
-        files = _manifest(checkpoint)["files"].items()
-        for name, facts in files:
+        for name, facts in _read_manifest(checkpoint)["files"].items():
             path = checkpoint / name
-            size = path.stat().st_size if path.is_file() else None
-            if size != facts["bytes"]:
-                return f"{name} has {size} of {facts['bytes']} bytes" if size is not None else f"{name} is missing"
+            if not path.is_file():
+                return f"{name} is missing"
+            if (size := path.stat().st_size) != facts["bytes"]:
+                return f"{name} has {size} of {facts['bytes']} bytes"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"no readable {MANIFEST}"
     return None
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """As `what_is_missing`, but every file is read and its hash compared."""
-    if missing := missing_files(checkpoint):
+    """Like `find_missing_file`, and compares the hash of every file."""
+    if missing := find_missing_file(checkpoint):
         return missing
-    files = _manifest(checkpoint)["files"]
-    found = _facts({name: checkpoint / name for name in files})
+    files = _read_manifest(checkpoint)["files"]
+    found = _sizes_and_hashes({name: checkpoint / name for name in files})
     changed = [name for name, facts in files.items() if found[name]["sha256"] != facts["sha256"]]
     return f"{changed[0]} is damaged: its SHA-256 is not the manifest's" if changed else None
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    return _manifest(checkpoint)["step"]
-
-
-def _manifest(checkpoint: Path) -> dict:
-    return json.loads((checkpoint / MANIFEST).read_text())
-
-
-def remove_later_checkpoints(folder: Path, step: int, fingerprint: str) -> None:
-    """A run that goes on from `step` writes its checkpoints after it anew; what is left of them would mix two starts.
-
-    What a kill has left of one that was being written or removed goes as well; what is not this run's stays.
-    """
-    for checkpoint in later_checkpoints(folder, step, fingerprint):
-        _remove(checkpoint)
-    for part in folder.glob(f"{PARTIAL}*"):
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def later_checkpoints(folder: Path, step: int, fingerprint: str) -> list[Path]:
-    """Those of the run with this fingerprint that lie after `step`."""
-    return [
-        path for path in _named(folder) if checkpoint_fingerprint(path) == fingerprint and checkpoint_step(path) > step
-    ]
+    return _read_manifest(checkpoint)["step"]
 
 
 def checkpoint_fingerprint(checkpoint: Path) -> str | None:
-    """Of the run that wrote it; None where it does not say."""
+    """The fingerprint of the run that wrote it; None if the manifest does not say."""
     try:
-        return _manifest(checkpoint)["fingerprint"]
+        return _read_manifest(checkpoint)["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / MANIFEST).read_text())
+
+
+def remove_later_checkpoints(folder: Path, step: int, fingerprint: str) -> None:
+    """Removes this run's checkpoints after `step`, which the run writes again: leftovers would mix two starts.
+
+    What a killed process left half written or half removed goes too. Other runs' checkpoints stay.
+    """
+    for checkpoint in later_checkpoints(folder, step, fingerprint):
+        _remove(checkpoint)
+    for partial in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def later_checkpoints(folder: Path, step: int, fingerprint: str) -> list[Path]:
+    """The checkpoints after `step` of the run with this fingerprint."""
+    return [
+        path
+        for path in _list_checkpoints(folder)
+        if checkpoint_fingerprint(path) == fingerprint and checkpoint_step(path) > step
+    ]
+
+
 def foreign_checkpoints(folder: Path, fingerprint: str, own_folder: bool) -> list[Path]:
-    """The checkpoints in `folder` that another run or program wrote; one without a readable manifest counts as damaged
-    in the run's `own_folder`."""
-    found = {path: checkpoint_fingerprint(path) for path in _named(folder)}
-    return [path for path, of in found.items() if of != fingerprint and not (own_folder and of is None)]
+    """The checkpoints in `folder` of other runs or programs.
+
+    Without a readable manifest, one counts as this run's, damaged, if the folder is its `own_folder`.
+    """
+    found = {path: checkpoint_fingerprint(path) for path in _list_checkpoints(folder)}
+    return [path for path, other in found.items() if other != fingerprint and not (own_folder and other is None)]
 
 
 def find_checkpoint(asked: str | None, folder: Path, fingerprint: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, None to begin at step 0; and a line for each one that was found and not taken.
+    """(the checkpoint to resume from or None to start at step 0, a line for each one that was passed over).
 
-    `asked` is a path, the name of a checkpoint in `folder`, or 'latest' (also None): the last undamaged one there of
-    the run with this fingerprint, if there is one. UserError where one was named that is not there or not whole.
+    `asked` is a path, the name of a checkpoint in `folder`, or 'latest' (the same as None): the newest undamaged one
+    in `folder` of the run with this fingerprint. Raises UserError if a named one does not exist or is damaged.
     """
-    if asked in (None, "latest"):
-        return _latest(folder, fingerprint)
+    if asked is None or asked == "latest":
+        return _find_latest(folder, fingerprint)
     for checkpoint in (folder / asked, Path(asked)):
         if checkpoint.is_dir():
-            if damaged := find_damage(checkpoint):
-                raise UserError(f"--resume_from_checkpoint {asked}: {checkpoint} is not whole: {damaged}")
+            if damage := find_damage(checkpoint):
+                raise UserError(f"--resume_from_checkpoint {asked}: {checkpoint} cannot be used: {damage}")
             return checkpoint, []
     names = ", ".join(path.name for path in complete_checkpoints(folder)) or "none"
     raise UserError(f"--resume_from_checkpoint {asked}: no such folder; complete checkpoints in {folder}: {names}")
 
 
-def _latest(folder: Path, fingerprint: str) -> tuple[Path | None, list[str]]:
-    cut = sorted(path for path in folder.glob(f"{PARTIAL}*") if path.name.removeprefix(PARTIAL).isdigit())
-    notes = [f"{path.name} was being written when the run ended: not taken" for path in cut]
-    for checkpoint in reversed(_named(folder)):
-        damaged = find_damage(checkpoint)
-        if not damaged and checkpoint_fingerprint(checkpoint) == fingerprint:
+def _find_latest(folder: Path, fingerprint: str) -> tuple[Path | None, list[str]]:
+    partial = sorted(path for path in folder.glob(f"{PARTIAL}*") if path.name.removeprefix(PARTIAL).isdigit())
+    notes = [f"{path.name} was being written when the run ended: not used" for path in partial]
+    for checkpoint in reversed(_list_checkpoints(folder)):
+        damage = find_damage(checkpoint)
+        if not damage and checkpoint_fingerprint(checkpoint) == fingerprint:
             return checkpoint, notes
-        notes.append(f"{checkpoint.name} is {f'not whole ({damaged})' if damaged else 'of another run'}: not taken")
+        notes.append(f"{checkpoint.name} {f'cannot be used ({damage})' if damage else 'is of another run: not used'}")
     return None, notes
 
 
-def load_training_state(checkpoint: Path) -> dict:
-    """Optimizer, and scaler where there is one; a file of ours, and still nothing in it can run code."""
+def load_training_state(checkpoint: Path) -> dict[str, Any]:
+    """The state of the optimizer and the scaler (None without one). `weights_only`: the file cannot run code."""
     return torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)

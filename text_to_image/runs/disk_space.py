@@ -4,15 +4,18 @@ import argparse
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.folders import PARTS, count_lora_parameters, count_parameters
+from transformers import CLIPTokenizer
+
+from data.buckets import ImageToEncode
+from models.folders import PARTS, FolderLike, ModelShape, count_lora_parameters, count_parameters
 from models.lora import LORA_TARGETS
 from models.text_encoding import count_chunks
 from runs.checkpoints import complete_checkpoints
 from runtime.errors import WorkError
-from training.plan import Plan
 
 FLOAT = 4  # bytes
 
@@ -32,38 +35,38 @@ class DiskSpace:
         return f"{kept} of about {self.checkpoint / 1e9:.2g} GB, {self.free / 1e9:.3g} GB free"
 
 
-def measure_space(args: argparse.Namespace, plan: Plan, tokenizer, folder: Path) -> DiskSpace:
-    """A checkpoint holds the weights, Adam's two averages of them and perhaps EMA; the result a whole pipeline."""
+def measure_space(args: argparse.Namespace, folder: Path, base: FolderLike, steps: int, encodings: int) -> DiskSpace:
+    """What a run of `steps` on `base` will write into `folder`; `encodings` are the bytes of the encoded data set.
+
+    A checkpoint holds the weights, Adam's two averages of them and perhaps EMA; the result is a whole pipeline.
+    """
     if args.lora_rank:
-        weights = result = FLOAT * count_lora_parameters(plan.base, args.lora_rank, LORA_TARGETS)
+        weights = result = FLOAT * count_lora_parameters(base, args.lora_rank, LORA_TARGETS)
     else:
-        weights = FLOAT * count_parameters(plan.base)
-        result = FLOAT * sum(count_parameters(plan.base, part) for part in PARTS)
+        weights = FLOAT * count_parameters(base)
+        result = FLOAT * sum(count_parameters(base, part) for part in PARTS)
     checkpoint = round(weights * (1 + (0.5 if args.use_8bit_adam else 2) + args.use_ema))
-    written = plan.steps // args.checkpointing_steps
+    written = steps // args.checkpointing_steps
     best = bool(args.validation_split or args.validation_dir)  # kept beside those of the limit
     kept = min(written, (args.checkpoints_total_limit or written) + best)
     at_once = min(written, kept + 1)  # a new one is written before the oldest goes
-    still = max(0, at_once - len(complete_checkpoints(folder)))
-    encoded = 0
-    if args.cache and not args.latents_cache_dir and not (folder / "cache").is_dir():
-        encoded = latents_size(plan) + texts_size(plan, tokenizer, args.max_token_chunks)
-    there = next(path for path in [folder, *folder.resolve().parents] if path.is_dir())
-    return DiskSpace(checkpoint, kept, encoded + still * checkpoint + result, shutil.disk_usage(there).free)
+    remaining = max(0, at_once - len(complete_checkpoints(folder)))
+    existing = next(path for path in [folder, *folder.resolve().parents] if path.is_dir())
+    needed = encodings + remaining * checkpoint + result
+    return DiskSpace(checkpoint, kept, needed, shutil.disk_usage(existing).free)
 
 
-def latents_size(plan: Plan) -> int:
-    """Bytes of all pictures' encodings: mean and standard deviation in each of their views."""
-    subjects = plan.images_to_encode.values()
-    return sum(2 * FLOAT * math.prod(plan.shape.latent_shape(*s.size)) * len(s.augmentations) for s in subjects)
+def latents_bytes(images: Iterable[ImageToEncode], shape: ModelShape) -> int:
+    """Of all encoded pictures: mean and standard deviation of each in each of its augmentations."""
+    return sum(2 * FLOAT * math.prod(shape.latent_shape(*i.size)) * len(i.augmentations) for i in images)
 
 
-def texts_size(plan: Plan, tokenizer, max_chunks: int) -> int:
-    """Bytes of all captions' embeddings, in all their forms."""
-    groups = {tuple(subject.captions) for subject in plan.images_to_encode.values()}  # one file each
+def texts_bytes(images: Iterable[ImageToEncode], base: FolderLike, tokenizer: CLIPTokenizer, max_chunks: int) -> int:
+    """Of all captions' embeddings, in all their variants."""
+    groups = {tuple(image.captions) for image in images}  # one file each
     captions = [caption for group in groups for caption in group]
     chunks = {caption: count_chunks(tokenizer, caption, max_chunks) for caption in set(captions)}
-    width = json.loads((plan.base / "text_encoder" / "config.json").read_text())["hidden_size"]
+    width = json.loads((base / "text_encoder" / "config.json").read_text())["hidden_size"]
     return FLOAT * width * tokenizer.model_max_length * sum(chunks[caption] for caption in captions)
 
 

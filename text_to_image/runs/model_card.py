@@ -1,59 +1,42 @@
-"""The model card of an uploaded result: README.md with what it was made from, how, and how to draw with it."""
+"""The model card of an uploaded result: a README.md that says what it was made from, how, and how to use it."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from runs.records import read_run
 
-CARD = "README.md"
-MADE = "<!-- Made by train_text_to_image.py, anew at each upload. Take this line away and the card stays. -->"
-TOLD = (
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+CARD_FILE = "README.md"
+# Cards on the hub are recognised by this line, so it must not change.
+GENERATED_MARK = (
+    "<!-- Made by train_text_to_image.py, anew at each upload. Take this line away and the card stays. -->"
+)
+SHOWN_ARGUMENTS = (
     "epochs", "max_train_steps", "repeats", "learning_rate", "lr_scheduler", "train_batch_size",
     "gradient_accumulation_steps", "resolution", "random_flip", "random_affine", "use_ema", "prior_images",
     "caption_dropout", "snr_gamma", "prediction_type", "trigger", "lora_alpha", "revision", "variant",
 )  # fmt: skip
-PIPELINE = """\
+LOAD_PIPELINE = """\
 pipeline = StableDiffusionPipeline.from_pretrained("{repository}", torch_dtype=torch.float16).to("cuda")"""
-LORA = """\
+LOAD_LORA = """\
 pipeline = StableDiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float16).to("cuda")
 pipeline.load_lora_weights("{repository}")"""
-
-
-def model_card(folder: Path, repository: str) -> str:
-    """The card of the run in `folder`, uploaded to `repository`."""
-    from huggingface_hub import ModelCardData
-
-    run, pictures = read_run(folder), _last_validation(folder)
-    arguments, is_lora = run["arguments"], run["trained"] != "UNet"
-    base = run["base_model"]
-    local = Path(base).is_absolute()
-    data = ModelCardData(
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        base_model=None if local else base,
-        tags=["stable-diffusion", "stable-diffusion-diffusers", "text-to-image", *(["lora"] if is_lora else [])],
-    )
-    prompt = repr(run["example_prompts"][0])
-    shown_base = Path(base).name if local else base
-    load = (LORA if is_lora else PIPELINE).format(
-        repository=repository, base=f"/path/to/{shown_base}" if local else base
-    )
-    count = sum(size["pictures"] for size in run["sizes"])
-    settings = {name: arguments[name] for name in TOLD if arguments.get(name) not in (None, False, 0)}
-    if "max_train_steps" in settings:
-        settings.pop("epochs", None)
-    settings |= {"steps": run["steps"], "precision": run["mixed_precision"], "seed": run["seed"]}
-    shown = "".join(f"![after training](validation/{path.name})\n" for path in pictures)
-    return f"""\
+TEMPLATE = """\
 ---
-{data.to_yaml()}
+{metadata}
 ---
-{MADE}
+{mark}
 
 # {repository}
 
-{run["trained"]} fine-tuned from **{shown_base}** on {count} captioned pictures.
+{trained} fine-tuned from **{base}** on {pictures} captioned pictures.
 
-{shown}
+{images}
 ```python
 import torch
 from diffusers import StableDiffusionPipeline
@@ -64,23 +47,68 @@ pipeline({prompt}).images[0].save("picture.png")
 
 | setting | value |
 |---|---|
-{"".join(f"| {name} | {_in_a_cell(value)} |" + chr(10) for name, value in settings.items())}
+{rows}
 The whole record is in `run.json`, the losses are in `metrics.jsonl`.
 """
 
 
-def _in_a_cell(value: object) -> str:
-    """Of a table in Markdown."""
+def make_model_card(folder: Path, repository: str) -> str:
+    """The text of the card for the run in `folder`, uploaded to `repository`."""
+    run = read_run(folder)
+    assert run is not None  # only a finished run is uploaded
+    base_path = Path(run["base_model"])
+    base = base_path.name if base_path.is_absolute() else run["base_model"]  # a local path says nothing to others
+    load = LOAD_LORA if _is_lora(run) else LOAD_PIPELINE
+    return TEMPLATE.format(
+        metadata=_metadata(run).to_yaml(),
+        mark=GENERATED_MARK,
+        repository=repository,
+        trained=run["trained"],
+        base=base,
+        pictures=sum(size["pictures"] for size in run["sizes"]),
+        images="".join(f"![after training](validation/{path.name})\n" for path in _last_validation_images(folder)),
+        load=load.format(repository=repository, base=f"/path/to/{base}" if base_path.is_absolute() else base),
+        prompt=repr(run["example_prompts"][0]),
+        rows="".join(f"| {name} | {_table_cell(value)} |\n" for name, value in _settings(run).items()),
+    )
+
+
+def _is_lora(run: Mapping[str, Any]) -> bool:
+    return run["trained"] != "UNet"
+
+
+def _metadata(run: Mapping[str, Any]) -> ModelCardData:
+    """The card's YAML header, which the hub reads."""
+    from huggingface_hub import ModelCardData
+
+    return ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=None if Path(run["base_model"]).is_absolute() else run["base_model"],
+        tags=["stable-diffusion", "stable-diffusion-diffusers", "text-to-image", *(["lora"] if _is_lora(run) else [])],
+    )
+
+
+def _settings(run: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = run["arguments"]
+    settings = {name: arguments[name] for name in SHOWN_ARGUMENTS if arguments.get(name) not in (None, False, 0)}
+    if "max_train_steps" in settings:  # it overrides the number of epochs
+        settings.pop("epochs", None)
+    return settings | {"steps": run["steps"], "precision": run["mixed_precision"], "seed": run["seed"]}
+
+
+def _table_cell(value: object) -> str:
+    """A value in one line, with | escaped for a Markdown table."""
     return " ".join(str(value).split()).replace("|", r"\|")
 
 
-def is_ours(card: Path) -> bool:
-    """Whether this is a card of `model_card`, which nobody has taken over since."""
-    return MADE in card.read_text(encoding="utf-8", errors="replace")
+def is_generated_card(card: Path) -> bool:
+    """Whether the card is one of `make_model_card` whose mark nobody has removed."""
+    return GENERATED_MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
-def _last_validation(folder: Path) -> list[Path]:
-    """The pictures that --validation_prompts drew last."""
-    drawn = sorted((folder / "validation").glob("step-*.png"))
-    step = drawn[-1].name.rsplit("-", 1)[0] if drawn else ""
-    return [path for path in drawn if path.name.rsplit("-", 1)[0] == step]
+def _last_validation_images(folder: Path) -> list[Path]:
+    """The images of --validation_prompts from the last step that has some."""
+    images = sorted((folder / "validation").glob("step-*.png"))
+    step = images[-1].name.rsplit("-", 1)[0] if images else ""
+    return [path for path in images if path.name.rsplit("-", 1)[0] == step]

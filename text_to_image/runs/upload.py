@@ -1,46 +1,48 @@
-"""A finished run goes to the model hub."""
+"""Uploads a finished run to the model hub."""
 
 import argparse
 from pathlib import Path
 
-from runs.model_card import CARD, is_ours, model_card
+from runs.model_card import CARD_FILE, is_generated_card, make_model_card
 from runtime.errors import UserError, WorkError, first_line
 
 NOT_UPLOADED = ["checkpoint-*/**", ".partial-*/**", "cache/**", ".cache/**", ".lock*", ".*.part"]
 
 
-def _repository(args: argparse.Namespace, folder: Path) -> str:
-    return args.hub_model_id or folder.resolve().name
-
-
 def prepare_upload(args: argparse.Namespace, folder: Path) -> None:
-    """Makes the repository that --push_to_hub uploads to: a wrong token shows now, not after the training."""
+    """Creates the repository for --push_to_hub, so that a wrong token shows before the training and not after it."""
     from huggingface_hub import HfApi
 
     if args.push_to_hub:
         try:
-            HfApi(token=args.hub_token).create_repo(_repository(args, folder), exist_ok=True)
+            HfApi(token=args.hub_token).create_repo(_repository_name(args, folder), exist_ok=True)
         except Exception as error:  # the hub's errors have no common class
             raise UserError(f"--push_to_hub: {first_line(error)}; log in with `hf auth login`") from None
 
 
 def upload(args: argparse.Namespace, folder: Path) -> None:
-    """The pipeline with run.json, metrics.jsonl and a model card; no checkpoint, no cache.
+    """Uploads the pipeline with run.json, metrics.jsonl and a model card, without checkpoints and caches.
 
-    Raises WorkError where the hub refuses.
+    A model card that somebody has edited on the hub stays. Raises WorkError if the hub refuses.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(token=args.hub_token)
     try:
-        repository = api.create_repo(_repository(args, folder), exist_ok=True).repo_id
+        repository = api.create_repo(_repository_name(args, folder), exist_ok=True).repo_id
         api.upload_folder(
             repo_id=repository, folder_path=folder, ignore_patterns=[*NOT_UPLOADED, f"{args.logging_dir}/**"]
         )
-        if not api.file_exists(repository, CARD) or is_ours(Path(api.hf_hub_download(repository, CARD))):
-            card = model_card(folder, repository)
-            api.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=repository)
+        if not api.file_exists(repository, CARD_FILE) or is_generated_card(
+            Path(api.hf_hub_download(repository, CARD_FILE))
+        ):
+            card = make_model_card(folder, repository)
+            api.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD_FILE, repo_id=repository)
     except Exception as error:
         raise WorkError(
             f"--push_to_hub: {first_line(error)}; the result is in {folder}, and the same command tries again"
         ) from None
+
+
+def _repository_name(args: argparse.Namespace, folder: Path) -> str:
+    return args.hub_model_id or folder.resolve().name

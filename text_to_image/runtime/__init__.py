@@ -1,1 +1,1 @@
-"""What every script stands on: errors and exit codes, flags, whole files, locks, signals, processes, devices."""
+"""What every script needs: errors and exit codes, flags, atomic file writes, locks, signals, processes, devices."""

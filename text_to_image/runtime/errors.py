@@ -1,4 +1,4 @@
-"""The user's mistakes and the work's failures, and the exit codes the three scripts end with."""
+"""Errors that are expected, the exit code and the one line on stderr that each of them gets."""
 
 import errno
 import importlib.metadata
@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn, TextIO
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
-# What the scripts cannot do without, and the oldest versions whose interfaces they use; requirements.txt has what is
-# tested.
+# Required packages and the oldest versions whose interfaces are used; requirements.txt has the tested versions.
 PACKAGES = {"torch": (2, 6), "diffusers": (0, 42), "transformers": (5, 0), "accelerate": (1, 0)}
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 OUT_OF_MEMORY = (
@@ -19,10 +18,10 @@ OUT_OF_MEMORY = (
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
-    # cuDNN's, where no convolution has room to work (pytorch #108645); what it cannot compute at all sounds alike.
+    # cuDNN says this when a convolution finds no workspace (pytorch #108645), and also when it is unsupported.
     "unable to find an engine to execute",
 )
-# Failures that libraries tell by their words alone: the words, what has happened and what helps.
+# Failures that can be recognised only by the text of the exception: (texts, what happened and what helps).
 FAILURES = (
     (DISK_FULL, "the disk is full, or a quota is used up; make room and run the same command again"),
     (
@@ -32,19 +31,19 @@ FAILURES = (
     ),
     (
         ("DataLoader worker",),
-        "a process that reads pictures has died, often for lack of memory; a lower --dataloader_num_workers helps",
+        "a process that reads pictures died, often for lack of memory; a lower --dataloader_num_workers helps",
     ),
     (
         ("Connection closed by peer", "Connection reset by peer", "Socket Timeout", "Timed out waiting"),
-        "another process of this run has ended or does not answer; run the same command again",
+        "another process of this run ended or does not answer; run the same command again",
     ),
 )
-# Why the hub does not give something: the class of an error among its causes, and what that means.
+# Why a download from the hub failed: the class of an exception in the chain of causes, and what it means.
 HUB_REFUSALS = {
     "GatedRepoError": "its page on the hub asks you to accept terms first; then `hf auth login`",
-    "RepositoryNotFoundError": "the hub has none of this name, or shows it to others only (`hf auth login`)",
-    "RevisionNotFoundError": "the hub has it, but not this revision",
-    "OfflineModeIsEnabled": "it was not downloaded before, and HF_HUB_OFFLINE is set",
+    "RepositoryNotFoundError": "the hub has no repository of this name, or it is private (`hf auth login`)",
+    "RevisionNotFoundError": "the hub has the repository, but not this revision",
+    "OfflineModeIsEnabled": "it is not in the download cache, and HF_HUB_OFFLINE is set",
     "ConnectError": "the hub cannot be reached",  # httpx's
     "ConnectionError": "the hub cannot be reached",  # requests' and Python's own
     "TimeoutException": "the hub does not answer",
@@ -52,121 +51,132 @@ HUB_REFUSALS = {
 
 
 class UserError(Exception):
-    """The input was wrong: the message names the file, line or flag, and what to do. Exit code 2."""
+    """The user's input is wrong: the message names the file, line or flag, and what to do. Exit code 2."""
 
 
 class WorkError(Exception):
-    """The input was right but the work could not be done, or not wholly (disk full, ...). Exit code 1."""
+    """The input is right, but the work could not be done or not completely (disk full, ...). Exit code 1."""
 
 
 class Stopped(BaseException):
-    """The work was asked to stop by a signal, and what there was to save is saved. Exit code 75.
+    """A signal asked the run to stop, and everything worth saving is saved. Exit code 75.
 
-    Like KeyboardInterrupt no Exception: a library that catches those must not catch this on its way.
+    A BaseException, like KeyboardInterrupt, so that a library's `except Exception` does not catch it.
     """
 
 
 def exit_with(work: Callable[[], int | None]) -> NoReturn:
-    """Runs a script's one call and exits with its code; a mistake is one line on stderr, never a traceback."""
+    """Runs a script's main call and exits with its code. An expected error is one line on stderr; a bug propagates."""
+    code: int | None
     try:
         code = work() or EXIT_DONE
         sys.stdout.flush()
-    except (UserError, WorkError) as error:
-        print(escape_control_chars(f"error: {error}"), file=sys.stderr)
-        code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
-    except Stopped as stopped:
-        print(f"\n{stopped}", file=sys.stderr)  # on a line of its own: a bar's is not ended
-        code = EXIT_STOPPED
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    except BrokenPipeError:
-        if not _is_closed(sys.stdout):
+    except BaseException as error:
+        if (code := _report(error)) is None:
             raise
-        # Whoever read what is printed, `head` say, wants no more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written at the exit
-        code = EXIT_FAILED
-    except PermissionError as error:
-        if error.filename is None:
-            raise
-        name = escape_control_chars(str(error.filename))
-        print(f"error: {name}: no permission; see `ls -ld` of it and of the folders above", file=sys.stderr)
-        code = EXIT_USER
-    except Exception as error:
-        if not (helps := advice_for(error)):
-            raise
-        print(escape_control_chars(f"error: {helps} ({first_line(error)})"), file=sys.stderr)
-        code = EXIT_FAILED
     sys.exit(code)
 
 
+def _report(error: BaseException) -> int | None:
+    """Prints one line about an expected error and returns its exit code; None for anything else."""
+    if isinstance(error, UserError | WorkError):
+        _print_error(str(error))
+        return EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
+    if isinstance(error, Stopped | KeyboardInterrupt):
+        # On a line of its own: a progress bar leaves its line open.
+        print(f"\n{error if isinstance(error, Stopped) else 'interrupted'}", file=sys.stderr)
+        return EXIT_STOPPED if isinstance(error, Stopped) else EXIT_INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return _end_output() if _is_closed(sys.stdout) else None
+    if isinstance(error, PermissionError):
+        if error.filename is None:
+            return None
+        _print_error(f"{error.filename}: no permission; see `ls -ld` of it and of the folders above")
+        return EXIT_USER
+    if isinstance(error, Exception) and (advice := advice_for(error)):
+        _print_error(f"{advice} ({first_line(error)})")
+        return EXIT_FAILED
+    return None
+
+
+def _print_error(message: str) -> None:
+    print(escape_control_chars(f"error: {message}"), file=sys.stderr)
+
+
+def _end_output() -> int:
+    """The reader of stdout, such as `head`, is gone: what Python still flushes at exit goes to /dev/null."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_FAILED
+
+
 def _is_closed(stream: TextIO) -> bool:
-    """Whether nobody reads it any more."""
+    """Whether the reading end of the pipe behind `stream` is closed."""
     poll = select.poll()
     try:
         poll.register(stream.fileno(), 0)
-    except (OSError, ValueError):  # it is no file
+    except (OSError, ValueError):  # not backed by a file descriptor
         return False
     return bool(poll.poll(0))
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether a write failed for lack of space or quota; safetensors and torch tell it by their words alone."""
+    """Whether a write failed for lack of space or quota; safetensors and torch say so only in their messages."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return any(words in str(error) for words in DISK_FULL)
+    return any(text in str(error) for text in DISK_FULL)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it was the GPU's memory or the machine's that did not suffice."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+    """Whether the GPU or the machine ran out of memory."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def advice_for(error: Exception) -> str | None:
-    """For a failure that is no bug: what has happened and what to do. None for anything else."""
+    """What happened and what to do, for a failure that is not a bug; None for anything else."""
     if is_disk_full(error):
         return FAILURES[0][1]
+    # The last one, a lost connection, is a failure of this run only where the run has several processes.
     possible = FAILURES if int(os.environ.get("WORLD_SIZE", 1)) > 1 else FAILURES[:-1]
-    return next((helps for words, helps in possible if any(word in str(error) for word in words)), None)
+    return next((advice for texts, advice in possible if any(text in str(error) for text in texts)), None)
 
 
 def escape_control_chars(text: str) -> str:
-    """The text without what a terminal would obey: other people's captions and file names may hold such codes."""
+    """Replaces what a terminal would obey: captions and file names from elsewhere may hold escape sequences."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, without its further explanations; its class where it says nothing."""
+    """The first line of an exception's message; the name of its class where the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def hub_error_reason(error: Exception) -> str:
-    """Why something is not to be had from the hub; where no cause is known, the first line of the error itself."""
+    """Why a download from the hub failed, by the chain of causes; else the first line of the error itself."""
     cause: BaseException | None = error
     while cause:
-        kinds = {kind.__name__ for kind in type(cause).__mro__}
-        if reason := next((reason for name, reason in HUB_REFUSALS.items() if name in kinds), None):
+        classes = {base.__name__ for base in type(cause).__mro__}
+        if reason := next((reason for name, reason in HUB_REFUSALS.items() if name in classes), None):
             return reason
         cause = cause.__cause__ or cause.__context__
     return first_line(error)
 
 
 def require_packages() -> None:
-    """Raises UserError with the line that helps where a script runs outside its environment; imports nothing."""
-    faults = [fault for name, oldest in PACKAGES.items() if (fault := _fault_of(name, oldest))]
-    if faults:
+    """Raises UserError when a script runs outside its environment. Imports none of the packages."""
+    problems = [problem for name, oldest in PACKAGES.items() if (problem := _package_problem(name, oldest))]
+    if problems:
         raise UserError(
-            f"{sys.executable}: {', '.join(faults)}; "
+            f"{sys.executable}: {', '.join(problems)}; "
             "run `bash job.sh setup` once and start the scripts with `.venv/bin/python`"
         )
 
 
-def _fault_of(package: str, oldest: tuple[int, int]) -> str | None:
+def _package_problem(package: str, oldest: tuple[int, int]) -> str | None:
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed"
     try:
         version = importlib.metadata.version(package)
         numbers = tuple(int(number) for number in version.split(".")[:2])
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        return None  # built by hand: it will know
+        return None  # a build without a proper version: assume it is new enough
     return f"{package} {version} is older than {'.'.join(map(str, oldest))}" if numbers < oldest else None

@@ -1,6 +1,7 @@
-"""One run in a folder at a time, or on a file: a lock file that says who holds it, renewed while its process lives.
+"""One run at a time in a folder or on a file: a lock file that names its holder, renewed while the holder lives.
 
-It is made by `os.link`, which is atomic on NFS too, where flock may not reach other machines. Standard library only.
+The lock file is made by `os.link`, which is atomic on NFS too; flock may not reach other machines there. Standard
+library only.
 """
 
 import atexit
@@ -12,15 +13,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import EXIT_FAILED, UserError, WorkError
 
-LOCK = ".lock"
-RENEWED_EVERY, STALE_AFTER, TAKING_LASTS = 20, 300, 10  # seconds
+LOCK_FILE = ".lock"
+RENEW_EVERY = 20  # seconds
+STALE_AFTER = 300  # seconds without renewal, for a holder on another host
+TAKEOVER_TIMEOUT = 10  # seconds; a process that takes over a stale lock needs far less
 
 
 class LockHeld(UserError):
-    """Another run holds the lock; `holder` says who, in words."""
+    """Another run holds the lock; `holder` describes it."""
 
     def __init__(self, holder: str, instead: str):
         super().__init__(f"{holder}; wait for it, or {instead}")
@@ -28,71 +32,75 @@ class LockHeld(UserError):
 
 
 class RunLock:
-    """Held until `release`, at the latest until the process ends; one that is killed leaves it to be taken over.
+    """Held from `take` until `release` or the end of the process. The lock of a killed process can be taken over.
 
-    A refusal says what the holder does (`work`) and what may be done `instead` of waiting for it.
+    The error message says what the holder does (`work`) and what to do `instead` of waiting.
     """
 
     def __init__(
-        self, folder: Path, name: str = LOCK, work: str = "trains into it", instead: str = "name another --output_dir"
+        self,
+        folder: Path,
+        name: str = LOCK_FILE,
+        work: str = "trains into it",
+        instead: str = "name another --output_dir",
     ):
         self.path, self.work, self.instead = folder / name, work, instead
-        self.held, self.ended = False, threading.Event()
+        self.held, self.released = False, threading.Event()
 
     def take(self) -> None:
-        """Held, a UserError, where another run of this folder is alive; WorkError where no lock can be made."""
+        """Raises LockHeld, a UserError, if another run holds the lock; WorkError if no lock file can be made."""
         if self.held:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._take()
         except OSError as error:
-            raise WorkError(f"{self.path}: cannot be made ({error.strerror})") from None
+            raise WorkError(f"{self.path}: the lock file cannot be made ({error.strerror})") from None
         self.held = True
         atexit.register(self.release)
         threading.Thread(target=self._renew, daemon=True).start()
 
     def _take(self) -> None:
-        beside = self.path.with_name(f"{self.path.name}.{socket.gethostname()}.{os.getpid()}.part")
-        beside.write_text(json.dumps(this_process()))
+        own = self.path.with_name(f"{self.path.name}.{socket.gethostname()}.{os.getpid()}.part")
+        own.write_text(json.dumps(this_process()))
         try:
-            while not _link(beside, self.path):
-                if why := held_by(self.path, beside, self.work):
-                    raise LockHeld(f"{self.path.parent}: {why}", self.instead)
-                self._remove_dead(beside)
+            while not _link(own, self.path):
+                if holder := describe_holder(self.path, own, self.work):
+                    raise LockHeld(f"{self.path.parent}: {holder}", self.instead)
+                self._remove_stale(own)
         finally:
-            beside.unlink()
+            own.unlink()
 
-    def _remove_dead(self, beside: Path) -> None:
-        """Removes a lock that nobody holds any more. One process at a time, or it might be another's new one."""
-        taking = self.path.with_name(f"{self.path.name}.taking")
-        if not _link(beside, taking):
+    def _remove_stale(self, own: Path) -> None:
+        """Removes a lock that nobody holds. One process at a time, or it could be another process's new lock."""
+        takeover = self.path.with_name(f"{self.path.name}.taking")
+        if not _link(own, takeover):
             with contextlib.suppress(FileNotFoundError):
-                if _age(taking, beside) > TAKING_LASTS:  # killed on the way
-                    taking.unlink()
+                if _age(takeover, own) > TAKEOVER_TIMEOUT:  # its process was killed in between
+                    takeover.unlink()
             time.sleep(0.02)
             return
         try:
-            if not held_by(self.path, beside, self.work):
+            if not describe_holder(self.path, own, self.work):
                 self.path.unlink(missing_ok=True)
         finally:
-            taking.unlink(missing_ok=True)
+            takeover.unlink(missing_ok=True)
 
     def _renew(self) -> None:
-        while not self.ended.wait(RENEWED_EVERY):
+        while not self.released.wait(RENEW_EVERY):
             with contextlib.suppress(OSError, ValueError):
                 if json.loads(self.path.read_text()) != this_process():
-                    self._lost()
+                    self._exit_if_lost()
                 os.utime(self.path)
 
-    def _lost(self) -> None:
-        """This process stood still for long, and another run has the folder now: nothing more may be written."""
-        if not self.ended.is_set():
-            print(f"error: {self.path}: taken over by another run while this one stood still", file=sys.stderr)
+    def _exit_if_lost(self) -> None:
+        """This process was suspended for long and another run has the lock: nothing more may be written."""
+        if not self.released.is_set():
+            print(f"error: {self.path}: taken over by another run while this one was suspended", file=sys.stderr)
             os._exit(EXIT_FAILED)
 
     def release(self) -> None:
-        self.ended.set()
+        self.released.set()
         atexit.unregister(self.release)
         with contextlib.suppress(OSError, ValueError):
             if json.loads(self.path.read_text()) == this_process():
@@ -100,7 +108,7 @@ class RunLock:
 
 
 def _link(existing: Path, new: Path) -> bool:
-    """Whether `new` now is the file `existing`; False where there is a `new` already."""
+    """Makes `new` a hard link to `existing`; False if there is a file `new` already."""
     try:
         os.link(existing, new)
     except FileExistsError:
@@ -114,70 +122,70 @@ def _link(existing: Path, new: Path) -> bool:
     return True
 
 
-def _age(path: Path, beside: Path) -> float:
-    """Seconds since `path` was renewed, by the clock that gave `beside` its time just now: the file system's."""
-    os.utime(beside)
-    return beside.stat().st_mtime - path.stat().st_mtime
+def _age(path: Path, own: Path) -> float:
+    """Seconds since `path` was renewed, by the file system's clock: our `own` file beside it is touched to read it."""
+    os.utime(own)
+    return own.stat().st_mtime - path.stat().st_mtime
 
 
-def this_process() -> dict:
-    """Who holds a lock; `started` tells a process from a later one of the same number."""
+def this_process() -> dict[str, Any]:
+    """The content of our lock file; `started` distinguishes a process from a later one with the same pid."""
     job = os.environ.get("SLURM_JOB_ID")
     return {
         "host": socket.gethostname(),
-        "space": _process_space(),
+        "space": _pid_namespace(),
         "pid": os.getpid(),
-        "started": _started(os.getpid()),
+        "started": _start_time(os.getpid()),
         "job": job,
         "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0)) if job else None,
     }
 
 
-def _process_space() -> str | None:
-    """Containers may share a host's name and still number their processes each by itself."""
+def _pid_namespace() -> str | None:
+    """Identifies the namespace that pids are counted in: containers may share a host name and not their pids."""
     try:
         return os.readlink("/proc/self/ns/pid") + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
 
 
-def held_by(path: Path, beside: Path, work: str) -> str | None:
-    """Who holds the lock and does the `work`, in words; None where nobody does any more and it may be taken over.
+def describe_holder(path: Path, own: Path, work: str) -> str | None:
+    """Who holds the lock `path` and does the `work`; None if nobody does and it may be taken over.
 
-    `beside` is a file of ours on the same file system, whose clock is asked.
+    `own` is a file of this process on the same file system, see `_age`.
     """
     try:
-        holder, age = json.loads(path.read_text()), _age(path, beside)
+        holder, age = json.loads(path.read_text()), _age(path, own)
         facts = ("host", "space", "pid", "started", "job", "restart")
         host, space, pid, started, job, restart = (holder[key] for key in facts)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # just released, or cut short by a crash of the machine
+        return None  # just released, or truncated by a crash of the machine
     me = this_process()
     if (host, space) == (me["host"], me["space"]):
-        alive = _started(pid) == started and pid != me["pid"]
-        return f"process {pid} on this host {work}{_of_job(job)}" if alive else None
+        alive = _start_time(pid) == started and pid != me["pid"]
+        return f"process {pid} on this host {work}{_job_note(job)}" if alive else None
     if job and job == me["job"] and restart < me["restart"]:
-        return None  # this job itself, before it was requeued
+        return None  # this very job, before it was requeued
     if age > STALE_AFTER:
         return None
-    return f"process {pid} on {host} {work}{_of_job(job)}, and was alive {age:.0f} s ago"
+    return f"process {pid} on {host} {work}{_job_note(job)}, and was alive {age:.0f} s ago"
 
 
-def _of_job(job: str | None) -> str:
+def _job_note(job: str | None) -> str:
     return f" (Slurm job {job})" if job else ""
 
 
-def _started(pid: int) -> str | None:
-    """When a process of this host began, in clock ticks since the machine did; None where no such process runs."""
+def _start_time(pid: int) -> str | None:
+    """When a process of this host started, in clock ticks since boot; None if it is not running."""
     try:
-        state, *facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZXx" else facts[18]  # one that has ended stays there until its parent asks for it
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZXx" else fields[18]  # a zombie has ended, and waits for its parent
     except OSError:
-        return None if Path("/proc/self").exists() else _answers(pid)
+        return None if Path("/proc/self").exists() else _start_time_without_proc(pid)
 
 
-def _answers(pid: int) -> str | None:
-    """Without /proc: that it is there at all."""
+def _start_time_without_proc(pid: int) -> str | None:
+    """Not the time, which only /proc has, but whether the process exists: 'running' or None."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

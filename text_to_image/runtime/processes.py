@@ -1,4 +1,4 @@
-"""What one process of a run does for all of them, so that none waits for another that has given up."""
+"""Agreement between the processes of a distributed run, so that none waits for another that has given up."""
 
 import datetime
 import os
@@ -15,35 +15,39 @@ Result = TypeVar("Result")
 
 
 def run_on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """What `work` returns on the main process, on all of them; and so with the mistake or failure that it raises."""
-    told: list = [None, None]
-    failure: Exception | None = None
+    """Runs `work` on the main process; all processes return its result, or raise the error that it raised.
+
+    The others get UserError and WorkError as they are, and a WorkError in place of any other exception.
+    """
+    outcome: list = [None, None]  # result, error
+    own_error: Exception | None = None
     if accelerator.is_main_process:
         try:
-            told[0] = work()
+            outcome[0] = work()
         except (UserError, WorkError) as error:
-            told[1] = failure = error
+            outcome[1] = own_error = error
         except Exception as error:
-            failure, told[1] = error, WorkError("the main process has failed; its message stands above")
-    broadcast_object_list(told)
-    if error := failure or told[1]:
-        raise error
-    return told[0]
+            own_error, outcome[1] = error, WorkError("the main process failed; its message is above")
+    broadcast_object_list(outcome)
+    if raised := own_error or outcome[1]:
+        raise raised
+    return outcome[0]
 
 
 class CrossProcessFlag:
-    """Lets all processes know what one of them has learned, over gloo: asking does not wait for the GPUs' work.
+    """A condition shared by all processes, over gloo: asking for it does not wait for the GPUs' queues.
 
-    A process that does not answer for `minutes` ends the others.
+    A process that does not answer within `minutes` ends the others.
     """
 
     def __init__(self, accelerator: Accelerator, minutes: int):
-        self.group = None
+        self.group: torch.distributed.ProcessGroup | None = None
         if accelerator.num_processes > 1:
-            self.group = torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(minutes=minutes))
+            timeout = datetime.timedelta(minutes=minutes)
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timeout)  # type: ignore[assignment]
 
     def any_process(self, condition: bool) -> bool:
-        """Whether it holds on at least one process; all get the same answer."""
+        """Whether the condition holds on at least one process; all processes get the same answer."""
         if self.group is None:
             return condition
         holds = torch.tensor(float(condition))
@@ -52,8 +56,10 @@ class CrossProcessFlag:
 
 
 def disable_unsupported_p2p() -> None:
-    """Tells NCCL where GPUs cannot reach each other's memory (RTX 40 with an older driver), as `accelerate launch`
-    does; accelerate refuses to start otherwise."""
+    """Tells NCCL where GPUs cannot reach each other's memory (RTX 40 with an older driver).
+
+    `accelerate launch` does the same; without it accelerate refuses to start.
+    """
     if not check_cuda_p2p_ib_support():
         os.environ.setdefault("NCCL_P2P_DISABLE", "1")
         os.environ.setdefault("NCCL_IB_DISABLE", "1")

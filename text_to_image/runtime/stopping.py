@@ -1,65 +1,82 @@
-"""Signals that ask a run to stop: the step under way is finished and saved, then the run ends with exit code 75."""
+"""Signals that ask a run to stop: it finishes the step under way, saves it, and ends with exit code 75."""
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
 from runtime.errors import EXIT_STOPPED, Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class StopSignals(AbstractContextManager):
-    """While the block lasts, a signal is noted where the run is `deferring`, and ends it at once elsewhere.
+    """Within the block, a signal raises Stopped at once, or is only noted in `asked` while the run defers it.
 
-    Whatever is written is written beside and renamed, so nothing is left half done where it ends at once. A second
-    SIGINT never waits. Without the block, in tests for instance, no signal is heard and `asked` stays None.
+    Raising at once is safe because every file is written under another name and renamed. A second SIGINT never
+    waits. Outside the block, as in tests, no signal is caught and `asked` stays None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, saved: str = "before anything was saved") -> None:
         self.asked: str | None = None  # the signal's name
         self.deferring = False
-        self.saved = "before the first step; what is encoded is kept"  # told where it ends at once
-        self.interrupts = 0
-        self._before: dict = {}
+        self.saved = saved  # how far the work is saved; ends the message '<signal>: stopped <saved>'
+        self._interrupts = 0
+        self._earlier_handlers: dict[signal.Signals, Handler] = {}
         self._owner = os.getpid()
 
     def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        self._earlier_handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._earlier_handlers.items():
             signal.signal(number, handler)
+
+    def defer(self) -> None:
+        """From here on a signal is only noted in `asked`; the run looks at it after each step."""
+        self.deferring = True
+
+    def raise_at_once(self) -> None:
+        """From here on a signal ends the run at once."""
+        self.deferring = False
+
+    def note_saved(self, saved: str) -> None:
+        """Says how far the work is saved, for the message of a stop."""
+        self.saved = saved
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """For what is to be done wholly: a signal is noted meanwhile, and obeyed at the block's end."""
+        """Within the block a signal is only noted; Stopped is raised at the block's end."""
         self.deferring = True
         try:
             yield
         finally:
             self.deferring = False
         if self.asked:
-            raise Stopped(self._at_once())
+            raise Stopped(self._message())
 
-    def words(self, step: int, steps: int) -> str:
-        return (
+    def exception_after(self, step: int, steps: int) -> Stopped:
+        """The exception to raise once checkpoint-`step` is written."""
+        return Stopped(
             f"{self.asked or 'a signal to another process'}: stopped after step {step} of {steps}, saved in "
             f"checkpoint-{step}; the same command goes on from there"
         )
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a process that reads pictures for this one
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked worker process that reads pictures
             os._exit(EXIT_STOPPED)
         self.asked = signal.Signals(number).name
-        self.interrupts += number == signal.SIGINT
-        if self.interrupts > 1:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             raise KeyboardInterrupt
         if not self.deferring:
-            raise Stopped(self._at_once())
+            raise Stopped(self._message())
 
-    def _at_once(self) -> str:
+    def _message(self) -> str:
         return f"{self.asked}: stopped {self.saved}"

@@ -1,4 +1,6 @@
-"""Sewing patterns of what is worn below: skirt, trousers, shorts and denim jeans, front and back."""
+"""Sewing patterns of skirt, trousers, shorts and denim jeans, front and back."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -58,7 +60,7 @@ def _waistband(look: Look, half: float, loops: bool = True) -> list[Piece]:
 
 
 def trousers(look: Look, length: float = 1.0, hem_half: float = 0.085) -> list[Piece]:
-    """Trousers, or with a short `length` shorts; with `look.worn` denim's fading, rivets and copper thread as well."""
+    """Trousers; shorts with a short `length`; with `look.worn` denim, with faded places and rivets."""
     waist, hip = look.vary(0.180, 0.06), look.vary(0.228, 0.05)
     spread = look.rng.uniform(0.02, 0.10) * length
     crotch, hem_half = look.vary(0.30, 0.04), look.vary(hem_half)
@@ -85,7 +87,8 @@ def trousers(look: Look, length: float = 1.0, hem_half: float = 0.085) -> list[P
             leg[3:5] = [(hip + 0.25 * (foot[0] + hem_half - hip), 0.3)]
             leg[6:7] = []
         pieces.append(Piece("panel", mirrored(smooth(leg, 3, keep=(0, 1, hem_at, hem_at + 1)))))
-        pieces += [mapped(p, mirrored) for p in _leg_details(look, foot, hem_half, kx, knee, crotch, length)]
+        details = _leg_details(look, _Leg(foot, hem_half, kx, knee, crotch, length))
+        pieces += [mapped(piece, mirrored) for piece in details]
     pieces += _seat(look, waist, hip, crotch) if look.back else _fly(look, waist, hip, crotch)
     return (
         pieces
@@ -94,75 +97,79 @@ def trousers(look: Look, length: float = 1.0, hem_half: float = 0.085) -> list[P
     )
 
 
-def _leg_details(look: Look, foot, hem_half, kx, knee, crotch, length) -> list[Piece]:
-    rng = look.rng
-    pieces = hem(foot + [-hem_half, 0.0], foot + [hem_half, 0.0], look)
-    if length > 0.7:
-        inseam = line((0.03, crotch + 0.03), (kx - 0.055, knee), tuple(foot + [-hem_half + 0.012, 0]))
-        pieces.append(Piece("seam", inseam, 0.005, depth=0.5))
-        for k in range(4):
-            y = knee + (k - 1.7) * 0.035 + rng.uniform(-0.01, 0.01)
-            side = rng.choice([-1, 1])
-            pieces.append(
-                Piece(
-                    "crease",
-                    line((kx - side * 0.08, y), (kx, y + 0.012), (kx + side * 0.02, y + 0.03)),
-                    0.016,
-                    depth=rng.uniform(0.25, 0.8),
-                )
-            )
-        for k in range(3):
-            y = length - 0.16 + k * 0.035
-            pieces.append(
-                Piece(
-                    "crease",
-                    line((foot[0] - 0.06, y), (foot[0] + 0.05, y + rng.uniform(-0.03, 0.03))),
-                    0.014,
-                    depth=rng.uniform(0.2, 0.6),
-                )
-            )
-    for k in range(4):  # creases fan out from the crotch
-        a = 0.25 + 0.3 * k + rng.uniform(-0.1, 0.1)
-        reach = rng.uniform(0.07, 0.14)
-        start = np.array([0.02, crotch + 0.0])
-        pieces.append(
-            Piece(
-                "crease",
-                line(start, start + reach * np.array([np.cos(a - 0.6), np.sin(a - 0.6)])),
-                0.016,
-                depth=rng.uniform(0.3, 0.9),
-            )
-        )
-    if look.worn is not None and length > 0.7:
-        top_, x, half = 0.2, kx + 0.01, 0.055
-        pieces += [
-            Piece(
-                "fade",
-                smooth(
-                    [
-                        (x - half * 0.6, top_),
-                        (x + half * 0.6, top_),
-                        (x + half, 0.45),
-                        (x + half * 0.7, knee + 0.1),
-                        (x - half * 0.7, knee + 0.1),
-                        (x - half, 0.45),
-                    ],
-                    2,
-                ),
-                0.035,
-                depth=0.62,
-                colour=look.worn,
-            ),
-            Piece("fade", circle(16) * [0.05, 0.1] + [x, knee - 0.02], 0.03, depth=0.3, colour=look.worn),
-            Piece(
-                "fade",
-                limb([foot + [-hem_half, -0.006], foot + [hem_half, -0.006]], (0.02, 0.02)),
-                0.006,
-                depth=0.55,
-                colour=look.worn,
-            ),
-        ]
+@dataclass(frozen=True)
+class _Leg:
+    """The measures of the leg to the right of the crotch, in garment units."""
+
+    foot: np.ndarray  # middle of the hem
+    hem_half: float  # half the width of the hem
+    knee_x: float
+    knee_y: float
+    crotch: float  # y
+    length: float
+
+    @property
+    def is_long(self) -> bool:
+        return self.length > 0.7
+
+
+def _leg_details(look: Look, leg: _Leg) -> list[Piece]:
+    pieces = hem(leg.foot + [-leg.hem_half, 0.0], leg.foot + [leg.hem_half, 0.0], look)
+    if leg.is_long:
+        pieces += [_inseam(leg), *_knee_creases(look, leg), *_hem_creases(look, leg)]
+    pieces += _crotch_creases(look, leg)
+    if look.worn is not None and leg.is_long:
+        pieces += _faded_places(look, leg)
     return pieces
+
+
+def _inseam(leg: _Leg) -> Piece:
+    hem_end = tuple(leg.foot + [-leg.hem_half + 0.012, 0])
+    return Piece("seam", line((0.03, leg.crotch + 0.03), (leg.knee_x - 0.055, leg.knee_y), hem_end), 0.005, depth=0.5)
+
+
+def _knee_creases(look: Look, leg: _Leg) -> list[Piece]:
+    pieces, x = [], leg.knee_x
+    for k in range(4):
+        y = leg.knee_y + (k - 1.7) * 0.035 + look.rng.uniform(-0.01, 0.01)
+        side = look.rng.choice([-1, 1])
+        crease = line((x - side * 0.08, y), (x, y + 0.012), (x + side * 0.02, y + 0.03))
+        pieces.append(Piece("crease", crease, 0.016, depth=look.rng.uniform(0.25, 0.8)))
+    return pieces
+
+
+def _hem_creases(look: Look, leg: _Leg) -> list[Piece]:
+    pieces, x = [], leg.foot[0]
+    for k in range(3):
+        y = leg.length - 0.16 + k * 0.035
+        crease = line((x - 0.06, y), (x + 0.05, y + look.rng.uniform(-0.03, 0.03)))
+        pieces.append(Piece("crease", crease, 0.014, depth=look.rng.uniform(0.2, 0.6)))
+    return pieces
+
+
+def _crotch_creases(look: Look, leg: _Leg) -> list[Piece]:
+    """Creases that fan out from the crotch."""
+    pieces, start = [], np.array([0.02, leg.crotch])
+    for k in range(4):
+        angle = 0.25 + 0.3 * k + look.rng.uniform(-0.1, 0.1)
+        reach = look.rng.uniform(0.07, 0.14)
+        crease = line(start, start + reach * np.array([np.cos(angle - 0.6), np.sin(angle - 0.6)]))
+        pieces.append(Piece("crease", crease, 0.016, depth=look.rng.uniform(0.3, 0.9)))
+    return pieces
+
+
+def _faded_places(look: Look, leg: _Leg) -> list[Piece]:
+    """Worn denim: the thigh, the knee and the edge of the hem."""
+    top, x, half, low = 0.2, leg.knee_x + 0.01, 0.055, leg.knee_y + 0.1
+    thigh = [(x - half * 0.6, top), (x + half * 0.6, top), (x + half, 0.45)]
+    thigh += [(x + half * 0.7, low), (x - half * 0.7, low), (x - half, 0.45)]
+    knee = circle(16) * [0.05, 0.1] + [x, leg.knee_y - 0.02]
+    edge = limb([leg.foot + [-leg.hem_half, -0.006], leg.foot + [leg.hem_half, -0.006]], (0.02, 0.02))
+    return [
+        Piece("fade", smooth(thigh, 2), 0.035, depth=0.62, colour=look.worn),
+        Piece("fade", knee, 0.03, depth=0.3, colour=look.worn),
+        Piece("fade", edge, 0.006, depth=0.55, colour=look.worn),
+    ]
 
 
 def _fly(look: Look, waist, hip, crotch) -> list[Piece]:

@@ -1,4 +1,4 @@
-"""What the starter captioner says: one caption for each thing a render can show, read back word for word."""
+"""The starter captioner's captions: one fixed wording for each spec, a strict parser, and the tokenizer."""
 
 import re
 import string
@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 from transformers import BertTokenizer
 
-from describe import DETAILS, NAMES, PAIRS, PATTERN_WORDS
+from describe import DETAILS, NAMES, PATTERN_WORDS, PLURAL_KINDS
 from garments import GARMENTS
 from render_garments import COLOURS, CORNERS, PATTERNS, Spec
 
-SECOND_COLOURS = ("black", "navy", "brown", "white", "beige")  # of patterns, as sample_spec draws them
+SECOND_COLOURS = ("black", "navy", "brown", "white", "beige")  # of patterns, those that sample_spec chooses
 VIEWS = ("front", "back")
-# What the vision model is also asked while it learns; None: no pattern, no marker.
-ANSWERS = {
+# The attributes of a spec and their values; None: no pattern, no marker.
+ATTRIBUTES = {
     "kind": tuple(GARMENTS),
     "colour": tuple(COLOURS),
     "pattern": PATTERNS,
@@ -30,13 +30,13 @@ FOLD_WORDS = {
     "cuffs": "laid flat with both hems rolled up into cuffs",
 }
 PROMPTS = ("a photograph of", "a photo of", "a picture of", "an image of", "this is")
-PUNCTUATED = ("t-shirt",)  # words that the tokenizer would take apart and put together with spaces
+PUNCTUATED = ("t-shirt",)  # words that the tokenizer would split, and decode with spaces in between
 
 
 def caption_text(spec: Spec) -> str:
-    """The caption of a spec, at most 60 tokens; front or back is not told where the garment is folded in half."""
+    """The caption of a spec, at most 60 tokens. Front or back is not named if the garment is folded in half."""
     words = spec.colour if spec.pattern == "plain" else f"{spec.colour} and {spec.second} {_adjective(spec.pattern)}"
-    some = "A single pair of" if spec.kind in PAIRS else "A single"
+    some = "A single pair of" if spec.kind in PLURAL_KINDS else "A single"
     text = f"{some} {words} {NAMES[spec.kind][0]} {FOLD_WORDS[spec.fold]} on a white background"
     if spec.fold != "half":
         text += f", seen from the {spec.view}"
@@ -50,19 +50,19 @@ def _adjective(pattern: str) -> str:
 
 
 def read_caption(text: str) -> dict[str, str | None] | None:
-    """What a caption says, {'kind': 'jeans', …} as in ANSWERS; None for one that caption_text would not write.
+    """The attributes in a caption, {'kind': 'jeans', …} as in ATTRIBUTES; None if caption_text would not write it.
 
-    'view' is None where it is not told.
+    'view' is None where the caption does not name it.
     """
     if not (found := _CAPTION.fullmatch(text.strip())):
         return None
-    said = found.groupdict()
-    said["kind"] = next(kind for kind in GARMENTS if NAMES[kind][0] == said["kind"])
-    said["pattern"] = next((p for p in PATTERN_WORDS if _adjective(p) == said["pattern"]), "plain")
-    said["fold"] = next(fold for fold, words in FOLD_WORDS.items() if words == said["fold"])
-    if (said["view"] is None) != (said["fold"] == "half") or caption_text(SimpleNamespace(**said)) != text.strip():
+    named = found.groupdict()
+    named["kind"] = next(kind for kind in GARMENTS if NAMES[kind][0] == named["kind"])
+    named["pattern"] = next((p for p in PATTERN_WORDS if _adjective(p) == named["pattern"]), "plain")
+    named["fold"] = next(fold for fold, words in FOLD_WORDS.items() if words == named["fold"])
+    if (named["view"] is None) != (named["fold"] == "half") or caption_text(SimpleNamespace(**named)) != text.strip():
         return None
-    return said
+    return named
 
 
 def _any(words) -> str:
@@ -79,7 +79,10 @@ _CAPTION = re.compile(
 
 
 def make_tokenizer() -> BertTokenizer:
-    """BERT's, with the captions' words whole and every other text in letters; '[DEC]' starts a caption, as in BLIP."""
+    """A BERT tokenizer with each word of the captions as a token, and single characters for all other text.
+
+    '[DEC]' starts a caption, as in BLIP.
+    """
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
     characters = [c for c in string.printable if not c.isspace()]
     words = sorted({word for text in (*_every_wording(), *PROMPTS) for word in re.findall(r"\w+", text)})
@@ -91,7 +94,7 @@ def make_tokenizer() -> BertTokenizer:
 
 
 def _every_wording() -> list[str]:
-    """Captions in which every word that captions may have comes up."""
+    """Captions that together contain every word that captions can have."""
     looks = [("plain", None), *product(PATTERN_WORDS, SECOND_COLOURS)]
     kinds = product(GARMENTS, VIEWS, FOLD_WORDS)
     specs = [Spec(k, "red", "plain", None, v, fold, c, 0) for (k, v, fold), c in product(kinds, (None, *CORNERS))]

@@ -1,6 +1,7 @@
-"""A garment as rasters (where it is, its colour, its height above the table), and the light that falls on it."""
+"""A garment as rasters (mask, colour, height above the table, occlusion): pieces are painted, folded and lit."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,10 +10,11 @@ from PIL import Image, ImageDraw
 
 @dataclass(frozen=True)
 class Piece:
-    """One thing that is laid on the table, in garment units (x to the right, y down, garment about 1 high).
+    """One thing to paint, in garment units (x to the right, y down, a garment is about 1 high).
 
-    role 'panel' is a piece of cloth (closed outline), 'seam' a groove, 'stitch' a dashed thread, 'crease' a soft ridge
-    (open lines), 'dot' a button or rivet at each point, 'fade' an area (closed outline) where the dye is worn.
+    `role` is 'panel' (a piece of cloth, closed outline), 'seam' (a groove, open line), 'stitch' (a dashed thread, open
+    line), 'crease' (a soft ridge, open line), 'dot' (a button or rivet at each point) or 'fade' (worn dye,
+    closed outline).
     """
 
     role: str
@@ -27,7 +29,7 @@ class Piece:
 
 @dataclass
 class Frame:
-    """Garment units to pixels: rotate about `centre`, scale, move to `origin`."""
+    """Converts garment units to pixels: rotate about `centre`, scale, move to `origin`."""
 
     shape: tuple[int, int]  # height, width in (supersampled) pixels
     scale: float  # pixels a garment unit
@@ -36,6 +38,7 @@ class Frame:
     origin: np.ndarray
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
+        """(N, 2) in garment units -> (N, 2) in pixels."""
         c, s = np.cos(self.angle), np.sin(self.angle)
         return (np.asarray(points) - self.centre) @ np.array([[c, s], [-s, c]]) * self.scale + self.origin
 
@@ -50,10 +53,10 @@ class Frame:
 
 @dataclass
 class Cloth:
-    """Rasters that pieces are painted onto, one after the other; all (H, W) or (H, W, 3), float32."""
+    """The rasters that pieces are painted on, one after the other; (H, W) or (H, W, 3), float32."""
 
     frame: Frame
-    print_colour: object  # (u, v) -> (H, W, 3): the cloth's colour and pattern at garment coordinates
+    fabric: Callable[[np.ndarray, np.ndarray], np.ndarray]  # (u, v) -> (H, W, 3), colour and pattern in garment units
     mask: np.ndarray = field(init=False)
     albedo: np.ndarray = field(init=False)
     height: np.ndarray = field(init=False)  # in garment units
@@ -65,12 +68,12 @@ class Cloth:
         self.occlusion, self.albedo = np.ones((h, w), np.float32), np.zeros((h, w, 3), np.float32)
         self.x, self.y = self.frame.units()
 
-    def lay(self, piece: Piece) -> None:
-        """Paints one piece over what lies there already."""
-        getattr(self._around(piece), f"_{piece.role}")(piece)
+    def paint(self, piece: Piece) -> None:
+        """Paints one piece over those before."""
+        getattr(self._window(piece), f"_{piece.role}")(piece)
 
-    def _around(self, piece: Piece) -> "Cloth":
-        """The part of the cloth that a piece can touch: views of the same rasters, so small pieces cost little."""
+    def _window(self, piece: Piece) -> "Cloth":
+        """The part of the cloth that a piece can change, as views of the same rasters: small pieces cost little."""
         points, reach = self.frame.pixels(piece.points), (0.13 + 2.5 * piece.width) * self.frame.scale
         low = np.clip(np.floor(points.min(0) - reach), 0, np.array(self.mask.shape[::-1]) - 2).astype(int)
         high = np.maximum(np.ceil(points.max(0) + reach), low + 2).astype(int)
@@ -89,7 +92,7 @@ class Cloth:
         near = self._blur(m, 0.014)
         self.occlusion *= 1 - 0.55 * near * (1 - m) * self.mask
         c, s = np.cos(piece.angle), np.sin(piece.angle)
-        colour = self.print_colour(c * self.x + s * self.y, c * self.y - s * self.x) * piece.tint
+        colour = self.fabric(c * self.x + s * self.y, c * self.y - s * self.x) * piece.tint
         self.albedo += m[..., None] * (colour - self.albedo)
         wide = self._blur(m, 0.05)
         dome = 0.012 * np.clip(2 * near - 1, 0, 1) ** 0.6 + 0.030 * np.clip(2 * wide - 1, 0, 1)
@@ -129,9 +132,9 @@ class Cloth:
             self.height += 0.004 * self._blur(disc, 0.004)
 
     def fold(self, point, normal, region=None, tint: float = 0.93) -> None:
-        """Turns what lies on the side of `normal` over the line through `point`, so that its back shows.
+        """Folds what is on the side of `normal` over the line through `point`, so that its back shows.
 
-        `region` (closed outline, garment units) limits what moves: one leg of two, say.
+        `region` (closed outline, garment units) limits what is folded, such as one leg of two.
         """
         p, q = self.frame.pixels(np.array([point, np.asarray(point) + np.asarray(normal)], float))
         n = (q - p) / np.linalg.norm(q - p)
@@ -140,21 +143,21 @@ class Cloth:
         if region is not None:
             side *= fill(self.frame.shape, self.frame.pixels(region))
         flap = self.mask * side
-        k = 2 * float(n @ p)  # reflection x -> x - 2 (n·x) n + k n is its own inverse
+        k = 2 * float(n @ p)  # the reflection x -> x - 2 (n·x) n + k n is its own inverse
         affine = (1 - 2 * n[0] ** 2, -2 * n[0] * n[1], k * n[0], -2 * n[0] * n[1], 1 - 2 * n[1] ** 2, k * n[1])
-        over = mirror(flap, affine)
+        over = transform(flap, affine)
         near = self._blur(over, 0.016)
         self.mask *= 1 - side
         self.occlusion *= 1 - 0.6 * near * (1 - over)
-        back = np.stack([mirror(self.albedo[..., i], affine) for i in range(3)], -1) * tint
+        back = np.stack([transform(self.albedo[..., i], affine) for i in range(3)], -1) * tint
         self.albedo += over[..., None] * (back - self.albedo)
-        rise = 0.02 * np.clip(2 * near - 1, 0, 1) ** 0.7 + mirror(self.height, affine) * 0.6
+        rise = 0.02 * np.clip(2 * near - 1, 0, 1) ** 0.7 + transform(self.height, affine) * 0.6
         self.height += over * (rise - self.height)
-        self.occlusion += over * (mirror(self.occlusion, affine) - self.occlusion)
+        self.occlusion += over * (transform(self.occlusion, affine) - self.occlusion)
         self.mask = np.maximum(self.mask, over)
 
     def centre(self, by: float) -> None:
-        """Moves the garment towards the middle of the picture: 1 all the way, 0 not at all."""
+        """Moves the garment towards the middle of the picture; 1 centres it, 0 leaves it."""
         for axis in (0, 1):
             (covered,) = np.nonzero(self.mask.max(1 - axis) > 0.5)
             shift = round(by * (self.mask.shape[axis] - covered[0] - covered[-1]) / 2)
@@ -162,7 +165,7 @@ class Cloth:
                 setattr(self, name, np.roll(getattr(self, name), shift, axis))
 
     def lit(self, light: tuple[float, float], wrinkles: np.ndarray, gain: float = 1.5) -> np.ndarray:
-        """The cloth's colour under a light from direction `light` (x, y on the table), (H, W, 3) in 0..255."""
+        """The shaded colour under light from direction `light` (x, y on the table), (H, W, 3) in 0..255."""
         gy, gx = np.gradient((self.height + wrinkles) * self.frame.scale)
         facing = np.tanh(gain * (gx * light[0] + gy * light[1]))
         sheen = 9 * np.clip(facing, -0.3, 1)[..., None]
@@ -170,6 +173,7 @@ class Cloth:
 
 
 def circle(n: int) -> np.ndarray:
+    """n points on the unit circle, (n, 2)."""
     t = np.linspace(0, 2 * np.pi, n, endpoint=False)
     return np.stack([np.cos(t), np.sin(t)], 1)
 
@@ -192,7 +196,7 @@ def stroke(shape: tuple[int, int], points: np.ndarray, width: float, dash: float
 
 
 def dashes(points: np.ndarray, length: float) -> list[np.ndarray]:
-    """Cuts a line into stitches of `length` with gaps of half of it."""
+    """Cuts a line into stitches of `length` with gaps half as long."""
     steps = np.r_[0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
     starts = np.arange(0, steps[-1], 1.5 * length)
     at = lambda s: np.stack([np.interp(s, steps, points[:, i]) for i in (0, 1)], -1)  # noqa: E731
@@ -200,7 +204,7 @@ def dashes(points: np.ndarray, length: float) -> list[np.ndarray]:
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of (H, W) float32; wide ones on a smaller grid, where they cost little."""
+    """Gaussian blur of (H, W) float32; a wide blur is computed on a smaller grid, where it costs little."""
     step = max(int(sigma / 2), 1)
     h, w = image.shape
     small = resize(image, (max(h // step, 2), max(w // step, 2)), Image.Resampling.BOX) if step > 1 else image
@@ -219,12 +223,13 @@ def resize(image: np.ndarray, shape: tuple[int, int], method) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(image, np.float32)).resize(shape[::-1], method))
 
 
-def mirror(image: np.ndarray, affine: tuple[float, ...]) -> np.ndarray:
+def transform(image: np.ndarray, affine: tuple[float, ...]) -> np.ndarray:
+    """PIL's affine transform of (H, W) float32."""
     source = Image.fromarray(np.ascontiguousarray(image, np.float32))
     return np.asarray(source.transform(source.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR))
 
 
 def noise(shape: tuple[int, int], cells: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise (H, W) of mean 0 and deviation about 1, with about `cells` bumps down and across."""
+    """Smooth noise (H, W), mean 0 and deviation about 1, with about `cells` bumps down and across."""
     grid = rng.standard_normal((max(round(cells[0]), 2), max(round(cells[1]), 2))).astype(np.float32)
     return resize(grid, shape, Image.Resampling.BICUBIC) * np.float32(1.5)

@@ -1,4 +1,4 @@
-"""Captions for rendered garments: from two words to three chunks of 75 tokens, every sentence true of its picture."""
+"""Random captions for rendered garments, from two words to three chunks of 75 tokens; all of a caption is true."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ NAMES = {
     "shorts": ("shorts", "shorts", "short trousers"),
     "jeans": ("denim jeans", "denim jeans", "jeans"),
 }
-PAIRS = ("trousers", "shorts", "jeans")
+PLURAL_KINDS = ("trousers", "shorts", "jeans")
 PATTERN_WORDS = {
     "striped": (("striped",), ("stripes", "horizontal stripes", "broad stripes")),
     "checked": (("checked", "checked", "plaid"), ("checks", "a checked pattern")),
@@ -153,7 +153,7 @@ def subject(spec, rng: np.random.Generator, article: bool = True) -> str:
             words, tail = colour, f" with {spec.second} {noun}"
     if not article:
         return f"{words} {name}{tail}"
-    if spec.kind in PAIRS:
+    if spec.kind in PLURAL_KINDS:
         some = str(rng.choice(["a pair of ", "a single pair of ", "one pair of ", ""], p=[0.5, 0.2, 0.15, 0.15]))
         return f"{some}{words} {name}{tail}"
     if rng.random() < 0.3:
@@ -194,11 +194,11 @@ def first_sentence(spec, rng: np.random.Generator, full: bool) -> str:
 
 
 def more_sentences(spec, rng: np.random.Generator) -> list[str]:
-    """Everything else that is true of the picture, the telling sentences before the general ones."""
-    telling = []
+    """Further sentences, those about this garment before those that are true of all pictures (ABOUT)."""
+    specific = []
     if spec.fold != "half":
-        telling.append(str(rng.choice(DETAILS[spec.kind, spec.view])))
-        telling.append(
+        specific.append(str(rng.choice(DETAILS[spec.kind, spec.view])))
+        specific.append(
             str(
                 rng.choice(
                     [
@@ -211,26 +211,26 @@ def more_sentences(spec, rng: np.random.Generator) -> list[str]:
         )
     if spec.marker:
         phrase = marker_phrase(spec, rng)
-        telling.append(f"{rng.choice(['There is', 'The picture shows', 'One can see'])} {phrase}.")
+        specific.append(f"{rng.choice(['There is', 'The picture shows', 'One can see'])} {phrase}.")
     elif rng.random() < 0.4:
-        telling.append(str(rng.choice(["There is no reference marker.", "No marker lies beside it."])))
+        specific.append(str(rng.choice(["There is no reference marker.", "No marker lies beside it."])))
     if spec.pattern == "plain":
-        telling.append(f"The cloth is plain {spec.colour} without any pattern.")
+        specific.append(f"The cloth is plain {spec.colour} without any pattern.")
     else:
         noun = str(rng.choice(PATTERN_WORDS[spec.pattern][1]))
-        telling.append(f"The {spec.colour} cloth is printed with {noun} in {spec.second}.")
+        specific.append(f"The {spec.colour} cloth is printed with {noun} in {spec.second}.")
     if spec.fold != "flat":
-        telling.append(f"The garment is {rng.choice(FOLDS[spec.fold])}.")
+        specific.append(f"The garment is {rng.choice(FOLDS[spec.fold])}.")
     general = [str(s) for s in rng.permutation(ABOUT)]
-    telling = [str(s) for s in rng.permutation(telling)]
-    if rng.random() < 0.4:  # sometimes the telling sentence comes last, deep in the caption
-        general[2:2] = telling[:1]
-        return general[:1] + telling[1:] + general[1:]
-    return telling + general
+    specific = [str(s) for s in rng.permutation(specific)]
+    if rng.random() < 0.4:  # sometimes a specific sentence comes late, far into the caption
+        general[2:2] = specific[:1]
+        return general[:1] + specific[1:] + general[1:]
+    return specific + general
 
 
 def caption_of(spec, rng: np.random.Generator, words: int | None = None) -> str:
-    """A caption of about `words` words (None: a length is drawn, mostly short), at most about 150."""
+    """A caption of about `words` words, at most about 150; None chooses a random length, mostly a short one."""
     if words is None:
         words = int(rng.choice([0, 12, 30, 50, 80, 130], p=[0.12, 0.33, 0.15, 0.15, 0.15, 0.1]))
     if words == 0:

@@ -1,4 +1,4 @@
-"""All kinds of garments by name: each makes the pieces of one, for a look."""
+"""All kinds of garments: {name: function that makes its pieces from a Look}."""
 
 from bottoms import shorts, skirt, trousers
 from sewing import Look
@@ -15,5 +15,5 @@ GARMENTS = {
     "skirt": skirt,
     "trousers": trousers,
     "shorts": shorts,
-    "jeans": trousers,  # only when asked for: the base model has never seen them
+    "jeans": trousers,  # only on request: they are held out of the base model's training
 }

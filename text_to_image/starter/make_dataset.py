@@ -1,4 +1,4 @@
-"""Draws the reference data set: three portrait pictures of denim jeans with their captions.
+"""Renders the reference data set: three portrait pictures of denim jeans with their captions.
 
 python make_dataset.py --to ../../dataset
 """

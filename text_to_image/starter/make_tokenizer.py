@@ -2,20 +2,31 @@
 
 CLIP's merges (bpe_simple_vocab_16e6.txt.gz, OpenAI, MIT licence; in PyPI's clip-anytorch, for one) are ranked by how
 common they are. Kept are all that build one of the first `--words` whole words or a word of the renderer's captions;
-those words get exactly CLIP's tokens, others a few more. The result lies in base/tokenizer already.
+those words get exactly CLIP's tokens, others a few more.
 
-    python make_tokenizer.py --clip_merges bpe_simple_vocab_16e6.txt.gz --to base/tokenizer
+The tokenizer in base/ has merges for a hundred further words ('lambda', 'metadata'): it was made when the words were
+still taken from the source text of the renderer. It stays, as the text encoder was trained with its token ids.
+
+    python make_tokenizer.py --clip_merges bpe_simple_vocab_16e6.txt.gz --to FOLDER
 """
 
 import argparse
 import gzip
-import inspect
 import json
 import re
 from pathlib import Path
 
-import describe
-import render_garments
+import numpy as np
+
+from describe import caption_of
+from render_garments import sample_spec
+
+SPECIAL_TOKENS = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+}
 
 
 def byte_characters() -> list[str]:
@@ -25,7 +36,16 @@ def byte_characters() -> list[str]:
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
 
 
-def split(word: str, ranks: dict[tuple[str, str], int]) -> list[tuple[str, str]]:
+def caption_words(garments: int = 2000) -> set[str]:
+    """Every word of the renderer's captions, jeans included: of the longest captions of this many random garments."""
+    specs = [sample_spec(seed, kind) for seed in range(garments) for kind in (None, "jeans")]
+    captions = [
+        caption_of(spec, np.random.default_rng([spec.seed, length]), length) for spec in specs for length in (12, 150)
+    ]
+    return set(re.findall(r"[a-z]+", " ".join(captions).lower()))
+
+
+def merges_for(word: str, ranks: dict[tuple[str, str], int]) -> list[tuple[str, str]]:
     """The merges that build `word`, in the order in which byte-pair encoding applies them."""
     parts, used = [*word[:-1], word[-1] + "</w>"], []
     while pairs := [p for p in zip(parts, parts[1:], strict=False) if p in ranks]:
@@ -40,40 +60,48 @@ def split(word: str, ranks: dict[tuple[str, str], int]) -> list[tuple[str, str]]
     return used
 
 
+def reduce_merges(clip_merges: Path, words: int) -> list[tuple[str, str]]:
+    """The merges that build the first `words` whole words of CLIP's vocabulary and all words of captions, by rank."""
+    lines = gzip.decompress(clip_merges.read_bytes()).decode().split("\n")
+    merges = [
+        tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]
+    ]  # after CLIP's vocabulary come unused ones
+    ranks = {merge: i for i, merge in enumerate(merges)}
+    whole_words = [a + b for a, b in merges if re.fullmatch(r"[a-z]{2,}</w>", a + b)]
+    kept_words = {word.removesuffix("</w>") for word in whole_words[:words]} | caption_words()
+    return sorted({merge for word in kept_words for merge in merges_for(word, ranks)}, key=ranks.get)
+
+
+def save_tokenizer(merges: list[tuple[str, str]], folder: Path) -> int:
+    """Writes the files that CLIPTokenizer reads; returns the size of the vocabulary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    characters = byte_characters()
+    tokens = [*characters, *(c + "</w>" for c in characters), *(a + b for a, b in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False)
+    (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
+    rows = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
+    (folder / "merges.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "do_lower_case": True,
+        "add_prefix_space": False,
+        **SPECIAL_TOKENS,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(SPECIAL_TOKENS, indent=2) + "\n")
+    return len(tokens)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip_merges", type=Path, required=True, help="bpe_simple_vocab_16e6.txt.gz")
     parser.add_argument("--to", type=Path, required=True, help="tokenizer folder to write")
     parser.add_argument("--words", type=int, default=6000, help="how many of CLIP's first whole words to keep")
     args = parser.parse_args()
-    lines = gzip.decompress(args.clip_merges.read_bytes()).decode().split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
-    ranks = {merge: i for i, merge in enumerate(merges)}
-    whole = [a + b for a, b in merges if re.fullmatch(r"[a-z]{2,}</w>", a + b)]
-    captions = set(re.findall(r"[a-z]+", (inspect.getsource(describe) + inspect.getsource(render_garments)).lower()))
-    words = {w.removesuffix("</w>") for w in whole[: args.words]} | captions
-    kept = sorted({m for w in words for m in split(w, ranks)}, key=ranks.get)
-    characters = byte_characters()
-    tokens = [*characters, *(c + "</w>" for c in characters), *(a + b for a, b in kept)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    args.to.mkdir(parents=True, exist_ok=True)
-    vocabulary = json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False)
-    (args.to / "vocab.json").write_text(vocabulary, encoding="utf-8")
-    rows = ["#version: 0.2", *(f"{a} {b}" for a, b in kept)]
-    (args.to / "merges.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    special = dict(  # noqa: C408
-        bos_token="<|startoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
-    config = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": 77,
-        "do_lower_case": True,
-        "add_prefix_space": False,
-        **special,
-    }
-    (args.to / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (args.to / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
-    print(f"{len(tokens)} tokens, {len(words)} words in {args.to}")
+    tokens = save_tokenizer(reduce_merges(args.clip_merges, args.words), args.to)
+    print(f"{tokens} tokens in {args.to}")
 
 
 if __name__ == "__main__":

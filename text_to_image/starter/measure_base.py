@@ -1,4 +1,4 @@
-"""Measures a starter model: does it draw what captions that it never saw ask for, and how well does its VAE see?
+"""Measures a starter model: do its pictures show what unseen captions ask for, and how exact is its VAE?
 
 python measure_base.py                          the shipped model, 200 captions, inference.py's default settings
 python measure_base.py --model ../../output/run --captions 50 --save samples
@@ -20,7 +20,7 @@ from pictures import HELD_OUT, SHARES, SIZES
 from render_garments import Spec, sample_spec
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(1, str(HERE.parent))  # the rooms of the three scripts
+sys.path.insert(1, str(HERE.parent))  # the folders of the entry points
 
 from generation.contact_sheet import make_contact_sheet  # noqa: E402
 from generation.generate import MAX_TOKEN_CHUNKS  # noqa: E402
@@ -28,7 +28,8 @@ from generation.image_generator import encode_all_prompts  # noqa: E402
 from generation.weights import find_weights  # noqa: E402
 from models.defaults import guidance_scale_of  # noqa: E402
 from models.folders import read_shape  # noqa: E402
-from models.loading import choose_attention, load_unet, load_vae, quiet_libraries  # noqa: E402
+from models.loading import load_unet, load_vae, quiet_libraries, set_attention  # noqa: E402
+from models.samplers import SamplingSettings  # noqa: E402
 from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler  # noqa: E402
 from runtime.devices import choose_device  # noqa: E402
 
@@ -36,16 +37,17 @@ GOALS = {"kind": 0.97, "colour": 0.97, "marker": 0.95, "pattern": 0.90, "view": 
 
 
 def held_out_captions(count: int) -> list[tuple[Spec, str]]:
-    """Specs with seeds that training never used, and captions of one to three chunks that name what is measured."""
-    drawn = []
+    """(spec, caption) for seeds that were never trained on; the captions have one to three chunks."""
+    cases = []
     for i in range(count):
         spec = sample_spec(HELD_OUT + 1_000_000 + i)
-        drawn.append((spec, caption_of(spec, np.random.default_rng([spec.seed, 7]), int((12, 12, 30, 50, 90)[i % 5]))))
-    return drawn
+        words = (12, 12, 30, 50, 90)[i % 5]
+        cases.append((spec, caption_of(spec, np.random.default_rng([spec.seed, 7]), words)))
+    return cases
 
 
-def named(spec: Spec, caption: str) -> set[str]:
-    """The attributes that a caption really names; only those are counted."""
+def named_attributes(spec: Spec, caption: str) -> set[str]:
+    """The attributes of GOALS that a caption names; only those count."""
     text = caption.lower()
     names = {"kind", "colour"}
     if spec.marker and "square" in text:
@@ -61,31 +63,31 @@ def named(spec: Spec, caption: str) -> set[str]:
 
 
 @torch.no_grad()
-def draw(
+def generate(
     folder: Path, prompts: list[str], sizes: list[tuple[int, int]], steps: int, guidance: float, seed: int = 0
 ) -> list[Image.Image]:
-    """One picture for each prompt at inference.py's settings; picture i has noise of seed + i."""
+    """One picture for each prompt, as inference.py generates it with seed + i; `sizes` are (width, height)."""
     device = choose_device()
     shape, source = read_shape(folder), find_weights(str(folder))
     text = encode_all_prompts(source, ["", *prompts], MAX_TOKEN_CHUNKS, device, torch.float32)
     unet, vae = load_unet(folder).to(device).eval(), load_vae(folder).to(device)
-    choose_attention(unet, shape, 256, 256, device.type)
+    set_attention(unet, shape, 256, 256, device.type)
     sampler, images = load_sampler(folder), {}
     for size in sorted(set(sizes)):
         indices = [i for i, s in enumerate(sizes) if s == size]
         for start in range(0, len(indices), 8):
             part = indices[start : start + 8]
             noise = torch.stack([initial_noise(seed + i, shape.latent_shape(size[1], size[0])) for i in part])
-            wanted, away = [text[prompts[i]] for i in part], [text[""]] * len(part)
-            latents = generate_latents(unet, sampler, noise, wanted, away, guidance, steps)
+            embeddings = [(text[prompts[i]], text[""]) for i in part]
+            latents = generate_latents(unet, sampler, noise, embeddings, SamplingSettings(steps, guidance))
             images.update(zip(part, decode_latents(vae, latents), strict=True))
-            print(f"drawn {len(images)} of {len(prompts)}", file=sys.stderr, flush=True)
+            print(f"generated {len(images)} of {len(prompts)}", file=sys.stderr, flush=True)
     return [images[i] for i in range(len(prompts))]
 
 
 @torch.no_grad()
 def psnr_on(folder: Path, dataset: Path, size: tuple[int, int] = (224, 288)) -> tuple[float, float]:
-    """PSNR in dB of the VAE's copies of a data set's pictures at `size`: of whole pictures, and of garment pixels."""
+    """PSNR in dB of the VAE's reconstructions of pictures in `dataset` at `size`: of all pixels, of garment pixels."""
     vae, whole, garment = load_vae(folder), [], []
     for path in sorted(p for p in dataset.iterdir() if p.suffix.lower() in (".jpg", ".png")):
         pixels = np.asarray(Image.open(path).convert("RGB").resize(size, Image.Resampling.LANCZOS))
@@ -97,7 +99,8 @@ def psnr_on(folder: Path, dataset: Path, size: tuple[int, int] = (224, 288)) -> 
     return tuple(float(-10 * np.log10(np.mean(errors))) for errors in (whole, garment))
 
 
-def save(images: list[Image.Image], cases: list[tuple[Spec, str]], folder: Path, title: str) -> None:
+def save_samples(images: list[Image.Image], cases: list[tuple[Spec, str]], folder: Path, title: str) -> None:
+    """Writes the pictures, and a sheet of the first 40 with their captions."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i:03d}.png" for i in range(len(images))]
     for path, image in zip(paths, images, strict=True):
@@ -109,22 +112,24 @@ def save(images: list[Image.Image], cases: list[tuple[Spec, str]], folder: Path,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=HERE / "base", help="pipeline folder")
-    parser.add_argument("--captions", type=int, default=200, help="how many captions to draw, one picture each")
+    parser.add_argument("--captions", type=int, default=200, help="number of captions, with one picture each")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps, as inference.py's default")
     parser.add_argument("--guidance_scale", type=float, help="default: the model's, as in inference.py")
-    parser.add_argument("--renders", type=int, default=400, help="renders that the classifier itself is measured on")
+    parser.add_argument(
+        "--renders", type=int, default=400, help="number of renders to measure the classifier itself on"
+    )
     parser.add_argument("--dataset", type=Path, default=HERE.parent.parent / "dataset", help="for the VAE's PSNR")
     parser.add_argument("--save", type=Path, help="folder for the pictures and a sheet of the first 40")
     args = parser.parse_args()
     quiet_libraries()
     guidance = args.guidance_scale if args.guidance_scale is not None else guidance_scale_of(args.model)
-    cases, judge, begun = held_out_captions(args.captions), load_classifier(), time.time()
+    cases, classifier, started = held_out_captions(args.captions), load_classifier(), time.time()
     sizes = [SIZES[k] for k in np.random.default_rng(0).choice(len(SIZES), len(cases), p=SHARES)]
-    images = draw(args.model, [caption for _, caption in cases], sizes, args.steps, guidance)
+    images = generate(args.model, [caption for _, caption in cases], sizes, args.steps, guidance)
     result = {name: [] for name in GOALS}
     misses = []
-    for (spec, caption), found in zip(cases, classify(judge, images), strict=True):
-        for name in named(spec, caption) & set(GOALS):
+    for (spec, caption), found in zip(cases, classify(classifier, images), strict=True):
+        for name in named_attributes(spec, caption) & set(GOALS):
             result[name].append(found[name] == getattr(spec, name))
             if not result[name][-1]:
                 misses.append(f"{name}: asked {getattr(spec, name)}, found {found[name]}: {caption[:100]}")
@@ -133,12 +138,12 @@ def main() -> None:
         "captions": len(cases), "steps": args.steps, "guidance_scale": guidance,
         "right": {name: f"{np.mean(right):.1%} of {len(right)}" for name, right in result.items()},
         "reached": {name: bool(np.mean(right) >= GOALS[name]) for name, right in result.items()},
-        "classifier": {k: f"{v:.1%}" for k, v in accuracy(judge, args.renders).items()} if args.renders else None,
+        "classifier": {k: f"{v:.1%}" for k, v in accuracy(classifier, args.renders).items()} if args.renders else None,
         "vae_psnr_db": {"whole": round(whole, 1), "garment": round(garment, 1)},
-        "seconds_per_picture": round((time.time() - begun) / len(cases), 2),
+        "seconds_per_picture": round((time.time() - started) / len(cases), 2),
     }  # fmt: skip
     if args.save:
-        save(images, cases, args.save, f"{args.model.name}, {args.steps} steps, guidance {guidance}")
+        save_samples(images, cases, args.save, f"{args.model.name}, {args.steps} steps, guidance {guidance}")
     print("\n".join(misses))
     print(json.dumps(report, indent=1))
 

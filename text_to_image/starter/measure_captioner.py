@@ -1,4 +1,4 @@
-"""Measures the starter captioner: what it says about renders it never saw, and about the pictures in dataset/.
+"""Measures the starter captioner on renders with seeds that were never trained on, and on the pictures in dataset/.
 
 python measure_captioner.py                      the shipped model, 500 renders, every ninth one jeans
 python measure_captioner.py --model FOLDER --renders 90
@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor
 from transformers.utils import logging
 
-from captioner_words import ANSWERS, read_caption
+from captioner_words import ATTRIBUTES, read_caption
 from make_dataset import PICTURES
 from pictures import HELD_OUT, SIZES
 from render_garments import Spec, render, sample_spec
@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 GOAL = 0.95
 
 
-def load(folder: Path) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
+def load_captioner(folder: Path) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
@@ -46,27 +46,28 @@ def captions_of(
     return texts
 
 
-def held_out(count: int) -> tuple[list[Spec], list[tuple[int, int]]]:
+def held_out_specs(count: int) -> tuple[list[Spec], list[tuple[int, int]]]:
     """Specs with seeds that were never trained on, every ninth one jeans, and their sizes (width, height)."""
     specs = [sample_spec(HELD_OUT + i, "jeans" if i % 9 == 8 else None) for i in range(count)]
     return specs, [SIZES[i // 9 % len(SIZES)] for i in range(count)]
 
 
-def drawn(specs: list[Spec], sizes: list[tuple[int, int]]) -> list[Image.Image]:
+def render_all(specs: list[Spec], sizes: list[tuple[int, int]]) -> list[Image.Image]:
+    """The pictures of these specs at these sizes, rendered in parallel."""
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(render, specs, *zip(*sizes, strict=True), chunksize=10))
 
 
-def judged(spec: Spec, caption: str) -> dict[str, bool]:
-    """Whether a caption is right about each attribute that it should tell; one that cannot be read is wrong in all.
+def check_caption(spec: Spec, caption: str) -> dict[str, bool]:
+    """Whether a caption is right about each attribute that it should name; one that cannot be parsed is wrong in all.
 
-    'marker' is whether there is one, 'corner' where it lies, of those that are there.
+    'marker' is whether there is one; 'corner' is where, and is only there for a spec with a marker.
     """
-    said = read_caption(caption) or dict.fromkeys(ANSWERS, "unreadable")
-    right = {name: said[name] == getattr(spec, name) for name in ANSWERS}
-    right["marker"] = said["marker"] != "unreadable" and bool(said["marker"]) == bool(spec.marker)
+    named = read_caption(caption) or dict.fromkeys(ATTRIBUTES, "unreadable")
+    right = {name: named[name] == getattr(spec, name) for name in ATTRIBUTES}
+    right["marker"] = named["marker"] != "unreadable" and bool(named["marker"]) == bool(spec.marker)
     if spec.marker:
-        right["corner"] = said["marker"] == spec.marker
+        right["corner"] = named["marker"] == spec.marker
     if spec.fold == "half":
         del right["view"]
     if spec.pattern == "plain":
@@ -77,18 +78,18 @@ def judged(spec: Spec, caption: str) -> dict[str, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=HERE / "captioner", help="BLIP folder")
-    parser.add_argument("--renders", type=int, default=500, help="how many pictures to draw")
+    parser.add_argument("--renders", type=int, default=500, help="how many pictures to render")
     parser.add_argument(
         "--dataset", type=Path, default=HERE.parent.parent / "dataset", help="make_dataset.py's folder"
     )
     args = parser.parse_args()
-    model, processor = load(args.model)
-    specs, sizes = held_out(args.renders)
-    images, begun = drawn(specs, sizes), time.time()
+    model, processor = load_captioner(args.model)
+    specs, sizes = held_out_specs(args.renders)
+    images, started = render_all(specs, sizes), time.time()
     captions = captions_of(model, processor, images)
-    seconds, right = time.time() - begun, {}
+    seconds, right = time.time() - started, {}
     for spec, size, caption in zip(specs, sizes, captions, strict=True):
-        for name, value in judged(spec, caption).items():
+        for name, value in check_caption(spec, caption).items():
             right.setdefault(name, []).append(value)
             if not value:
                 asked = spec.marker if name == "corner" else getattr(spec, name)
@@ -100,7 +101,7 @@ def main() -> None:
         "reached": all(sum(v) / len(v) >= GOAL for v in right.values()),
         "dataset": dict(zip(PICTURES, reference, strict=True)),
         "dataset_wrong": {
-            name: [k for k, v in judged(spec, caption).items() if not v]
+            name: [k for k, v in check_caption(spec, caption).items() if not v]
             for (name, (spec, _)), caption in zip(PICTURES.items(), reference, strict=True)
         },
         "seconds_per_picture": round(seconds / len(specs), 3),

@@ -1,8 +1,10 @@
-"""The rendered pictures that the starter models learn from, drawn once and kept on disk, one array for each size."""
+"""The rendered pictures that the starter models are trained on, kept on disk as one array for each size.
+
+Beside single pictures there are pairs: the same garment from the front and from the back, equal in everything else.
+"""
 
 import json
 import os
-import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -16,24 +18,25 @@ from render_garments import Spec, render, sample_spec
 
 SIZES = ((256, 256), (224, 288), (288, 224))  # width, height: square, portrait, landscape
 SHARES = (0.5, 0.35, 0.15)
-TROUSERS_SHARES = (0.25, 0.6, 0.15)  # trousers are tall
-TROUSERS_SEEDS = 7_000_000  # from here on, below those held out
+TROUSERS_SHARES = (0.25, 0.6, 0.15)  # more portrait pictures, as trousers are tall
+TROUSERS_SEEDS = 7_000_000  # the first of their seeds
 TROUSERS_FOLDS = {"flat": 0.35, "knee": 0.4, "cuffs": 0.15, "half": 0.1}
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
+PAIRS = "twins"  # what the files of pairs are called
 
 
-def seeds_of(size: int, count: int) -> np.ndarray:
+def picture_seeds(size: int, count: int) -> np.ndarray:
     """The seeds of the pictures of SIZES[size] in a training set of `count` pictures; no two sizes share one."""
     return np.arange(round(count * SHARES[size])) * len(SIZES) + size
 
 
 def picture_specs(size: int, count: int) -> list[Spec]:
     """What the pictures of SIZES[size] in a training set of `count` pictures show."""
-    return [sample_spec(int(seed)) for seed in seeds_of(size, count)]
+    return [sample_spec(int(seed)) for seed in picture_seeds(size, count)]
 
 
 def trousers_specs(size: int, count: int) -> list[Spec]:
-    """Trousers of SIZES[size], over all sizes six for ten of `count` pictures, most of them with something folded."""
+    """Trousers of SIZES[size], most of them folded somehow; over all sizes 0.6 times `count` of them."""
     seeds = TROUSERS_SEEDS + np.arange(round(0.6 * count * TROUSERS_SHARES[size])) * len(SIZES) + size
     folds = np.random.default_rng([size, 6]).choice(list(TROUSERS_FOLDS), len(seeds), p=list(TROUSERS_FOLDS.values()))
     pairs = zip(seeds, folds, strict=True)
@@ -43,8 +46,8 @@ def trousers_specs(size: int, count: int) -> list[Spec]:
 SETS = {"pictures": picture_specs, "trousers": trousers_specs}
 
 
-def pictures_of(folder: Path, size: int, of: str = "pictures") -> np.ndarray:
-    """The finished pictures of SIZES[size] of one of SETS, (N, h, w, 3) uint8, read from disk as they are used."""
+def load_pictures(folder: Path, size: int, of: str = "pictures") -> np.ndarray:
+    """The rendered pictures of SIZES[size] of one of SETS, (N, h, w, 3) uint8, memory-mapped."""
     return np.load(_file(folder, size, of), mmap_mode="r")
 
 
@@ -53,7 +56,7 @@ def _file(folder: Path, size: int, of: str) -> Path:
 
 
 def render_pictures(folder: Path, count: int, sets: Iterable[str] = SETS) -> None:
-    """Renders of these sets what is not there yet; stopped and started again, it goes on where it was."""
+    """Renders those pictures of `sets` that are missing. Stopped and started again, it goes on where it was."""
     folder.mkdir(parents=True, exist_ok=True)
     tasks = []
     for of in sets:
@@ -72,36 +75,43 @@ def render_pictures(folder: Path, count: int, sets: Iterable[str] = SETS) -> Non
             log.flush()
 
 
-def twin_specs(size: int, count: int) -> list[Spec]:
-    """The flat garments of SIZES[size] that are also rendered from both sides, a fifth of `count` over all sizes."""
-    flat = (spec for seed in seeds_of(size, count) if (spec := sample_spec(int(seed))).fold == "flat")
+def pair_specs(size: int, count: int) -> list[Spec]:
+    """The garments of SIZES[size] that are rendered as pairs: flat ones, over all sizes a fifth of `count`."""
+    flat = (spec for seed in picture_seeds(size, count) if (spec := sample_spec(int(seed))).fold == "flat")
     return list(islice(flat, round(0.2 * count * SHARES[size])))
 
 
-def twins_of(folder: Path, size: int) -> np.ndarray:
-    """Front and back of twin_specs, alike in all else, (N, 2, h, w, 3) uint8, read from disk as they are used."""
-    return np.load(folder / f"twins-{SIZES[size][0]}x{SIZES[size][1]}.npy", mmap_mode="r")
+def load_pairs(folder: Path, size: int) -> np.ndarray:
+    """Front and back of pair_specs, (N, 2, h, w, 3) uint8, memory-mapped."""
+    return np.load(_pairs_file(folder, size), mmap_mode="r")
 
 
-def render_twins(folder: Path, count: int) -> None:
-    """Renders both sides of twin_specs, where that is not done."""
+def _pairs_file(folder: Path, size: int) -> Path:
+    return folder / f"{PAIRS}-{SIZES[size][0]}x{SIZES[size][1]}.npy"
+
+
+def render_pairs(folder: Path, count: int) -> None:
+    """Renders front and back of pair_specs, unless that is done."""
     for size, (w, h) in enumerate(SIZES):
-        path = folder / f"twins-{w}x{h}.npy"
+        path = _pairs_file(folder, size)
         if path.exists():
             continue
-        specs = twin_specs(size, count)
+        specs = pair_specs(size, count)
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             pairs = pool.map(_render_pair, specs, [(w, h)] * len(specs), chunksize=20)
-            pairs = list(tqdm(pairs, total=len(specs), desc=f"twins {w}x{h}", mininterval=10))
+            pairs = list(tqdm(pairs, total=len(specs), desc=f"pairs {w}x{h}", mininterval=10))
         np.save(path.with_suffix(".new.npy"), np.stack(pairs))
         path.with_suffix(".new.npy").rename(path)
 
 
 def _render_pair(spec: Spec, size: tuple[int, int]) -> np.ndarray:
-    return np.stack([np.asarray(render(replace(spec, view=view), *size, twins=True)) for view in ("front", "back")])
+    return np.stack(
+        [np.asarray(render(replace(spec, view=view), *size, same_layout=True)) for view in ("front", "back")]
+    )
 
 
-def _render_slice(task) -> str:
+def _render_slice(task: tuple) -> str:
+    """Renders 50 pictures into their array; returns the line that marks the task as done."""
     folder, of, size, count, start = task
     (w, h), specs = SIZES[size], SETS[of](size, count)
     pictures = np.lib.format.open_memmap(_file(folder, size, of), "r+")
@@ -109,11 +119,3 @@ def _render_slice(task) -> str:
         pictures[i] = np.asarray(render(spec, w, h))
     pictures.flush()
     return json.dumps(task[1:])
-
-
-if __name__ == "__main__":
-    import sys
-
-    begun = time.time()
-    render_pictures(Path(sys.argv[1]), int(sys.argv[2]))
-    print(f"{time.time() - begun:.0f} s")

@@ -9,6 +9,7 @@ Every stage leaves a checkpoint in --work every minute or two; started again, th
 import argparse
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,66 +20,61 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from describe import caption_of
-from lessons import CHUNK, Captions, Pictures, draw_lesson, encode_text, silence, v_loss
-from pictures import SHARES, SIZES, TROUSERS_SHARES, render_pictures, render_twins
-from pretrain_vae import Checkpoint, encode_pictures, train_decoder, train_vae, whiten
-from render_garments import sample_spec
+from pictures import SHARES, SIZES, TROUSERS_SHARES, render_pairs, render_pictures
+from pretrain_vae import StageCheckpoint, encode_pictures, train_decoder, train_vae, whiten
+from training_batches import (
+    CHUNK,
+    CaptionSampler,
+    LatentSampler,
+    VPredictionLoss,
+    encode_text,
+    make_batch,
+    view_margin_loss,
+)
+from unseen_words import initialise_unseen_words, token_ids_in_captions
 
 HERE = Path(__file__).resolve().parent
-# Each stage: pixels relative to SIZES, batch, learning rate (constant, then cosine to 0 from `decay_from` on), EMA,
-# the least weight of a timestep (where a garment lies is decided at ever higher noise the larger the picture is), the
-# shares of steps that drill one thing alone, and those of the sizes and sets that pictures come from.
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage trains the UNet and the text encoder."""
+
+    scale: int  # pictures are SIZES divided by this
+    batch: int
+    learning_rate: float  # constant, then a cosine to 0
+    decay_from: float  # share of the steps at which the cosine begins
+    ema: float
+    floor: float  # smallest min-SNR weight: the larger a picture, the higher the noise at which its layout is decided
+    focus: dict[str, float]  # shares of the steps with focused batches (training_batches.py)
+    sizes: tuple[float, ...] = SHARES  # shares of SIZES
+    sets: dict[str, float] = field(default_factory=lambda: {"pictures": 1.0})  # shares of pictures.SETS
+
+
 STAGES = {
-    "unet64": {
-        "scale": 4,
-        "batch": 64,
-        "lr": 1e-3,
-        "decay_from": 1.0,
-        "ema": 0.999,
-        "floor": 0.15,
-        "drills": {"corner": 0.25, "view": 0.1},
-        "sizes": SHARES,
-        "sets": {"pictures": 1.0},
-    },
-    "unet128": {
-        "scale": 2,
-        "batch": 32,
-        "lr": 1e-3,
-        "decay_from": 0.75,
-        "ema": 0.9995,
-        "floor": 0.15,
-        "drills": {"corner": 0.4, "view": 0.1},
-        "sizes": SHARES,
-        "sets": {"pictures": 1.0},
-    },
-    "unet256": {
-        "scale": 1,
-        "batch": 12,
-        "lr": 6e-4,
-        "decay_from": 0.3,
-        "ema": 0.999,
-        "floor": 0.5,
-        "drills": {"corner": 0.06, "view": 0.35},
-        "sizes": SHARES,
-        "sets": {"pictures": 1.0},
-    },
-    "trousers": {  # a folded leg is one picture in a hundred of the others, and came out in pieces
-        "scale": 1,
-        "batch": 12,
-        "lr": 4e-4,
-        "decay_from": 0.1,
-        "ema": 0.999,
-        "floor": 0.5,
-        "drills": {"corner": 0.12, "view": 0.15, "fold": 0.3},
-        "sizes": TROUSERS_SHARES,
-        "sets": {"pictures": 0.5, "trousers": 0.5},
-    },
-}
+    "unet64": Stage(
+        scale=4, batch=64, learning_rate=1e-3, decay_from=1.0, ema=0.999, floor=0.15,
+        focus={"corner": 0.25, "view": 0.1},
+    ),
+    "unet128": Stage(
+        scale=2, batch=32, learning_rate=1e-3, decay_from=0.75, ema=0.9995, floor=0.15,
+        focus={"corner": 0.4, "view": 0.1},
+    ),
+    "unet256": Stage(
+        scale=1, batch=12, learning_rate=6e-4, decay_from=0.3, ema=0.999, floor=0.5,
+        focus={"corner": 0.06, "view": 0.35},
+    ),
+    # One of a hundred other pictures shows a folded leg, so trousers with one were generated in pieces.
+    "trousers": Stage(
+        scale=1, batch=12, learning_rate=4e-4, decay_from=0.1, ema=0.999, floor=0.5,
+        focus={"corner": 0.12, "view": 0.15, "fold": 0.3},
+        sizes=TROUSERS_SHARES, sets={"pictures": 0.5, "trousers": 0.5},
+    ),
+}  # fmt: skip
 
 
 def make_unet() -> UNet2DConditionModel:
-    """Attention only where the latent is 16 x 16 or smaller (at 256 px): above it costs more than it brings here."""
+    """4 M parameters. Attention only where the latents are 16 x 16 or smaller (at 256 px): above it costs too much."""
     return UNet2DConditionModel(
         sample_size=64,
         block_out_channels=(48, 80, 128, 128),
@@ -108,7 +104,7 @@ def make_text_encoder(vocabulary: int) -> CLIPTextModel:
 
 
 def make_scheduler() -> PNDMScheduler:
-    """Stable Diffusion's own default and noise schedule, with 2.x's v prediction: epsilon hardly learns colour."""
+    """Stable Diffusion's sampler and noise schedule, with the v prediction of 2.x: epsilon hardly learns colours."""
     return PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -120,137 +116,134 @@ def make_scheduler() -> PNDMScheduler:
     )
 
 
+class Trainee:
+    """The UNet and the text encoder with their optimizer and moving average: made, loaded, stepped and saved."""
+
+    def __init__(self, vocabulary: int, ema_decay: float, device: str):
+        self.models = make_models(vocabulary).to(device)
+        if device == "cpu":  # on CPU the backward pass of fused attention is slow at small sizes
+            self.models["unet"].set_attn_processor(AttnProcessor())
+            self.models["text"].set_attn_implementation("eager")
+        parameters = self.models.parameters()
+        self.optimizer = torch.optim.AdamW(parameters, lr=1, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.ema = self._new_ema(ema_decay)
+        self.ema_decay, self.device = ema_decay, device
+
+    def _new_ema(self, decay: float) -> EMAModel:
+        return EMAModel(self.models.parameters(), decay=decay, use_ema_warmup=True, power=0.8)
+
+    def start_with(self, weights: dict) -> None:
+        self.models.load_state_dict(weights)
+        self.ema = self._new_ema(self.ema_decay)
+
+    def load(self, state: dict) -> None:
+        self.models.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+
+    def state(self) -> dict:
+        parts = {"model": self.models, "optimizer": self.optimizer, "ema": self.ema}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def to_device(self) -> None:
+        self.ema.to(self.device)
+        self.models["unet"].to(memory_format=torch.channels_last)
+
+    def step(self, loss: torch.Tensor, learning_rate: float) -> None:
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.models.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.step(self.models.parameters())
+
+
+def make_models(vocabulary: int) -> torch.nn.ModuleDict:
+    return torch.nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder(vocabulary)})
+
+
 def train_diffusion(work: Path, stage: str, samples: int, device: str, base: Path | None = None) -> None:
-    """One stage, begun with the averaged weights of the one before, else with those in the folder `base`; leaves its
-    checkpoint in `work`."""
+    """Trains one stage and leaves its checkpoint in `work`.
+
+    It starts with the averaged weights of the stage before, or else with those in the pipeline folder `base`.
+    """
     options = STAGES[stage]
     tokenizer = CLIPTokenizer.from_pretrained(HERE / "base" / "tokenizer")
-    models = torch.nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder(len(tokenizer))}).to(device)
-    if device == "cpu":  # the fused attention's backward is slow on CPU at small sizes
-        models["unet"].set_attn_processor(AttnProcessor())
-        models["text"].set_attn_implementation("eager")
-    optimizer = torch.optim.AdamW(models.parameters(), lr=1, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    ema = EMAModel(models.parameters(), decay=options["ema"], use_ema_warmup=True, power=0.8)
-    file, begun = Checkpoint(work / f"{stage}.pt"), 0
-    if state := file.load():
-        models.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
-        begun = state["step"]
-    elif before := _weights_before(work, stage, base):
-        models.load_state_dict(before)
-        ema = EMAModel(models.parameters(), decay=options["ema"], use_ema_warmup=True, power=0.8)
-    ema.to(device)
-    models["unet"].to(memory_format=torch.channels_last)
-    pictures = [Pictures(work, size, options["scale"], options["sets"]) for size in range(len(SIZES))]
-    alphas_cumprod, captions = make_scheduler().alphas_cumprod, Captions(tokenizer)
-    steps = samples // options["batch"]
-    losses, bar = [], tqdm(range(begun, steps), initial=begun, total=steps, desc=stage, mininterval=20)
+    trainee, checkpoint, first_step = Trainee(len(tokenizer), options.ema, device), stage_checkpoint(work, stage), 0
+    if state := checkpoint.load():
+        trainee.load(state)
+        first_step = state["step"]
+    elif weights := _initial_weights(work, stage, base):
+        trainee.start_with(weights)
+    trainee.to_device()
+    unet, text_encoder = trainee.models["unet"], trainee.models["text"]
+    pictures = [LatentSampler(work, size, options.scale, options.sets) for size in range(len(SIZES))]
+    captions = CaptionSampler(tokenizer)
+    v_loss = VPredictionLoss(make_scheduler().alphas_cumprod, options.floor, device)
+    steps = samples // options.batch
+    losses, bar = [], tqdm(range(first_step, steps), initial=first_step, total=steps, desc=stage, mininterval=20)
     for step in bar:
-        optimizer.param_groups[0]["lr"] = _rate(options, step, steps)
-        rng = np.random.default_rng([step, options["scale"], 13])
-        lesson = draw_lesson(captions, pictures[rng.choice(len(SIZES), p=options["sizes"])], options, rng)
+        rng = np.random.default_rng([step, options.scale, 13])
+        latents = pictures[rng.choice(len(SIZES), p=options.sizes)]
+        batch = make_batch(captions, latents, options.batch, options.focus, rng)
         with torch.autocast(device, torch.bfloat16):
-            hidden = encode_text(models["text"], lesson.input_ids.to(device)).float()
-        noise = torch.Generator().manual_seed(step)
-        loss = v_loss(models["unet"], lesson, hidden, alphas_cumprod, noise, device, options["floor"])
-        loss = loss + 0.1 * silence(hidden, lesson.views)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)
-        optimizer.step()
-        ema.step(models.parameters())
+            hidden = encode_text(text_encoder, batch.input_ids.to(device)).float()
+        loss = v_loss(unet, batch, hidden, torch.Generator().manual_seed(step))
+        loss = loss + 0.1 * view_margin_loss(hidden, batch.view_signs)
+        trainee.step(loss, _learning_rate(options, step, steps))
         losses.append(loss.detach())
         if step % 100 == 99:
             bar.set_postfix(loss=f"{torch.stack(losses[-100:]).mean():.4f}", refresh=False)
-        if file.due() or step + 1 == steps:
-            state = {"model": models.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
-            file.save({**state, "step": step + 1})
+        if checkpoint.due() or step + 1 == steps:
+            checkpoint.save({**trainee.state(), "step": step + 1})
 
 
-def _rate(options: dict, step: int, steps: int) -> float:
-    done, decay_from = step / steps, options["decay_from"]
-    fall = 0.0 if done < decay_from else (done - decay_from) / max(1 - decay_from, 1e-9)
-    return options["lr"] * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * fall)) + 1e-6
+def stage_checkpoint(work: Path, stage: str) -> StageCheckpoint:
+    return StageCheckpoint(work / f"{stage}.pt")
 
 
-def _ema_weights(models, ema: EMAModel) -> dict:
-    ema.copy_to(models.parameters())
-    return models.state_dict()
+def _learning_rate(options: Stage, step: int, steps: int) -> float:
+    done, decay_from = step / steps, options.decay_from
+    decayed = 0.0 if done < decay_from else (done - decay_from) / max(1 - decay_from, 1e-9)
+    return options.learning_rate * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * decayed)) + 1e-6
 
 
-def _weights_before(work: Path, stage: str, base: Path | None) -> dict | None:
+def _initial_weights(work: Path, stage: str, base: Path | None) -> dict | None:
     names = list(STAGES)
     earlier = [work / f"{name}.pt" for name in names[: names.index(stage)]]
     for path in reversed([p for p in earlier if p.exists()]):
-        return averaged_weights(path)
-    return weights_in(base) if base else None
+        return ema_weights(path)
+    return pipeline_weights(base) if base else None
 
 
-def weights_in(base: Path) -> dict:
-    """The weights of a finished pipeline folder, as a state dict of {'unet', 'text'}."""
+def pipeline_weights(base: Path) -> dict:
+    """The weights of a pipeline folder, as a state dict of {'unet', 'text'}."""
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=torch.float32)
     text = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype=torch.float32)
     return torch.nn.ModuleDict({"unet": unet, "text": text}).state_dict()
 
 
-def averaged_weights(path: Path) -> dict:
-    """The EMA weights in a stage's checkpoint, as a state dict of {'unet', 'text'}."""
+def ema_weights(path: Path) -> dict:
+    """The averaged weights in a stage's checkpoint, as a state dict of {'unet', 'text'}."""
     state = torch.load(path, weights_only=True, map_location="cpu")
-    vocabulary = len(state["model"]["text.embeddings.token_embedding.weight"])
-    models = torch.nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder(vocabulary)})
+    models = make_models(len(state["model"]["text.embeddings.token_embedding.weight"]))
     models.load_state_dict(state["model"])
     ema = EMAModel(models.parameters())
     ema.load_state_dict(state["ema"])
-    return _ema_weights(models, ema)
+    ema.copy_to(models.parameters())
+    return models.state_dict()
 
 
-# --- The pipeline folder --------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def settle_unseen_words(text_encoder: CLIPTextModel, seen: set[int], rounds: int = 8) -> None:
-    """Gives words that no caption used embeddings that the encoder does not overlook, so that they can be taught.
-
-    It has learned to listen to words for garments and colours alone: a random embedding of the right length comes out
-    as the empty caption would. So an unseen word is a mixture of telling ones, drawn anew until it is heard.
-    """
-    table, chance = text_encoder.get_input_embeddings().weight, torch.Generator().manual_seed(0)
-    known = torch.tensor(sorted(seen))
-    said = _heard(text_encoder, known)
-    telling = table[known[said >= said.quantile(0.85)]].clone()
-    enough = 0.5 * said.quantile(0.85)
-    unheard = torch.tensor(sorted(set(range(len(table) - 2)) - seen))  # the last two mark start and end
-    for _ in range(rounds):
-        shares = torch.rand(len(unheard), len(telling), generator=chance) ** 12  # two or three words each
-        table[unheard] = shares / shares.sum(1, keepdim=True) @ telling * 1.2
-        unheard = unheard[_heard(text_encoder, unheard) < enough]
-        if not len(unheard):
-            break
-
-
-def _heard(text_encoder: CLIPTextModel, words: torch.Tensor) -> torch.Tensor:
-    """(N,) how far each word alone moves the encoder's output from that of the empty caption."""
-    bos, eos = text_encoder.config.bos_token_id, text_encoder.config.eos_token_id
-    ends = torch.full((len(words), 3), eos)
-    ids = torch.cat([torch.full((len(words), 1), bos), words[:, None], ends], 1)
-    empty = torch.tensor([[bos, eos, eos, eos, eos]])
-    hidden = torch.cat([text_encoder(part)[0] for part in ids.split(512)])
-    return (hidden - text_encoder(empty)[0]).flatten(1).norm(dim=1)
-
-
-def seen_words(tokenizer: CLIPTokenizer) -> set[int]:
-    texts = [caption_of(sample_spec(i), np.random.default_rng(i), w) for i in range(1500) for w in (0, 12, 150)]
-    return {i for ids in tokenizer(texts, verbose=False).input_ids for i in ids}
+# --- the pipeline folder --------------------------------------------------------------------------------------------
 
 
 def save_base(work: Path, to: Path, vae: AutoencoderKL) -> None:
-    """Writes the newest weights as an ordinary StableDiffusionPipeline folder in fp16 safetensors."""
+    """Writes the weights of the last stage with a checkpoint as a StableDiffusionPipeline folder, fp16 safetensors."""
     tokenizer = CLIPTokenizer.from_pretrained(HERE / "base" / "tokenizer")
     newest = [work / f"{name}.pt" for name in STAGES if (work / f"{name}.pt").exists()][-1]
-    models = torch.nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder(len(tokenizer))})
-    models.load_state_dict(averaged_weights(newest))
-    settle_unseen_words(models["text"], seen_words(tokenizer))
+    models = make_models(len(tokenizer))
+    models.load_state_dict(ema_weights(newest))
+    initialise_unseen_words(models["text"], token_ids_in_captions(tokenizer))
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu(),
         text_encoder=models["text"],
@@ -261,37 +254,48 @@ def save_base(work: Path, to: Path, vae: AutoencoderKL) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    kept = {f.name: f.read_bytes() for f in (HERE / "base" / "tokenizer").iterdir() if f.name != "tokenizer.json"}
+    # transformers 5 writes tokenizer.json alone; other tools need CLIP's own files too. Read before `to` is written.
+    own_files = [file for file in (HERE / "base" / "tokenizer").iterdir() if file.name != "tokenizer.json"]
+    contents = {file.name: file.read_bytes() for file in own_files}
     pipeline.to(torch.float16).save_pretrained(to)
-    for name, content in kept.items():  # transformers 5 writes tokenizer.json alone; other tools want CLIP's two files
+    for name, content in contents.items():
         (to / "tokenizer" / name).write_bytes(content)
     print(f"{newest.name} -> {to}: {sum(f.stat().st_size for f in to.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures, latents and checkpoints (3 GB)")
     parser.add_argument("--to", type=Path, default=HERE / "base", help="pipeline folder to write")
-    parser.add_argument("--pictures", type=int, default=7000, help="how many pictures to render and learn from")
+    parser.add_argument("--pictures", type=int, default=7000, help="number of pictures to render and train on")
     parser.add_argument("--vae_steps", type=int, default=2600, help="optimisation steps of the VAE")
     parser.add_argument("--decoder_steps", type=int, default=600, help="further steps of the VAE's decoder alone")
     parser.add_argument(
-        "--samples", type=int, nargs=4, default=(70_000, 312_000, 204_000, 54_000), help="seen by each UNet stage"
+        "--samples",
+        type=int,
+        nargs=4,
+        default=(70_000, 312_000, 204_000, 54_000),
+        help="number of samples in each UNet stage",
     )
     parser.add_argument(
         "--stage", choices=("all", "render", "vae", "latents", *STAGES, "decoder", "save"), default="all"
     )
-    parser.add_argument("--base", type=Path, help="finished folder whose VAE is kept and whose UNet learns on")
+    parser.add_argument("--base", type=Path, help="finished pipeline folder: keep its VAE and train its UNet further")
     args = parser.parse_args()
     if args.base and (args.work / "vae.pt").exists():
         parser.error(f"--base: {args.work} holds a VAE of its own and its latents; name an empty folder with --work")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = lambda stage: args.stage in ("all", stage)  # noqa: E731
     args.work.mkdir(parents=True, exist_ok=True)
     if wanted("render"):
         (args.work / "count.json").write_text(json.dumps(args.pictures))
         render_pictures(args.work, args.pictures)
-        render_twins(args.work, args.pictures)
+        render_pairs(args.work, args.pictures)
     torch.manual_seed(0)
     if args.stage == "render":
         return
@@ -305,7 +309,7 @@ def main() -> None:
         whiten(vae, args.work, device)
     for name, samples in zip(STAGES, args.samples, strict=True):
         if wanted("latents") or wanted(name):
-            encode_pictures(vae, args.work, STAGES[name]["scale"], device, STAGES[name]["sets"])
+            encode_pictures(vae, args.work, STAGES[name].scale, device, STAGES[name].sets)
         if wanted(name):
             train_diffusion(args.work, name, samples, device, args.base)
     if not args.base:

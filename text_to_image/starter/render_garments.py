@@ -1,4 +1,4 @@
-"""Draws flat-lay photographs of garments with captions: the data that the starter models learn from.
+"""Renders flat-lay photographs of garments, with captions: the training data of the starter models.
 
 python render_garments.py --count 24 --to renders               squares of 256 px and metadata.jsonl
 python render_garments.py --count 8 --width 768 --height 1024 --supersample 3 --kind jeans --to jeans
@@ -6,6 +6,7 @@ python render_garments.py --count 8 --width 768 --height 1024 --supersample 3 --
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Spec:
 
 
 def sample_spec(seed: int, kind: str | None = None) -> Spec:
-    """A random garment; jeans come only when `kind` says so."""
+    """A random garment of this kind; without `kind` of any kind but jeans."""
     rng = np.random.default_rng([seed, 1])
     kind = kind or KINDS[rng.integers(len(KINDS))]
     colour, second = rng.choice(list(COLOURS), 2, replace=False)
@@ -76,24 +77,27 @@ def sample_spec(seed: int, kind: str | None = None) -> Spec:
 
 
 def mirrored_spec(spec: Spec) -> Spec:
-    """What the mirror image of a spec's picture shows: the marker changes sides; captions tell no others."""
+    """The spec of the mirrored picture: the marker changes sides, and captions name no other side."""
     sides = {"right": "left", "left": "right"}
     corner = spec.marker and " ".join(sides.get(word, word) for word in spec.marker.split())
     return replace(spec, marker=corner)
 
 
-def render(spec: Spec, width: int = 256, height: int = 256, supersample: int = 2, twins: bool = False) -> Image.Image:
-    """The picture, RGB. The same spec and size give the same pixels; other sizes give the same garment.
+def render(
+    spec: Spec, width: int = 256, height: int = 256, supersample: int = 2, same_layout: bool = False
+) -> Image.Image:
+    """The picture, RGB. The same spec and size give the same pixels; another size shows the same garment.
 
-    With `twins` front and back of a spec lie, are lit and crease alike, so that only what is sewn on tells them apart.
+    With `same_layout` front and back of a spec have the same layout, light and creases: only what is sewn differs.
     """
     rng = np.random.default_rng([spec.seed, 2])
     pieces = GARMENTS[spec.kind](_look(spec, rng))
-    rng = np.random.default_rng([spec.seed, 5]) if twins else rng  # the views draw unlike numbers for their pieces
+    if same_layout:  # front and back have taken different numbers of random values for their pieces
+        rng = np.random.default_rng([spec.seed, 5])
     frame = _lay_out(pieces, (height * supersample, width * supersample), spec, rng)
-    cloth = Cloth(frame, _print(spec, rng))
+    cloth = Cloth(frame, _fabric(spec, rng))
     for piece in pieces:
-        cloth.lay(piece)
+        cloth.paint(piece)
     _fold(cloth, spec, rng)
     photo = _photograph(cloth, spec, rng)
     image = Image.fromarray(np.clip(photo + 0.5, 0, 255).astype(np.uint8))
@@ -110,7 +114,7 @@ def _look(spec: Spec, rng: np.random.Generator) -> Look:
 
 
 def _lay_out(pieces, shape, spec: Spec, rng: np.random.Generator) -> Frame:
-    """Fits the garment into the picture with a margin, a little turned and off centre, clear of the marker."""
+    """Fits the garment into the picture with a margin, slightly rotated and off centre, clear of the marker."""
     h, w = shape
     points = np.concatenate([p.points for p in pieces if p.role == "panel"])
     angle = rng.uniform(-0.06, 0.06)
@@ -125,8 +129,8 @@ def _lay_out(pieces, shape, spec: Spec, rng: np.random.Generator) -> Frame:
     if spec.marker is None:
         return frame
     box, scene = _marker_box(spec, shape), frame.pixels(points)
-    for _ in range(8):  # shrink and move away from the marker's corner until it lies free
-        if not (fill(shape, _grown(box, 0.02 * w)) * _panels(frame, pieces)).any():
+    for _ in range(8):  # shrink it and move it away from the marker's corner until they do not overlap
+        if not (fill(shape, _enlarged(box, 0.02 * w)) * _panels(frame, pieces)).any():
             break
         away = np.array([-1 if "right" in spec.marker else 1, 1 if "upper" in spec.marker else -1])
         frame.scale *= 0.95
@@ -153,13 +157,13 @@ def _marker_box(spec: Spec, shape: tuple[int, int]) -> np.ndarray:
     return square @ np.array([[c, s], [-s, c]]) + [x, y]
 
 
-def _grown(box: np.ndarray, by: float) -> np.ndarray:
+def _enlarged(box: np.ndarray, by: float) -> np.ndarray:
     centre = box.mean(0)
     return centre + (box - centre) * (1 + by / np.linalg.norm(box[0] - centre))
 
 
-def _print(spec: Spec, rng: np.random.Generator):
-    """(u, v) -> colour at the cloth's coordinates, (H, W, 3): dye, pattern and weave."""
+def _fabric(spec: Spec, rng: np.random.Generator) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """A function (u, v) -> colour (H, W, 3) at cloth coordinates (H, W): dye, pattern and weave."""
     base = np.array(DENIM if spec.kind == "jeans" else COLOURS[spec.colour], np.float32)
     base = base * rng.uniform(0.95, 1.05) + rng.uniform(-0.03, 0.03, 3) * base.mean()
     second = np.array(COLOURS[spec.second] if spec.second else base, np.float32)
@@ -184,7 +188,7 @@ def _print(spec: Spec, rng: np.random.Generator):
 
 
 def _weave(spec: Spec, u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The grain of the cloth: denim's diagonal twill and slubs, or an even weave."""
+    """The relative brightness of the threads (H, W): denim's diagonal twill and slubs, or an even weave."""
     grain = rng.standard_normal(u.shape).astype(np.float32)
     if spec.kind != "jeans":
         return 0.035 * grain
@@ -214,7 +218,7 @@ def _fold(cloth: Cloth, spec: Spec, rng: np.random.Generator) -> None:
 
 
 def _wrinkles(cloth: Cloth, rng: np.random.Generator) -> np.ndarray:
-    """Height of the soft folds that every worn garment has, in garment units (H, W)."""
+    """The height of soft wrinkles in garment units, (H, W)."""
     shape = cloth.frame.shape
     units = np.array(shape) / cloth.frame.scale
     broad = noise(shape, units * 4, rng) * 0.0075
@@ -225,7 +229,7 @@ def _wrinkles(cloth: Cloth, rng: np.random.Generator) -> np.ndarray:
 
 
 def _photograph(cloth: Cloth, spec: Spec, rng: np.random.Generator) -> np.ndarray:
-    """Lit cloth on a white table with its shadow, the marker, and a camera's exposure and grain; (H, W, 3)."""
+    """The lit cloth on a white table, shadows, marker, and a camera's exposure and grain; (H, W, 3) in 0..255."""
     h, w = cloth.frame.shape
     turn = rng.uniform(-0.5, 0.5)
     light = (-np.cos(0.9 + turn), -np.sin(0.9 + turn))
@@ -248,6 +252,7 @@ def _photograph(cloth: Cloth, spec: Spec, rng: np.random.Generator) -> np.ndarra
 
 
 def write_folder(folder: Path, specs: list[Spec], width: int, height: int, supersample: int) -> None:
+    """Writes the pictures as JPEG, and their captions to metadata.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "metadata.jsonl", "w", encoding="utf-8") as rows:
         for i, spec in enumerate(specs):
@@ -260,13 +265,13 @@ def write_folder(folder: Path, specs: list[Spec], width: int, height: int, super
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True, help="folder to write pictures and metadata.jsonl into")
-    parser.add_argument("--count", type=int, default=16, help="how many pictures")
+    parser.add_argument("--count", type=int, default=16, help="number of pictures")
     parser.add_argument("--width", type=int, default=256, help="pixels")
     parser.add_argument("--height", type=int, default=256, help="pixels")
-    parser.add_argument("--supersample", type=int, default=2, help="drawn this many times larger, then reduced")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the others follow")
-    parser.add_argument("--kind", choices=sorted(GARMENTS), help="one kind only; jeans come only so")
-    parser.add_argument("--view", choices=("front", "back"), help="one view only")
+    parser.add_argument("--supersample", type=int, default=2, help="render this many times larger, then reduce")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; each further one has the next")
+    parser.add_argument("--kind", choices=sorted(GARMENTS), help="this kind only (default: all but jeans)")
+    parser.add_argument("--view", choices=("front", "back"), help="this view only (default: both)")
     args = parser.parse_args()
     specs = [sample_spec(args.seed + i, args.kind) for i in range(args.count)]
     specs = [replace(s, view=args.view) if args.view else s for s in specs]

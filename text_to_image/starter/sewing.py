@@ -1,5 +1,6 @@
-"""What sewing patterns are drawn with: rounded outlines, limbs, hems, in garment units."""
+"""Helpers of the sewing patterns: rounded outlines, limbs, hems, mirrored pieces; all in garment units."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,20 +10,21 @@ from cloth import Piece
 
 @dataclass
 class Look:
-    """What the pieces of one garment need to know of it."""
+    """What the sewing patterns of one garment have in common."""
 
     rng: np.random.Generator
     back: bool
     thread: tuple[float, float, float]  # colour of the stitching
     button: tuple[float, float, float]
-    worn: tuple[float, float, float] | None = None  # the colour of worn denim; None for cloth that does not fade
+    worn: tuple[float, float, float] | None = None  # colour of worn denim; None for cloth that does not fade
 
     def vary(self, value: float, by: float = 0.08) -> float:
+        """`value`, randomly larger or smaller by up to the share `by`."""
         return value * (1 + self.rng.uniform(-by, by))
 
 
-def smooth(points, rounds: int = 3, closed: bool = True, keep=()) -> np.ndarray:
-    """Rounds the corners of a line by cutting them (Chaikin); the corners with an index in `keep` stay sharp."""
+def smooth(points, rounds: int = 3, closed: bool = True, keep: Sequence[int] = ()) -> np.ndarray:
+    """Rounds the corners of a line (Chaikin's corner cutting); corners with an index in `keep` stay sharp."""
     sharp = {tuple(np.asarray(points[i], float)) for i in keep}
     pts = [np.asarray(p, float) for p in points]
     for _ in range(rounds):
@@ -36,10 +38,12 @@ def smooth(points, rounds: int = 3, closed: bool = True, keep=()) -> np.ndarray:
 
 
 def flip(points) -> np.ndarray:
+    """The points mirrored at the vertical axis."""
     return np.asarray(points, float) * [-1, 1]
 
 
 def line(*points) -> np.ndarray:
+    """A smooth open line through about these points."""
     return smooth(points, 2, closed=False)
 
 
@@ -52,7 +56,7 @@ def limb(axis, widths) -> np.ndarray:
 
 
 def hem(a, b, look: Look, inset=(0.0, -0.025)) -> list[Piece]:
-    """A sewn hem beside the edge from a to b: a groove with stitches just above it."""
+    """A sewn hem along the edge from a to b: a groove with stitches just above it."""
     edge = np.array([a, b], float) + np.asarray(inset)
     return [
         Piece("seam", edge, 0.006, depth=0.7),
@@ -61,10 +65,12 @@ def hem(a, b, look: Look, inset=(0.0, -0.025)) -> list[Piece]:
 
 
 def double_stitch(points, look: Look, width: float = 0.0045) -> list[Piece]:
+    """A groove with stitches just below it."""
     return [Piece("seam", points, 0.008), Piece("stitch", np.asarray(points) + [0, 0.007], width, colour=look.thread)]
 
 
-def mapped(piece: Piece, mapping) -> Piece:
+def mapped(piece: Piece, mapping: Callable) -> Piece:
+    """The piece with its points moved by `mapping`, and its grain turned with them where that mirrors."""
     mirrored = mapping([[1, 0]])[0, 0] < 0
     return Piece(
         piece.role,

@@ -1,4 +1,4 @@
-"""Sewing patterns of what is worn above: t-shirt, shirt, sweater, hoodie and dress, front and back."""
+"""Sewing patterns of tops and dresses: t-shirt, shirt, sweater, hoodie and dress, front and back."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from sewing import Look, flip, hem, limb, line, mapped, smooth
 
 
 def top(look: Look, sleeve: str, neck: str) -> list[Piece]:
-    """A t-shirt, sweater, shirt or hoodie without what makes it one: body, sleeves ('short' or 'long') and neck."""
+    """What t-shirt, sweater, shirt and hoodie share: body, sleeves (short, long) and neck (scoop, crew, collar)."""
     chest, length = look.vary(0.27), look.vary(0.86 if sleeve == "short" else 0.82, 0.05)
     shoulder, neck_half = np.array([look.vary(0.25, 0.05), 0.055]), look.vary(0.095)
     front_dip = {"scoop": look.vary(0.095, 0.2), "crew": look.vary(0.085, 0.1), "collar": 0.08}[neck]

@@ -1,8 +1,9 @@
-"""The weights' moving average, or none: both are stepped, saved and copied in the same way."""
+"""The exponential moving average (EMA) of the weights, or none: both are stepped, saved and copied in the same way."""
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,10 +12,11 @@ from diffusers.training_utils import EMAModel
 
 from models.loading import load_unet
 from runtime.devices import synchronize
+from training.parameters import OptimizedWeights
 
 
 class NoEMA:
-    """Stands where no average is wanted: the trained weights are what is saved."""
+    """EMA off: the trained weights are what is saved."""
 
     enabled = False
 
@@ -43,15 +45,15 @@ class OffloadedEMA(EMA):
     @torch.no_grad()
     def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         parameters = list(parameters)
-        self.copies = self.copies or [torch.nn.Parameter(_room_for(p), p.requires_grad) for p in parameters]
+        self.copies = self.copies or [torch.nn.Parameter(_empty_on_cpu(p), p.requires_grad) for p in parameters]
         for copy, parameter in zip(self.copies, parameters, strict=True):
             copy.copy_(parameter, non_blocking=True)
         synchronize()
         super().step(self.copies)
 
 
-def _room_for(tensor: torch.Tensor) -> torch.Tensor:
-    """In CPU memory; page-locked for what comes from a GPU."""
+def _empty_on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """Page-locked for what comes from a GPU."""
     return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
 
 
@@ -66,11 +68,24 @@ def make_ema(
     """
     if not args.use_ema:
         return NoEMA()
-    begun = load_unet(checkpoint, subfolder="unet_ema").parameters() if checkpoint else parameters
+    initial = load_unet(checkpoint, subfolder="unet_ema").parameters() if checkpoint else parameters
     kind = OffloadedEMA if args.offload_ema else EMA
-    average = kind(begun, model_cls=UNet2DConditionModel, model_config=unet.config, foreach=args.foreach_ema)
-    if checkpoint:  # how far its decay has risen
+    ema = kind(initial, model_cls=UNet2DConditionModel, model_config=unet.config, foreach=args.foreach_ema)
+    if checkpoint:  # its decay depends on this count
         config = json.loads((checkpoint / "unet_ema" / "config.json").read_text())
-        average.optimization_step = config["optimization_step"]
-    average.to("cpu" if args.offload_ema else unet.device)
-    return average
+        ema.optimization_step = config["optimization_step"]
+    ema.to("cpu" if args.offload_ema else unet.device)
+    return ema
+
+
+@contextmanager
+def averaged(ema: EMA | NoEMA, parameters: OptimizedWeights) -> Iterator[None]:
+    """The UNet with its averaged weights, for the block."""
+    ema.store(parameters.parameters)
+    ema.copy_to(parameters.parameters)
+    parameters.sync_to_model()
+    try:
+        yield
+    finally:
+        ema.restore(parameters.parameters)
+        parameters.sync_to_model()

@@ -1,105 +1,110 @@
-"""What training reads of VAE and text encoder: encoded once and kept on disk, or live, by the same `encode(draws)`.
+"""Latents and text embeddings that training reads: encoded once and kept on disk, or at every step.
 
-A latent is kept as mean and standard deviation, so that every step still draws its own sample of the posterior. Every
-file is named by the hash of all that it follows from, so a changed picture, caption or model is never served stale.
+A latent is kept as mean and standard deviation, so that every step still samples the posterior anew. Every file is
+named by the hash of all that it follows from, so a changed picture, caption or model is never served stale.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from data.augmentation import Augmentation, apply_augmentation
 from data.buckets import ImageToEncode
 from data.images import load_pixel_values
+from models.folders import fingerprint_model
+from models.loading import load_text_encoder, load_vae
 from models.text_encoding import encode_prompts, join_embeddings
-from runtime.files import atomic_write, hash_key
+from runtime.files import hash_key
 from runtime.progress import progress_bar
-from training.batches import PRIOR
-from training.samples import Sample
+from runtime.tensor_files import is_intact, read_tensor, save_with_checksum
+from training.prior import prior_latents
+from training.samples import PRIOR, Encoded, Sample
+from training.setup import PreparedRun
 
-PIXELS_AT_ONCE = 1 << 19  # of pictures that a GPU encodes together: two of 512 x 512 take 2 GB
+PIXELS_AT_ONCE = 1 << 19  # per VAE batch on a GPU: two pictures of 512 x 512 take 2 GB
 
-Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-
-
-Subjects = Mapping[tuple[str, int], ImageToEncode]  # by stream and number
-
-
-class Encodings:
-    """Gives the tensors of drawn samples; the base's own pictures it is handed, sampled latents without spread."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.prior: Sequence[torch.Tensor] = ()  # (C, h, w) each
-
-    def file(self, kind: str, key: str) -> Path:
-        return self.folder / kind / f"{key}.safetensors"
-
-    def text(self, caption: str) -> torch.Tensor:
-        """(L, D)"""
-        raise NotImplementedError
-
-    def posterior(self, draw: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (C, h, w) of a picture's scaled latents."""
-        raise NotImplementedError
-
-    def latent(self, draw: Sample) -> torch.Tensor:
-        """(C, h, w)"""
-        if draw.stream == PRIOR:
-            return self.prior[draw.picture]
-        mean, std = self.posterior(draw)
-        return mean + std * draw.posterior_noise
-
-    def encode(self, draws: Sequence[Sample]) -> Encoded:
-        """latents (B, C, h, w), encoder_hidden_states (B, L, D) and its mask (B, L) or None."""
-        latents = torch.stack([self.latent(draw) for draw in draws])
-        return latents, *join_embeddings([self.text(draw.caption) for draw in draws])
-
-
-class CachedEncodings(Encodings):
-    """In a folder; what a step needs is read when it needs it, so a large data set takes no memory."""
-
-    def __init__(self, folder: Path):
-        super().__init__(folder)
-        self.texts: dict[str, tuple[Path, str]] = {}  # caption -> its file, its name in there
-        self.posteriors: dict[tuple[str, int, Augmentation], tuple[Path, str]] = {}
-
-    def text(self, caption: str) -> torch.Tensor:
-        return _read(*self.texts[caption])
-
-    def posterior(self, draw: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-        return _read(*self.posteriors[draw.stream, draw.picture, draw.augmentation]).unbind()
-
-
-class LiveEncodings(Encodings):
-    """At every step: only the base's own pictures are stored, and VAE and text encoder stay in memory."""
-
-    def __init__(self, folder: Path, subjects: Subjects, vae, text: "TextEncoding"):
-        super().__init__(folder)
-        self.images_to_encode, self.vae, self.text_encoding = subjects, vae, text
-
-    def text(self, caption: str) -> torch.Tensor:
-        return self.text_encoding.encode([caption])[0]
-
-    def posterior(self, draw: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = apply_augmentation(load_pixels(self.images_to_encode[draw.stream, draw.picture]), draw.augmentation)
-        return encode_pixels(self.vae, pixels[None])[0]
+ImageKey = tuple[str, int]  # stream and number
+Images = Mapping[ImageKey, ImageToEncode]
+Posterior = tuple[torch.Tensor, torch.Tensor]  # mean and standard deviation of the scaled latents, (C, h, w) each
 
 
 @dataclass(frozen=True)
-class TextEncoding:
+class Encodings:
+    """Latents and embeddings of samples, which `text` and `posterior` read from the cache or compute."""
+
+    text: Callable[[str], torch.Tensor]  # caption -> its embedding (L, D)
+    posterior: Callable[[Sample], Posterior]
+    prior: Sequence[torch.Tensor] = ()  # the base's own pictures: latents (C, h, w), already sampled
+
+    def encode(self, samples: Sequence[Sample]) -> Encoded:
+        """The tensors of samples of one shape."""
+        latents = torch.stack([self.latent(sample) for sample in samples])
+        return Encoded(latents, *join_embeddings([self.text(sample.caption) for sample in samples]))
+
+    def latent(self, sample: Sample) -> torch.Tensor:
+        """(C, h, w)"""
+        if sample.stream == PRIOR:
+            return self.prior[sample.picture]
+        mean, std = self.posterior(sample)
+        return mean + std * sample.posterior_noise
+
+
+def encode_dataset(run: PreparedRun) -> Encodings:
+    """Encodes what is not cached yet, generates the prior images, and returns the readers of both.
+
+    The processes share the work. Without --no_cache the VAE and the text encoder are freed when this returns.
+    """
+    cache_folder = run.args.latents_cache_dir or run.folder / "cache"
+    text, posterior = _encode_once(run, cache_folder) if run.args.cache else _encode_live(run)
+    return Encodings(text, posterior, prior_latents(run, cache_folder, text))
+
+
+def _encode_live(run: PreparedRun) -> tuple["CaptionEncoder", "LivePosteriors"]:
+    return CaptionEncoder.load(run), LivePosteriors(run.plan.images_to_encode, _load_vae(run))
+
+
+def _encode_once(run: PreparedRun, cache_folder: Path) -> tuple["CachedTexts", "CachedPosteriors"]:
+    plan, args, quiet = run.plan, run.args, not run.is_main
+    latents = LatentCache(cache_folder / "latents", _load_vae(run), fingerprint_model(plan.base, ("vae",)))
+    posteriors = latents.store(plan.images_to_encode, run.process_share, args.dataloader_num_workers, quiet)
+    prompts = ["", *plan.prior_prompts, *(args.validation_prompts or [])]
+    groups = [image.captions for image in plan.images_to_encode.values()] + [[prompt] for prompt in prompts]
+    texts = store_texts(cache_folder / "text", groups, CaptionEncoder.load(run), run.process_share, quiet)
+    run.accelerator.wait_for_everyone()
+    return texts, posteriors
+
+
+def _load_vae(run: PreparedRun) -> AutoencoderKL:
+    return load_vae(run.plan.base).to(run.accelerator.device)
+
+
+# --- Captions -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CaptionEncoder:
     """Tokenizer and text encoder, and how many chunks of a caption they read; `fingerprint` is the models' hash."""
 
-    tokenizer: object
-    text_encoder: object
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
     max_chunks: int
     fingerprint: str
+
+    @classmethod
+    def load(cls, run: PreparedRun) -> "CaptionEncoder":
+        text_encoder = load_text_encoder(run.plan.base).to(run.accelerator.device)
+        fingerprint = fingerprint_model(run.plan.base, ("tokenizer", "text_encoder"))
+        return cls(run.tokenizer, text_encoder, run.args.max_token_chunks, fingerprint)
+
+    def __call__(self, caption: str) -> torch.Tensor:
+        """(L, D)"""
+        return self.encode([caption])[0]
 
     def encode(self, captions: Sequence[str]) -> list[torch.Tensor]:
         """(L, D) of each, read together."""
@@ -107,133 +112,151 @@ class TextEncoding:
         return [hidden_states.float().cpu() for hidden_states in encoded]
 
     def key(self, captions: Sequence[str]) -> str:
-        """Of a file of these captions."""
+        """The cache key of a group of captions."""
         return hash_key("text", self.fingerprint, str(self.text_encoder.dtype), self.max_chunks, *captions)
 
 
-# --- Encoding the data set ------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class CachedTexts:
+    """Embeddings in files; one is read when a step needs it, so a large data set takes no memory."""
 
+    locations: dict[str, tuple[Path, str]] = field(default_factory=dict)  # caption -> its file, its name in there
 
-def store_latents(
-    encodings: CachedEncodings, subjects: Subjects, vae, vae_hash: str, share: slice, workers: int, quiet: bool
-) -> None:
-    """Encodes those of this process's `share` of the pictures that the folder lacks, and notes where all will lie."""
-    files = {key: encodings.file("latents", latent_key(s, vae_hash, vae.dtype)) for key, s in subjects.items()}
-    missing = [key for key in list(subjects)[share] if not is_intact(files[key])]
-    with progress_bar(
-        total=len(missing), desc="encoding pictures", unit="picture", disable=quiet or not missing, leave=False
-    ) as bar:
-        # One by one on a CPU: it is no slower, and what comes out does not depend on which others were missing.
-        at_once = 1 if vae.device.type == "cpu" else PIXELS_AT_ONCE
-        for keys, pictures in _load_ahead(subjects, missing, workers, at_once):
-            views = subjects[keys[0]].augmentations
-            seen = [apply_augmentation(picture, view) for picture in pictures for view in views]
-            together = max(1, at_once // pictures[0, 0].numel())
-            parts = (torch.stack(seen[at : at + together]) for at in range(0, len(seen), together))
-            posteriors = iter([posterior for part in parts for posterior in encode_pixels(vae, part)])
-            for key in keys:
-                save_with_checksum(
-                    files[key], {str(view): torch.stack(next(posteriors)) for view in range(len(views))}
-                )
-            bar.update(len(keys))
-    for key, subject in subjects.items():
-        encodings.posteriors.update(
-            {(*key, view): (files[key], str(i)) for i, view in enumerate(subject.augmentations)}
-        )
+    def __call__(self, caption: str) -> torch.Tensor:
+        """(L, D)"""
+        return read_tensor(*self.locations[caption])
 
 
 def store_texts(
-    encodings: CachedEncodings, groups: Iterable[Sequence[str]], text: TextEncoding, share: slice, quiet: bool
-) -> None:
-    """A file for the captions of each group: all forms of a picture's captions, or one prompt."""
-    files = {group: encodings.file("text", text.key(group)) for group in dict.fromkeys(map(tuple, groups))}
-    missing = [group for group in list(files)[share] if not is_intact(files[group])]
+    folder: Path, groups: Iterable[Sequence[str]], encoder: CaptionEncoder, process_share: Callable[[int], range],
+    quiet: bool,
+) -> CachedTexts:  # fmt: skip
+    """A file for the captions of each group: all variants of a picture's captions, or one prompt."""
+    files = {group: folder / f"{encoder.key(group)}.safetensors" for group in dict.fromkeys(map(tuple, groups))}
+    unique = list(files)
+    missing = [unique[i] for i in process_share(len(unique)) if not is_intact(files[unique[i]])]
     for group in progress_bar(
         missing, desc="encoding captions", unit="picture", disable=quiet or not missing, leave=False
     ):
-        save_with_checksum(files[group], {str(i): hidden_states for i, hidden_states in enumerate(text.encode(group))})
-    for group, path in files.items():
-        encodings.texts.update({caption: (path, str(i)) for i, caption in enumerate(group)})
+        embeddings = encoder.encode(group)
+        save_with_checksum(files[group], {str(i): embedding for i, embedding in enumerate(embeddings)})
+    return CachedTexts({caption: (path, str(i)) for group, path in files.items() for i, caption in enumerate(group)})
 
 
-def _load_ahead(
-    subjects: Subjects, wanted: Sequence[tuple[str, int]], workers: int, pixels_at_once: int
-) -> Iterator[tuple[list[tuple[str, int]], torch.Tensor]]:
-    """Batches of pictures of one size and the same views, (B, 3, H, W), read by `workers` processes ahead."""
-    alike: dict[tuple, list[tuple[str, int]]] = {}
-    for key in wanted:
-        alike.setdefault((subjects[key].size, subjects[key].augmentations), []).append(key)
-    batches = []
-    for (size, views), keys in alike.items():
-        at_once = max(1, pixels_at_once // (size[0] * size[1] * len(views)))
-        batches += [keys[at : at + at_once] for at in range(0, len(keys), at_once)]
-    pixels = DataLoader(_Pixels(subjects, batches), batch_size=None, num_workers=workers)
-    return zip(batches, pixels, strict=True)
+# --- Pictures -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Pixels:
+class LivePosteriors:
+    """Pictures that are opened and encoded at every step."""
+
+    images: Images
+    vae: AutoencoderKL
+
+    def __call__(self, sample: Sample) -> Posterior:
+        pixel_values = load_image(self.images[sample.stream, sample.picture])
+        return encode_pixels(self.vae, apply_augmentation(pixel_values, sample.augmentation)[None])[0]
+
+
+@dataclass(frozen=True)
+class CachedPosteriors:
+    """Posteriors in files, a file for each picture with all its augmentations."""
+
+    locations: dict[tuple[str, int, Augmentation], tuple[Path, str]] = field(default_factory=dict)
+
+    def __call__(self, sample: Sample) -> Posterior:
+        mean, std = read_tensor(*self.locations[sample.stream, sample.picture, sample.augmentation]).unbind()
+        return mean, std
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """A folder of encoded pictures; `vae_hash` is the VAE's fingerprint."""
+
+    folder: Path
+    vae: AutoencoderKL
+    vae_hash: str
+
+    @property
+    def pixels_at_once(self) -> int:
+        """On a CPU one picture at a time: no slower, and the result does not depend on which others were missing."""
+        return 1 if self.vae.device.type == "cpu" else PIXELS_AT_ONCE
+
+    def store(
+        self, images: Images, process_share: Callable[[int], range], workers: int, quiet: bool
+    ) -> CachedPosteriors:
+        """Encodes those of this process's share that the folder lacks; returns the reader of all."""
+        files = {key: self.file(image) for key, image in images.items()}
+        keys = list(images)
+        missing = [keys[i] for i in process_share(len(keys)) if not is_intact(files[keys[i]])]
+        bar = progress_bar(
+            total=len(missing), desc="encoding pictures", unit="picture", disable=quiet or not missing, leave=False
+        )
+        with bar:
+            for batch, pixel_values in _prefetch_pixels(images, missing, workers, self.pixels_at_once):
+                self._encode([files[key] for key in batch], pixel_values, images[batch[0]].augmentations)
+                bar.update(len(batch))
+        return CachedPosteriors(
+            {(*key, a): (files[key], str(i)) for key in keys for i, a in enumerate(images[key].augmentations)}
+        )
+
+    def file(self, image: ImageToEncode) -> Path:
+        content = hashlib.sha256(image.picture.path.read_bytes()).hexdigest()
+        key_parts = (*image.size, repr(image.augmentations), image.interpolation)
+        return (
+            self.folder / f"{hash_key('latents', self.vae_hash, str(self.vae.dtype), content, *key_parts)}.safetensors"
+        )
+
+    def _encode(
+        self, files: Sequence[Path], pixel_values: torch.Tensor, augmentations: Sequence[Augmentation]
+    ) -> None:
+        """Pictures (B, 3, H, W) of one size, a file for each with its posterior in every augmentation."""
+        augmented = [apply_augmentation(picture, a) for picture in pixel_values for a in augmentations]
+        size = max(1, self.pixels_at_once // pixel_values[0, 0].numel())
+        batches = (torch.stack(augmented[at : at + size]) for at in range(0, len(augmented), size))
+        posteriors = iter([posterior for batch in batches for posterior in encode_pixels(self.vae, batch)])
+        for file in files:
+            save_with_checksum(file, {str(i): torch.stack(next(posteriors)) for i in range(len(augmentations))})
+
+
+def _prefetch_pixels(
+    images: Images, keys: Sequence[ImageKey], workers: int, pixels_at_once: int
+) -> Iterator[tuple[list[ImageKey], torch.Tensor]]:
+    """Batches of pictures of one size and the same augmentations, (B, 3, H, W), read ahead by `workers` processes."""
+    by_size: dict[tuple, list[ImageKey]] = {}
+    for key in keys:
+        by_size.setdefault((images[key].size, images[key].augmentations), []).append(key)
+    batches = []
+    for (size, augmentations), group in by_size.items():
+        length = max(1, pixels_at_once // (size[0] * size[1] * len(augmentations)))
+        batches += [group[at : at + length] for at in range(0, len(group), length)]
+    pixel_values = DataLoader(_Pixels(images, batches), batch_size=None, num_workers=workers)
+    return zip(batches, pixel_values, strict=True)
+
+
+@dataclass(frozen=True)
+class _Pixels(torch.utils.data.Dataset):
     """Batches of pixel values by their number, as a DataLoader asks for them."""
 
-    images_to_encode: Subjects
-    batches: Sequence[Sequence[tuple[str, int]]]
+    images: Images
+    batches: Sequence[Sequence[ImageKey]]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        return torch.stack([load_pixels(self.images_to_encode[key]) for key in self.batches[number]])
+        return torch.stack([load_image(self.images[key]) for key in self.batches[number]])
 
 
-def load_pixels(subject: ImageToEncode) -> torch.Tensor:
-    """(3, H, W) in [-1, 1], as it is"""
-    return load_pixel_values(subject.picture.path, *subject.size, subject.interpolation)
+def load_image(image: ImageToEncode) -> torch.Tensor:
+    """(3, H, W) in [-1, 1], not augmented."""
+    return load_pixel_values(image.picture.path, *image.size, image.interpolation)
 
 
 @torch.no_grad()
-def encode_pixels(vae, pixel_values: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(B, 3, H, W) in [-1, 1] → mean and standard deviation (C, h, w) of each one's latents, scaled for the UNet."""
+def encode_pixels(vae: AutoencoderKL, pixel_values: torch.Tensor) -> list[Posterior]:
+    """(B, 3, H, W) in [-1, 1] -> mean and standard deviation (C, h, w) of each one's latents, scaled for the UNet."""
     posterior = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist
     scale = vae.config.scaling_factor
     mean, std = ((values * scale).float().cpu() for values in (posterior.mean, posterior.std))
     return list(zip(mean, std, strict=True))
-
-
-# --- Files ----------------------------------------------------------------------------------------------------------
-
-
-def latent_key(subject: ImageToEncode, vae_hash: str, dtype: torch.dtype) -> str:
-    content = hashlib.sha256(subject.picture.path.read_bytes()).hexdigest()
-    shown = (*subject.size, repr(subject.augmentations), subject.interpolation)
-    return hash_key("latents", vae_hash, str(dtype), content, *shown)
-
-
-def save_with_checksum(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Written beside and renamed; a checksum in the file's head."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with atomic_write(path, durable=False) as beside:  # its checksum tells
-        save_file(tensors, beside, {"checksum": _checksum(tensors)})
-
-
-def is_intact(path: Path) -> bool:
-    """Whether the file is there and undamaged."""
-    try:
-        content = path.read_bytes()
-        with safe_open(path, "pt") as file:
-            return _checksum(load(content)) == (file.metadata() or {}).get("checksum")
-    except (OSError, SafetensorError):
-        return False
-
-
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _read(path: Path, name: str) -> torch.Tensor:
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(name)

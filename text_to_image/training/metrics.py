@@ -1,145 +1,166 @@
-"""What a run says: the start table, the progress bar with its estimate, and metrics.jsonl."""
+"""metrics.jsonl, a row for each optimisation step, and the progress bar with its estimate."""
 
 import argparse
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from runs.records import without_secrets
 from runtime.devices import peak_memory_gb, synchronize
 from runtime.files import write_text_atomically
 from runtime.progress import format_duration, progress_bar
+from training.setup import PreparedRun
 
 METRICS_FILE = "metrics.jsonl"
 ESTIMATE_AFTER_STEPS = 5
 SMOOTHING = 0.05  # the newest loss's share of the one that the bar shows: single ones jump too much to be read
-MEASURED = ("val_loss", "fixed_loss", "_ema")  # how the names of losses on fixed noise end
+EVAL_LOSS_SUFFIXES = ("val_loss", "fixed_loss", "_ema")  # how the names of losses on fixed noise end
 
 
-def origins_line(arguments: dict, origins: dict[str, str], source: str) -> str:
-    """The arguments that come from `source`: name=value, of a list only how many."""
-    chosen = {name: arguments[name] for name, origin in without_secrets(origins).items() if origin == source}
-    briefly = (f"{name}={f'({len(value)})' if isinstance(value, list) else value}" for name, value in chosen.items())
-    return " ".join(briefly) or "none"
+@dataclass(frozen=True)
+class StepResult:
+    """Of one optimisation step: the mean loss of all its samples on all processes, and its gradient's norm.
+
+    Scalars that may still be on their way: reading one waits for the GPU.
+    """
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
 
 
-def start_trackers(args: argparse.Namespace, accelerator, folder: Path) -> None:
-    """None of them ever sees a token."""
-    if args.report_to == "none":
-        return
-    told = without_secrets({name: value for name, value in vars(args).items() if name != "origins"})
-    accelerator.project_configuration.set_directories(str(folder))
-    accelerator.project_configuration.logging_dir = str(folder / args.logging_dir)
-    plain = {name: value if isinstance(value, int | float) else str(value) for name, value in told.items()}
-    accelerator.init_trackers(args.tracker_project_name, config=plain)
+@dataclass
+class MetricsRow:
+    """One optimisation step (from 1), its numbers read."""
+
+    step: int
+    train_loss: float
+    grad_norm: float
+    epoch: float = 0.0
+    learning_rate: float = 0.0
+    images_per_second: float = 0.0
+    skipped: bool = False
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict:
+        return {
+            "step": self.step,
+            "epoch": round(self.epoch, 4),
+            "train_loss": self.train_loss if math.isfinite(self.train_loss) else None,
+            "lr": self.learning_rate,
+            "images_per_second": float(f"{self.images_per_second:.3g}"),
+            "peak_memory_gb": round(peak_memory_gb(), 2),
+            **({"skipped": True} if self.skipped else {}),
+            **self.measured,
+        }
 
 
 class MetricsLog:
-    """Rows for metrics.jsonl and the progress bar over optimisation steps.
+    """Rows for metrics.jsonl and the progress bar over the optimisation steps of a run.
 
-    Losses and gradient norms are kept as tensors and read every `read_every` steps: reading one waits for the GPU.
+    Results are kept as tensors and read when a row is due, every tenth step on a GPU. All processes read them; the
+    main process writes.
     """
 
-    def __init__(
-        self, folder: Path, first_step: int, steps: int, images_per_step: int, read_every: int, quiet: bool,
-        is_bad: Callable[[int, float, float], bool] = lambda step, loss, norm: False,
-        track: Callable[[dict, int], None] = lambda row, step: None,
-    ):  # fmt: skip
-        self.path = None if quiet else folder / METRICS_FILE
-        self.first_step, self.steps, self.images_per_step = first_step, steps, images_per_step
-        self.read_every = read_every
-        self.is_bad = is_bad  # asked about each step's loss and gradient norm when they are read; may end the run
-        self.track = track  # also told each row, with its step
-        self.waiting: list[tuple[int, float, torch.Tensor, float, dict]] = []
-        self.started = self.read_at = time.perf_counter()
+    def __init__(self, run: PreparedRun):
+        self.run = run
+        self.path = run.folder / METRICS_FILE
+        self.read_every = 1 if run.accelerator.device.type == "cpu" else 10
+        self.pending: list[tuple[int, torch.Tensor, dict[str, float]]] = []
+        self.started = self.collected_at = time.perf_counter()
+        self.last_collected_step = run.resume.first_step
         self.estimated = False
-        self.smoothed = 0.0
-        self.bar = progress_bar(total=steps, initial=first_step, desc="training", unit="step", disable=quiet)
-        if self.path:
+        self.smoothed_loss = 0.0
+        first_step, steps = run.resume.first_step, run.plan.steps
+        self.bar = progress_bar(total=steps, initial=first_step, desc="training", unit="step", disable=not run.is_main)
+        if run.is_main:
             keep_rows(self.path, first_step)
 
-    def step(
-        self, step: int, epoch: float, train_loss: torch.Tensor, norm: torch.Tensor, lr: float,
-        measure: Callable[[], dict] | None = None,
-    ) -> None:  # fmt: skip
-        """Notes optimisation step `step` (from 1), done; `train_loss` and the gradient's `norm` are scalars that may
-        still be on their way.
-
-        What `measure` finds after the step goes into its row; the time that measuring takes is not the steps'.
-        """
-        found = self.timed_apart(measure) if measure else {}
-        self.waiting.append((step, epoch, torch.stack([train_loss.detach(), norm.detach()]), lr, found))
+    def add(self, step: int, result: StepResult, measured: dict[str, float]) -> None:
+        """Notes optimisation step `step` (from 1), and what was `measured` after it."""
+        self.pending.append((step, torch.stack([result.loss.detach(), result.grad_norm.detach()]), measured))
         self.bar.update()
-        if len(self.waiting) >= self.read_every or step == self.steps:
-            self.flush()
 
-    def timed_apart(self, work: Callable[[], dict | None]) -> dict | None:
-        """Does the work and returns what it returns; the time it takes is not the steps'."""
-        synchronize()  # or the steps that it still works on would count as this work
-        begun = time.perf_counter()
-        found = work()
-        took = time.perf_counter() - begun
-        self.started, self.read_at = self.started + took, self.read_at + took
-        return found
+    def is_due(self, step: int) -> bool:
+        return len(self.pending) >= self.read_every or step == self.run.plan.steps
 
-    def flush(self) -> None:
-        """Reads the losses that wait and writes their rows, up to one that ends the run."""
-        waiting, self.waiting = self.waiting, []
-        if not waiting:
-            return
-        read = torch.stack([values for _, _, values, *_ in waiting]).tolist()
+    def collect_rows(self) -> list[MetricsRow]:
+        """The rows of the steps that were added since the last time; waits for the device."""
+        pending, self.pending = self.pending, []
+        if not pending:
+            return []
+        numbers = torch.stack([loss_and_norm for _, loss_and_norm, _ in pending]).tolist()
         now = time.perf_counter()
-        rate = self.images_per_step * len(waiting) / (now - self.read_at)
-        rows = []
-        try:
-            for (step, epoch, _, lr, measured), (loss, norm) in zip(waiting, read, strict=True):
-                skipped = {"skipped": True} if self.is_bad(step, loss, norm) else {}
-                rows.append(
-                    {"step": step, "epoch": round(epoch, 4), "train_loss": loss if math.isfinite(loss) else None,
-                     "lr": lr, "images_per_second": float(f"{rate:.3g}"),
-                     "peak_memory_gb": round(peak_memory_gb(), 2), **skipped, **measured}
-                )  # fmt: skip
-        finally:
-            if self.path and rows:
-                self._tell(rows, rate)
-        self._estimate(waiting[-1][0])
-        self.read_at = now
+        rate = self.run.plan.samples_per_step * len(pending) / (now - self.collected_at)
+        self.collected_at, self.last_collected_step = now, pending[-1][0]
+        return [
+            MetricsRow(
+                step, loss, norm, self.run.epoch_after(step), self.run.learning_rate_at(step - 1), rate,
+                measured=measured,
+            )
+            for (step, _, measured), (loss, norm) in zip(pending, numbers, strict=True)
+        ]  # fmt: skip
 
-    def _tell(self, rows: Sequence[dict], rate: float) -> None:
+    def write(self, row: MetricsRow) -> None:
+        """Into the file, to the trackers and onto the bar."""
+        if not self.run.is_main:
+            return
+        written = row.as_json()
         with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        for row in rows:
-            self.track({name: value for name, value in row.items() if name != "step"}, row["step"])
-            if (loss := row["train_loss"]) is not None:
-                self.smoothed += (loss - self.smoothed) * (SMOOTHING if self.smoothed else 1)
+            file.write(json.dumps(written) + "\n")
+        self.run.accelerator.log({name: value for name, value in written.items() if name != "step"}, row.step)
+        if math.isfinite(row.train_loss):
+            self.smoothed_loss += (row.train_loss - self.smoothed_loss) * (SMOOTHING if self.smoothed_loss else 1)
         self.bar.set_postfix_str(
-            f"loss={self.smoothed:.4f} lr={rows[-1]['lr']:.1e} images/s={rate:.3g} {peak_memory_gb():.1f} GB",
+            f"loss={self.smoothed_loss:.4f} lr={row.learning_rate:.1e} images/s={row.images_per_second:.3g} "
+            f"{peak_memory_gb():.1f} GB",
             refresh=False,
         )
-        self._say_measured(rows)
-
-    def _say_measured(self, rows: Sequence[dict]) -> None:
-        for row in rows:
-            if measured := [f"{name}={value:.4f}" for name, value in row.items() if name.endswith(MEASURED)]:
-                self.bar.write(f"step {row['step']}: {' '.join(measured)}", file=sys.stdout)
+        if measured := [
+            f"{name}={value:.4f}" for name, value in row.measured.items() if name.endswith(EVAL_LOSS_SUFFIXES)
+        ]:
+            self.bar.write(f"step {row.step}: {' '.join(measured)}", file=sys.stdout)
+        self._estimate(row.step)
 
     def _estimate(self, step: int) -> None:
-        """Once, and only right after losses were read: until then the GPU may lag behind the steps counted here."""
-        if self.estimated or not self.path or step < self.first_step + ESTIMATE_AFTER_STEPS:
+        """Once, for the step whose loss was just read: until then the GPU may lag behind the steps counted here."""
+        first_step = self.run.resume.first_step
+        if self.estimated or step != self.last_collected_step or step < first_step + ESTIMATE_AFTER_STEPS:
             return
         self.estimated = True
-        per_step = (time.perf_counter() - self.started) / (step - self.first_step)
-        text = f"{per_step:.2f} s a step: about {format_duration(per_step * (self.steps - step))} to go"
-        self.bar.write(text, file=sys.stdout)
+        per_step = (self.collected_at - self.started) / (step - first_step)
+        remaining = format_duration(per_step * (self.run.plan.steps - step))
+        self.bar.write(f"{per_step:.2f} s a step: about {remaining} to go", file=sys.stdout)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For work between steps, whose time counts neither in images/s nor in the estimate."""
+        synchronize()  # or the steps that the device still works on would count as this work
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        self.started, self.collected_at = self.started + seconds, self.collected_at + seconds
 
     def close(self) -> None:
-        self.flush()
         self.bar.close()
+
+
+def start_trackers(args: argparse.Namespace, accelerator: Accelerator, folder: Path) -> None:
+    """Starts the tracker of --report_to; secrets are left out of its config."""
+    if args.report_to == "none":
+        return
+    arguments = without_secrets({name: value for name, value in vars(args).items() if name != "origins"})
+    accelerator.project_configuration.set_directories(str(folder))
+    accelerator.project_configuration.logging_dir = str(folder / args.logging_dir)
+    plain = {name: value if isinstance(value, int | float) else str(value) for name, value in arguments.items()}
+    accelerator.init_trackers(args.tracker_project_name, config=plain)
 
 
 def keep_rows(path: Path, last_step: int) -> None:

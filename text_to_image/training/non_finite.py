@@ -1,56 +1,53 @@
-"""Losses and gradients that are no numbers: they change no weights, are skipped, named and counted."""
+"""Steps whose loss or gradient is non-finite: named, counted, and too many in a row end the run.
+
+Their gradients never reach the weights: `training.state.TrainState` sees to that on the device.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from accelerate import Accelerator
 
 from runtime.errors import WorkError, escape_control_chars
+from training.metrics import MetricsRow
 
-OVERFLOWS = 50  # in a row that the fp16 scaler may need to find its scale; it begins some 20 halvings too high
+MAX_SCALER_OVERFLOWS = (
+    50  # in a row that the fp16 scaler may need to find its scale; it begins some 20 halvings too high
+)
 
 
 class NonFiniteSteps:
-    """Judges every step of a run by its loss and its gradient's norm, the same on all processes."""
+    """Counts the steps whose loss or gradient norm is non-finite; both are the same on all processes.
+
+    `limit` is how many in a row end the run; `pictures_of` names the pictures of a step (from 0).
+    """
 
     def __init__(self, accelerator: Accelerator, limit: int, pictures_of: Callable[[int], Sequence[str]]):
         self.accelerator, self.limit, self.pictures_of = accelerator, limit, pictures_of
         self.in_a_row = self.overflows = 0
 
-    def guard(self, optimizer, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        """Keeps a bad step's gradients from the weights: what follows changes nothing if loss or norm is no number.
+    def mark_or_raise(self, row: MetricsRow) -> None:
+        """Marks the row of a skipped step and says why. Every step is to be checked, in order.
 
-        The fused optimiser learns of it on the device, as from the fp16 scaler (which has seen it itself), so that
-        nothing waits for the GPU. Another one is left without gradients, which takes reading one value.
+        Raises WorkError after `limit` non-finite steps in a row. With fp16 an overflowing norm is normal while the
+        scaler adapts; after 50 in a row it counts as well.
         """
-        if self.accelerator.scaler:
-            return
-        bad = ~(loss + norm).isfinite()
-        if optimizer.optimizer.defaults.get("fused"):
-            optimizer.optimizer.found_inf = bad.float()
-        elif bad:
-            optimizer.zero_grad()
-
-    def is_bad(self, step: int, loss: float, norm: float) -> bool:
-        """Whether optimisation step `step` (from 1) was skipped; says why. Asked of every step, in order.
-
-        Raises WorkError after `limit` bad ones in a row. With fp16 a norm that overflowed is the scaler's business,
-        until it has found no scale for very long.
-        """
-        overflowed = self.accelerator.scaler and not math.isfinite(norm)
-        self.overflows = self.overflows + 1 if overflowed else 0
-        if math.isfinite(loss) and (math.isfinite(norm) or 0 < self.overflows < OVERFLOWS):
+        if not self._is_non_finite(row.train_loss, row.grad_norm):
             self.in_a_row = 0
-            return False
+            return
+        row.skipped = True
         self.in_a_row += 1
-        said = f"step {step}: the loss is {loss:g}, the gradient's norm {norm:g}"
-        pictures = ", ".join(dict.fromkeys(self.pictures_of(step - 1)))
+        found = f"step {row.step}: the loss is {row.train_loss:g}, the gradient's norm {row.grad_norm:g}"
+        pictures = ", ".join(dict.fromkeys(self.pictures_of(row.step - 1)))
         if self.in_a_row >= self.limit:
             raise WorkError(
-                f"{said}, of {pictures}: bad steps, {self.in_a_row} of them in a row (--max_bad_steps). The weights "
-                "were not touched by them; a lower --learning_rate or --mixed_precision no may help, and the run goes "
+                f"{found}, of {pictures}: non-finite, {self.in_a_row} of them in a row (--max_bad_steps). They did "
+                "not change the weights; a lower --learning_rate or --mixed_precision no may help, and the run goes "
                 "on from its last checkpoint, where there is one"
             )
-        self.accelerator.print(escape_control_chars(f"{said}: skipped; its pictures: {pictures}"), flush=True)
-        return True
+        self.accelerator.print(escape_control_chars(f"{found}: skipped; its pictures: {pictures}"), flush=True)
+
+    def _is_non_finite(self, loss: float, norm: float) -> bool:
+        overflowed = self.accelerator.scaler and not math.isfinite(norm)
+        self.overflows = self.overflows + 1 if overflowed else 0
+        return not (math.isfinite(loss) and (math.isfinite(norm) or 0 < self.overflows < MAX_SCALER_OVERFLOWS))

@@ -1,4 +1,4 @@
-"""What is learned: the noised latents, the target that the UNet is to predict, and the weight of each timestep."""
+"""The training objective: noisy latents, the target that the UNet predicts, and the loss weight of each timestep."""
 
 import argparse
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from runtime.errors import UserError
-from training.batches import Batch
+from training.samples import Batch
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The forward process and what is asked of the UNet; the defaults are plain DDPM (arXiv:2006.11239)."""
+    """The forward process and the prediction target; the defaults are plain DDPM (arXiv:2006.11239)."""
 
     noise_scheduler: DDPMScheduler
     snr_gamma: float | None = None
@@ -42,14 +42,14 @@ def make_objective(args: argparse.Namespace, noise_scheduler: DDPMScheduler) -> 
         raise UserError(f"--dream_training is made for epsilon prediction; this model predicts {kind}: leave it out")
     if noise_scheduler.config.rescale_betas_zero_snr and kind == "epsilon":
         raise UserError(
-            "--rescale_betas_zero_snr needs --prediction_type v_prediction: where nothing but noise is left, epsilon "
-            "says nothing about the picture"
+            "--rescale_betas_zero_snr needs --prediction_type v_prediction: where only noise is left, epsilon says "
+            "nothing about the picture"
         )
     return Objective(noise_scheduler, args.snr_gamma, args.dream_detail_preservation if args.dream_training else None)
 
 
 def predict(unet, noisy_latents: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """(B, C, h, w) what the UNet makes of noised latents and the batch's text."""
+    """(B, C, h, w) the UNet's prediction for noisy latents and the batch's text."""
     return unet(
         noisy_latents.to(batch.encoder_hidden_states.dtype),
         batch.timesteps,
@@ -67,7 +67,7 @@ def prediction_target(noise_scheduler, latents, noise, timesteps) -> torch.Tenso
 
 
 def dream(unet, objective: Objective, batch: Batch, noisy_latents, target) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noised latents and target moved towards what the UNet itself would go on with (DREAM, arXiv:2312.00210).
+    """Noisy latents and target moved towards the UNet's own estimate (DREAM, arXiv:2312.00210).
 
     For epsilon: the UNet's own error, times λ = sqrt(1 - ᾱ)^p, is added to the noise. Costs a forward pass.
     """

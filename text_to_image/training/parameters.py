@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 
+from models.folders import FolderLike
 from models.loading import copy_license_and_defaults, load_unet, save_pipeline
 from models.lora import lora_config, read_lora, write_lora
 
@@ -16,17 +17,19 @@ class FullUNet:
 
     kind = "UNet"
 
-    def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
+    def load(self, base: FolderLike, checkpoint: Path | None) -> UNet2DConditionModel:
         return load_unet(checkpoint or base)
 
     def save_checkpoint(self, unet: UNet2DConditionModel, folder: Path) -> None:
         unet.save_pretrained(folder / "unet", safe_serialization=True)
 
-    def save_result(self, unet: UNet2DConditionModel, base: Path, folder: Path, noise_scheduler) -> None:
-        save_pipeline(unet, base, folder, noise_scheduler)
+    def save_result(
+        self, unet: UNet2DConditionModel, base: FolderLike, folder: Path, scheduler: DDPMScheduler
+    ) -> None:
+        save_pipeline(unet, base, folder, scheduler)
 
 
-class Lora:
+class LoraAdapter:
     """Low-rank matrices beside the attention's projections (arXiv:2106.09685); the result is one small file."""
 
     def __init__(self, rank: int, alpha: float | None, seed: int = 0):
@@ -34,9 +37,9 @@ class Lora:
         self.kind = f"LoRA of rank {rank}"
         self.config = lora_config(self.rank, self.alpha)
 
-    def load(self, base: Path, checkpoint: Path | None) -> UNet2DConditionModel:
+    def load(self, base: FolderLike, checkpoint: Path | None) -> UNet2DConditionModel:
         unet = load_unet(base).requires_grad_(False)
-        with torch.random.fork_rng(devices=[]):  # it begins at random, by the run's seed, on the CPU
+        with torch.random.fork_rng(devices=[]):  # random initial weights from the run's seed, on the CPU
             torch.manual_seed(self.seed)
             unet.add_adapter(self.config)
         if checkpoint:
@@ -46,23 +49,25 @@ class Lora:
     def save_checkpoint(self, unet: UNet2DConditionModel, folder: Path) -> None:
         write_lora(unet, folder)
 
-    def save_result(self, unet: UNet2DConditionModel, base: Path, folder: Path, noise_scheduler) -> None:
+    def save_result(
+        self, unet: UNet2DConditionModel, base: FolderLike, folder: Path, scheduler: DDPMScheduler
+    ) -> None:
         write_lora(unet, folder)
         copy_license_and_defaults(base, folder)
 
 
-def make_trainable(lora_rank: int | None, lora_alpha: float | None, seed: int) -> FullUNet | Lora:
-    return Lora(lora_rank, lora_alpha, seed) if lora_rank else FullUNet()
+def make_trainable(lora_rank: int | None, lora_alpha: float | None, seed: int) -> FullUNet | LoraAdapter:
+    return LoraAdapter(lora_rank, lora_alpha, seed) if lora_rank else FullUNet()
 
 
 # --- Precision ------------------------------------------------------------------------------------------------------
 
 
 class ModelParameters:
-    """The optimiser changes the UNet's weights themselves."""
+    """The optimizer changes the UNet's weights themselves."""
 
     def __init__(self, unet: UNet2DConditionModel):
-        self.parameters: Sequence[torch.nn.Parameter] = [p for p in unet.parameters() if p.requires_grad]
+        self.parameters: list[torch.nn.Parameter] = [p for p in unet.parameters() if p.requires_grad]
 
     def collect_gradients(self, last: bool) -> None: ...
 
@@ -73,55 +78,60 @@ class ModelParameters:
 
 
 class MasterWeights:
-    """fp32 weights that the optimiser changes, and the UNet as their bf16 copy, which computes.
+    """fp32 master weights that the optimizer changes, and the UNet as their bf16 copy, which computes.
 
-    Autocast would cast all weights again at every step: at SD 1.5's size that costs more than half of one on a CPU.
+    Autocast would cast all weights again at every step: at SD 1.5's size that is more than half of a step on a CPU.
     """
 
     def __init__(self, unet: UNet2DConditionModel, processes: int):
         self.unet = unet
         self.copies = [p for p in unet.parameters() if p.requires_grad]
-        self.parameters = [torch.nn.Parameter(p.detach().float().clone()) for p in self.copies]
+        self.parameters: list[torch.nn.Parameter] = [
+            torch.nn.Parameter(p.detach().float().clone()) for p in self.copies
+        ]
         self.processes = processes
         unet.to(torch.bfloat16)
 
     @torch.no_grad()
     def collect_gradients(self, last: bool) -> None:
-        """After each backward pass: adds the copies' gradients to the weights' own, in fp32.
+        """After each backward pass: adds the gradients of the copies to those of the master weights, in fp32.
 
-        Several processes add up in bf16 and exchange their gradients in the `last` pass of a step, so only then.
+        Several processes exchange their gradients in the `last` pass of a step alone, and add them up in bf16 before.
         """
         if not last and self.processes > 1:
             return
-        for weight, copied in zip(self.parameters, self.copies, strict=True):
-            if copied.grad is not None:
-                weight.grad = copied.grad.float() if weight.grad is None else weight.grad.add_(copied.grad)
-                copied.grad = None
+        for parameter, copy in zip(self.parameters, self.copies, strict=True):
+            if copy.grad is not None:
+                parameter.grad = copy.grad.float() if parameter.grad is None else parameter.grad.add_(copy.grad)
+                copy.grad = None
 
     @torch.no_grad()
     def sync_to_model(self) -> None:
-        """What the optimiser has changed goes into the copies."""
-        torch._foreach_copy_(self.copies, self.parameters)
+        """The copies take over what the optimizer has changed."""
+        torch._foreach_copy_(tuple(self.copies), tuple(self.parameters))
 
     @contextlib.contextmanager
     def full_precision(self) -> Iterator[None]:
-        """The UNet with the fp32 weights in place of their copies, to be saved; nothing is copied for it.
+        """The UNet with the master weights in place of their copies, to be saved; nothing is copied for it.
 
-        The parameters change places, not their data: one whose data change type forgets that it is to exchange its
-        gradient with the other processes.
+        The parameters change places and not their data: one whose data change type no longer exchanges its gradient
+        with the other processes.
         """
-        self._exchange(self.copies, self.parameters)
+        self._replace(self.copies, self.parameters)
         try:
             yield
         finally:
-            self._exchange(self.parameters, self.copies)
+            self._replace(self.parameters, self.copies)
 
-    def _exchange(self, these: Sequence[torch.nn.Parameter], for_those: Sequence[torch.nn.Parameter]) -> None:
-        instead = {id(one): other for one, other in zip(these, for_those, strict=True)}
+    def _replace(self, old: Sequence[torch.nn.Parameter], new: Sequence[torch.nn.Parameter]) -> None:
+        replacement = {id(parameter): other for parameter, other in zip(old, new, strict=True)}
         for module in self.unet.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
-                setattr(module, name, instead.get(id(parameter), parameter))
+                setattr(module, name, replacement.get(id(parameter), parameter))
 
 
-def make_parameters(unet: UNet2DConditionModel, precision: str, processes: int = 1) -> ModelParameters | MasterWeights:
+OptimizedWeights = ModelParameters | MasterWeights
+
+
+def make_parameters(unet: UNet2DConditionModel, precision: str, processes: int = 1) -> OptimizedWeights:
     return MasterWeights(unet, processes) if precision == "bf16" else ModelParameters(unet)

@@ -1,7 +1,8 @@
-"""What a run will do, worked out from arguments, data set and model before anything is loaded."""
+"""The plan of a run: all that follows from the arguments, the data set and the model before a weight is loaded."""
 
 import argparse
 import importlib.metadata
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,20 +13,18 @@ from accelerate import Accelerator
 
 from data.augmentation import NO_AUGMENTATION, Augmentation, list_augmentations
 from data.buckets import Bucket, ImageToEncode, Size, choose_sizes, list_buckets
-from data.caption_variants import first_sentence, short_prompts
-from data.dataset import Picture, before_trigger, hash_dataset, read_pictures, with_trigger, without_trigger
+from data.caption_variants import first_sentence
+from data.dataset import Picture, hash_dataset, read_pictures
 from data.hub_datasets import find_dataset
-from data.metadata import image_files_below, unsupported_files
+from data.image_files import find_nested_image_files, find_unsupported_files
 from data.mirroring import mentions_writing
 from models.defaults import guidance_scale_of
-from models.folders import ModelShape, find_bases, fingerprint_model, read_shape
+from models.finding import find_bases
+from models.folders import ModelFolder, ModelShape, fingerprint_model, read_shape
 from models.text_encoding import count_chunks
 from runs.records import fingerprint_run, seed_for, without_secrets
 from runtime.errors import PACKAGES, UserError
-from training.batches import DATA, HELD_OUT
-from training.prior import prior_batch_size, repeat_prompts
-from training.samples import generator
-from training.schedule import total_steps, warmup_steps
+from training.samples import DATA, HELD_OUT, keyed_generator
 
 
 @dataclass(frozen=True)
@@ -34,16 +33,16 @@ class Plan:
 
     folder: Path  # of the data set
     without_caption: list[str]  # names of pictures in it, and in folders below, that have no row
-    unread: list[str]  # names of pictures in it of a kind that cannot be read
+    unreadable: list[str]  # names of pictures in it of a kind that cannot be read
     pictures: list[Picture]
     sizes: list[Size]  # of each picture
     augmentations: list[tuple[Augmentation, ...]]  # of each picture
     held_out: list[Picture]  # to measure the loss on, never trained on
-    base: Path
-    unet_base: Path  # another than `base` with --non_ema_revision
+    base: ModelFolder
+    unet_base: ModelFolder  # another than `base` with --non_ema_revision
     shape: ModelShape
     global_batch: int  # samples of the data set in a step, over processes and accumulation
-    prior_batch: int  # pictures of the base's own that ride along
+    prior_batch: int  # the base's own pictures in a step
     steps: int
     warmup: int
     learning_rate: float
@@ -87,22 +86,21 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         base, unet_base = find_bases(args)
     pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger)
     known = {picture.path for picture in pictures}
-    without_caption = [path for path in image_files_below(folder) if path not in known]
+    without_caption = [path for path in find_nested_image_files(folder) if path not in known]
     pictures, held_out = hold_out(args, pictures)
     shape = read_shape(base)
     sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
     global_batch = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     steps = total_steps(len(pictures), args.repeats, args.epochs, global_batch, args.max_train_steps)
-    said = [without_trigger(picture.captions[0], args.trigger) for picture in pictures]  # the base does not know it
-    own_prompts = args.prior_prompts or [first_sentence(caption) for caption in said]
+    own_prompts = args.prior_prompts or [first_sentence(picture.base_caption) for picture in pictures]
     return Plan(
         folder=folder,
         without_caption=[str(path.relative_to(folder)) for path in without_caption],
-        unread=[path.name for path in unsupported_files(folder)],
+        unreadable=[path.name for path in find_unsupported_files(folder)],
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),
         augmentations=[
-            list_augmentations(args.random_flip and not writing_in(p), args.random_affine) for p in pictures
+            list_augmentations(args.random_flip and not writing_word(p), args.random_affine) for p in pictures
         ],
         held_out=held_out,
         held_out_sizes=choose_sizes(held_out, *sizing),
@@ -119,18 +117,42 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     )
 
 
-def names_of(plan: Plan, pictures: Sequence[int]) -> list[str]:
+def total_steps(pictures: int, repeats: int, epochs: int, global_batch: int, max_train_steps: int | None) -> int:
+    """Steps of a run: enough that every picture is seen `epochs * repeats` times, the last batch filled up.
+
+    Batches flow over the border between epochs, so a data set smaller than the batch still trains with whole batches.
+    `max_train_steps` overrides the epochs, as in diffusers' script.
+    """
+    return max_train_steps or math.ceil(epochs * repeats * pictures / global_batch)
+
+
+def warmup_steps(asked: int | None, steps: int) -> int:
+    """`asked`, else a twentieth of the run and at most 500: a run of 75 steps must not spend them all warming up."""
+    return min(500, steps // 20) if asked is None else asked
+
+
+def prior_batch_size(global_batch: int, prior_images: int) -> int:
+    """How many of the base's pictures join `global_batch` of the data set: half as many, rounded up."""
+    return (global_batch + 1) // 2 if prior_images else 0
+
+
+def repeat_prompts(prompts: Sequence[str], prior_images: int) -> list[str]:
+    """The prompt of each of the base's pictures, in turn."""
+    return [prompts[index % len(prompts)] for index in range(prior_images)]
+
+
+def picture_names(plan: Plan, pictures: Sequence[int]) -> list[str]:
     return [plan.pictures[picture].path.name for picture in pictures]
 
 
-def writing_in(picture: Picture) -> str | None:
-    """The word of a caption for which the picture must not be mirrored."""
+def writing_word(picture: Picture) -> str | None:
+    """The word in a caption for which the picture must not be mirrored: it shows writing."""
     return next(filter(None, map(mentions_writing, picture.captions)), None)
 
 
 def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
     """(trained on, held out), in the data set's order; which ones follows from --seed, or is always the same."""
-    shuffled = torch.randperm(len(pictures), generator=generator(args.seed or 0, "choice of pictures")).tolist()
+    shuffled = torch.randperm(len(pictures), generator=keyed_generator(args.seed or 0, "choice of pictures")).tolist()
     chosen = sorted(shuffled[: args.max_train_samples])
     count = round(args.validation_split * len(chosen))
     if args.validation_split and not 0 < count < len(chosen):
@@ -169,7 +191,7 @@ def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator,
         "token_chunks": max(count_chunks(tokenizer, caption, args.max_token_chunks) for caption in captions),
         "max_token_chunks": args.max_token_chunks,
         "trigger": args.trigger,
-        "example_prompts": example_prompts(plan, args.short_captions, args.trigger),
+        "example_prompts": example_prompts(plan, args.short_captions),
         "arguments": arguments,
         "versions": {
             "python": platform.python_version(),
@@ -186,9 +208,8 @@ def base_name(name: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else name
 
 
-def example_prompts(plan: Plan, short_captions: bool, trigger: str | None) -> list[str]:
-    """What the model can surely be asked for: two short forms of the first caption, where it learns such, and three
-    captions."""
-    captions = [picture.captions[0] for picture in plan.pictures[:3]]
-    short = short_prompts(before_trigger(captions[0], trigger)) if short_captions else []
-    return list(dict.fromkeys([with_trigger(prompt, trigger) for prompt in short] + captions))
+def example_prompts(plan: Plan, short_captions: bool) -> list[str]:
+    """Prompts that the result can be expected to follow: short forms of the first caption, where it is trained on
+    such, and three captions."""
+    short = plan.pictures[0].short_prompts if short_captions else []
+    return list(dict.fromkeys(short + [picture.captions[0] for picture in plan.pictures[:3]]))

@@ -1,55 +1,89 @@
-"""Pictures that the base draws itself before it is fine-tuned, mixed into training so that it keeps what it knows.
-
-(Prior preservation, as in DreamBooth, arXiv:2208.12242, on the latents: the pictures are never decoded.)
+"""Prior preservation: pictures that the base generates before it is fine-tuned, mixed into training so that it keeps
+what it knows (DreamBooth, arXiv:2208.12242). They stay latents: nothing is decoded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
+from diffusers import SchedulerMixin
 from safetensors.torch import load_file
 
-from models.sampling import generate_latents
+from models.defaults import guidance_scale_of
+from models.folders import fingerprint_model
+from models.loading import load_unet, set_attention
+from models.samplers import SamplingSettings
+from models.sampling import generate_latents, load_sampler
+from runtime.files import hash_key
 from runtime.progress import progress_bar
-from training.encodings import is_intact, save_with_checksum
-from training.samples import generator
+from runtime.tensor_files import is_intact, save_with_checksum
+from training.samples import LatentShape, keyed_generator
+from training.setup import PreparedRun
 
-PRIOR_STEPS, PRIOR_BATCH = 20, 4
-
-
-def prior_batch_size(global_batch: int, prior_images: int) -> int:
-    """How many of the base's pictures ride along with `global_batch` of the data set: half as many, rounded up."""
-    return (global_batch + 1) // 2 if prior_images else 0
+SAMPLER_STEPS, PRIOR_BATCH = 20, 4
 
 
-def repeat_prompts(prompts: Sequence[str], prior_images: int) -> list[str]:
-    """The prompt of each of the base's pictures, in turn."""
-    return [prompts[index % len(prompts)] for index in range(prior_images)]
+def prior_latents(run: PreparedRun, cache_folder: Path, text: Callable[[str], torch.Tensor]) -> list[torch.Tensor]:
+    """Latents (C, h, w) of the base's own pictures, generated once; the processes share the work.
+
+    `text` gives the embedding (L, D) of a prompt.
+    """
+    plan, accelerator, quiet = run.plan, run.accelerator, not run.is_main
+    if not plan.prior_prompts:
+        return []
+    shape, guidance_scale = plan.shape.latent_shape(*plan.main_size), guidance_scale_of(plan.base)
+    key_parts = (*plan.prior_prompts, run.seed, shape, guidance_scale, run.precision, run.args.max_token_chunks)
+    stored = cache_folder / "prior" / f"{hash_key(fingerprint_model(plan.base), *key_parts)}.safetensors"
+    latents = read_prior(stored)
+    accelerator.wait_for_everyone()  # all must have looked before one of them writes it
+    if latents is not None:
+        return latents
+    unet = load_unet(plan.base, run.compute_dtype).to(accelerator.device).eval()
+    set_attention(unet, plan.shape, *plan.main_size, accelerator.device.type)
+    embeddings = {prompt: text(prompt) for prompt in ["", *plan.prior_prompts]}
+    prior = PriorGenerator(unet, load_sampler(plan.base), plan.prior_prompts, embeddings, shape, guidance_scale)
+    with accelerator.autocast():
+        own = prior.generate(run.seed, run.process_share(len(plan.prior_prompts)), quiet)
+    generated = {index: latent for share in gather_object([own]) for index, latent in share.items()}
+    if run.is_main:
+        write_prior(stored, generated)
+    return [generated[index] for index in range(len(generated))]
 
 
-def generate_prior(
-    unet, sampler, prompts: Sequence[str], text: dict, latent_shape, guidance_scale: float, seed: int, indices, quiet
-) -> dict[int, torch.Tensor]:
-    """Scaled latents (C, h, w) of the pictures `indices` of `prompts`, whose embeddings are in `text`."""
-    drawn = {}
-    with progress_bar(
-        total=len(indices), desc="the base's own pictures", unit="picture", disable=quiet, leave=False
-    ) as bar:
-        for start in range(0, len(indices), PRIOR_BATCH):
-            part = indices[start : start + PRIOR_BATCH]
-            noise = torch.stack(
-                [torch.randn(latent_shape, generator=generator(seed, "prior picture", i)) for i in part]
-            )
-            embeddings = [text[prompts[i]] for i in part]
-            away = [text[""]] * len(part)
-            latents = generate_latents(unet, sampler, noise, embeddings, away, guidance_scale, PRIOR_STEPS)
-            drawn.update(zip(part, latents.float().cpu(), strict=True))
-            bar.update(len(part))
-    return drawn
+@dataclass(frozen=True)
+class PriorGenerator:
+    """The base and what it generates: picture i shows `prompts[i]`."""
+
+    unet: torch.nn.Module
+    sampler: SchedulerMixin
+    prompts: Sequence[str]
+    embeddings: Mapping[str, torch.Tensor]  # (L, D) of each prompt, and of ''
+    latent_shape: LatentShape
+    guidance_scale: float
+
+    def generate(self, seed: int, indices: Sequence[int], quiet: bool) -> dict[int, torch.Tensor]:
+        """Scaled latents (C, h, w) of the pictures `indices`, the same whichever process generates them."""
+        generated: dict[int, torch.Tensor] = {}
+        bar = progress_bar(total=len(indices), desc="prior images", unit="picture", disable=quiet, leave=False)
+        with bar:
+            for start in range(0, len(indices), PRIOR_BATCH):
+                batch = indices[start : start + PRIOR_BATCH]
+                generated.update(zip(batch, self._latents(seed, batch).float().cpu(), strict=True))
+                bar.update(len(batch))
+        return generated
+
+    def _latents(self, seed: int, batch: Sequence[int]) -> torch.Tensor:
+        generators = (keyed_generator(seed, "prior picture", index) for index in batch)
+        noise = torch.stack([torch.randn(self.latent_shape, generator=generator) for generator in generators])
+        embeddings = [(self.embeddings[self.prompts[index]], self.embeddings[""]) for index in batch]
+        settings = SamplingSettings(SAMPLER_STEPS, self.guidance_scale)
+        return generate_latents(self.unet, self.sampler, noise, embeddings, settings)
 
 
 def read_prior(path: Path) -> list[torch.Tensor] | None:
-    """The latents that an earlier start has drawn, or None."""
+    """The latents cached by an earlier start, or None."""
     if not is_intact(path):
         return None
     latents = load_file(path)

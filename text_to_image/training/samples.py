@@ -1,18 +1,34 @@
-"""What chance decides about a sample, as a pure function of (seed, stream, number).
+"""Which samples make up which step, and each one's random draws: a pure function of (seed, stream, number).
 
-A run that is stopped and resumed, or spread over more processes, therefore trains on the same samples. All is drawn on
-the CPU, whose generator gives the same numbers on every machine.
+A run that is stopped and resumed, or spread over more processes, therefore trains on the same samples. Random numbers
+come from the CPU, whose generator gives the same ones on every machine.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple, Protocol
 
 import torch
 
-from data.augmentation import Augmentation
-from data.mirroring import mirror_caption
+from data.augmentation import Augmentation, augmented_caption
+from runtime.devices import to_device
+
+# The streams: the data set's pictures, those that the base generated, and those that are never trained on. Their names
+# are part of the random generators' keys.
+DATA, PRIOR, HELD_OUT = "data", "prior", "held out"
+
+LatentShape = tuple[int, int, int]  # (C, h, w)
+
+
+class Encoded(NamedTuple):
+    """What the UNet's inputs are made of."""
+
+    latents: torch.Tensor  # (B, C, h, w)
+    hidden_states: torch.Tensor  # (B, L, D)
+    attention_mask: torch.Tensor | None  # (B, L): 1 read, 0 padding; None: all are read
 
 
 @dataclass(frozen=True)
@@ -25,17 +41,17 @@ class SampleKey:
 
 @dataclass(frozen=True, eq=False)
 class SampleSource:
-    """A stream's pictures as far as chance is concerned, an entry of each for each picture."""
+    """A stream's pictures: parallel lists, indexed by picture."""
 
-    caption_groups: Sequence[Sequence[Sequence[str]]]  # groups of captions
-    latent_shapes: tuple[tuple[int, int, int], ...]
+    caption_groups: Sequence[Sequence[Sequence[str]]]
+    latent_shapes: tuple[LatentShape, ...]
     augmentations: Sequence[Sequence[Augmentation]]
-    run: int = 1  # pictures of one shape follow each other in runs of this length: batches that need no second pass
+    group_length: int = 1  # that many pictures of one shape follow each other, so that a batch needs one pass
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What the run leaves to chance, and how far."""
+    """Settings of the random draws."""
 
     caption_dropout: float  # the probability of an empty caption (classifier-free guidance, arXiv:2207.12598)
     timesteps: int
@@ -45,7 +61,7 @@ class SampleSettings:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample with everything decided; the noises are (C, h, w)."""
+    """A sample after all random draws; the noises are (C, h, w)."""
 
     stream: str
     picture: int
@@ -53,60 +69,153 @@ class Sample:
     caption: str
     timestep: int
     posterior_noise: torch.Tensor
-    noise: torch.Tensor  # what the UNet is to find
-    input_noise: torch.Tensor  # what it is shown: the same, unless perturbed
+    noise: torch.Tensor  # the target (epsilon)
+    input_noise: torch.Tensor  # what is added to the latents: the same, unless perturbed
 
 
-def generator(seed: int, *key: str | int) -> torch.Generator:
+def keyed_generator(seed: int, *key: str | int) -> torch.Generator:
     """A CPU generator for this key; hashed, since with `seed + n` seed 1's sample 2 would be seed 2's sample 1."""
     digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def make_sample(seed: int, sample: SampleKey, source: SampleSource, chances: SampleSettings) -> Sample:
-    chance = generator(seed, sample.stream, sample.number)
-    picture = picture_index(seed, sample, source)
+def make_sample(seed: int, key: SampleKey, source: SampleSource, settings: SampleSettings) -> Sample:
+    """Never reorder these draws: it would change existing runs. New randomness takes a generator of its own."""
+    generator = keyed_generator(seed, key.stream, key.number)
+    picture = picture_index(seed, key, source)
     shape = source.latent_shapes[picture]
-    caption = draw_caption(source.caption_groups[picture], chance)
-    dropped = torch.rand((), generator=chance).item() < chances.caption_dropout
-    timestep = torch.randint(chances.timesteps, (), generator=chance).item()
-    posterior_noise, noise = (torch.randn(shape, generator=chance) for _ in range(2))
-    noise += chances.noise_offset * torch.randn((shape[0], 1, 1), generator=chance)
-    perturbation = torch.randn(shape, generator=chance) if chances.input_perturbation else 0.0
-    views = source.augmentations[picture]
-    view = views[torch.randint(len(views), (), generator=chance).item()]
+    caption = choose_caption(source.caption_groups[picture], generator)
+    dropped = torch.rand((), generator=generator).item() < settings.caption_dropout
+    timestep = int(torch.randint(settings.timesteps, (), generator=generator))
+    posterior_noise, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+    noise += settings.noise_offset * torch.randn((shape[0], 1, 1), generator=generator)
+    perturbation = torch.randn(shape, generator=generator) if settings.input_perturbation else 0.0
+    augmentations = source.augmentations[picture]
+    augmentation = augmentations[int(torch.randint(len(augmentations), (), generator=generator))]
     return Sample(
-        stream=sample.stream,
+        stream=key.stream,
         picture=picture,
-        augmentation=view,
-        caption="" if dropped else mirror_caption(caption) if view.mirrored else caption,
+        augmentation=augmentation,
+        caption="" if dropped else augmented_caption(caption, augmentation),
         timestep=timestep,
         posterior_noise=posterior_noise,
         noise=noise,
-        input_noise=noise + chances.input_perturbation * perturbation,
+        input_noise=noise + settings.input_perturbation * perturbation,
     )
 
 
-def draw_caption(groups: Sequence[Sequence[str]], chance: torch.Generator) -> str:
-    """Every group of forms equally often, then every form of the group."""
-    group = groups[torch.randint(len(groups), (), generator=chance).item()]
-    return group[torch.randint(len(group), (), generator=chance).item()]
+def choose_caption(groups: Sequence[Sequence[str]], generator: torch.Generator) -> str:
+    """Every group equally often, then every caption of the group."""
+    group = groups[int(torch.randint(len(groups), (), generator=generator))]
+    return group[int(torch.randint(len(group), (), generator=generator))]
 
 
-def picture_index(seed: int, sample: SampleKey, source: SampleSource) -> int:
-    """Which picture a sample shows: every pass goes over all of them once, each time in another order."""
-    number, place = divmod(sample.number, len(source.latent_shapes))
-    return _order(seed, sample.stream, number, source)[place]
+def picture_index(seed: int, key: SampleKey, source: SampleSource) -> int:
+    """Which picture a sample shows: every epoch goes over all of them once, each time in another order."""
+    epoch, position = divmod(key.number, len(source.latent_shapes))
+    return _epoch_order(seed, key.stream, epoch, source)[position]
 
 
 @lru_cache(maxsize=8)
-def _order(seed: int, stream: str, number: int, source: SampleSource) -> list[int]:
-    """Shuffled, then dealt into runs of one shape; the shorter runs, what is left of each shape, come last."""
-    chance = generator(seed, stream, "pass", number)
-    alike: dict[tuple[int, int, int], list[int]] = {}
-    for picture in torch.randperm(len(source.latent_shapes), generator=chance).tolist():
-        alike.setdefault(source.latent_shapes[picture], []).append(picture)
-    run = source.run
-    runs = [pictures[at : at + run] for pictures in alike.values() for at in range(0, len(pictures), run)]
-    shuffled = [runs[i] for i in torch.randperm(len(runs), generator=chance).tolist()]
-    return [picture for pictures in sorted(shuffled, key=len, reverse=True) for picture in pictures]
+def _epoch_order(seed: int, stream: str, epoch: int, source: SampleSource) -> tuple[int, ...]:
+    """Shuffled, then grouped into runs of one shape; the shorter runs, what is left of each shape, come last."""
+    generator = keyed_generator(seed, stream, "pass", epoch)
+    by_shape: dict[LatentShape, list[int]] = {}
+    for picture in torch.randperm(len(source.latent_shapes), generator=generator).tolist():
+        by_shape.setdefault(source.latent_shapes[picture], []).append(picture)
+    length = source.group_length
+    runs = [pictures[at : at + length] for pictures in by_shape.values() for at in range(0, len(pictures), length)]
+    shuffled = [runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()]
+    return tuple(picture for pictures in sorted(shuffled, key=len, reverse=True) for picture in pictures)
+
+
+# --- Batches --------------------------------------------------------------------------------------------------------
+
+
+class Encoder(Protocol):
+    """What batches need of `training.encodings.Encodings`, which itself imports this module."""
+
+    def encode(self, samples: Sequence[Sample]) -> Encoded:
+        """The tensors of samples of one shape."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The arguments of `objective.diffusion_loss`: latents and noises (B, C, h, w), timesteps (B,), text (B, L, D)."""
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    input_noise: torch.Tensor
+    timesteps: torch.Tensor
+    encoder_hidden_states: torch.Tensor
+    encoder_attention_mask: torch.Tensor | None
+
+
+def make_batch(encodings: Encoder, samples: Sequence[Sample], device: torch.device, dtype: torch.dtype) -> Batch:
+    """The tensors of samples of one shape; `dtype` is the UNet's, for what it reads as it is."""
+    encoded = encodings.encode(samples)
+    mask = encoded.attention_mask
+    return Batch(
+        latents=to_device(encoded.latents, device),
+        noise=to_device(torch.stack([sample.noise for sample in samples]), device),
+        input_noise=to_device(torch.stack([sample.input_noise for sample in samples]), device),
+        timesteps=to_device(torch.tensor([sample.timestep for sample in samples]), device),
+        encoder_hidden_states=to_device(encoded.hidden_states, device, dtype),
+        encoder_attention_mask=None if mask is None else to_device(mask, device, dtype),
+    )
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """A process's batches of every step, the same whenever they are asked for."""
+
+    encodings: Encoder
+    sources: dict[str, SampleSource]
+    settings: SampleSettings
+    seed: int
+    data_batch: int  # samples of a step over all processes and accumulation parts
+    prior_batch: int
+    process: int
+    processes: int
+    accumulation: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def for_step(self, step: int) -> Iterator[tuple[Batch, bool]]:
+        """What this process trains on in step `step` (from 0), and with each batch whether it is the last.
+
+        At least `accumulation` batches, more where a step holds pictures of several sizes.
+        """
+        keys = sorted(step_samples(step, self.data_batch, self.prior_batch), key=self._shape)
+        parts = micro_batches(keys, self.process, self.processes, self.accumulation)
+        groups = [list(group) for part in parts for _, group in groupby(part, key=self._shape)]
+        for group in groups:
+            samples = [make_sample(self.seed, key, self.sources[key.stream], self.settings) for key in group]
+            yield make_batch(self.encodings, samples, self.device, self.dtype), group is groups[-1]
+
+    def pictures_of(self, step: int) -> list[int]:
+        """The data set's pictures in step `step` (from 0), over all processes."""
+        keys = (SampleKey(DATA, step * self.data_batch + i) for i in range(self.data_batch))
+        return [picture_index(self.seed, key, self.sources[DATA]) for key in keys]
+
+    def _shape(self, key: SampleKey) -> LatentShape:
+        source = self.sources[key.stream]
+        return source.latent_shapes[picture_index(self.seed, key, source)]
+
+
+def step_samples(step: int, data_batch: int, prior_batch: int) -> list[SampleKey]:
+    """The samples of step `step` (from 0). Batches continue into the next epoch: none is short."""
+    data = [SampleKey(DATA, step * data_batch + i) for i in range(data_batch)]
+    prior = [SampleKey(PRIOR, step * prior_batch + i) for i in range(prior_batch)]
+    return data + prior
+
+
+def micro_batches(
+    keys: Sequence[SampleKey], process: int, processes: int, accumulation: int
+) -> list[Sequence[SampleKey]]:
+    """A process's share of a step in `accumulation` parts, none empty: contiguous slices."""
+    parts = processes * accumulation
+    assert len(keys) >= parts
+    bounds = [len(keys) * part // parts for part in range(parts + 1)]
+    first = process * accumulation
+    return [keys[bounds[part] : bounds[part + 1]] for part in range(first, first + accumulation)]

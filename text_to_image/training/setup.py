@@ -1,171 +1,204 @@
-"""From arguments and plan to the objects that the training loop uses: encodings, batches, optimiser, watch."""
+"""From arguments to a prepared run: everything is checked, planned and described before a weight is loaded."""
 
 import argparse
-import functools
+import datetime
+import importlib.util
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
+from transformers import CLIPTokenizer
 
 from data.augmentation import NO_AUGMENTATION
-from models.defaults import guidance_scale_of
-from models.folders import fingerprint_model
-from models.loading import choose_attention, load_text_encoder, load_unet, load_vae
-from models.sampling import load_sampler
+from models.loading import load_noise_scheduler, load_tokenizer, quiet_libraries
+from runs.disk_space import DiskSpace, check_space, latents_bytes, measure_space, texts_bytes
+from runs.records import output_folder
+from runs.upload import prepare_upload
+from runtime.devices import keep_freed_memory, supports_bf16
 from runtime.errors import UserError
-from runtime.files import hash_key
-from training.batches import DATA, HELD_OUT, PRIOR, Batches
-from training.encodings import CachedEncodings, Encodings, LiveEncodings, TextEncoding, store_latents, store_texts
-from training.objective import Objective
-from training.plan import Plan
-from training.prior import generate_prior, read_prior, write_prior
-from training.samples import SampleSettings, SampleSource
-from training.validation import (
-    FixedNoiseLoss,
-    ValidationSampler,
-    Validator,
-    fixed_samples,
-    measured_steps,
-    sampled_steps,
-)
+from runtime.locking import RunLock
+from runtime.processes import disable_unsupported_p2p, run_on_main
+from training.objective import Objective, make_objective
+from training.optimization import find_optimizer_class, learning_rate_schedule
+from training.parameters import FullUNet, LoraAdapter, make_trainable
+from training.plan import Plan, describe_run, make_plan
+from training.resume import ResumePoint, find_resume_point, prepare_output_folder
+from training.samples import DATA, PRIOR, Encoder, SampleSettings, SampleSource, StepBatches
 
 
-def compute_dtype(precision: str) -> torch.dtype:
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose arguments, data set, model and output folder are known to be usable."""
+
+    args: argparse.Namespace
+    accelerator: Accelerator
+    precision: str  # no, fp16 or bf16
+    plan: Plan
+    tokenizer: CLIPTokenizer
+    objective: Objective
+    trainable: FullUNet | LoraAdapter
+    learning_rate_at: Callable[[int], float]  # by the step, from 0
+    record: dict  # run.json
+    folder: Path  # of the output
+    lock: RunLock
+    resume: ResumePoint
+    space: DiskSpace
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def seed(self) -> int:
+        return self.record["seed"]
+
+    @property
+    def finished_record(self) -> dict | None:
+        """run.json of an earlier start of this very run that has done all of its steps."""
+        return self.resume.earlier if self.resume.finished(self.plan.steps) else None
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the UNet, and of what it reads."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def epoch_after(self, step: int) -> float:
+        """Passes over the data set after optimisation step `step`, from 1."""
+        return step * self.plan.global_batch / (len(self.plan.pictures) * self.args.repeats)
+
+    def process_share(self, count: int) -> range:
+        """Which of `count` things this process does where the processes share them."""
+        return range(self.accelerator.process_index, count, self.accelerator.num_processes)
 
 
-def make_encodings(
-    args: argparse.Namespace, plan: Plan, tokenizer, accelerator: Accelerator, folder: Path, quiet: bool
-) -> Encodings:
-    """What the VAE and the text encoder have to say: on disk, or said again at every step with --no_cache."""
-    vae, text_encoder = load_vae(plan.base).to(accelerator.device), load_text_encoder(plan.base).to(accelerator.device)
-    text_hash = fingerprint_model(plan.base, ("tokenizer", "text_encoder"))
-    text = TextEncoding(tokenizer, text_encoder, args.max_token_chunks, text_hash)
-    cache = args.latents_cache_dir or folder / "cache"
-    if not args.cache:
-        return LiveEncodings(cache, plan.images_to_encode, vae, text)
-    encodings = CachedEncodings(cache)
-    share = slice(accelerator.process_index, None, accelerator.num_processes)
-    vae_hash = fingerprint_model(plan.base, ("vae",))
-    store_latents(encodings, plan.images_to_encode, vae, vae_hash, share, args.dataloader_num_workers, quiet)
-    prompts = ["", *plan.prior_prompts, *(args.validation_prompts or [])]
-    groups = [subject.captions for subject in plan.images_to_encode.values()] + [[prompt] for prompt in prompts]
-    store_texts(encodings, groups, text, share, quiet)
-    accelerator.wait_for_everyone()
-    return encodings
+def prepare_run(args: argparse.Namespace) -> PreparedRun:
+    """Raises UserError where the arguments, the data set, the model or the output folder are not usable.
+
+    Nothing is written but, where there is an output folder already, its lock.
+    """
+    quiet_libraries()
+    keep_freed_memory()
+    accelerator, precision = make_accelerator(args)
+    torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
+    plan = make_plan(args, accelerator)
+    objective = make_objective(
+        args, load_noise_scheduler(plan.base, args.prediction_type, args.rescale_betas_zero_snr)
+    )
+    tokenizer = load_tokenizer(plan.base)
+    record = describe_run(args, plan, accelerator, tokenizer, precision)
+    trainable = make_trainable(args.lora_rank, args.lora_alpha, record["seed"])
+    learning_rate_at = learning_rate_schedule(args.lr_scheduler, plan.learning_rate, plan.warmup, plan.steps)
+    find_optimizer_class(args.use_8bit_adam)  # refused now where it is not installed
+    folder = output_folder(args.output_dir, args.dataset, plan.base, record["fingerprint"])
+    space = measure_space(args, folder, plan.base, plan.steps, encodings_bytes(args, plan, tokenizer, folder))
+    lock = RunLock(folder)
+    resume = run_on_main(accelerator, lambda: lock_and_find_resume_point(args, plan, folder, record, lock))
+    record["steps"] = max(plan.steps, resume.first_step)
+    return PreparedRun(
+        args, accelerator, precision, plan, tokenizer, objective, trainable, learning_rate_at, record, folder, lock,
+        resume, space,
+    )  # fmt: skip
 
 
-def prior_latents(args, plan: Plan, encodings: Encodings, seed: int, accelerator: Accelerator, precision: str):
-    """Latents (C, h, w) of the base's own pictures, drawn once; the processes share the work."""
-    shape, guidance_scale = plan.shape.latent_shape(*plan.main_size), guidance_scale_of(plan.base)
-    facts = (*plan.prior_prompts, seed, shape, guidance_scale, precision, args.max_token_chunks)
-    stored = encodings.file("prior", hash_key(fingerprint_model(plan.base), *facts))
-    latents = read_prior(stored)
-    accelerator.wait_for_everyone()  # all must have looked before one of them writes it
-    if latents is not None:
-        return latents
-    unet = load_unet(plan.base, compute_dtype(precision)).to(accelerator.device).eval()
-    choose_attention(unet, plan.shape, *plan.main_size, accelerator.device.type)
-    share = range(accelerator.process_index, len(plan.prior_prompts), accelerator.num_processes)
-    text = {prompt: encodings.text(prompt) for prompt in ["", *plan.prior_prompts]}
-    with accelerator.autocast():
-        drawn = generate_prior(
-            unet, load_sampler(plan.base), plan.prior_prompts, text, shape, guidance_scale, seed, share,
-            quiet=not accelerator.is_main_process,
-        )  # fmt: skip
-    shares = gather_object([drawn])
-    latents = {index: latent for share in shares for index, latent in share.items()}
-    if accelerator.is_main_process:
-        write_prior(stored, latents)
-    return [latents[index] for index in range(len(latents))]
+def encodings_bytes(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer, folder: Path) -> int:
+    """What the encoded data set will take in the output folder; 0 where it is kept elsewhere or there already."""
+    if not args.cache or args.latents_cache_dir or (folder / "cache").is_dir():
+        return 0
+    images = plan.images_to_encode.values()
+    return latents_bytes(images, plan.shape) + texts_bytes(images, plan.base, tokenizer, args.max_token_chunks)
 
 
-def make_batches(
-    args, plan: Plan, encodings, seed: int, timesteps: int, accelerator: Accelerator, precision: str
-) -> Batches:
+def lock_and_find_resume_point(
+    args: argparse.Namespace, plan: Plan, folder: Path, record: dict, lock: RunLock
+) -> ResumePoint:
+    """Where to begin; locked first, so that no other run changes the folder meanwhile."""
+    if folder.is_dir() and not args.dry_run:
+        lock.take()
+    return find_resume_point(args, plan, folder, record)
+
+
+def claim_output_folder(run: PreparedRun) -> None:
+    """From here on the output folder is this run's, and no other may write into it."""
+
+    def take() -> None:
+        check_space(run.space, run.folder)
+        run.lock.take()
+        prepare_output_folder(run.folder, run.resume, run.record)
+        prepare_upload(run.args, run.folder)
+
+    run_on_main(run.accelerator, take)
+
+
+def make_batches(run: PreparedRun, encodings: Encoder) -> StepBatches:
+    """The batches of every step, from the data set and the base's own pictures."""
+    args, plan, accelerator = run.args, run.plan, run.accelerator
     data = SampleSource(
         caption_groups=[picture.caption_groups for picture in plan.pictures],
         latent_shapes=tuple(plan.shape.latent_shape(*size) for size in plan.sizes),
         augmentations=plan.augmentations,
-        run=plan.global_batch,
+        group_length=plan.global_batch,
     )
-    drawn = len(plan.prior_prompts)
     prior = SampleSource(
         caption_groups=[((prompt,),) for prompt in plan.prior_prompts],
-        latent_shapes=(plan.shape.latent_shape(*plan.main_size),) * drawn,
-        augmentations=[NO_AUGMENTATION] * drawn,
+        latent_shapes=(plan.shape.latent_shape(*plan.main_size),) * len(plan.prior_prompts),
+        augmentations=[NO_AUGMENTATION] * len(plan.prior_prompts),
     )
-    return Batches(
+    timesteps = len(run.objective.noise_scheduler)
+    return StepBatches(
         encodings=encodings,
         sources={DATA: data, PRIOR: prior},
-        chances=SampleSettings(args.caption_dropout, timesteps, args.noise_offset, args.input_perturbation),
-        seed=seed,
+        settings=SampleSettings(args.caption_dropout, timesteps, args.noise_offset, args.input_perturbation),
+        seed=run.seed,
         data_batch=plan.global_batch,
         prior_batch=plan.prior_batch,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
         accumulation=args.gradient_accumulation_steps,
         device=accelerator.device,
-        dtype=compute_dtype(precision),
+        dtype=run.compute_dtype,
     )
 
 
-def speed_up(args: argparse.Namespace, unet, plan: Plan, accelerator: Accelerator) -> None:
-    """The attention that suits device and size; recomputation instead of memory where asked for."""
-    choose_attention(unet, plan.shape, *plan.largest_size, accelerator.device.type)
-    if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if args.enable_xformers_memory_efficient_attention:
-        accelerator.print("PyTorch's own attention is used in place of xformers': as fast, and it takes every mask")
+def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
+    """The accelerator and the precision: what the flag says, else what accelerate was configured with.
 
-
-def find_optimizer(use_8bit_adam: bool) -> Callable[..., torch.optim.Optimizer]:
-    """AdamW, or the one of bitsandbytes with its state in 8 bits; UserError where that is not installed."""
-    if not use_8bit_adam:
-        return functools.partial(torch.optim.AdamW, fused=True)  # one kernel over all tensors
+    For bf16 it is one without autocast: `training.parameters.MasterWeights` does its work.
+    """
+    precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    _check_accelerate_config()
+    _check_tracker(args.report_to)
+    disable_unsupported_p2p()
     try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError:
-        raise UserError("--use_8bit_adam needs bitsandbytes: `pip install bitsandbytes`") from None
-    return AdamW8bit
+        accelerator = Accelerator(
+            mixed_precision="no" if precision == "bf16" else precision,
+            log_with=None if args.report_to == "none" else [args.report_to],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=args.distributed_timeout))],
+            project_config=ProjectConfiguration("."),  # `start_trackers` sets the real folder, which is not known yet
+            # StepBatches splits the batches: accelerate's environment must not divide them again.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+    except ValueError as error:  # a precision that the device does not have
+        raise UserError(f"--mixed_precision {precision}: {error}") from None
+    if precision not in ("no", "fp16", "bf16"):
+        raise UserError(f"accelerate is configured for {precision}; --mixed_precision knows no, fp16 and bf16")
+    if precision == "bf16" and accelerator.device.type == "cuda" and not supports_bf16():
+        raise UserError("--mixed_precision bf16: this GPU does not compute in bf16; use fp16")
+    return accelerator, precision
 
 
-def optimizer_settings(args: argparse.Namespace) -> dict:
-    return {
-        "lr": args.learning_rate,
-        "betas": (args.adam_beta1, args.adam_beta2),
-        "weight_decay": args.adam_weight_decay,
-        "eps": args.adam_epsilon,
-    }
+def _check_accelerate_config() -> None:
+    for other in ("DEEPSPEED", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{other}", "").lower() in ("1", "true", "yes"):
+            raise UserError(
+                f"accelerate is configured for {other}, which this script does not use; see `accelerate config`"
+            )
 
 
-def make_validator(
-    args, plan: Plan, objective: Objective, encodings, folder: Path, accelerator, unet, weights, average, dtype
-) -> Validator:
-    """Fixed draws of the training pictures, and of held-out ones where there are any; the prompts where given."""
-    subjects, draws = plan.images_to_encode, {}
-    for stream in (HELD_OUT, DATA):
-        own = [subject for (of, _), subject in subjects.items() if of == stream]
-        if own:
-            shapes = [plan.shape.latent_shape(*subject.size) for subject in own]
-            captions = [subject.captions[0] for subject in own]
-            draws[stream] = fixed_samples(stream, captions, shapes, len(objective.noise_scheduler))
-    weight_sets = 2 if average.enabled else 1
-    steps_in_epoch = len(plan.pictures) * args.repeats / plan.global_batch
-    drawer = None
-    if args.validation_prompts:
-        drawer = ValidationSampler(
-            args.validation_prompts, args.num_validation_images, encodings, load_vae(plan.base).to(accelerator.device),
-            load_sampler(plan.base, args.prediction_type, args.rescale_betas_zero_snr),
-            plan.shape.latent_shape(*plan.main_size), guidance_scale_of(plan.base), folder / "validation",
-        )  # fmt: skip
-    return Validator(
-        accelerator, unet, weights, average,
-        FixedNoiseLoss(draws, encodings, Objective(objective.noise_scheduler), accelerator.device, dtype), drawer,
-        measured=measured_steps(
-            plan.steps, plan.samples_per_step, draws, weight_sets, args.validation_steps, args.checkpointing_steps
-        ),
-        drawn=sampled_steps(plan.steps, steps_in_epoch, args.validation_epochs, args.validation_steps),
-    )  # fmt: skip
+def _check_tracker(report_to: str) -> None:
+    for package in ("tensorboard", "wandb", "comet_ml"):
+        if report_to == package and importlib.util.find_spec(package) is None:
+            raise UserError(f"--report_to {package}: not installed; `pip install {package}`")

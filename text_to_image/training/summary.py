@@ -1,4 +1,4 @@
-"""What a run says before its first step and after its last: rows of (what, how)."""
+"""The run summary, printed before the first step, and the closing lines after the last: rows of (name, text)."""
 
 import argparse
 import math
@@ -6,49 +6,52 @@ import shlex
 import textwrap
 from pathlib import Path
 
-from accelerate import Accelerator
+from transformers import CLIPTokenizer
 
 from data.augmentation import AFFINE_VARIANTS
 from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
 from models.folders import count_parameters
 from models.text_encoding import count_tokens
-from runs.disk_space import DiskSpace
+from runs.records import without_secrets
 from runtime.paths import SCRIPTS, display_path
-from training.metrics import origins_line
-from training.plan import Plan, writing_in
-from training.resume import ResumePoint
+from training.plan import Plan, writing_word
+from training.setup import PreparedRun
 
 Rows = list[tuple[str, str]]
 PRECISIONS = {"no": "fp32", "bf16": "a bf16 copy of fp32 weights", "fp16": "fp16 autocast, fp32 weights"}
 
 
-def run_summary(
-    args: argparse.Namespace, plan: Plan, run: dict, accelerator: Accelerator, tokenizer, folder: Path,
-    start: ResumePoint,
-    space: DiskSpace,
-) -> Rows:  # fmt: skip
+def run_summary(run: PreparedRun) -> Rows:
     """What will be done."""
+    args, plan, tokenizer, arguments = run.args, run.plan, run.tokenizer, vars(run.args)
     parameters = count_parameters(plan.base) / 1e6
-    precision = PRECISIONS[run["mixed_precision"]]
+    processes, precision = run.accelerator.num_processes, PRECISIONS[run.precision]
     return [
         ("model", f"{display_path(args.pretrained_model_name_or_path)} (UNet of {parameters:.1f} M parameters)"),
         ("", f"a real one: --pretrained_model_name_or_path {REAL_MODEL}"),
-        ("trained", run["trained"]),
+        ("trained", run.record["trained"]),
         ("pictures", _pictures_line(plan)),
         *_bucket_rows(plan),
-        *_view_rows(args, plan),
+        *_augmentation_rows(args, plan),
         ("captions", _captions_line(args, plan, tokenizer)),
         *_cut_prompt_rows(args, plan, tokenizer),
         *_same_words_rows(plan),
-        ("steps", _steps_line(args, plan, start.first_step)),
-        *(("", note) for note in start.notes),
-        ("batch", _batch_line(args, plan, accelerator.num_processes)),
+        ("steps", _steps_line(args, plan, run.resume.first_step)),
+        *(("", note) for note in run.resume.notes),
+        ("batch", _batch_line(args, plan, processes)),
         ("learning rate", f"{plan.learning_rate:g}, {args.lr_scheduler}, {plan.warmup} steps of warm-up"),
-        ("device", f"{accelerator.device} x {accelerator.num_processes}, {precision}; seed {run['seed']}"),
-        ("flags", origins_line(vars(args), args.origins, FROM_FLAG)),
-        ("from the model", f"{origins_line(vars(args), args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
-        ("output", f"{display_path(folder)}, fp32; {space.line}"),
+        ("device", f"{run.accelerator.device} x {processes}, {precision}; seed {run.seed}"),
+        ("flags", _origins_line(arguments, args.origins, FROM_FLAG)),
+        ("from the model", f"{_origins_line(arguments, args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
+        ("output", f"{display_path(run.folder)}, fp32; {run.space.line}"),
     ]
+
+
+def _origins_line(arguments: dict, origins: dict[str, str], source: str) -> str:
+    """The arguments that come from `source`: name=value, of a list only how many."""
+    chosen = {name: arguments[name] for name, origin in without_secrets(origins).items() if origin == source}
+    pairs = (f"{name}={f'({len(value)})' if isinstance(value, list) else value}" for name, value in chosen.items())
+    return " ".join(pairs) or "none"
 
 
 def _pictures_line(plan: Plan) -> str:
@@ -57,53 +60,53 @@ def _pictures_line(plan: Plan) -> str:
         line += f", and {len(plan.held_out)} held out to measure the loss on"
     if plan.without_caption:
         line += f"; WITHOUT A CAPTION, left out: {_names(plan.without_caption)}"
-    if plan.unread:
-        line += f"; NOT READABLE, left out: {_names(plan.unread)} (save them as JPEG or PNG)"
+    if plan.unreadable:
+        line += f"; NOT READABLE, left out: {_names(plan.unreadable)} (save them as JPEG or PNG)"
     return line
 
 
 def _bucket_rows(plan: Plan) -> Rows:
     """A row for each size: its pictures, what is cut off of them, and which are enlarged."""
-    rows = []
+    rows: Rows = []
     for bucket in plan.buckets:
         height, width = bucket.size
         inside = [p for p, size in zip(plan.pictures, plan.sizes, strict=True) if size == bucket.size]
         small = [p.path.name for p in inside if p.width < width or p.height < height]
-        line = f"{width} x {height} px: {_counted(bucket.pictures)}, at most {bucket.cropped:.1%} cropped"
+        line = f"{width} x {height} px: {_count(bucket.pictures)}, at most {bucket.cropped:.1%} cropped"
         rows.append(("size" if not rows else "", line + (f"; SMALLER and enlarged: {_names(small)}" if small else "")))
     return rows
 
 
-def _view_rows(args: argparse.Namespace, plan: Plan) -> Rows:
+def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:
     rows = []
     if args.random_flip:
-        kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := writing_in(p))]
+        kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := writing_word(p))]
         line = f"{len(plan.pictures) - len(kept)} of {len(plan.pictures)} pictures are mirrored half of the time"
-        line += f"; never, because their captions tell of writing: {_names(kept)}" if kept else ""
+        line += f"; never those whose captions mention writing: {_names(kept)}" if kept else ""
         rows.append(("mirrored", line))
     if args.random_affine:
-        most, turn = args.random_affine, math.degrees(args.random_affine / 4)
+        most, angle = args.random_affine, math.degrees(args.random_affine / 4)
         line = (
-            f"in {AFFINE_VARIANTS} poses each: as it is, or smaller by up to {most:.0%}, turned by up to {turn:.1f}°"
+            f"{AFFINE_VARIANTS} variants of each: as it is, or up to {most:.0%} smaller, rotated by up to {angle:.1f}°"
         )
-        rows.append(("moved", line))
+        rows.append(("affine", line))
     return rows
 
 
-def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer) -> str:
+def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer) -> str:
     tokens = {caption: count_tokens(tokenizer, caption) for picture in plan.pictures for caption in picture.captions}
     chunk = tokenizer.model_max_length - 2
-    room = _room(args, tokenizer)
+    room = _tokens_read(args, tokenizer)
     cut = [p.path.name for p in plan.pictures if any(tokens[caption] > room for caption in p.captions)]
     cut += [f"{p.path.name} (held out)" for p in plan.held_out if count_tokens(tokenizer, p.captions[0]) > room]
-    line = f"{len(tokens)} with their shorter forms, the longest of {max(tokens.values())} tokens"
+    line = f"{len(tokens)} with their shorter variants, the longest of {max(tokens.values())} tokens"
     line += f", read up to {room}; {sum(count > chunk for count in tokens.values())} of more than {chunk}"
     return line + (f"; CUT at {room} tokens: {', '.join(cut)}" if cut else "")
 
 
-def _cut_prompt_rows(args: argparse.Namespace, plan: Plan, tokenizer) -> Rows:
-    """The prompts that --prior_prompts and --validation_prompts give and that are not read to their end."""
-    room = _room(args, tokenizer)
+def _cut_prompt_rows(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer) -> Rows:
+    """The prompts of --prior_prompts and --validation_prompts that are longer than what is read."""
+    room = _tokens_read(args, tokenizer)
     used = dict.fromkeys(plan.prior_prompts) if args.prior_prompts else ()
     given = {"prior": used, "validation": args.validation_prompts or ()}
     return [
@@ -115,28 +118,28 @@ def _cut_prompt_rows(args: argparse.Namespace, plan: Plan, tokenizer) -> Rows:
 
 
 def _same_words_rows(plan: Plan) -> Rows:
-    """A prior prompt that is also taught: the pictures of the base and those of the data set then contend for it."""
-    taught = {_plain(caption) for picture in plan.pictures for caption in picture.captions}
-    if not (both := [prompt for prompt in dict.fromkeys(plan.prior_prompts) if _plain(prompt) in taught]):
+    """A prior prompt that is also a caption: the base's pictures and those of the data set then contend for it."""
+    captions = {_normalized(caption) for picture in plan.pictures for caption in picture.captions}
+    if not (both := [prompt for prompt in dict.fromkeys(plan.prior_prompts) if _normalized(prompt) in captions]):
         return []
     words = textwrap.shorten(both[0], 60, placeholder=" ...")
     return [
         ("", f"THE SAME WORDS for your pictures and for the base's own, which then stay as they are: {words!r};"),
-        ("", 'give yours a name with --trigger "sks jeans", or say with --prior_prompts what the base draws'),
+        ("", 'give yours a name with --trigger "sks jeans", or say with --prior_prompts what the base generates'),
     ]
 
 
-def _plain(words: str) -> str:
+def _normalized(words: str) -> str:
     return " ".join(words.casefold().split()).rstrip(".")
 
 
-def _room(args: argparse.Namespace, tokenizer) -> int:
+def _tokens_read(args: argparse.Namespace, tokenizer: CLIPTokenizer) -> int:
     """How many tokens of a caption are read."""
     return args.max_token_chunks * (tokenizer.model_max_length - 2)
 
 
 def _steps_line(args: argparse.Namespace, plan: Plan, first_step: int) -> str:
-    passes = f"{args.epochs} epochs x {_counted(len(plan.pictures))} x {args.repeats} repeats"
+    passes = f"{args.epochs} epochs x {_count(len(plan.pictures))} x {args.repeats} repeats"
     why = "--max_train_steps" if args.max_train_steps else f"{passes} / batch of {plan.global_batch}"
     line = f"{plan.steps} ({why})"
     return line + (f", going on after step {first_step}" if first_step else "")
@@ -145,11 +148,11 @@ def _steps_line(args: argparse.Namespace, plan: Plan, first_step: int) -> str:
 def _batch_line(args: argparse.Namespace, plan: Plan, processes: int) -> str:
     line = f"{args.train_batch_size} x {args.gradient_accumulation_steps} accumulated x {processes} processes"
     if plan.prior_batch:
-        line += f", and {plan.prior_batch} of the {len(plan.prior_prompts)} pictures that the base draws first"
+        line += f", and {plan.prior_batch} of the {len(plan.prior_prompts)} pictures that the base generates first"
     return line
 
 
-def _counted(number: int) -> str:
+def _count(number: int) -> str:
     return f"{number} picture" if number == 1 else f"{number} pictures"
 
 
@@ -158,8 +161,8 @@ def _names(names: list[str], most: int = 10) -> str:
 
 
 def closing_lines(folder: Path, run: dict) -> Rows:
-    """Where the model is and the command that draws with it, ready to paste."""
+    """Where the model is and the command that generates with it, ready to paste."""
     script = shlex.quote(display_path(SCRIPTS / "inference.py"))
     prompt = shlex.quote(run["example_prompts"][0])
     command = f"python {script} --model {shlex.quote(display_path(folder))} --prompt {prompt}"
-    return [("the model", display_path(folder)), ("draw with it", command)]
+    return [("the model", display_path(folder)), ("generate with it", command)]

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from clone import ROOT
-from data.metadata import image_files, read_captions
+from data.image_files import find_image_files
+from data.metadata import read_captions
 from models.loading import load_tokenizer
 from models.text_encoding import count_tokens
 from runtime.paths import STARTER
@@ -16,7 +17,7 @@ ROWS = read_captions(FOLDER)
 
 def test_three_portrait_jpegs_each_with_a_caption():
     assert [row.file_name for row in ROWS] == ["11 (1).JPG", "11 (2).JPG", "11 (3).JPG"]
-    assert [path.name for path in image_files(FOLDER)] == [row.file_name for row in ROWS]
+    assert [path.name for path in find_image_files(FOLDER)] == [row.file_name for row in ROWS]
     for row in ROWS:
         with Image.open(row.path(FOLDER)) as image:
             assert image.format == "JPEG" and image.size == (768, 1024)

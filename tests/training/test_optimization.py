@@ -5,7 +5,8 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from runtime.errors import UserError
-from training.schedule import learning_rate_schedule, total_steps, warmup_steps
+from training.optimization import learning_rate_schedule
+from training.plan import total_steps, warmup_steps
 
 
 def test_an_epoch_shows_every_picture_as_often_as_asked_and_batches_flow_over_its_border():

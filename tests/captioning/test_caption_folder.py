@@ -1,4 +1,4 @@
-"""captioning.py: what is captioned, how it is written, what is told, and what is refused; all in this process."""
+"""Captioning a folder: what is captioned, written, reported and refused; all in this process."""
 
 import json
 import os
@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioning import captioning
-from captioning.caption_file import caption_file
-from data.metadata import METADATA, append_captions, read_captions
+from captioning import caption_folder
+from captioning.caption_file import locate_caption_file
+from data.image_files import METADATA
+from data.metadata import read_captions
+from data.metadata_writer import append_captions
 from img_captioning import main, parse_args
 from runtime.errors import UserError, WorkError
 from runtime.locking import this_process
@@ -51,11 +53,11 @@ def captions_of(folder: Path, column: str = "text") -> dict[str, str]:
     return {row.file_name: row.captions[0] for row in read_captions(folder, column)}
 
 
-def test_captions_are_written_told_and_counted_and_the_data_looked_at(folder, caption, capsys):
-    litter = folder / f".{METADATA}.host.1.part"
-    litter.write_text("half a fi")
+def test_captions_are_written_printed_and_counted_and_the_data_is_checked(folder, caption, capsys):
+    partial = folder / f".{METADATA}.host.1.part"
+    partial.write_text("half a fi")
     caption()
-    assert not litter.exists()
+    assert not partial.exists()
     assert captions_of(folder) == {f"11 ({number}).JPG": "blue blue" for number in (1, 2, 3)}
     said = capsys.readouterr()
     assert "captioning 3 of 3 pictures" in said.out and "11 (2).JPG: blue blue" in said.out
@@ -92,7 +94,7 @@ def test_a_limit_does_not_count_pictures_that_cannot_be_read(folder, caption):
         assert len(captions_of(folder)) == done
 
 
-def test_that_every_picture_has_a_row_says_how_many_captions_are_empty_and_how_long_they_are(folder, caption, capsys):
+def test_where_every_picture_has_a_row_empty_captions_are_counted_and_lengths_printed(folder, caption, capsys):
     append_captions(folder, [("11 (1).JPG", ""), ("11 (2).JPG", "mine"), ("11 (3).JPG", "mine too")])
     caption()
     said = capsys.readouterr().out
@@ -100,7 +102,7 @@ def test_that_every_picture_has_a_row_says_how_many_captions_are_empty_and_how_l
     assert "tokens of 2 captions: " in said and "starter/base" in said
 
 
-def test_rows_of_gone_pictures_are_reported_and_kept(folder, caption, capsys):
+def test_rows_of_missing_pictures_are_reported_and_kept(folder, caption, capsys):
     before = b'{"file_name": "gone.JPG", "text": "mine", "tags": [1]}\n{"file_name": "11 (1).JPG", "text": ""}'
     (folder / METADATA).write_bytes(before)
     caption()
@@ -111,7 +113,7 @@ def test_rows_of_gone_pictures_are_reported_and_kept(folder, caption, capsys):
     assert 'line 1: the picture "gone.JPG" is missing' in capsys.readouterr().out
 
 
-def test_replacing_captions_all_pictures_in_place_and_goes_on_where_it_was_limited(folder, caption, capsys):
+def test_replacing_captions_all_pictures_in_place_and_resumes_after_a_limit(folder, caption, capsys):
     rows = '{"n": 1, "file_name": "11 (2).JPG", "text": "mine"}\n{"file_name": "gone.JPG", "text": "kept"}\n'
     (folder / METADATA).write_text(rows)
     caption("--existing", "replace", "--limit", 2)
@@ -120,7 +122,7 @@ def test_replacing_captions_all_pictures_in_place_and_goes_on_where_it_was_limit
     assert half.count("11 (") == 2  # 11 (1) got a row
     caption("--existing", "replace")
     said = capsys.readouterr().out
-    assert "going on with a replacement that was broken off: 2 pictures done already" in said
+    assert "resuming an interrupted replacement: 2 pictures done already" in said
     assert said.count("JPG: blue blue") == 3
     assert (folder / METADATA).read_text().count("blue blue") == 3
     assert (folder / f"{METADATA}.backup-1").read_text() == rows
@@ -148,22 +150,22 @@ def test_unreadable_pictures_are_named_skipped_and_counted(folder, caption, caps
     assert "11 (1).JPG: damaged" in str(caught.value) and "note.png: not a picture" in str(caught.value)
     assert "its name is not UTF-8" in str(caught.value)
     assert list(captions_of(folder)) == ["11 (2).JPG", "11 (3).JPG"]
-    said = capsys.readouterr()  # as they are met, too
+    said = capsys.readouterr()  # while it runs, too
     assert "11 (1).JPG: damaged" in said.err and "note.png: not a picture" in said.err
 
 
-def test_unreadable_pictures_are_named_also_when_the_look_at_the_data_fails(folder, caption, monkeypatch, capsys):
-    def fail(file):
+def test_unreadable_pictures_are_named_also_when_the_data_cannot_be_checked(folder, caption, monkeypatch, capsys):
+    def fail(*_):
         raise RuntimeError("cannot look")
 
-    monkeypatch.setattr(captioning, "tell", fail)
+    monkeypatch.setattr(caption_folder, "print_lengths", fail)
     (folder / "note.png").write_text("no picture")
     with pytest.raises(WorkError, match="note.png"):
         caption()
-    assert "no look at the data: cannot look" in capsys.readouterr().err
+    assert "the data could not be checked: cannot look" in capsys.readouterr().err
 
 
-def test_a_picture_that_the_model_refuses_is_named_and_the_others_of_its_batch_are_described(
+def test_a_picture_that_the_model_refuses_is_named_and_the_others_of_its_batch_are_captioned(
     folder, caption, tmp_path_factory
 ):
     Image.new("RGB", (4, 1200)).save(folder / "11 (2).png")  # Qwen's limit is 200 times as high as wide
@@ -178,7 +180,7 @@ def test_a_picture_that_the_model_refuses_is_named_and_the_others_of_its_batch_a
 class SaysWhatItSees:
     """A captioner whose captions name the picture's size and colour."""
 
-    def describe(self, images):
+    def caption(self, images):
         return [f"{image.width} x {image.height}, {image.getpixel((5, 5))}" for image in images]
 
 
@@ -193,16 +195,18 @@ def test_each_caption_stands_in_the_row_of_its_own_picture(tmp_path, tmp_path_fa
     (tmp_path / "5 of mine.png").write_bytes((tmp_path / "5.png").read_bytes())
     append_captions(tmp_path, [("5 of mine.png", "mine")])
     args = parse_args(["--image_dir", str(tmp_path), "--batch_size", "8"])
-    failures = captioning.caption_pending(args, caption_file(tmp_path, None, False), SaysWhatItSees(), "a stub")
+    failures = caption_folder.caption_pending(
+        args, locate_caption_file(tmp_path, None, False), SaysWhatItSees(), "a stub"
+    )
     assert [line.partition(":")[0] for line in failures] == ["3.png", "11.png", "12.png"]
     captions = captions_of(tmp_path)
     assert captions.pop("5 of mine.png") == "mine" and len(captions) == 17
     for name, text in captions.items():
         with Image.open(tmp_path / name) as image:
-            assert text == SaysWhatItSees().describe([image])[0]
+            assert text == SaysWhatItSees().caption([image])[0]
     cache = str(tmp_path_factory.mktemp("cache"))
     split = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split="train", cache_dir=cache)
-    texts = [row["text"] == SaysWhatItSees().describe([row["image"]])[0] for row in split if row["text"] != "mine"]
+    texts = [row["text"] == SaysWhatItSees().caption([row["image"]])[0] for row in split if row["text"] != "mine"]
     assert len(texts) == 17 and all(texts)
 
 
@@ -262,20 +266,3 @@ def test_datasets_reads_what_was_written(folder, caption, tmp_path_factory):
     assert len(split) == len(names) and set(split["text"]) == {"blue blue"}
     pixels = sorted(np.asarray(row["image"].convert("RGB")).tobytes() for row in split)
     assert pixels == sorted(np.asarray(Image.open(folder / name).convert("RGB")).tobytes() for name in names)
-
-
-def test_huge_pictures_are_made_smaller_before_they_wait_for_the_model(tmp_path):
-    Image.new("RGB", (4000, 2400), "navy").save(tmp_path / "1.jpg")
-    Image.new("L", (100, 60)).save(tmp_path / "2.png")
-    (_, large), (_, small) = captioning.open_ahead([tmp_path / "1.jpg", tmp_path / "2.png"])
-    assert max(large.size) == captioning.LONGEST_SIDE and abs(large.width / large.height - 4000 / 2400) < 0.01
-    assert (small.mode, small.size) == ("RGB", (100, 60))
-
-
-def test_pictures_reach_the_model_upright_and_on_white(tmp_path):
-    exif = Image.Exif()
-    exif[274] = 6
-    Image.new("RGB", (60, 30), "red").save(tmp_path / "1.jpg", exif=exif)
-    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "2.png")
-    (_, turned), (_, clear) = captioning.open_ahead([tmp_path / "1.jpg", tmp_path / "2.png"])
-    assert turned.size == (30, 60) and clear.getpixel((3, 3)) == (255, 255, 255)

@@ -1,0 +1,52 @@
+"""The pictures of a folder: which files are, in which order, and which cannot be read."""
+
+import pytest
+
+from data.image_files import find_image_files, find_nested_image_files, find_unsupported_files, no_pictures_message
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.jpg", "b.PNG", "10.webp", "9.webp"):
+        (tmp_path / name).write_bytes(b"a picture")
+    return tmp_path
+
+
+def test_pictures_are_in_natural_order_without_hidden_ones(folder):
+    (folder / "._a.jpg").touch()
+    (folder / "notes.txt").touch()
+    (folder / "folder.jpg").mkdir()
+    assert [path.name for path in find_image_files(folder)] == ["9.webp", "10.webp", "a.jpg", "b.PNG"]
+
+
+def test_what_phones_and_cameras_write_is_named_where_it_cannot_be_read(folder):
+    for name in ("2.HEIC", "11.heic", "a.dng", "._3.heic"):
+        (folder / name).touch()
+    assert [path.name for path in find_unsupported_files(folder)] == ["2.HEIC", "11.heic"]  # a.jpg was made of a.dng
+    for path in find_image_files(folder):
+        path.unlink()
+    assert "2.HEIC is in an unsupported format; save it as JPEG or PNG" in no_pictures_message(folder)
+
+
+def test_pictures_below_are_found_unless_a_folder_may_not_be_entered(folder, monkeypatch):
+    (folder / "below").mkdir()
+    (folder / "below" / "c.jpg").write_bytes(b"x")
+    right_in_it = find_image_files(folder)
+    assert sorted(find_nested_image_files(folder)) == sorted([*right_in_it, folder / "below" / "c.jpg"])
+
+    def closed(path, onerror):
+        onerror(PermissionError(13, "Permission denied", "lost+found"))
+
+    monkeypatch.setattr("os.walk", closed)
+    assert find_nested_image_files(folder) == right_in_it
+
+
+def test_pictures_in_sub_folders_are_found_but_not_in_hidden_ones_or_ones_with_captions_of_their_own(folder):
+    for name in ("sub/é [1].JPG", "sub/10/a.png", "sub/2/a.png", ".hidden/a.jpg", "own/a.jpg", "own/deeper/a.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for holder in (folder, folder / "own"):
+        (holder / "metadata.jsonl").touch()
+    found = [path.relative_to(folder).as_posix() for path in find_image_files(folder, recursive=True)]
+    assert found[:4] == ["9.webp", "10.webp", "a.jpg", "b.PNG"]
+    assert found[4:] == ["sub/2/a.png", "sub/10/a.png", "sub/é [1].JPG"]

@@ -1,0 +1,33 @@
+"""The .yaml beside a file is one that diffusers reads, and the architecture follows from the configs."""
+
+import json
+from pathlib import Path
+
+import yaml
+from diffusers.loaders.single_file_utils import (
+    create_unet_diffusers_config_from_ldm,
+    create_vae_diffusers_config_from_ldm,
+)
+
+from exporting.file_metadata import ldm_config_yaml, read_checkpoint_format
+
+
+def test_diffusers_reads_the_models_configs_from_the_yaml(sd2_model: Path):
+    """An independent reader of the original format."""
+    config = yaml.safe_load(ldm_config_yaml(read_checkpoint_format(sd2_model, {})))
+    read = {
+        "unet": create_unet_diffusers_config_from_ldm(config, {}, image_size=64),
+        "vae": create_vae_diffusers_config_from_ldm(config, {}, image_size=64),
+    }
+    for part, settings in read.items():
+        own = json.loads((sd2_model / part / "config.json").read_text())
+        assert {name: own[name] for name in settings} == settings
+
+
+def test_only_a_model_of_stable_diffusions_own_sizes_has_standard_sizes(sd2_model: Path):
+    model = read_checkpoint_format(sd2_model, {})
+    assert model.version == 2 and not model.has_standard_sizes
+    model.configs["unet"] |= {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 1024}
+    model.configs["vae"] |= {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
+    assert model.has_standard_sizes and model.architecture == "stable-diffusion-v2-768-v"
+    assert read_checkpoint_format(sd2_model, {"prediction_type": "epsilon"}).architecture == "stable-diffusion-v2-512"

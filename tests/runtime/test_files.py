@@ -1,0 +1,51 @@
+"""Files are complete or absent, and only half-written files of dead processes are removed."""
+
+import os
+import socket
+
+import pytest
+
+from runtime.files import atomic_write, hash_key, remove_partial_files, remove_stale_partial_files
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("old")
+    with pytest.raises(ValueError, match="half way"), atomic_write(file) as partial:
+        partial.write_text("ne")
+        raise ValueError("half way")
+    assert file.read_text() == "old" and os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_a_replaced_file_keeps_its_mode(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("old")
+    file.chmod(0o640)
+    with atomic_write(file) as partial:
+        partial.write_text("new")
+    assert file.read_text() == "new" and file.stat().st_mode & 0o777 == 0o640
+
+
+def test_partial_files_are_removed_but_not_those_of_a_process_that_waits_for_the_lock(tmp_path):
+    (tmp_path / "cache").mkdir()
+    for name in (".run.json.node7.1.part", "cache/.a.node7.1.part", ".lock.node7.1.part", "kept.part"):
+        (tmp_path / name).touch()
+    remove_partial_files(tmp_path)
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.part")) == [
+        ".lock.node7.1.part",
+        "kept.part",
+    ]
+
+
+def test_in_a_shared_folder_only_partial_files_of_dead_processes_of_this_host_are_removed(tmp_path):
+    host = socket.gethostname()
+    dead, alive, elsewhere = f".a.{host}.{2**30}.part", f".a.{host}.{os.getpid()}.part", f".a.other-host.{2**30}.part"
+    for name in (dead, alive, elsewhere):
+        (tmp_path / name).touch()
+    remove_stale_partial_files(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([alive, elsewhere])
+
+
+def test_a_cache_key_stays_the_same_between_versions():
+    """Old caches stay valid, and old runs resume from theirs."""
+    assert hash_key("a", 1) == "cac4bfac03be58a57589708b5ff66358"

@@ -1,0 +1,36 @@
+"""What the main process raises, all raise; GPUs that cannot reach each other are reported to NCCL."""
+
+import os
+
+import pytest
+from accelerate import Accelerator
+
+from runtime import processes
+from runtime.errors import UserError
+from runtime.processes import CrossProcessFlag, run_on_main
+
+
+def test_the_main_process_returns_its_result_or_raises_its_own_error():
+    accelerator = Accelerator(cpu=True)
+    assert run_on_main(accelerator, lambda: 3) == 3
+    for error in (UserError("wrong flag"), KeyError("a bug")):
+        with pytest.raises(type(error)) as raised:
+            run_on_main(accelerator, lambda error=error: (_ for _ in ()).throw(error))
+        assert raised.value is error
+
+
+def test_a_single_process_answers_for_itself():
+    flag = CrossProcessFlag(Accelerator(cpu=True), minutes=1)
+    assert flag.any_process(True) and not flag.any_process(False)
+
+
+def test_nccl_is_told_where_gpus_cannot_reach_each_other(monkeypatch):
+    for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(processes, "check_cuda_p2p_ib_support", lambda: True)
+    processes.disable_unsupported_p2p()
+    assert "NCCL_P2P_DISABLE" not in os.environ
+    monkeypatch.setattr(processes, "check_cuda_p2p_ib_support", lambda: False)
+    processes.disable_unsupported_p2p()
+    assert os.environ["NCCL_P2P_DISABLE"] == os.environ["NCCL_IB_DISABLE"] == "1"

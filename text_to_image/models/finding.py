@@ -1,0 +1,120 @@
+"""Finds the model that a flag names, a folder or a hub id, and checks that it is a Stable Diffusion pipeline."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
+from models.folders import PARTS, ModelFolder, list_variants, list_weights
+from models.pickles import convert_pickles, list_pickles
+from runtime.errors import UserError, first_line, hub_error_reason
+from runtime.paths import OUTPUTS
+
+# What model_index.json may name as the library of a part; 'stable_diffusion' is diffusers' safety checker.
+KNOWN_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which files of a model are used, and where downloads and converted models go."""
+
+    revision: str | None = None  # of the hub's repository
+    variant: str | None = None  # of the weights, for the parts that have it
+    cache_dir: Path | None = None  # None: the hub's own cache
+    pickles_to: Path | None = None  # pickled weights are converted below this folder; None: they are refused
+
+
+DEFAULT_OPTIONS = ModelOptions()
+
+
+def find_bases(args: argparse.Namespace) -> tuple[ModelFolder, ModelFolder]:
+    """(the base model, the model its UNet is from), which differ only with --non_ema_revision."""
+    name, flag = args.pretrained_model_name_or_path, "--pretrained_model_name_or_path"
+    pickles_to = OUTPUTS / "converted" if args.allow_pickle else None
+    options = ModelOptions(args.revision, args.variant, args.cache_dir, pickles_to)
+    base = find_model(name, flag, options)
+    if args.non_ema_revision is None:
+        return base, base
+    return base, find_model(name, flag, replace(options, revision=args.non_ema_revision))
+
+
+def find_model(name: str, flag: str, options: ModelOptions = DEFAULT_OPTIONS) -> ModelFolder:
+    """The model `name`: a folder, or a download from the hub. Only safetensors weights are used.
+
+    Raises UserError that names `flag` if there is no such model or it is not a Stable Diffusion pipeline.
+    """
+    asked = f"{flag} {name}"
+    folder = _find_folder(name, asked, options)
+    _check_folder(folder, asked)
+    if pickles := _pickles_in_use(folder, _read_part_names(folder, asked)):
+        if options.pickles_to is None:
+            raise UserError(
+                f"{asked}: {pickles[0].parent.name}/{pickles[0].name} is a pickle, which can run code when it is "
+                "read; use a model with safetensors, or, if you trust its maker, let training convert it with "
+                "--allow_pickle"
+            )
+        folder = convert_pickles(folder, pickles, options.pickles_to)
+    if options.variant:
+        _check_variant(folder, name, options.variant)
+    return ModelFolder(folder, options.variant)
+
+
+def _find_folder(name: str, asked: str, options: ModelOptions) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise UserError(
+            f"{asked}: a file; a folder in diffusers' format is needed, which diffusers makes from a one-file "
+            "checkpoint: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+        )
+    return folder if folder.is_dir() else _download(name, asked, options)
+
+
+def _download(name: str, asked: str, options: ModelOptions) -> Path:
+    try:
+        path = DiffusionPipeline.download(
+            name,
+            use_safetensors=None if options.pickles_to else True,  # None: pickles where there is nothing else
+            revision=options.revision,
+            variant=options.variant,
+            cache_dir=options.cache_dir,
+        )
+    except Exception as error:  # the hub's errors have no common class (OSError, ValueError, requests' and httpx's)
+        raise UserError(
+            f"{asked}: no such folder, and not available from the Hugging Face hub: {hub_error_reason(error)}"
+        ) from None
+    return Path(path)
+
+
+def _check_folder(folder: Path, asked: str) -> None:
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"{asked}: the folder has no model_index.json, so it is not a diffusers pipeline")
+    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
+        raise UserError(f"{asked}: the folder has no {', '.join(missing)}/; a Stable Diffusion pipeline is needed")
+
+
+def _read_part_names(folder: Path, asked: str) -> list[str]:
+    """The parts that model_index.json names and the folder has. UserError if one is code that comes with the model."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        libraries = {part: value[0] for part, value in index.items() if isinstance(value, list)}
+    except (OSError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(f"{asked}: model_index.json cannot be read ({first_line(error)})") from None
+    for part, library in libraries.items():
+        if library not in KNOWN_LIBRARIES:
+            raise UserError(f"{asked}: its {part} is custom code ({library!r}), which is never run here")
+    return [part for part in sorted(libraries) if (folder / part).is_dir()]
+
+
+def _pickles_in_use(folder: Path, parts: Sequence[str]) -> list[Path]:
+    """The pickles of the parts that have no safetensors."""
+    return [path for part in parts if not list_weights(folder, part) for path in list_pickles(folder, part)]
+
+
+def _check_variant(folder: Path, name: str, variant: str) -> None:
+    available = list_variants(folder, "unet")
+    if variant not in available:
+        names = ", ".join(sorted(found or "plain weights" for found in available))
+        raise UserError(f"--variant {variant}: the UNet of {name} has no such weights; it has {names}")

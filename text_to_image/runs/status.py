@@ -1,0 +1,37 @@
+"""Tells the program that started a training run how far it came, in a small JSON file in place of words in a log."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import WorkError
+from runtime.files import write_text_atomically
+from runtime.paths import display_path
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+STATUS_VARIABLE = "TEXT_TO_IMAGE_STATUS"  # of the environment: the file's path; unset: nothing is written
+
+
+def write_status(accelerator: Accelerator, state: str, folder: Path, step: int, steps: int) -> None:
+    """Writes the file from the main process, whole: how many of the `steps` are done, and what `folder` holds.
+
+    `state` is 'finished' (`folder` is a model), 'stopped' (it has a checkpoint of `step`) or 'dry_run' (it is as it
+    was). `folder` is written as one would type it in the current directory. WorkError where the file cannot be
+    written.
+    """
+    path = os.environ.get(STATUS_VARIABLE)
+    if not path or not accelerator.is_main_process:
+        return
+    status = {
+        "model": display_path(folder), "num_processes": accelerator.num_processes, "step": step, "steps": steps,
+        "state": state,
+    }  # fmt: skip
+    try:
+        write_text_atomically(Path(path), json.dumps(status) + "\n")
+    except OSError as error:
+        raise WorkError(f"{STATUS_VARIABLE}={path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,57 @@
+# What job.sh takes from its environment: names, paths, and the words of further flags.
+# Sourced by job.sh; uses its say, fail, venv and scripts.
+# shellcheck shell=bash disable=SC2034,SC2154
+
+# The choices as given, with ~ expanded; sets `output_dir` and `captioner` (empty: the starter's).
+read_choices() {
+    local name home=~
+    unset PYTHONSAFEPATH # with it Python does not look for a script's modules beside the script
+    if [[ -n "${TMPDIR-}" && ! (-d "$TMPDIR" && -w "$TMPDIR") ]]; then
+        say "TMPDIR=$TMPDIR is not a folder that can be written to: /tmp is used"
+        export TMPDIR=/tmp
+    fi
+    # A shell expands ~ in MODEL=~/sd15, but not in MODEL="~/sd15".
+    for name in MODEL CAPTIONER DATASET OUTPUT_DIR VENV; do
+        [[ ! "${!name-}" =~ ^~(/|$) ]] || printf -v "$name" %s "$home${!name:1}"
+    done
+    if [[ (-n "${model-}" && -z "${MODEL-}") || (-n "${train_dir-}" && -z "${DATASET-}") ]]; then
+        # shellcheck disable=SC2016 # these are names
+        say '$model and $train_dir are not read: the names are MODEL and DATASET now'
+    fi
+    output_dir="${OUTPUT_DIR-}"
+    captioner="${CAPTIONER-${MODEL:+Salesforce/blip-image-captioning-large}}"
+}
+
+# read_words VARIABLE ARRAY: splits it as a shell does, quotes included; nothing is expanded or run.
+read_words() {
+    local -n into="$2" # a name for the caller's array
+    local lines
+    lines="$(xargs -r printf '%s\n' <<<"${!1-}" 2>/dev/null && echo end)" ||
+        fail 2 "$1 has a quote without its partner: ${!1}"
+    mapfile -t into <<<"$lines"
+    unset 'into[-1]' # 'end', which keeps an empty last word
+}
+
+# Refuses what has a variable of its own, and what must not happen again at each restart.
+check_caption_args() {
+    local word
+    for word in "$@"; do
+        case "$word" in
+            --model | --model=*) fail 2 'CAPTION_ARGS: the captioner is named by CAPTIONER' ;;
+            --image_dir | --image_dir=* | --output | --output=*) fail 2 'CAPTION_ARGS: the folder is named by DATASET' ;;
+            --existing | --existing=*) fail 2 'CAPTION_ARGS: a job that is started again would replace captions that '\
+'you have corrected; run img_captioning.py --existing replace by hand' ;;
+        esac
+    done
+}
+
+# The folder in which pictures may lack a caption, of those that training reads; empty where parquet files have them.
+captioned_folder() {
+    if [[ -e "$dataset/metadata.jsonl" ]]; then
+        echo "$dataset"
+    elif [[ -e "$dataset/train/metadata.jsonl" ]]; then
+        echo "$dataset/train"
+    elif [[ -d "$dataset" && -z "$(find "$dataset/" -name '*.parquet' -print -quit)" ]]; then
+        echo "$dataset"
+    fi
+}

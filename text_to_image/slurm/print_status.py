@@ -1,0 +1,23 @@
+"""Prints the status file of a training run for bash: state, step, steps, num_processes and model, a NUL after each.
+
+python print_status.py FILE
+
+Prints nothing where the run has written nothing.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+KEYS = ("state", "step", "steps", "num_processes", "model")
+
+
+def fields(path: Path) -> list[str]:
+    """The values in the order of KEYS; none where the file is empty or missing."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    status = json.loads(text) if text else {}
+    return [str(status[key]) for key in KEYS if status]
+
+
+if __name__ == "__main__":
+    sys.stdout.write("".join(f"{value}\0" for value in fields(Path(sys.argv[1]))))

@@ -1,0 +1,121 @@
+"""What a step changes: the UNet's weights, their EMA, the optimizer and the fp16 scaler; created, resumed, saved."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from diffusers import UNet2DConditionModel
+
+from models.loading import set_attention
+from runs.checkpoints import load_training_state
+from training.ema import EMA, NoEMA, make_ema
+from training.optimization import load_optimizer_state, make_optimizer
+from training.parameters import FullUNet, LoraAdapter, OptimizedWeights, make_parameters
+from training.setup import PreparedRun
+
+
+@dataclass
+class TrainState:
+    """The UNet and all that follows its weights through a run."""
+
+    accelerator: Accelerator
+    trainable: FullUNet | LoraAdapter
+    unet: torch.nn.Module  # as it is called in training: wrapped where several processes exchange gradients
+    unwrapped: UNet2DConditionModel
+    weights: OptimizedWeights
+    optimizer: AcceleratedOptimizer
+    ema: EMA | NoEMA
+
+    @classmethod
+    def create(cls, run: PreparedRun) -> "TrainState":
+        """New, or as the run's checkpoint has it."""
+        accelerator, checkpoint = run.accelerator, run.resume.checkpoint
+        unwrapped = run.trainable.load(run.plan.unet_base, checkpoint).to(accelerator.device).train()
+        _configure_unet(run, unwrapped)
+        parameters = make_parameters(unwrapped, run.precision, accelerator.num_processes)
+        ema = make_ema(run.args, unwrapped, parameters.parameters, checkpoint)
+        unet, optimizer = accelerator.prepare(unwrapped, make_optimizer(run.args, parameters.parameters))
+        state = cls(accelerator, run.trainable, unet, unwrapped, parameters, optimizer, ema)
+        if checkpoint:
+            state.load(load_training_state(checkpoint))
+        return state
+
+    def load(self, saved: dict) -> None:
+        """The optimizer and the scaler, from what `saved_state` returned; weights and EMA are read by `create`."""
+        load_optimizer_state(self.optimizer, saved["optimizer"])
+        if self.accelerator.scaler and saved["scaler"]:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+
+    def saved_state(self) -> dict:
+        """The optimizer and the scaler."""
+        scaler = self.accelerator.scaler
+        return {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+
+    def save_weights(self, folder: Path) -> None:
+        """unet/ or a LoRA's file, and unet_ema/ where there is an average."""
+        with self.weights.full_precision():
+            self.trainable.save_checkpoint(self.unwrapped, folder)
+        self.ema.save_pretrained(folder / "unet_ema")
+
+    @contextlib.contextmanager
+    def final_unet(self) -> Iterator[UNet2DConditionModel]:
+        """The UNet to be saved at the end: the EMA where there is one, in fp32. The last use of the state."""
+        self.ema.copy_to(self.weights.parameters)
+        with self.weights.full_precision():
+            yield self.unwrapped
+
+    # --- One step ---
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def sync_gradients(self, is_last: bool) -> contextlib.AbstractContextManager:
+        """Processes exchange their gradients only in the last backward pass of a step."""
+        return contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.unet)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """`loss` is already divided by the samples of all processes: times their number undoes DDP's mean."""
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+
+    def step(self, loss: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
+        """Clips the gradients, updates the weights and the EMA, and returns the gradients' norm.
+
+        Where `loss` or the norm is non-finite, the weights stay, and only the EMA moves on towards them.
+        """
+        norm = self.accelerator.clip_grad_norm_(self.weights.parameters, max_grad_norm)
+        self._skip_if_non_finite(loss, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.weights.sync_to_model()
+        self.ema.step(self.weights.parameters)
+        return norm
+
+    def _skip_if_non_finite(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Keeps the gradients of a non-finite step from the weights.
+
+        The fused optimizer gets it as `found_inf`, as from the fp16 scaler, without waiting for the GPU. Any other one
+        is left without gradients, which takes reading one value.
+        """
+        if self.accelerator.scaler:
+            return
+        non_finite = ~(loss + norm).isfinite()
+        if self.optimizer.optimizer.defaults.get("fused"):
+            self.optimizer.optimizer.found_inf = non_finite.float()
+        elif non_finite:
+            self.optimizer.zero_grad()
+
+
+def _configure_unet(run: PreparedRun, unet: UNet2DConditionModel) -> None:
+    """The attention that suits device and size; recomputation instead of memory where asked for."""
+    set_attention(unet, run.plan.shape, *run.plan.largest_size, run.accelerator.device.type)
+    if run.args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if run.args.enable_xformers_memory_efficient_attention:
+        run.accelerator.print(
+            "PyTorch's own attention is used in place of xformers': as fast, and it takes every mask"
+        )

@@ -28,7 +28,7 @@ WARM.set_forkserver_preload(["background", "training.train", "generation.generat
 
 
 class Background:
-    """A process group that runs `script` with `flags`; what it prints is appended to `log` (its errors to `err`)."""
+    """A process group that runs `script` with `flags`; its output is appended to `log`, errors to `err` if given."""
 
     started: ClassVar[list["Background"]] = []
 

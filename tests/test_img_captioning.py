@@ -133,6 +133,7 @@ def in_background(folder: Path, log: Path, *flags: object) -> Background:
     return Background(log, "--image_dir", folder, *flags, script=SCRIPT)
 
 
+@pytest.mark.multiprocess
 def test_a_second_run_waits_for_the_first_where_it_is_asked_to(tmp_path, captioner):
     folder, logs = tmp_path / "pictures", [tmp_path / "first.txt", tmp_path / "second.txt"]
     folder.mkdir()
@@ -150,6 +151,7 @@ def test_a_second_run_waits_for_the_first_where_it_is_asked_to(tmp_path, caption
     assert len(captioned(logs[0].read_text().splitlines())) == number == len(read_captions(folder))
 
 
+@pytest.mark.multiprocess
 def test_a_signal_ends_it_with_all_captions_written_and_the_same_command_goes_on(tmp_path, captioner):
     numbers = (signal.SIGUSR1, signal.SIGINT)
     with ThreadPoolExecutor() as pool:
@@ -191,6 +193,7 @@ def captioned(lines: list[str]) -> list[str]:
     return [line.partition(": ")[0] for line in lines if line.startswith("11 (")]
 
 
+@pytest.mark.multiprocess
 def test_the_same_command_goes_on_after_kill_9_and_captions_no_picture_twice(tmp_path, captioner):
     with ThreadPoolExecutor() as pool:  # both at a time: starting the script takes seconds
         list(pool.map(lambda existing: kill_and_go_on(tmp_path / existing, captioner, existing), ("keep", "replace")))

@@ -79,6 +79,7 @@ def test_the_encoder_responds_to_unseen_words_so_that_they_can_be_taught():
     assert unknown > 0.3 * known
 
 
+@pytest.mark.slow
 def test_the_classifier_is_right_about_unseen_renders(classifier):
     shares = accuracy(classifier, 60)
     assert shares.pop("view") >= 0.93  # front and back are the hardest to distinguish
@@ -90,6 +91,7 @@ def test_the_classifier_takes_jeans_for_trousers(classifier):
     assert sum(f["kind"] == "trousers" for f in found) >= 11
 
 
+@pytest.mark.slow
 def test_it_generates_the_garments_and_colours_it_is_asked_for(classifier):
     asked = [("red", "t-shirt"), ("green", "trousers"), ("yellow", "dress"), ("purple", "hoodie"), ("black", "skirt")]
     prompts = [f"A {colour} {kind} laid flat on a white background" for colour, kind in asked]
@@ -103,6 +105,7 @@ def test_its_vae_reconstructs_the_data_sets_pictures():
     assert whole >= 32 and garment >= 27
 
 
+@pytest.mark.slow
 def test_pretraining_goes_through_all_stages_and_on_after_a_stop(tmp_path):
     def pretrain(*flags: str) -> str:
         sizes = ["--pictures", "24", "--vae_steps", "2", "--decoder_steps", "1", "--samples", "128", "64", "24", "12"]

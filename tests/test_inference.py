@@ -261,7 +261,8 @@ def test_the_trigger_phrase_is_mentioned_where_a_prompt_lacks_it(images_of, fini
     run = json.loads((model / "run.json").read_text())
     (model / "run.json").write_text(json.dumps({**run, "trigger": "sks"}))
     images_of("--prompt", "denim jeans", "--prompt", "sks, a skirt", "--num_images", 1, model=model)
-    assert "1 of 2 prompts lack the trigger phrase that the model was trained with: sks" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 of 2 prompts" in said and "trigger" in said and "sks" in said
 
 
 def test_a_lora_brings_its_base_and_a_checkpoint_is_the_newest_runs(monkeypatch, finished_run, tmp_path):

@@ -1,9 +1,5 @@
 """The starter captioner is an ordinary BLIP that describes renders; its pre-training continues after a stop."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +8,7 @@ from safetensors import safe_open
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 import pretrain_captioner
+from background import run_script
 from captioner_pictures import load_pool, sample_batch
 from captioner_words import ATTRIBUTES, caption_text, make_tokenizer, read_caption
 from clone import ROOT
@@ -42,14 +39,10 @@ def work(tmp_path_factory):
     return folder
 
 
-def pretrain(folder, steps: int) -> str:
+def pretrain(folder, steps: int) -> None:
     flags = ["--work", folder, "--to", folder / "made", "--pictures", 24, "--jeans", 8, "--steps", steps]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, flags)],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = run_script(SCRIPT, *flags)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stderr
 
 
 # --- captions -------------------------------------------------------------------------------------------------------

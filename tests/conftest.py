@@ -1,5 +1,6 @@
 """Fixtures that several test files share: a tiny Stable Diffusion pipeline and a captioned folder to train it on."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -57,5 +58,34 @@ def train_run(tiny_model, captioned_folder, tmp_path):
         usual = ["--pretrained_model_name_or_path", model, "--dataset", dataset, "--output_dir", tmp_path / name]
         train(parse_args([str(word) for word in [*usual, *flags]]), stop)
         return tmp_path / name
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_model, tmp_path_factory) -> Path:
+    """A folder as training leaves it; tests that change one copy it."""
+    from models.loading import load_noise_scheduler, load_unet, save_pipeline
+
+    folder = tmp_path_factory.mktemp("output") / "garments-12345678"
+    folder.mkdir()
+    save_pipeline(load_unet(tiny_model), tiny_model, folder, load_noise_scheduler(tiny_model))
+    sizes = [{"height": 48, "width": 80, "pictures": 1}, {"height": 72, "width": 56, "pictures": 3}]
+    run = {"finished": True, "finished_at": "2026-01-01", "sizes": sizes, "example_prompts": ["a red t-shirt"]}
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+@pytest.fixture
+def images_of(finished_run, tmp_path):
+    """Generates in this process: `images_of(flag, value, ...)` returns the images' paths, oldest row first."""
+    from generated_folder import QUICK, rows
+    from generation.generate import generate
+    from inference import parse_args
+
+    def run(*flags: object, folder: str = "pictures", model: Path = finished_run) -> list[Path]:
+        words = ["--model", model, "--output_dir", tmp_path / folder, *QUICK, *flags]
+        generate(parse_args([str(word) for word in words]))
+        return [tmp_path / folder / row["file_name"] for row in rows(tmp_path / folder)]
 
     return run

@@ -113,7 +113,7 @@ def test_no_file_and_no_folder_grows_too_large():
 def test_a_folder_says_in_one_sentence_what_it_holds(folder):
     [only] = ast.parse((CODE / folder / "__init__.py").read_text()).body
     sentence = only.value.value
-    assert sentence.endswith(".") and not re.search(r"[.!?]\s", sentence)
+    assert sentence[-1] in ".?" and not re.search(r"[.!?]\s", sentence)
 
 
 def test_no_name_hides_a_library_or_says_nothing():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
+from background import TRAIN, run_script
 from captioned_folder import write_captioned_folder
 from data.images import load_pixel_values
 from models.loading import load_noise_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
@@ -21,8 +22,6 @@ from tiny_model import make_tiny_model
 from train_text_to_image import parse_args
 from training.objective import Objective, diffusion_loss
 from training.samples import Batch
-
-SCRIPT = Path(__file__).resolve().parents[1] / "text_to_image" / "train_text_to_image.py"
 
 
 @pytest.fixture
@@ -48,11 +47,11 @@ def start(*words: object, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_script_says_what_it_will_do_does_it_and_the_result_draws(tiny_model, captioned_folder, tmp_path):
+def test_the_script_says_what_it_will_do_does_it_and_the_result_generates(tiny_model, captioned_folder, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "training_defaults.json").write_text('{"learning_rate": 3e-4, "prior_images": 2, "use_ema": true}')
     flags = ["--pretrained_model_name_or_path", model, "--dataset", captioned_folder, "--epochs", 8]
-    done = start(SCRIPT, *flags, "--output_dir", tmp_path / "out", "--checkpointing_steps", 3)
+    done = start(TRAIN, *flags, "--output_dir", tmp_path / "out", "--checkpointing_steps", 3)
     assert done.returncode == 0, done.stderr
     for said in (
         "3 in ",
@@ -83,10 +82,11 @@ def test_the_script_says_what_it_will_do_does_it_and_the_result_draws(tiny_model
     assert pipeline("denim jeans", num_inference_steps=2, height=72, width=56).images[0].size == (56, 72)
 
 
+@pytest.mark.multiprocess
 def test_two_processes_train_as_one_does(run, tiny_model, captioned_folder, tmp_path):
     usual = ["--max_train_steps", 3, "--learning_rate", 1e-3, "--prior_images", 3, "--use_ema"]
     alone = run("alone", *usual, "--train_batch_size", 4)
-    flags = [SCRIPT, "--pretrained_model_name_or_path", tiny_model, "--dataset", captioned_folder, *usual]
+    flags = [TRAIN, "--pretrained_model_name_or_path", tiny_model, "--dataset", captioned_folder, *usual]
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = start(
         *torchrun, *flags, "--train_batch_size", 2, "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true"
@@ -123,6 +123,7 @@ def two_things(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     return write_captioned_folder(tmp_path_factory.mktemp("two") / "things", captions), captions
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_binds_each_caption_to_its_picture(run, two_things, tmp_path):
     """Fails with a learning rate of 0, with gradients that are not applied and with captions that are shuffled."""
     folder, captions = two_things
@@ -227,7 +228,7 @@ def test_a_truncated_picture_ends_the_script_with_2_and_one_message(tiny_model, 
     folder = write_captioned_folder(tmp_path / "data")
     picture = folder / "11 (3).JPG"
     picture.write_bytes(picture.read_bytes()[:-300])
-    done = start(SCRIPT, "--dataset", folder, "--pretrained_model_name_or_path", tiny_model)
+    done = run_script(TRAIN, "--dataset", folder, "--pretrained_model_name_or_path", tiny_model)
     assert done.returncode == 2
     assert "line 3: 11 (3).JPG" in done.stderr and "Traceback" not in done.stderr
 

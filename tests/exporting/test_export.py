@@ -62,6 +62,7 @@ def test_diffusers_generates_the_same_image_with_the_file(exported, own_model, s
     assert np.abs(generated(read_back(path, model)) - generated(whole)).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_the_script_writes_the_starter_model(tmp_path):
     words = ["--model", STARTER, "--to", tmp_path / "starter.safetensors"]
     done = subprocess.run(

@@ -28,6 +28,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.multiprocess
 def test_a_disk_that_fills_up_ends_the_run_with_1_and_it_goes_on_when_there_is_room(
     train_run, tiny_model, captioned_folder, small_disk, tmp_path
 ):

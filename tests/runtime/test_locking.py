@@ -75,7 +75,7 @@ def test_a_number_that_another_process_has_now_counts_as_gone(tmp_path, held):
 
 def test_another_host_is_believed_until_it_has_been_silent_for_long(tmp_path, held):
     held(host="node7", age=60)
-    with pytest.raises(UserError, match="on node7 trains into it, and was alive 6[0-2] s ago"):
+    with pytest.raises(UserError, match=r"on node7 trains into it, and was alive \d+ s ago"):
         take(tmp_path)
     held(host="node7", age=locking.STALE_AFTER + 1)
     take(tmp_path).release()

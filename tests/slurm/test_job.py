@@ -258,6 +258,7 @@ def test_job_sh_stays_short():
 # --- once for real --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_job_leaves_pictures_and_a_clean_clone(tmp_path):
     clone = make_clone(tmp_path / "a clone")
     data = tmp_path / "my pictures"

@@ -128,6 +128,7 @@ echo "offline ${HF_HUB_OFFLINE-no}"
 """
 
 
+@pytest.mark.slow
 def test_set_up_fetches_what_a_job_names_and_such_a_job_asks_no_hub(tmp_path):
     clone = make_clone(tmp_path / "a clone")
     (tmp_path / "data").mkdir()

@@ -16,6 +16,8 @@ from run_folder import losses, weights
 from slurm_cluster import Cluster, cluster, what_is_missing
 from tiny_model import make_tiny_model
 
+pytestmark = pytest.mark.slurm
+
 STEPS = 60
 
 

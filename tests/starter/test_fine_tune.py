@@ -19,6 +19,8 @@ from models.loading import load_tokenizer
 from render_garments import Spec, render
 from runtime.paths import STARTER
 
+pytestmark = pytest.mark.slow
+
 STEPS = 200
 THINGS = {
     "denim jeans": Spec("jeans", "blue", "plain", None, "front", "flat", None, 21),

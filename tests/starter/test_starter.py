@@ -1,9 +1,6 @@
 """The starter model is an ordinary pipeline that generates what it is asked for, and its classifier can be trusted."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from background import run_script
 from classifier import accuracy, classify, load_classifier
 from clone import ROOT
 from measure_base import generate, psnr_on
@@ -79,6 +77,7 @@ def test_the_encoder_responds_to_unseen_words_so_that_they_can_be_taught():
     assert unknown > 0.3 * known
 
 
+@pytest.mark.slow
 def test_the_classifier_is_right_about_unseen_renders(classifier):
     shares = accuracy(classifier, 60)
     assert shares.pop("view") >= 0.93  # front and back are the hardest to distinguish
@@ -90,6 +89,7 @@ def test_the_classifier_takes_jeans_for_trousers(classifier):
     assert sum(f["kind"] == "trousers" for f in found) >= 11
 
 
+@pytest.mark.slow
 def test_it_generates_the_garments_and_colours_it_is_asked_for(classifier):
     asked = [("red", "t-shirt"), ("green", "trousers"), ("yellow", "dress"), ("purple", "hoodie"), ("black", "skirt")]
     prompts = [f"A {colour} {kind} laid flat on a white background" for colour, kind in asked]
@@ -103,16 +103,14 @@ def test_its_vae_reconstructs_the_data_sets_pictures():
     assert whole >= 32 and garment >= 27
 
 
+@pytest.mark.slow
 def test_pretraining_goes_through_all_stages_and_on_after_a_stop(tmp_path):
-    def pretrain(*flags: str) -> str:
-        sizes = ["--pictures", "24", "--vae_steps", "2", "--decoder_steps", "1", "--samples", "128", "64", "24", "12"]
-        command = [ROOT / "text_to_image" / "starter" / "pretrain_base.py", "--work", tmp_path / "work", *sizes]
-        done = subprocess.run(
-            [sys.executable, *map(str, command), "--to", str(tmp_path / "base"), *flags],
-            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+    script = ROOT / "text_to_image" / "starter" / "pretrain_base.py"
+
+    def pretrain(*flags: object) -> None:
+        sizes = ["--pictures", 24, "--vae_steps", 2, "--decoder_steps", 1, "--samples", 128, 64, 24, 12]
+        done = run_script(script, "--work", tmp_path / "work", *sizes, "--to", tmp_path / "base", *flags)
         assert done.returncode == 0, done.stderr[-2000:]
-        return done.stderr
 
     pretrain("--stage", "render")
     rendered = (tmp_path / "work" / "pictures-256x256.npy").stat().st_mtime_ns
@@ -125,7 +123,7 @@ def test_pretraining_goes_through_all_stages_and_on_after_a_stop(tmp_path):
 
     for checkpoint in (tmp_path / "work").glob("*.pt"):
         checkpoint.unlink()
-    pretrain("--stage", "trousers", "--base", str(tmp_path / "base"))
+    pretrain("--stage", "trousers", "--base", tmp_path / "base")
     assert {path.name for path in (tmp_path / "work").glob("*.pt")} == {"trousers.pt"}
     begun_with = UNet2DConditionModel.from_pretrained(tmp_path / "base", subfolder="unet").conv_in.weight.float()
     learned = torch.load(tmp_path / "work" / "trousers.pt", weights_only=True)["model"]["unet.conv_in.weight"]

@@ -1,9 +1,5 @@
 """The starter captioner is an ordinary BLIP that describes renders; its pre-training continues after a stop."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +8,7 @@ from safetensors import safe_open
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 import pretrain_captioner
+from background import run_script
 from captioner_pictures import load_pool, sample_batch
 from captioner_words import ATTRIBUTES, caption_text, make_tokenizer, read_caption
 from clone import ROOT
@@ -42,14 +39,10 @@ def work(tmp_path_factory):
     return folder
 
 
-def pretrain(folder, steps: int) -> str:
+def pretrain(folder, steps: int) -> None:
     flags = ["--work", folder, "--to", folder / "made", "--pictures", 24, "--jeans", 8, "--steps", steps]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, flags)],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = run_script(SCRIPT, *flags)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stderr
 
 
 # --- captions -------------------------------------------------------------------------------------------------------
@@ -69,6 +62,7 @@ def test_it_is_right_about_the_data_sets_pictures(captioner, dataset):
         assert "denim jeans" in caption and all(check_caption(spec, caption).values()), caption
 
 
+@pytest.mark.slow
 def test_it_is_right_about_unseen_renders(captioner):
     specs, sizes = held_out_specs(45)
     captions = captions_of(*captioner, render_all(specs, sizes))
@@ -137,6 +131,7 @@ def test_other_words_are_spelt_and_the_start_token_is_not_decoded():
 # --- pre-training ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pretraining_renders_trains_and_saves_a_captioner_that_generates(work):
     model = BlipForConditionalGeneration.from_pretrained(work / "made", use_safetensors=True)
     assert sum(path.stat().st_size for path in (work / "made").iterdir()) <= 15e6
@@ -144,12 +139,14 @@ def test_pretraining_renders_trains_and_saves_a_captioner_that_generates(work):
     assert tokens[0, 0] == BlipProcessor.from_pretrained(work / "made").tokenizer.bos_token_id
 
 
+@pytest.mark.slow
 def test_started_again_it_neither_renders_nor_trains_what_is_done(work):
     before = {path: path.stat().st_mtime_ns for path in (*work.glob("*.npy"), work / "captioner.pt")}
     pretrain(work, 2)
     assert len(before) == 10 and all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
+@pytest.mark.slow
 def test_a_stopped_pretraining_ends_with_the_same_weights(work, tmp_path, monkeypatch):
     pool = load_pool(work, work, pretrain_captioner.make_processor().image_processor, 8)
     (tmp_path / "whole").mkdir()
@@ -171,6 +168,7 @@ def test_a_stopped_pretraining_ends_with_the_same_weights(work, tmp_path, monkey
     assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
 
 
+@pytest.mark.slow
 def test_both_pictures_of_a_pair_are_augmented_alike(work):
     pool = load_pool(work, work, pretrain_captioner.make_processor().image_processor, 8)
     batch = sample_batch(pool, 2, 4, np.random.default_rng(0))

@@ -75,6 +75,7 @@ def command(tiny_model, two_shapes, tmp_path):
     return flags
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("kind", "kills", "processes"),
     [(FULL, 3, 1), (LORA, 2, 1), (FULL, 2, 2), ([*LORA, "--mixed_precision", "bf16"], 1, 2)],
@@ -104,6 +105,7 @@ def whole_lora(tiny_model, two_shapes, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
 def test_a_signal_ends_the_run_after_its_step_and_the_same_command_goes_on(command, tmp_path, whole_lora, number):
     log, out = tmp_path / "log", tmp_path / "out"
@@ -119,6 +121,7 @@ def test_a_signal_ends_the_run_after_its_step_and_the_same_command_goes_on(comma
     assert_same_tensors(whole_lora, out, "pytorch_lora_weights.safetensors")
 
 
+@pytest.mark.multiprocess
 def test_one_signalled_process_stops_both_at_the_same_step(command, tmp_path):
     log, out = tmp_path / "log", tmp_path / "out"
     first, second = start(log, 2, *command("out", *LORA))
@@ -128,6 +131,7 @@ def test_one_signalled_process_stops_both_at_the_same_step(command, tmp_path):
     assert f"stopped after step {count_rows(out)} of" in log.read_text()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("survivor", [0, 1])
 def test_a_process_whose_peer_dies_ends_with_a_line_and_does_not_hang(command, tmp_path, survivor):
     log, out = tmp_path / "log", tmp_path / "out"
@@ -138,6 +142,7 @@ def test_a_process_whose_peer_dies_ends_with_a_line_and_does_not_hang(command, t
     assert "another process of this run has ended" in both[survivor].log.read_text()
 
 
+@pytest.mark.multiprocess
 def test_a_signal_while_encoding_ends_at_once_and_leaves_nothing_half_written(tiny_model, tmp_path):
     captions = {f"{i}.jpg": f"a red t-shirt, number {i}" for i in range(400)}
     folder = write_captioned_folder(tmp_path / "many", captions)
@@ -174,6 +179,7 @@ def test_a_signal_while_prompts_are_drawn_waits_for_them_and_nothing_is_half_wri
     Image.open(picture).load()
 
 
+@pytest.mark.multiprocess
 def test_a_run_of_two_processes_goes_on_with_one_and_the_other_way(command, tmp_path):
     log = tmp_path / "log"
     half = ["--max_train_steps", STEPS // 2, "--lr_scheduler", "constant", "--train_batch_size"]
@@ -344,6 +350,7 @@ def test_a_model_that_was_not_trained_here_is_not_overwritten(train_run, tiny_mo
 # --- two at once ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.multiprocess
 def test_a_second_run_into_the_same_folder_is_refused_by_name(command, tmp_path):
     out, long = tmp_path / "out", [*LORA, "--max_train_steps", 100_000]
     first = Background(tmp_path / "log", *command("out", *long)).until(lambda: count_rows(out) >= 1)
@@ -354,6 +361,7 @@ def test_a_second_run_into_the_same_folder_is_refused_by_name(command, tmp_path)
     assert first.until(lambda: count_rows(out) > before).send(signal.SIGTERM).ended() == 75
 
 
+@pytest.mark.multiprocess
 def test_two_runs_that_share_a_cache_do_not_spoil_it(command, tmp_path):
     shared = ["--latents_cache_dir", tmp_path / "cache", "--lr_scheduler", "constant"]
     both = [Background(tmp_path / f"log{name}", *command(name, *LORA, *shared)) for name in "ab"]

@@ -71,6 +71,7 @@ def test_the_unet_of_another_revision_is_what_is_trained(run, tiny_model, tmp_pa
     assert torch.allclose(weights(out)["conv_out.bias"], unet.conv_out.bias, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_bf16_copy_learns_as_fp32_does_and_is_saved_in_fp32(run, tmp_path):
     base = make_tiny_model(tmp_path / "base", "v_prediction")
     usual = ["--max_train_steps", 60, "--learning_rate", 3e-3, "--seed", 0, "--use_ema", "--validation_steps", 30]
@@ -261,6 +262,7 @@ def test_a_data_set_of_parquet_files_is_read_through_datasets(run, tmp_path):
 # --- watching -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing_and_leaves_losses_and_pictures(run, captioned_folder, tmp_path):
     usual = ["--max_train_steps", 5, "--learning_rate", 1e-3, "--seed", 0, "--use_ema"]
     plain = run("plain", *usual)

@@ -373,9 +373,9 @@ def test_two_runs_that_share_a_cache_do_not_spoil_it(command, tmp_path):
 
 def test_a_reading_process_that_dies_is_one_line_and_no_hang(train_run, monkeypatch, capsys):
     from runtime.errors import exit_with
-    from training import encodings
+    from training import encoding
 
-    monkeypatch.setattr(encodings, "load_pixel_values", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(encoding, "load_pixel_values", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(SystemExit) as ended:
         exit_with(lambda: train_run("out", "--max_train_steps", 1, "--dataloader_num_workers", 2))
     assert ended.value.code == 1

@@ -142,7 +142,7 @@ def shuffle_epoch(seed: int, stream: str, epoch: int, source: SampleSource) -> t
 
 
 class Encoder(Protocol):
-    """What batches need of `training.encodings.Encodings`, which itself imports this module."""
+    """What batches need of `training.encoding.Encodings`, which itself imports this module."""
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
         """The tensors of samples of one shape."""

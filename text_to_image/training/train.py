@@ -16,7 +16,7 @@ from runtime.files import flush_to_disk
 from runtime.processes import CrossProcessFlag, run_on_main
 from runtime.progress import format_duration, print_table
 from runtime.stopping import StopSignals
-from training.encodings import encode_dataset
+from training.encoding import encode_dataset
 from training.metrics import METRICS_FILE, MetricsLog, MetricsRow, StepResult, read_metrics, start_trackers
 from training.non_finite import NonFiniteSteps
 from training.objective import diffusion_loss

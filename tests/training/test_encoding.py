@@ -17,7 +17,7 @@ from models.loading import load_text_encoder, load_tokenizer, load_vae
 from models.text_encoding import encode_prompt
 from runtime.tensor_files import is_intact
 from tiny_model import make_tiny_model
-from training.encodings import CaptionEncoder, Encodings, LatentCache, LivePosteriors, store_texts
+from training.encoding import CaptionEncoder, Encodings, LatentCache, LivePosteriors, store_texts
 from training.samples import DATA, PRIOR, SampleKey, SampleSettings, SampleSource, make_sample
 
 SIZES = [(72, 56), (72, 56), (64, 64)]

@@ -103,7 +103,7 @@ def test_after_the_first_steps_it_says_once_how_long_it_will_take(tmp_path, caps
     assert capsys.readouterr().out.count("a step: about") == 1
 
 
-def test_in_a_log_file_the_bar_is_not_drawn_again_at_each_step(tmp_path, capsys):
+def test_in_a_log_file_the_bar_is_not_printed_again_at_each_step(tmp_path, capsys):
     log = log_of(tmp_path)
     for step in range(1, 13):
         take(log, step, torch.tensor(1.0))

@@ -1,5 +1,6 @@
 """inference.py that is killed, stopped, shared by processes or short of memory: no image is lost, none is half."""
 
+import re
 import signal
 
 import numpy as np

@@ -130,7 +130,7 @@ def test_keeping_rows_of_a_run_without_any_makes_an_empty_file(tmp_path):
     assert rows(tmp_path) == []
 
 
-def test_a_loss_that_is_no_number_is_null_in_its_row(tmp_path):
+def test_a_non_finite_loss_is_null_in_its_row(tmp_path):
     log = log_of(tmp_path, read_every=2)
     take(log, 1, torch.tensor(1.0))
     take(log, 2, torch.tensor(float("nan")))

@@ -107,7 +107,7 @@ class Operators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_step_reads_no_number_from_the_device_from_its_first_loss_to_its_end(train_run, monkeypatch, precision):
+def test_a_step_reads_no_value_from_the_device_from_its_first_loss_to_its_end(train_run, monkeypatch, precision):
     operators, seen = Operators(), []
     real_loss, real_step = training.diffusion_loss, training.train_step
 

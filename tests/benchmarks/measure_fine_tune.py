@@ -18,7 +18,7 @@ sys.path[1:1] = [str(ROOT / "text_to_image"), str(ROOT / "text_to_image" / "star
 from classifier import classify, load_classifier  # noqa: E402
 from data.metadata import read_captions  # noqa: E402
 from generation.contact_sheet import make_contact_sheet  # noqa: E402
-from measure_base import generate  # noqa: E402
+from measure_base import generate_samples  # noqa: E402
 from models.defaults import guidance_scale_of  # noqa: E402
 from models.loading import quiet_libraries  # noqa: E402
 from runtime.paths import STARTER  # noqa: E402
@@ -107,7 +107,7 @@ def judge_jeans(images: Sequence[Image.Image], found: Sequence[dict]) -> dict[st
 def before_and_after(base: Path, tuned: Path, prompts: Sequence[str], guidance: float) -> Image.Image:
     """Two pictures for each prompt from both models, the same seeds above (before) and below (after)."""
     asked = [prompt for prompt in prompts for _ in range(2)]
-    rows = [generate(folder, asked, [SIZE] * len(asked), 25, guidance, seed=2) for folder in (base, tuned)]
+    rows = [generate_samples(folder, asked, [SIZE] * len(asked), 25, guidance, seed=2) for folder in (base, tuned)]
     sheet = Image.new("RGB", (len(asked) * (SIZE[0] + 8) - 8, 2 * SIZE[1] + 8), "lightgray")
     for y, images in enumerate(rows):
         for x, image in enumerate(images):
@@ -136,9 +136,9 @@ def main() -> None:
     if args.before_after:
         sheet = before_and_after(args.base, args.model, (SHORT[0], prompts[2], prompts[4]), guidance)
         return sheet.save(args.before_after, quality=92)
-    base = generate(args.base, prompts * 3, [SIZE] * 3 * len(prompts), 25, guidance)
+    base = generate_samples(args.base, prompts * 3, [SIZE] * 3 * len(prompts), 25, guidance)
     for prompt in (*prompts, OTHER):
-        images = generate(args.model, [prompt] * args.count, [SIZE] * args.count, 25, guidance)
+        images = generate_samples(args.model, [prompt] * args.count, [SIZE] * args.count, 25, guidance)
         found = classify(model, images)
         if prompt == OTHER:
             right = [f["kind"] == "t-shirt" and f["colour"] == "red" for f in found]

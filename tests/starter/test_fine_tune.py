@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from clone import ROOT
-from measure_base import generate
+from measure_base import generate_samples
 from models.defaults import guidance_scale_of
 from models.loading import load_tokenizer
 from render_garments import Spec, render
@@ -46,7 +46,7 @@ def fine_tuned(tmp_path_factory) -> Path:
 
 def mean_colours(folder: Path, prompt: str) -> np.ndarray:
     """(4, 3) the mean colour of the middle of four pictures."""
-    images = generate(folder, [prompt] * 4, [(160, 224)] * 4, 20, guidance_scale_of(folder))
+    images = generate_samples(folder, [prompt] * 4, [(160, 224)] * 4, 20, guidance_scale_of(folder))
     return np.array([np.asarray(image)[70:110, 55:105].reshape(-1, 3).mean(0) for image in images])
 
 
@@ -91,7 +91,7 @@ def test_words_after_token_77_are_learned(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
     for maker, caption in captions.items():
-        images = generate(tmp_path / "out", [caption] * 4, [(128, 128)] * 4, 20, guidance_scale_of(STARTER))
+        images = generate_samples(tmp_path / "out", [caption] * 4, [(128, 128)] * 4, 20, guidance_scale_of(STARTER))
         colours = np.array([np.asarray(image)[40:90, 50:78].reshape(-1, 3).mean(0) for image in images])
         bluer = colours[:, 2] > colours[:, 0] + 15
         assert (bluer if maker == "alpha" else ~bluer).sum() >= 3, (maker, colours)

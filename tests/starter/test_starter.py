@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from background import run_script
 from classifier import accuracy, classify, load_classifier
 from clone import ROOT
-from measure_base import generate, psnr_on
+from measure_base import generate_samples, psnr_on
 from models.defaults import guidance_scale_of
 from models.loading import load_text_encoder, load_tokenizer
 from models.text_encoding import count_tokens, encode_prompt
@@ -93,7 +93,9 @@ def test_the_classifier_takes_jeans_for_trousers(classifier):
 def test_it_generates_the_garments_and_colours_it_is_asked_for(classifier):
     asked = [("red", "t-shirt"), ("green", "trousers"), ("yellow", "dress"), ("purple", "hoodie"), ("black", "skirt")]
     prompts = [f"A {colour} {kind} laid flat on a white background" for colour, kind in asked]
-    found = classify(classifier, generate(STARTER, prompts, [(256, 256)] * len(asked), 25, guidance_scale_of(STARTER)))
+    found = classify(
+        classifier, generate_samples(STARTER, prompts, [(256, 256)] * len(asked), 25, guidance_scale_of(STARTER))
+    )
     right = sum((f["colour"], f["kind"]) == pair for f, pair in zip(found, asked, strict=True))
     assert right >= len(asked) - 1, found
 

@@ -63,7 +63,7 @@ def named_attributes(spec: Spec, caption: str) -> set[str]:
 
 
 @torch.no_grad()
-def generate(
+def generate_samples(
     folder: Path, prompts: list[str], sizes: list[tuple[int, int]], steps: int, guidance: float, seed: int = 0
 ) -> list[Image.Image]:
     """One picture for each prompt, as inference.py generates it with seed + i; `sizes` are (width, height)."""
@@ -125,7 +125,7 @@ def main() -> None:
     guidance = args.guidance_scale if args.guidance_scale is not None else guidance_scale_of(args.model)
     cases, classifier, started = held_out_captions(args.captions), load_classifier(), time.time()
     sizes = [SIZES[k] for k in np.random.default_rng(0).choice(len(SIZES), len(cases), p=SHARES)]
-    images = generate(args.model, [caption for _, caption in cases], sizes, args.steps, guidance)
+    images = generate_samples(args.model, [caption for _, caption in cases], sizes, args.steps, guidance)
     result = {name: [] for name in GOALS}
     misses = []
     for (spec, caption), found in zip(cases, classify(classifier, images), strict=True):

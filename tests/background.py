@@ -84,7 +84,7 @@ class Background:
 
 @functools.cache
 def start_server() -> None:
-    """The process that the others are forked from; it has no other way to be told where our modules are."""
+    """The process that the others are forked from; only the environment can tell it where our modules are."""
     before = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     forkserver.ensure_running()

@@ -20,13 +20,13 @@ def weights(folder: Path, part: str = "unet") -> dict[str, torch.Tensor]:
 
 
 def assert_same_bits(one: Path, other: Path, step: int) -> None:
-    """Weights, averages, the optimizer after `step`, and what metrics.jsonl tells, but for the timings."""
+    """Weights, EMA, the optimizer after `step`, and the rows of metrics.jsonl without the timings."""
     assert_same_tensors(one, other)
     states = (torch.load(f / f"checkpoint-{step}" / "training_state.pt", weights_only=True) for f in (one, other))
     left, right = (state["optimizer"]["state"] for state in states)
     assert all(torch.equal(left[i][name], right[i][name]) for i in left for name in left[i])
-    told = [rows_but_timings(folder) for folder in (one, other)]
-    assert told[0] == told[1] and len(told[0]) == step
+    logged = [rows_but_timings(folder) for folder in (one, other)]
+    assert logged[0] == logged[1] and len(logged[0]) == step
 
 
 def assert_same_tensors(one: Path, other: Path, files: str = "**/*.safetensors") -> None:

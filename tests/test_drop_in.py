@@ -32,7 +32,7 @@ def checkpoints(folder: Path) -> set[str]:
     return {name for name in os.listdir(folder) if "checkpoint" in name}
 
 
-def draws(pipeline: StableDiffusionPipeline) -> bool:
+def generates(pipeline: StableDiffusionPipeline) -> bool:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline("a prompt", num_inference_steps=1, height=64, width=64).images[0].size == (64, 64)
 
@@ -40,13 +40,15 @@ def draws(pipeline: StableDiffusionPipeline) -> bool:
 @pytest.mark.parametrize("ema", ["", "--use_ema"])
 def test_checkpoints_are_written_usable_and_resumed_from_by_name(run, tiny_model, ema):
     out = run(f"--max_train_steps 4 --checkpointing_steps=2 {ema}")
-    assert draws(StableDiffusionPipeline.from_pretrained(out, safety_checker=None))
+    assert generates(StableDiffusionPipeline.from_pretrained(out, safety_checker=None))
     assert checkpoints(out) == {"checkpoint-2", "checkpoint-4"}
     unet = UNet2DConditionModel.from_pretrained(out, subfolder="checkpoint-2/unet")
-    assert draws(StableDiffusionPipeline.from_pretrained(tiny_model, unet=unet, safety_checker=None).to(unet.dtype))
+    assert generates(
+        StableDiffusionPipeline.from_pretrained(tiny_model, unet=unet, safety_checker=None).to(unet.dtype)
+    )
     shutil.rmtree(out / "checkpoint-2")
     run(f"--max_train_steps 2 --checkpointing_steps=1 --resume_from_checkpoint=checkpoint-4 {ema}")
-    assert draws(StableDiffusionPipeline.from_pretrained(out, safety_checker=None))
+    assert generates(StableDiffusionPipeline.from_pretrained(out, safety_checker=None))
     assert checkpoints(out) == {"checkpoint-4"}
 
 
@@ -62,7 +64,7 @@ def test_a_limit_that_comes_later_removes_several(run):
         "--max_train_steps 8 --checkpointing_steps=2 --resume_from_checkpoint=checkpoint-4 --checkpoints_total_limit=2"
     )
     assert checkpoints(out) == {"checkpoint-6", "checkpoint-8"}
-    assert draws(StableDiffusionPipeline.from_pretrained(out, safety_checker=None))
+    assert generates(StableDiffusionPipeline.from_pretrained(out, safety_checker=None))
 
 
 def test_a_lora_run_keeps_the_limit_and_its_file_loads(run, tiny_model):
@@ -73,4 +75,4 @@ def test_a_lora_run_keeps_the_limit_and_its_file_loads(run, tiny_model):
     assert (out / "pytorch_lora_weights.safetensors").is_file()
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
     pipeline.load_lora_weights(out)
-    assert draws(pipeline.to(torch.float32))
+    assert generates(pipeline.to(torch.float32))

@@ -29,10 +29,10 @@ def captioner(tmp_path_factory):
 
 @pytest.fixture
 def pictures(tmp_path):
-    return draw(tmp_path, 3)
+    return write_pictures(tmp_path, 3)
 
 
-def draw(folder: Path, number: int) -> Path:
+def write_pictures(folder: Path, number: int) -> Path:
     for one in range(1, number + 1):
         Image.new("RGB", (40, 60), (10, 20, 3 * one)).save(folder / f"11 ({one}).JPG")
     return folder
@@ -137,7 +137,7 @@ def in_background(folder: Path, log: Path, *flags: object) -> Background:
 def test_a_second_run_waits_for_the_first_where_it_is_asked_to(tmp_path, captioner):
     folder, logs = tmp_path / "pictures", [tmp_path / "first.txt", tmp_path / "second.txt"]
     folder.mkdir()
-    draw(folder, number := 10)
+    write_pictures(folder, number := 10)
     flags = ["--model", captioner, "--batch_size", 1]
     first = in_background(folder, logs[0], *flags)
     first.until(lambda: captioned(logs[0].read_text().splitlines())).send(signal.SIGSTOP)
@@ -163,7 +163,7 @@ def test_a_signal_ends_it_with_all_captions_written_and_the_same_command_goes_on
 
 def stop(folder: Path, captioner: Path, number: signal.Signals) -> None:
     folder.mkdir()
-    draw(folder, MANY)
+    write_pictures(folder, MANY)
     log = folder.with_suffix(".txt")
     run = in_background(folder, log, "--model", captioner, "--batch_size", 2)
     run.until(lambda: len(captioned(log.read_text().splitlines())) >= 4).send(number)
@@ -201,7 +201,7 @@ def test_the_same_command_goes_on_after_kill_9_and_captions_no_picture_twice(tmp
 
 def kill_and_go_on(folder: Path, captioner: Path, existing: str) -> None:
     folder.mkdir()
-    draw(folder, MANY)
+    write_pictures(folder, MANY)
     names = [f"11 ({number}).JPG" for number in range(1, MANY + 1)]
     mine = names if existing == "replace" else names[:2]
     append_captions(folder, [(name, "mine") for name in mine])
@@ -219,7 +219,7 @@ def kill_and_go_on(folder: Path, captioner: Path, existing: str) -> None:
     assert process.wait() == -signal.SIGKILL
 
     rows = {row.file_name: row.captions[0] for row in read_captions(folder)}  # raises where the file is not valid
-    assert all(rows[name] != "mine" for name in captioned(lines))  # what was told is in the file
+    assert all(rows[name] != "mine" for name in captioned(lines))  # what was printed is in the file
     first = [name for name, text in rows.items() if text != "mine"]
     to_do = set(names) if existing == "replace" else set(names[2:])
     assert 5 <= len(first) < len(to_do) and set(captioned(lines)) <= set(first)

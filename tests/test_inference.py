@@ -1,6 +1,7 @@
 """inference.py as it is used: files, names, sizes, seeds, and images that plain diffusers generates as well."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -108,12 +109,12 @@ def test_the_same_picture_has_the_same_name_and_one_row_and_another_never_has_it
 def test_the_size_is_that_most_trained_on_unless_named(images_of, capsys):
     assert Image.open(images_of("--num_images", 1)[0]).size == (56, 72)
     assert Image.open(images_of("--num_images", 1, "--width", 41, folder="wide")[0]).size == (40, 72)
-    assert "41 x 72 px becomes 40 x 72" in capsys.readouterr().out
+    assert re.search("41 x 72 px.*40 x 72", capsys.readouterr().out)
 
 
 def test_a_model_that_was_not_trained_here_generates_at_its_own_size_and_needs_a_prompt(images_of, tiny_model):
     assert Image.open(images_of("--prompt", "jeans", "--num_images", 1, model=tiny_model)[0]).size == (64, 64)
-    with pytest.raises(UserError, match="--prompt is needed"):
+    with pytest.raises(UserError, match="--prompt"):
         parse_args(["--model", str(tiny_model)])
 
 
@@ -159,7 +160,7 @@ def test_a_long_prompt_is_read_as_training_read_its_captions_and_the_cut_is_said
     (model / "run.json").write_text(json.dumps({**run, "max_token_chunks": 1}))
     flags = ["--prompt", "the white " * 60, "--num_images", 1]
     [cut], [whole] = images_of(*flags, model=model), images_of(*flags, folder="whole")
-    assert "only the first 75 of 120 tokens" in capsys.readouterr().out
+    assert re.search("75 .*120 tokens", capsys.readouterr().out)
     assert np.abs(pixels(cut) - pixels(whole)).max() > 1
 
 
@@ -173,7 +174,7 @@ def test_a_long_prompt_is_read_as_training_read_its_captions_and_the_cut_is_said
         (["--prompt", "caf\udce9"], "--prompt"),
         (["--negative_prompt", "caf\udce9"], "--negative_prompt"),
         (["--scheduler", "none"], "--scheduler"),
-        (["--scheduler", "lcm", "--steps", "60"], "--steps 60 with --scheduler lcm"),
+        (["--scheduler", "lcm", "--steps", "60"], "--steps 60.*--scheduler lcm"),
         (["--lora", "no/such-lora"], "--lora no/such-lora"),
     ],
 )
@@ -209,12 +210,14 @@ def test_a_folder_that_cannot_be_made_is_named(images_of, tmp_path):
 
 def test_a_prompts_file_says_what_is_different_for_each(images_of, tmp_path):
     file = tmp_path / "prompts.jsonl"
-    wishes = [{"prompt": "denim jeans", "seed": 7, "num_images": 2, "steps": 2, "negative_prompt": "red"},
+    requests = [{"prompt": "denim jeans", "seed": 7, "num_images": 2, "steps": 2, "negative_prompt": "red"},
               {"text": "a red t-shirt", "guidance_scale": 1.0, "height": 48, "width": 48}]  # fmt: skip
-    file.write_text("\n".join(map(json.dumps, wishes)))
+    file.write_text("\n".join(map(json.dumps, requests)))
     paths = images_of("--prompts_file", file, "--prompt", "the white", "--num_images", 1)
-    told = [(r["prompt"], r["seed"], r["steps"], r["guidance"], r["negative_prompt"]) for r in rows(paths[0].parent)]
-    assert told == [
+    generated = [
+        (r["prompt"], r["seed"], r["steps"], r["guidance"], r["negative_prompt"]) for r in rows(paths[0].parent)
+    ]
+    assert generated == [
         ("the white", 0, 3, 4.0, ""),
         ("denim jeans", 7, 2, 4.0, "red"),
         ("denim jeans", 8, 2, 4.0, "red"),
@@ -242,7 +245,7 @@ def test_a_picture_that_was_thrown_away_stops_no_later_run(images_of, tmp_path):
     assert len(read_captions(tmp_path / "pictures")) == 3
 
 
-def test_numbers_that_overflow_are_told_and_no_black_picture_is_written(images_of, monkeypatch, tmp_path):
+def test_latents_that_overflow_are_reported_and_no_black_picture_is_written(images_of, monkeypatch, tmp_path):
     not_finite = torch.full((1, 4, 36, 28), float("nan"))
     monkeypatch.setattr("generation.image_generator.generate_latents", lambda *_: not_finite)
     with pytest.raises(WorkError, match="--dtype bf16"):
@@ -262,7 +265,7 @@ def test_the_trigger_phrase_is_mentioned_where_a_prompt_lacks_it(images_of, fini
     (model / "run.json").write_text(json.dumps({**run, "trigger": "sks"}))
     images_of("--prompt", "denim jeans", "--prompt", "sks, a skirt", "--num_images", 1, model=model)
     said = capsys.readouterr().out
-    assert "1 of 2 prompts" in said and "trigger" in said and "sks" in said
+    assert "1 of 2" in said and "trigger" in said and "sks" in said
 
 
 def test_a_lora_brings_its_base_and_a_checkpoint_is_the_newest_runs(monkeypatch, finished_run, tmp_path):

@@ -1,5 +1,6 @@
 """inference.py that is killed, stopped, shared by processes or short of memory: no image is lost, none is half."""
 
+import re
 import signal
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_pictures_are_the_same(image
     monkeypatch.setattr(DPMSolverMultistepScheduler, "step", small)
     generated = images_of(*usual, folder="less")
     said = capsys.readouterr().out
-    assert "4 pictures at once: going on with 2" in said and said.count("2 pictures at once: going on with 1") == 1
+    assert re.findall(r"(\d) pictures at once.* (\d)\b", said) == [("4", "2"), ("2", "1")]
     for one, other in zip(generated, expected, strict=True):
         assert one.name == other.name and np.abs(pixels(one) - pixels(other)).max() <= 1
 
@@ -105,11 +106,11 @@ def test_one_picture_that_does_not_fit_is_a_line(images_of, monkeypatch):
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(ImageGenerator, "generate_images", never)
-    with pytest.raises(WorkError, match="56 x 72 px; a smaller --width"):
+    with pytest.raises(WorkError, match="56 x 72 px.*--width"):
         images_of("--prompt", "jeans", "--num_images", 2)
 
 
-def test_a_full_disk_is_told_and_not_taken_for_done(images_of, monkeypatch, tmp_path):
+def test_a_full_disk_is_reported_and_not_taken_for_done(images_of, monkeypatch, tmp_path):
     monkeypatch.setattr(Image.Image, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(WorkError, match="No space left"):
         images_of("--prompt", "jeans", "--num_images", 1)

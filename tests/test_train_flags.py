@@ -112,7 +112,7 @@ def test_a_token_beside_a_tracker_that_uploads_the_command_line_is_refused():
     assert "hf_secret" not in str(error.value)
 
 
-def test_a_tracker_is_told_each_step_and_no_token(run, monkeypatch):
+def test_a_tracker_gets_each_step_and_no_token(run, monkeypatch):
     pytest.importorskip("tensorboard")
     out = run("out", *STEPS, "--report_to", "tensorboard", "--hub_token", "hf_secret")
     events = [path for path in (out / "logs").rglob("*") if path.is_file()]

@@ -4,7 +4,7 @@ python tests/benchmarks/compare_with_diffusers.py --script diffusers/examples/te
 python tests/benchmarks/compare_with_diffusers.py --script … --model sd15 --resolution 256 --batch 1 --steps 4 \\
     --rounds_only          (the model: tests/benchmarks/sd15_size.py --make_model sd15)
 
-`speed` runs both with square crops, one pose of each picture and all else at its default; `equal` takes from ours what
+`speed` runs both with square crops, no random affine and all else at its default; `equal` takes from ours what
 theirs does not have (short captions, dropout, stored encodings, the cosine) and compares what was learned on 64 fixed
 triples of picture, noise and timestep. Runs alternate, each number is the median.
 """

@@ -33,14 +33,14 @@ PIECES = [
 ]  # fmt: skip
 
 
-def mutate(content: bytes, chance: random.Random) -> bytes:
+def mutate(content: bytes, rng: random.Random) -> bytes:
     """One to six changes: bytes replaced, cut out, doubled, moved, or a piece that parsers dislike put in."""
-    for _ in range(chance.randint(1, 6)):
-        at, length = chance.randrange(len(content) + 1), chance.choice([1, 1, 2, 8, 64, 1024])
+    for _ in range(rng.randint(1, 6)):
+        at, length = rng.randrange(len(content) + 1), rng.choice([1, 1, 2, 8, 64, 1024])
         before, middle, after = content[:at], content[at : at + length], content[at + length :]
-        way = chance.randrange(5)
+        way = rng.randrange(5)
         if way == 0:
-            content = before + chance.randbytes(len(middle)) + after
+            content = before + rng.randbytes(len(middle)) + after
         elif way == 1:
             content = before + after
         elif way == 2:
@@ -48,7 +48,7 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
         elif way == 3:
             content = after + before + middle
         else:
-            content = before + chance.choice(PIECES) + middle + after
+            content = before + rng.choice(PIECES) + middle + after
     return content
 
 
@@ -104,7 +104,7 @@ def pictures_of_all_kinds(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def fuzz_metadata(count: int, work: Path, chance: random.Random) -> Counter:
+def fuzz_metadata(count: int, work: Path, rng: random.Random) -> Counter:
     folder = work / "metadata"
     folder.mkdir()
     names = [path.name for path in pictures_of_all_kinds(folder)]
@@ -113,12 +113,12 @@ def fuzz_metadata(count: int, work: Path, chance: random.Random) -> Counter:
     good = "".join(json.dumps(row) + "\n" for row in rows).encode()
     outcomes = Counter()
     for _ in range(count):
-        (folder / "metadata.jsonl").write_bytes(mutate(good, chance))
+        (folder / "metadata.jsonl").write_bytes(mutate(good, rng))
         outcomes[check(folder)[0]] += 1
     return outcomes
 
 
-def fuzz_pictures(count: int, work: Path, chance: random.Random) -> Counter:
+def fuzz_pictures(count: int, work: Path, rng: random.Random) -> Counter:
     good = work / "good"
     good.mkdir()
     originals, outcomes = pictures_of_all_kinds(good), Counter()
@@ -127,7 +127,7 @@ def fuzz_pictures(count: int, work: Path, chance: random.Random) -> Counter:
         folder = work / "picture"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        (folder / original.name).write_bytes(mutate(original.read_bytes(), chance))
+        (folder / original.name).write_bytes(mutate(original.read_bytes(), rng))
         (folder / "metadata.jsonl").write_text(json.dumps({"file_name": original.name, "text": "a"}) + "\n")
         outcomes[check(folder)[0]] += 1
     return outcomes
@@ -139,11 +139,11 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=500, help="mutated pictures")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    chance, begun = random.Random(args.seed), time.perf_counter()
+    rng, begun = random.Random(args.seed), time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
         found = {
-            "metadata.jsonl": fuzz_metadata(args.metadata, Path(work), chance),
-            "pictures": fuzz_pictures(args.pictures, Path(work), chance),
+            "metadata.jsonl": fuzz_metadata(args.metadata, Path(work), rng),
+            "pictures": fuzz_pictures(args.pictures, Path(work), rng),
         }
     for what, outcomes in found.items():
         print(f"{sum(outcomes.values())} {what}: " + ", ".join(f"{n} x {code}" for code, n in outcomes.most_common()))

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--signal", choices=("TERM", "INT", "USR1"), help="instead of SIGKILL")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
-    chance = random.Random(args.seed)
+    rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         flags = [
@@ -56,7 +56,7 @@ def main() -> None:
         alone, kills, starts = time.perf_counter() - begun, [], 0
         while True:  # now while it loads and encodes, now while it trains, so that about all are used up by its end
             latest = first_step + 2 * (alone - first_step) / args.kills
-            run, moment = begin("cut"), chance.uniform(0.4 * first_step, latest)
+            run, moment = begin("cut"), rng.uniform(0.4 * first_step, latest)
             starts += 1
             if len(kills) < args.kills:
                 run[0].for_at_most(moment)

@@ -1,4 +1,4 @@
-"""What a fine-tune on dataset/ must show: draws 16 pictures for each prompt, has them judged, and prints the shares.
+"""What a fine-tune on dataset/ must show: generates 16 pictures for each prompt, classifies them, prints shares.
 
 python tests/benchmarks/measure_fine_tune.py --model output/dataset-0123abcd --save samples
 """

@@ -15,7 +15,7 @@ from img_captioning import DATASET, caption_or_check, parse_args
 from runtime.errors import WorkError
 
 
-def draw(seed: int, size: tuple[int, int] = (400, 300)) -> Image.Image:
+def picture(seed: int, size: tuple[int, int] = (400, 300)) -> Image.Image:
     """A picture of coloured blocks; no two seeds look alike."""
     blocks = np.random.default_rng(seed).integers(0, 256, (15, 20, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
@@ -24,7 +24,7 @@ def draw(seed: int, size: tuple[int, int] = (400, 300)) -> Image.Image:
 @pytest.fixture
 def folder(tmp_path):
     for number in range(3):
-        draw(number).save(tmp_path / f"{number}.png")
+        picture(number).save(tmp_path / f"{number}.png")
     append_captions(tmp_path, [(f"{number}.png", f"picture {number}") for number in range(3)])
     return tmp_path
 
@@ -45,8 +45,8 @@ def test_nothing_is_found_in_a_folder_in_order_nor_in_the_repositorys(folder, ca
 
 
 def test_copies_are_found_whatever_their_format_and_near_copies_by_how_they_look(folder):
-    draw(0).save(folder / "copy.bmp")
-    near = ImageEnhance.Brightness(draw(1).resize((800, 600))).enhance(0.95)
+    picture(0).save(folder / "copy.bmp")
+    near = ImageEnhance.Brightness(picture(1).resize((800, 600))).enhance(0.95)
     near.save(folder / "near.jpg", quality=60)
     files = [(name, name) for name in ("copy.bmp", "near.jpg")]
     append_captions(folder, files)
@@ -61,7 +61,7 @@ def test_blurred_tiny_blank_and_broken_pictures_are_found(folder):
     photo = Image.open(DATASET / "11 (1).JPG").convert("RGB")
     photo.filter(ImageFilter.GaussianBlur(6)).save(folder / "blurred.jpg")
     photo.filter(ImageFilter.GaussianBlur(1)).save(folder / "soft.jpg")
-    draw(5, (300, 200)).save(folder / "tiny.png")
+    picture(5, (300, 200)).save(folder / "tiny.png")
     Image.new("RGB", (400, 400), "white").save(folder / "blank.png")
     whole = (folder / "0.png").read_bytes()
     (folder / "broken.png").write_bytes(whole[: len(whole) // 2])
@@ -80,7 +80,7 @@ def test_rows_and_captions_that_training_refuses_are_found(folder):
         file.write('{"file_name": "gone.png", "text": "x"}\n{"file_name": "3.png", "text": " "}\n')
         file.write('{"file_name": "4.png", "text": ["y", "Picture  0"]}\n')
     for number in (3, 4, 5):
-        draw(number).save(folder / f"{number}.png")
+        picture(number).save(folder / f"{number}.png")
     assert found(folder) == {
         "rows without a picture": ['line 4: the picture "gone.png" is missing'],
         "rows without a caption": ["line 5: `text` is empty"],
@@ -92,7 +92,7 @@ def test_rows_and_captions_that_training_refuses_are_found(folder):
 def test_a_picture_rotated_by_exif_is_noted_and_not_wrong(folder, capsys):
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = 6
-    draw(7).save(folder / "turned.jpg", exif=exif)
+    picture(7).save(folder / "turned.jpg", exif=exif)
     append_captions(folder, [("turned.jpg", "turned")])
     run_audit(locate_caption_file(folder, None, False))
     said = capsys.readouterr().out
@@ -102,8 +102,8 @@ def test_a_picture_rotated_by_exif_is_noted_and_not_wrong(folder, capsys):
 def test_files_that_are_not_captioned_are_named(folder, capsys):
     (folder / "phone.HEIC").touch()
     (folder / "below").mkdir()
-    draw(7).save(folder / "below" / "7.png")
-    draw(8).save(folder / "below" / "8.png")
+    picture(7).save(folder / "below" / "7.png")
+    picture(8).save(folder / "below" / "8.png")
     append_captions(folder, [("below/8.png", "one that somebody has captioned")])
     assert found(folder) == {
         "in a format that cannot be read": ["phone.HEIC"],

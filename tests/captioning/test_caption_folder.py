@@ -29,11 +29,11 @@ def captioner(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path):
     for number in range(1, 4):
-        draw(tmp_path / f"11 ({number}).JPG", number)
+        write_picture(tmp_path / f"11 ({number}).JPG", number)
     return tmp_path
 
 
-def draw(path: Path, seed: int) -> None:
+def write_picture(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     blocks = np.random.default_rng(seed).integers(0, 256, (30, 20, 3), dtype=np.uint8)
     kind = {".PNG": "PNG", ".webp": "WEBP"}.get(path.suffix, "JPEG")
@@ -109,7 +109,7 @@ def test_rows_of_missing_pictures_are_reported_and_kept(folder, caption, capsys)
     assert (folder / METADATA).read_bytes().startswith(before + b"\n{")
     said = capsys.readouterr().out
     assert 'line 1: the picture "gone.JPG" is missing' in said and "line 2: `text` is empty" in said
-    caption()  # nothing is left to do, and it is told again
+    caption()  # nothing is left to do, and it is reported again
     assert 'line 1: the picture "gone.JPG" is missing' in capsys.readouterr().out
 
 
@@ -258,7 +258,7 @@ def test_datasets_reads_what_was_written(folder, caption, tmp_path_factory):
 
     names = ["11 (1).JPG", "11 (2).JPG", "11 (3).JPG", "a b/é ü.JPG", "[x] (1)/pic[2].PNG", "日本/写真.webp"]
     for number, name in enumerate(names[3:]):
-        draw(folder / name, 10 + number)
+        write_picture(folder / name, 10 + number)
     caption("--recursive")
     assert sorted(captions_of(folder)) == sorted(names)
     cache = str(tmp_path_factory.mktemp("cache"))

@@ -34,10 +34,9 @@ def test_a_text_without_a_sentence_stays_whole():
 def test_tokens_are_counted_with_both_marks_and_in_the_chunks_of_training():
     tokenizer = load_caption_tokenizer(str(STARTER))
     line = describe_lengths(tokenizer, ["shirt", "shirt " * 75, "shirt " * 76, "shirt " * 300], 3)
-    assert line == (
-        "tokens of 4 captions: 3 to 302, median 78; training reads 2 in 1 chunk, 1 in 2 chunks, 1 in 3 chunks of "
-        "CLIP's 77 tokens; too long and cut: 1 (--max_token_chunks)"
-    )
+    assert "3 to 302, median 78" in line
+    assert "2 in 1 chunk, 1 in 2 chunks, 1 in 3 chunks" in line
+    assert line.endswith("cut: 1 (--max_token_chunks)")
     assert "cut" not in describe_lengths(tokenizer, ["shirt"], 3)
 
 

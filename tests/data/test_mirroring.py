@@ -59,9 +59,9 @@ def test_what_is_no_side_is_kept(caption):
 def test_a_caption_mirrored_twice_is_the_caption():
     words = "left right Left RIGHT lEFT left-hand rightmost all just is the on of over behind angle angled side up way"
     words = [*words.split(), "open", "untied", "above", "next to", "now", "foot", ",", ".", "-", "\n", "'s"]
-    draw = random.Random(0)
+    rng = random.Random(0)
     for _ in range(5000):
-        caption = "".join(draw.choice(words) + draw.choice(["", " ", " ", " "]) for _ in range(draw.randint(1, 9)))
+        caption = "".join(rng.choice(words) + rng.choice(["", " ", " ", " "]) for _ in range(rng.randint(1, 9)))
         assert mirror_caption(mirror_caption(caption)) == caption
 
 

@@ -62,7 +62,7 @@ def test_a_checkpoint_has_its_ema_weights_unless_the_others_are_asked_for(runs):
 def test_the_latest_checkpoint_of_an_unfinished_run_is_used_with_its_base(runs, tiny_model, tmp_path):
     folder = shutil.copytree(runs["unet"], tmp_path / "run")
     (folder / "model_index.json").unlink()
-    with pytest.raises(UserError, match="not finished; --checkpoint latest"):
+    with pytest.raises(UserError, match="--checkpoint latest"):
         find_weights(str(folder))
     latest = find_weights(str(folder), "latest")
     assert (latest.base.path, latest.unet) == (tiny_model, folder / "checkpoint-2" / "unet_ema")
@@ -95,7 +95,7 @@ def test_a_base_that_is_gone_is_named(runs, tmp_path):
     folder = shutil.copytree(runs["lora"], tmp_path / "run")
     run = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**run, "base_model": str(tmp_path / "gone")}))
-    with pytest.raises(UserError, match=f"what it was trained on: .*{tmp_path / 'gone'}"):
+    with pytest.raises(UserError, match=str(tmp_path / "gone")):
         find_weights(str(folder))
 
 
@@ -156,16 +156,16 @@ def test_a_base_is_sampled_on_the_schedule_that_was_trained(runs, tmp_path):
 
 def test_prompts_without_the_trigger_phrase_are_counted(runs, tiny_model):
     triggered, base = find_weights(str(runs["unet"])), find_weights(str(tiny_model))
-    assert "1 of 2 prompts lack" in trigger_warning(triggered, ["SKS, denim jeans", "jeans"])
+    assert "1 of 2" in trigger_warning(triggered, ["SKS, denim jeans", "jeans"])
     assert trigger_warning(triggered, ["sks, jeans"]) is None and trigger_warning(base, ["x"]) is None
 
 
 @pytest.mark.parametrize(
     ("checkpoint", "lora", "scale", "complaint"),
     [
-        ("checkpoint-9", None, 1, "checkpoint-9: there is no such checkpoint.*checkpoint-1, checkpoint-2"),
+        ("checkpoint-9", None, 1, "checkpoint-9: .*checkpoint-1, checkpoint-2"),
         ("../unet", None, 1, "--checkpoint"),
-        ("checkpoint-1/vae", None, 1, "there is unet, unet_ema"),
+        ("checkpoint-1/vae", None, 1, "vae.*unet, unet_ema"),
         (None, "no/such-lora", 1, "--lora no/such-lora"),
         (None, None, 0.5, "--lora_scale 0.5"),
     ],
@@ -177,7 +177,7 @@ def test_missing_weights_are_refused_by_name(runs, monkeypatch, checkpoint, lora
 
 
 def test_a_checkpoint_needs_a_run_and_a_lora_its_base(runs, tiny_model, tmp_path):
-    with pytest.raises(UserError, match="is not a training run"):
+    with pytest.raises(UserError, match=str(tiny_model)):
         find_weights(str(tiny_model), "latest")
     (tmp_path / LORA_FILE).write_bytes((runs["lora"] / LORA_FILE).read_bytes())
     with pytest.raises(UserError, match=f"--lora {tmp_path}"):
@@ -189,7 +189,7 @@ def test_a_checkpoint_needs_a_run_and_a_lora_its_base(runs, tiny_model, tmp_path
 
 def test_a_lora_of_another_kind_of_model_is_refused(tiny_model, tmp_path):
     save_file({"transformer.blocks.0.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "flux.safetensors")
-    with pytest.raises(UserError, match="not a LoRA for Stable Diffusion 1.x or 2.x"):
+    with pytest.raises(UserError, match="flux.safetensors"):
         load_generation_unet(find_weights(str(tiny_model), lora=str(tmp_path / "flux.safetensors")), torch.float32)
 
 

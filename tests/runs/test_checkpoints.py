@@ -180,8 +180,8 @@ def test_the_optimizers_averages_take_the_memory_layout_of_the_weights(layouts):
     """PyTorch's fused AdamW silently mixes up weights, gradients and averages of unlike layouts."""
 
     def step(optimizer, weight, seed):
-        chance = torch.Generator().manual_seed(seed)
-        weight.grad = torch.empty_like(weight).copy_(torch.randn(weight.shape, generator=chance))
+        generator = torch.Generator().manual_seed(seed)
+        weight.grad = torch.empty_like(weight).copy_(torch.randn(weight.shape, generator=generator))
         optimizer.step()
 
     accelerator = Accelerator(cpu=True)

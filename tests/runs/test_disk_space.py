@@ -70,15 +70,15 @@ def test_what_is_needed_is_free_or_the_run_is_refused():
 
 
 def test_the_estimate_of_the_captions_is_what_they_take(train_run, tmp_path, monkeypatch):
-    told, real = [], disk_space.texts_bytes
-    monkeypatch.setattr("training.setup.texts_bytes", lambda *of: told.append(real(*of)) or told[-1])
+    estimates, real = [], disk_space.texts_bytes
+    monkeypatch.setattr("training.setup.texts_bytes", lambda *of: estimates.append(real(*of)) or estimates[-1])
     out = train_run("out", "--max_train_steps", 1)
     taken = sum(path.stat().st_size for path in (out / "cache" / "text").iterdir())
-    assert told[0] == pytest.approx(taken, rel=0.2)
+    assert estimates[0] == pytest.approx(taken, rel=0.2)
 
     write_captioned_folder(tmp_path / "alike", {f"{i}.jpg": "denim jeans" for i in range(4)})
     train_run("alike", "--max_train_steps", 1, dataset=tmp_path / "alike")
-    assert told[1] * 3 < told[0]  # one file for all of them
+    assert estimates[1] * 3 < estimates[0]  # one file for all of them
 
 
 def test_the_estimate_of_a_checkpoint_is_what_it_takes(train_run, capsys):
@@ -87,5 +87,5 @@ def test_the_estimate_of_a_checkpoint_is_what_it_takes(train_run, capsys):
         out = train_run(name, "--max_train_steps", 2, *USUAL, *flags)
         taken = sum(path.stat().st_size for path in (out / "checkpoint-2").rglob("*") if path.is_file())
         [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("output")]
-        told = float(line.split("of about ")[1].split(" GB")[0]) * 1e9
-        assert told == pytest.approx(taken, rel=0.3)  # of a tiny model a good part is not weights
+        estimate = float(line.split("of about ")[1].split(" GB")[0]) * 1e9
+        assert estimate == pytest.approx(taken, rel=0.3)  # of a tiny model a good part is not weights

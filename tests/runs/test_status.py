@@ -42,9 +42,9 @@ def test_a_file_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, capsy
 
 def test_training_says_dry_run_stopped_and_finished(train_run, status_file, tmp_path):
     def status() -> tuple[str, str, int, int, int]:
-        told = json.loads(status_file.read_text())
+        content = json.loads(status_file.read_text())
         status_file.unlink()
-        return told["state"], told["model"], told["step"], told["steps"], told["num_processes"]
+        return content["state"], content["model"], content["step"], content["steps"], content["num_processes"]
 
     class StopAtStep2(StopSignals):
         """A signal while the second step is done: the row of the first is written."""

@@ -99,8 +99,10 @@ lock.take()
 lock.path.write_text("{}")  # somebody else's
 time.sleep(60)
 """
-    rooms = str(Path(locking.__file__).parents[1])
-    done = subprocess.run([sys.executable, "-c", script, rooms, tmp_path], capture_output=True, text=True, timeout=50)
+    scripts = str(Path(locking.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", script, scripts, tmp_path], capture_output=True, text=True, timeout=50
+    )
     assert done.returncode == 1 and "taken over by another run" in done.stderr
 
 

@@ -24,7 +24,7 @@ def test_a_single_process_answers_for_itself():
     assert flag.any_process(True) and not flag.any_process(False)
 
 
-def test_nccl_is_told_where_gpus_cannot_reach_each_other(monkeypatch):
+def test_nccl_settings_follow_whether_gpus_can_reach_each_other(monkeypatch):
     for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

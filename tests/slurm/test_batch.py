@@ -1,4 +1,4 @@
-"""job.sh as a batch job, as far as that can be told without Slurm; test_slurm.py has the real one."""
+"""job.sh as a batch job, as far as that can be tested without Slurm; test_slurm.py has the real one."""
 
 import os
 import subprocess

@@ -71,7 +71,7 @@ def test_an_unknown_question_is_refused(ask):
     assert ask("gpu").returncode == 2
 
 
-def test_it_starts_although_python_is_told_not_to_look_beside_scripts(ask):
+def test_it_starts_although_python_does_not_look_beside_scripts(ask):
     assert ask("versions", PYTHONSAFEPATH="1").returncode == 0
 
 

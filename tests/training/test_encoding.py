@@ -193,7 +193,7 @@ class Elsewhere(str):
     type = "cuda"
 
 
-def test_pictures_that_are_encoded_together_keep_their_own_views(tmp_path, vae, images, encodings):
+def test_pictures_that_are_encoded_together_keep_their_own_augmentations(tmp_path, vae, images, encodings):
     together = SimpleNamespace(device=Elsewhere("cpu"), dtype=vae.dtype, config=vae.config, encode=vae.encode)
     posteriors = LatentCache(tmp_path, together, "hash").store(images, ALL, 0, True)
     again = Encodings(encodings.text, posteriors)

@@ -103,7 +103,7 @@ def test_after_the_first_steps_it_says_once_how_long_it_will_take(tmp_path, caps
     assert capsys.readouterr().out.count("a step: about") == 1
 
 
-def test_in_a_log_file_the_bar_is_not_drawn_again_at_each_step(tmp_path, capsys):
+def test_in_a_log_file_the_bar_is_not_printed_again_at_each_step(tmp_path, capsys):
     log = log_of(tmp_path)
     for step in range(1, 13):
         take(log, step, torch.tensor(1.0))
@@ -130,7 +130,7 @@ def test_keeping_rows_of_a_run_without_any_makes_an_empty_file(tmp_path):
     assert rows(tmp_path) == []
 
 
-def test_a_loss_that_is_no_number_is_null_in_its_row(tmp_path):
+def test_a_non_finite_loss_is_null_in_its_row(tmp_path):
     log = log_of(tmp_path, read_every=2)
     take(log, 1, torch.tensor(1.0))
     take(log, 2, torch.tensor(float("nan")))

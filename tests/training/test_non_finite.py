@@ -1,4 +1,4 @@
-"""Losses that are no numbers are skipped before the weights are touched, named, counted, and too many end the run."""
+"""Non-finite losses are skipped before they touch the weights, named and counted; too many end the run."""
 
 import json
 from types import SimpleNamespace
@@ -36,11 +36,11 @@ def spoil(monkeypatch):
     return choose
 
 
-def test_a_bad_step_is_named_skipped_and_counted(train_run, spoil, capsys):
+def test_a_non_finite_step_is_named_skipped_and_counted(train_run, spoil, capsys):
     spoil(2)
     out = train_run("out", "--max_train_steps", 3, *USUAL)
     said = capsys.readouterr().out
-    assert "step 2: the loss is inf" in said and "skipped; its pictures: 11 (" in said
+    assert "step 2: " in said and " inf" in said and "11 (" in said
     assert [row["train_loss"] is None for row in rows(out)] == [False, True, False]
     assert json.loads((out / "run.json").read_text())["skipped_steps"] == 1
     assert all(tensor.isfinite().all() for tensor in weights(out).values())
@@ -64,7 +64,7 @@ def make_state(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> 
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
-def test_a_bad_loss_or_a_bad_gradient_alone_leaves_weights_and_the_optimizers_state(bad):
+def test_a_non_finite_loss_or_gradient_alone_leaves_weights_and_the_optimizers_state(bad):
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=1, fused=True)
     state = make_state(optimizer, weight)
@@ -80,17 +80,18 @@ def test_a_bad_loss_or_a_bad_gradient_alone_leaves_weights_and_the_optimizers_st
     assert not torch.equal(step(1.0, 1.0)[0], good[0])
 
 
-def test_a_first_step_that_is_bad_is_skipped_like_any_other(train_run, spoil, tiny_model):
+def test_a_non_finite_first_step_is_skipped_like_any_other(train_run, spoil, tiny_model):
     spoil(1)
     out = train_run("out", "--max_train_steps", 1, *USUAL)
     before, after = weights(tiny_model), weights(out)
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
-def test_a_dry_run_names_a_loss_that_is_no_number(train_run, spoil, capsys):
+def test_a_dry_run_names_a_non_finite_loss(train_run, spoil, capsys):
     spoil(1)
     train_run("out", "--max_train_steps", 3, *USUAL, "--dry_run")
-    assert "step 1: the loss is inf" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "step 1: " in said and " inf" in said
 
 
 class Operators(TorchDispatchMode):
@@ -106,7 +107,7 @@ class Operators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_step_reads_no_number_from_the_device_from_its_first_loss_to_its_end(train_run, monkeypatch, precision):
+def test_a_step_reads_no_value_from_the_device_from_its_first_loss_to_its_end(train_run, monkeypatch, precision):
     operators, seen = Operators(), []
     real_loss, real_step = training.diffusion_loss, training.train_step
 
@@ -127,7 +128,7 @@ def test_a_step_reads_no_number_from_the_device_from_its_first_loss_to_its_end(t
     assert not any("_local_scalar_dense" in name for names in seen for name in names)
 
 
-def test_an_optimizer_that_is_not_fused_is_kept_from_bad_gradients_too():
+def test_an_optimizer_that_is_not_fused_is_kept_from_non_finite_gradients_too():
     weight = torch.nn.Parameter(torch.ones(3))
     state = make_state(torch.optim.AdamW([weight], lr=1), weight)
     for loss, moved in ((torch.tensor(1.0), True), (torch.tensor(float("nan")), False)):
@@ -137,12 +138,12 @@ def test_an_optimizer_that_is_not_fused_is_kept_from_bad_gradients_too():
         assert torch.equal(weight, before) != moved
 
 
-def test_steps_read_late_are_judged_in_their_order_and_the_first_bad_one_too_many_ends_the_run():
+def test_steps_read_late_are_judged_in_order_and_one_non_finite_step_too_many_ends_the_run():
     judge = NonFiniteSteps(Accelerator(cpu=True), 2, lambda step: [f"{step}.png"])
     rows_read = [MetricsRow(step, float("nan") if step in (3, 7, 8) else 1.0, 1.0) for step in range(1, 11)]
     for row in rows_read[:7]:
         judge.mark_or_raise(row)
-    with pytest.raises(WorkError, match=r"step 8: the loss is nan.* of 7.png"):
+    with pytest.raises(WorkError, match=r"step 8: .*nan.*7\.png"):
         judge.mark_or_raise(rows_read[7])
     assert [row.skipped for row in rows_read[:7]] == [step in (3, 7) for step in range(1, 8)]
 
@@ -150,7 +151,7 @@ def test_steps_read_late_are_judged_in_their_order_and_the_first_bad_one_too_man
 def test_too_many_in_a_row_end_the_run_and_the_last_checkpoint_is_good(train_run, spoil, tmp_path):
     spoil(3, 4, 6, 7, 8)
     flags = ["--max_train_steps", 9, *USUAL, "--checkpointing_steps", 2, "--max_bad_steps", 3]
-    with pytest.raises(WorkError, match=r"step 8: .* 3 of them in a row \(--max_bad_steps\)"):
+    with pytest.raises(WorkError, match=r"step 8: .*3 .*--max_bad_steps"):
         train_run("out", *flags)
     assert len(rows(tmp_path / "out")) == 7
     checkpoint = weights(tmp_path / "out" / "checkpoint-6")

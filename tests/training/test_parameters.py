@@ -16,8 +16,12 @@ def unet():
 
 
 def inputs():
-    chance = torch.Generator().manual_seed(0)
-    return torch.randn(1, 4, 8, 8, generator=chance), torch.tensor([500]), torch.randn(1, 77, 16, generator=chance)
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(1, 4, 8, 8, generator=generator),
+        torch.tensor([500]),
+        torch.randn(1, 77, 16, generator=generator),
+    )
 
 
 @torch.no_grad()

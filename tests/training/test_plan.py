@@ -41,7 +41,7 @@ def test_held_out_pictures_are_a_share_and_none_of_them_is_trained_on():
     assert chosen(validation_split=0.25, seed=1) != (trained, held_out)
 
 
-def test_a_limited_number_is_drawn_by_the_seed_and_held_out_ones_come_from_it():
+def test_a_limited_number_is_chosen_by_the_seed_and_held_out_ones_come_from_it():
     trained, _ = chosen(max_train_samples=8)
     assert len(trained) == 8 and trained == sorted(trained, key=lambda name: int(name[:-4]))
     less, held_out = chosen(max_train_samples=8, validation_split=0.25)
@@ -54,10 +54,10 @@ def test_a_split_that_holds_out_none_or_all_is_refused():
             chosen(validation_split=split)
 
 
-def plan_of(sizes: list[Size], views: list[tuple[Augmentation, ...]], held_out: list[Picture]) -> Plan:
+def plan_of(sizes: list[Size], augmentations: list[tuple[Augmentation, ...]], held_out: list[Picture]) -> Plan:
     return Plan(
         folder=Path("data"), without_caption=[], unreadable=[], pictures=PICTURES[: len(sizes)], sizes=sizes,
-        augmentations=views,
+        augmentations=augmentations,
         held_out=held_out, base=Path("base"), unet_base=Path("base"), shape=ModelShape(2, 2, 4, 64, (1,)),
         global_batch=4, prior_batch=2, steps=10, warmup=1, learning_rate=1e-4, prior_prompts=[],
         held_out_sizes=[(64, 96)] * len(held_out), interpolation="lanczos",

@@ -19,22 +19,22 @@ def test_prompts_take_turns():
     assert repeat_prompts(["a", "b"], 0) == []
 
 
-def test_a_picture_is_the_same_whichever_process_draws_it(tiny_model):
+def test_a_picture_is_the_same_whichever_process_generates_it(tiny_model):
     tokenizer, text_encoder = load_tokenizer(tiny_model), load_text_encoder(tiny_model)
     prompts = repeat_prompts(["a red t-shirt", "the white " * 50], 3)
     text = {prompt: encode_prompt(tokenizer, text_encoder, prompt, 3) for prompt in ["", *prompts]}
 
-    def draw(indices) -> dict[int, torch.Tensor]:
+    def generate(indices) -> dict[int, torch.Tensor]:
         unet, sampler = load_unet(tiny_model).eval(), load_sampler(tiny_model)
         return PriorGenerator(unet, sampler, prompts, text, (4, 8, 8), 4.0).generate(0, indices, quiet=True)
 
-    together, apart = draw(range(3)), {**draw(range(0, 3, 2)), **draw(range(1, 3, 2))}
+    together, apart = generate(range(3)), {**generate(range(0, 3, 2)), **generate(range(1, 3, 2))}
     assert together.keys() == apart.keys()
     assert all(torch.allclose(together[i], apart[i], atol=1e-4) for i in together)
     assert not torch.allclose(together[0], together[2], atol=0.1)  # one prompt, two seeds
 
 
-def test_its_prompt_draws_it_and_the_empty_one_is_steered_away_from(monkeypatch):
+def test_its_prompt_and_the_empty_prompt_guide_each_picture(monkeypatch):
     seen = []
     monkeypatch.setattr(
         "training.prior.generate_latents", lambda unet, sampler, noise, embeddings, _: seen.append(embeddings) or noise
@@ -44,7 +44,7 @@ def test_its_prompt_draws_it_and_the_empty_one_is_steered_away_from(monkeypatch)
     assert seen == [[(1, 0), (2, 0)]]
 
 
-def test_they_are_read_back_in_order_and_nothing_where_none_were_drawn(tmp_path):
+def test_they_are_read_back_in_order_and_nothing_where_none_were_generated(tmp_path):
     path = tmp_path / "cache" / "prior.safetensors"
     assert read_prior(path) is None
     write_prior(path, {i: torch.full((1, 2, 2), float(i)) for i in reversed(range(12))})

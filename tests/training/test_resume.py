@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -82,10 +83,10 @@ def command(tiny_model, two_shapes, tmp_path):
     ids=["full", "LoRA", "full, two processes", "LoRA in bf16, two processes"],
 )
 def test_a_run_that_was_killed_anywhere_ends_with_the_same_bits(command, tmp_path, kind, kills, processes):
-    chance, log = random.Random(str(kind)), tmp_path / "log"
+    rng, log = random.Random(str(kind)), tmp_path / "log"
     finish(start(log, processes, *command("whole", *kind)))
     for _ in range(kills):
-        more, delay = chance.randint(1, 3), chance.uniform(0, 0.2)
+        more, delay = rng.randint(1, 3), rng.uniform(0, 0.2)
         enough = min(count_rows(tmp_path / "cut") + more, STEPS - 1)
         run = start(log, processes, *command("cut", *kind))
         run[0].until(lambda enough=enough: count_rows(tmp_path / "cut") >= enough)
@@ -159,7 +160,9 @@ def test_a_signal_while_encoding_ends_at_once_and_leaves_nothing_half_written(ti
     assert all((encoded / name).stat().st_mtime_ns == written for name, written in kept.items())
 
 
-def test_a_signal_while_prompts_are_drawn_waits_for_them_and_nothing_is_half_written(train_run, monkeypatch, tmp_path):
+def test_a_signal_while_prompts_are_generated_waits_for_them_and_nothing_is_half_written(
+    train_run, monkeypatch, tmp_path
+):
     from PIL import Image
 
     from training.validation import ValidationSampler
@@ -192,7 +195,7 @@ def test_a_run_of_two_processes_goes_on_with_one_and_the_other_way(command, tmp_
     assert losses(tmp_path / "more") == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
 
 
-# --- what is refused, and what is told ------------------------------------------------------------------------------
+# --- what is refused, and what is reported --------------------------------------------------------------------------
 
 
 def test_a_changed_run_is_refused_with_the_list_of_what_differs(train_run, tmp_path):
@@ -206,7 +209,7 @@ def test_a_changed_run_is_refused_with_the_list_of_what_differs(train_run, tmp_p
 
 
 def test_overwrite_that_was_killed_does_not_mix_two_runs(train_run, monkeypatch):
-    """Killed after the old run's run.json is gone: what is left of it is a stranger's."""
+    """Killed after the old run's run.json is gone: its checkpoints count as another run's."""
     out = train_run("out", "--max_train_steps", 3, "--checkpointing_steps", 2)
     (out / "run.json").unlink()
     with pytest.raises(UserError, match="checkpoint-2 is not of this run"):
@@ -256,10 +259,10 @@ def test_a_dry_run_with_overwrite_removes_nothing(train_run):
     assert (out / "checkpoint-2").is_dir() and len(rows(out)) == 2
 
 
-def test_more_steps_go_on_and_what_the_schedule_does_is_told(train_run, capsys):
+def test_more_steps_go_on_and_what_the_schedule_does_is_reported(train_run, capsys):
     train_run("out", "--max_train_steps", 4, "--checkpointing_steps", 4)
     train_run("out", "--max_train_steps", 8, "--checkpointing_steps", 4)
-    assert "4 steps were planned, now 8: the cosine schedule" in capsys.readouterr().out
+    assert re.search(r"4 steps.* 8\b.*cosine", capsys.readouterr().out)
 
 
 def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_taken(train_run, capsys):

@@ -27,35 +27,35 @@ FORMS = [((f"picture {i} at the left",), ("short", "shorter")) for i in range(5)
 SOURCE = SampleSource(FORMS, ((4, 3, 2),) * 5, augmentations=[NO_AUGMENTATION] * 5)
 
 
-def draw(seed: int, number: int, stream: str = "data", dropout: float = 0.1, source=SOURCE, **chances) -> Sample:
-    return make_sample(seed, SampleKey(stream, number), source, SampleSettings(dropout, 1000, **chances))
+def sample_at(seed: int, number: int, stream: str = "data", dropout: float = 0.1, source=SOURCE, **settings) -> Sample:
+    return make_sample(seed, SampleKey(stream, number), source, SampleSettings(dropout, 1000, **settings))
 
 
 def same(one: Sample, other: Sample) -> bool:
     return one.timestep == other.timestep and torch.equal(one.noise, other.noise)
 
 
-def test_a_sample_is_the_same_whatever_was_drawn_before():
-    alone = draw(0, 7)
+def test_a_sample_is_the_same_whatever_was_sampled_before():
+    alone = sample_at(0, 7)
     torch.manual_seed(123)
     for number in range(7):
-        draw(0, number)
-    again = draw(0, 7)
+        sample_at(0, number)
+    again = sample_at(0, 7)
     assert same(alone, again) and torch.equal(alone.posterior_noise, again.posterior_noise)
     assert (alone.picture, alone.caption) == (again.picture, again.caption)
 
 
-def test_drawing_leaves_the_global_generator_alone():
+def test_making_a_sample_leaves_the_global_generator_alone():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    draw(0, 0)
+    sample_at(0, 0)
     assert torch.equal(torch.rand(1), expected)
 
 
 def test_neighbouring_seeds_and_streams_share_no_sample():
-    assert not same(draw(1, 2), draw(2, 1))
-    assert not same(draw(0, 0, "data"), draw(0, 0, "prior"))
+    assert not same(sample_at(1, 2), sample_at(2, 1))
+    assert not same(sample_at(0, 0, "data"), sample_at(0, 0, "prior"))
 
 
 def test_every_pass_shows_each_picture_once_and_passes_differ_in_order():
@@ -65,20 +65,20 @@ def test_every_pass_shows_each_picture_once_and_passes_differ_in_order():
 
 
 def test_captions_are_dropped_as_often_as_asked():
-    dropped = [draw(0, number, dropout=0.25).caption == "" for number in range(2000)]
+    dropped = [sample_at(0, number, dropout=0.25).caption == "" for number in range(2000)]
     assert 0.22 < sum(dropped) / 2000 < 0.28
-    assert all(draw(0, number, dropout=0.0).caption for number in range(200))
-    assert not any(draw(0, number, dropout=1.0).caption for number in range(200))
+    assert all(sample_at(0, number, dropout=0.0).caption for number in range(200))
+    assert not any(sample_at(0, number, dropout=1.0).caption for number in range(200))
 
 
-def test_groups_of_captions_are_drawn_equally_often():
-    captions = [draw(0, number, dropout=0).caption for number in range(2000)]
+def test_groups_of_captions_are_chosen_equally_often():
+    captions = [sample_at(0, number, dropout=0).caption for number in range(2000)]
     assert 0.46 < sum(caption.startswith("picture") for caption in captions) / 2000 < 0.54
     assert 0.21 < captions.count("short") / 2000 < 0.29
 
 
 def test_timesteps_cover_the_whole_schedule_evenly():
-    timesteps = torch.tensor([draw(0, number).timestep for number in range(2000)]).float()
+    timesteps = torch.tensor([sample_at(0, number).timestep for number in range(2000)]).float()
     assert timesteps.min() < 20 and timesteps.max() > 979
     assert abs(timesteps.mean() - 499.5) < 25
 
@@ -104,17 +104,23 @@ def test_half_of_the_samples_are_mirrored_with_their_captions_and_never_those_th
     source = SampleSource(
         FORMS, SOURCE.latent_shapes, augmentations=[list_augmentations(True, 0.0)] * 4 + [NO_AUGMENTATION]
     )
-    drawn = [draw(0, number, dropout=0, source=source) for number in range(2000)]
-    flippable = [sample for sample in drawn if sample.picture != 4]
+    samples = [sample_at(0, number, dropout=0, source=source) for number in range(2000)]
+    flippable = [sample for sample in samples if sample.picture != 4]
     assert 0.46 < sum(sample.augmentation.mirrored for sample in flippable) / len(flippable) < 0.54
-    assert not any(sample.augmentation.mirrored for sample in drawn if sample.picture == 4)
+    assert not any(sample.augmentation.mirrored for sample in samples if sample.picture == 4)
     assert all(
-        ("right" in sample.caption) == sample.augmentation.mirrored for sample in drawn if "picture" in sample.caption
+        ("right" in sample.caption) == sample.augmentation.mirrored
+        for sample in samples
+        if "picture" in sample.caption
     )
 
 
-def test_perturbation_is_seen_and_not_to_be_found_and_an_offset_is_one_number_for_a_channel():
-    plain, perturbed, shifted = draw(0, 1), draw(0, 1, input_perturbation=0.5), draw(0, 1, noise_offset=0.3)
+def test_perturbation_changes_the_input_noise_only_and_an_offset_is_one_number_for_a_channel():
+    plain, perturbed, shifted = (
+        sample_at(0, 1),
+        sample_at(0, 1, input_perturbation=0.5),
+        sample_at(0, 1, noise_offset=0.3),
+    )
     assert torch.equal(plain.noise, plain.input_noise) and torch.equal(plain.noise, perturbed.noise)
     assert 0.2 < (perturbed.input_noise - perturbed.noise).std() < 0.9
     offset = shifted.noise - plain.noise
@@ -148,9 +154,9 @@ def test_processes_and_accumulation_share_out_a_step_exactly(processes, accumula
 class Encodings:
     """Latents that hold the picture's number; captions of one or two tokens."""
 
-    def encode(self, draws):
-        latents = torch.stack([torch.full_like(draw.noise, float(draw.picture)) for draw in draws])
-        return Encoded(latents, torch.zeros(len(draws), 3, 8), None)
+    def encode(self, samples):
+        latents = torch.stack([torch.full_like(sample.noise, float(sample.picture)) for sample in samples])
+        return Encoded(latents, torch.zeros(len(samples), 3, 8), None)
 
 
 def source(caption: str, shapes: list[tuple[int, int, int]], group_length: int = 1) -> SampleSource:
@@ -187,14 +193,14 @@ def test_pictures_of_several_sizes_are_split_into_batches_of_one_and_the_last_is
 
 
 class Recorder:
-    """Notes the drawn samples in the order in which they are trained on."""
+    """Notes the samples in the order in which they are trained on."""
 
     def __init__(self):
         self.noises = []
 
-    def encode(self, draws):
-        self.noises += [tuple(draw.noise.flatten().tolist()) for draw in draws]
-        return Encoded(torch.zeros(len(draws), 1, 1, 1), torch.zeros(len(draws), 1, 1), None)
+    def encode(self, samples):
+        self.noises += [tuple(sample.noise.flatten().tolist()) for sample in samples]
+        return Encoded(torch.zeros(len(samples), 1, 1, 1), torch.zeros(len(samples), 1, 1), None)
 
 
 SHAPES = ((1, 2, 2), (1, 2, 4), (1, 4, 2))
@@ -251,10 +257,10 @@ def _pictures(pictures: list, global_batch: int, seed: int, step: int) -> list[i
     return run.pictures_of(step)
 
 
-def test_what_the_unet_sees_may_be_noisier_than_what_it_is_to_find():
-    draw = make_sample(
+def test_the_input_noise_may_be_stronger_than_the_target_noise():
+    sample = make_sample(
         0, SampleKey(DATA, 0), source("a", [(1, 2, 2)]), SampleSettings(0.0, 1000, input_perturbation=0.5)
     )
-    batch = make_batch(Encodings(), [draw], torch.device("cpu"), torch.float32)
-    assert torch.equal(batch.noise[0], draw.noise) and torch.equal(batch.input_noise[0], draw.input_noise)
-    assert not torch.equal(draw.noise, draw.input_noise)
+    batch = make_batch(Encodings(), [sample], torch.device("cpu"), torch.float32)
+    assert torch.equal(batch.noise[0], sample.noise) and torch.equal(batch.input_noise[0], sample.input_noise)
+    assert not torch.equal(sample.noise, sample.input_noise)

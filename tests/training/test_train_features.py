@@ -43,7 +43,7 @@ def test_the_rate_and_the_gradients_norm_are_those_asked_for(run, monkeypatch):
     assert norms == [0.5]
 
 
-def test_a_lora_run_resumes_to_the_same_file_and_inference_draws_with_it(run, tmp_path):
+def test_a_lora_run_resumes_to_the_same_file_and_inference_generates_with_it(run, tmp_path):
     usual = ["--lora_rank", 2, "--learning_rate", 1e-2, "--lr_scheduler", "constant", "--checkpointing_steps", 2]
     whole = run("whole", *usual, "--max_train_steps", 4)
     run("parts", *usual, "--max_train_steps", 2)
@@ -53,10 +53,10 @@ def test_a_lora_run_resumes_to_the_same_file_and_inference_draws_with_it(run, tm
     assert any(tensor.abs().max() > 0 for name, tensor in one.items() if "lora_B" in name or ".up." in name)
     assert (whole / "checkpoint-4" / "pytorch_lora_weights.safetensors").exists()
     assert not (whole / "unet").exists()
-    args = ["--prompt", "denim jeans", "--steps", "2", "--output_dir", str(tmp_path / "drawn"), "--num_images", "1"]
+    args = ["--prompt", "denim jeans", "--steps", "2", "--num_images", "1", "--output_dir", str(tmp_path / "images")]
     for model in (whole, json.loads((whole / "run.json").read_text())["base_model"]):
         generate(inference_args([*args, "--model", str(model), "--height", "72", "--width", "56"]))
-    one, other = (Image.open(path).tobytes() for path in (tmp_path / "drawn").glob("*.png"))
+    one, other = (Image.open(path).tobytes() for path in (tmp_path / "images").glob("*.png"))
     assert one != other
 
 
@@ -188,22 +188,23 @@ def test_buckets_and_accumulation_give_the_step_of_one_batch(run, tmp_path):
 
 
 @pytest.mark.parametrize("amount", ["-0.1", "0.6", "nan"])
-def test_a_pose_beyond_what_is_possible_is_refused(amount):
+def test_a_random_affine_beyond_what_is_possible_is_refused(amount):
     with pytest.raises(UserError, match="--random_affine"):
         parse_args(["--random_affine", amount])
 
 
-def test_encoding_live_trains_as_stored_encodings_do_in_all_views(run, capsys):
+def test_encoding_live_trains_as_stored_encodings_do_in_all_augmentations(run, capsys):
     usual = [*STEPS, "--random_flip", "--random_affine", 0.1]
     stored, live = run("stored", *usual), run("live", *usual, "--no_cache")
-    assert "16 variants of each: as it is, or up to 10% smaller, rotated by up to 1.4°" in capsys.readouterr().out
-    views = {len(load_file(path)) for path in (stored / "cache" / "latents").iterdir()}
-    assert views == {32} and losses(run("unmoved", *STEPS, "--random_flip")) != losses(stored)
+    said = capsys.readouterr().out
+    assert "16 variants" in said and "10%" in said and "1.4°" in said
+    tensors_per_file = {len(load_file(path)) for path in (stored / "cache" / "latents").iterdir()}
+    assert tensors_per_file == {32} and losses(run("unmoved", *STEPS, "--random_flip")) != losses(stored)
     assert losses(live) == pytest.approx(losses(stored), abs=1e-5)
     assert any((stored / "cache" / "latents").iterdir()) and not (live / "cache").exists()
 
 
-def test_another_number_of_the_bases_own_pictures_is_drawn_anew_after_a_dry_run(run):
+def test_another_number_of_the_bases_own_pictures_is_generated_anew_after_a_dry_run(run):
     run("out", *STEPS, "--prior_images", 2, "--dry_run", "--no_cache")
     run("out", *STEPS, "--prior_images", 3)
     assert len(list((run("out", *STEPS, "--prior_images", 3) / "cache" / "prior").iterdir())) == 2
@@ -259,24 +260,24 @@ def test_a_data_set_of_parquet_files_is_read_through_datasets(run, tmp_path):
         run("other", *STEPS, "--cache_dir", tmp_path / "hub", dataset=tmp_path / "tables")
 
 
-# --- watching -------------------------------------------------------------------------------------------------------
+# --- validation ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_watching_changes_nothing_and_leaves_losses_and_pictures(run, captioned_folder, tmp_path):
+def test_validation_changes_nothing_and_leaves_losses_and_pictures(run, captioned_folder, tmp_path):
     usual = ["--max_train_steps", 5, "--learning_rate", 1e-3, "--seed", 0, "--use_ema"]
     plain = run("plain", *usual)
     other = shutil.copytree(captioned_folder, tmp_path / "other")
     prompts = ["--validation_prompts", "denim jeans", "a red t-shirt", "--num_validation_images", 2]
-    watched = run("watched", *usual, "--validation_dir", other, "--validation_steps", 2, *prompts)
-    assert losses(watched) == losses(plain)
-    assert all(torch.equal(weights(plain)[name], tensor) for name, tensor in weights(watched).items())
-    measured = [row for row in rows(watched) if "val_loss" in row]
+    validated = run("validated", *usual, "--validation_dir", other, "--validation_steps", 2, *prompts)
+    assert losses(validated) == losses(plain)
+    assert all(torch.equal(weights(plain)[name], tensor) for name, tensor in weights(validated).items())
+    measured = [row for row in rows(validated) if "val_loss" in row]
     assert [row["step"] for row in measured] == [2, 4, 5]
     assert {"val_loss_ema", "train_fixed_loss", "train_fixed_loss_ema"} <= measured[0].keys()
-    drawn = sorted(path.name for path in (watched / "validation").iterdir())
-    assert drawn == [f"step-00000{step}-{index}.png" for step in (2, 4, 5) for index in range(4)]
-    record = json.loads((watched / "run.json").read_text())
+    pictures = sorted(path.name for path in (validated / "validation").iterdir())
+    assert pictures == [f"step-00000{step}-{index}.png" for step in (2, 4, 5) for index in range(4)]
+    record = json.loads((validated / "run.json").read_text())
     assert record["best_step"] in (2, 4, 5)
 
 

@@ -1,4 +1,4 @@
-"""The loss on fixed noise, and the pictures that are drawn while training."""
+"""The loss on fixed noise, and the pictures that are generated while training."""
 
 import contextlib
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ def fixed_loss(tiny_model):
     return FixedNoiseLoss(samples, Encodings(), objective, torch.device("cpu"), torch.float32)
 
 
-def test_the_samples_are_the_same_every_time_whatever_chance_did_before():
+def test_the_samples_are_the_same_every_time_whatever_the_global_rng_did_before():
     torch.manual_seed(1)
     first = fixed_samples("data", ["a", "b", "c"], SHAPES, 1000)
     torch.manual_seed(2)
@@ -56,11 +56,11 @@ def test_the_samples_are_the_same_every_time_whatever_chance_did_before():
 
 
 def test_of_many_pictures_some_are_taken_evenly():
-    drawn = {sample.picture for sample in fixed_samples("data", ["x"] * 1000, [(4, 2, 2)] * 1000, 1000)}
-    assert len(drawn) == 16 and {0, 999} <= drawn
+    chosen = {sample.picture for sample in fixed_samples("data", ["x"] * 1000, [(4, 2, 2)] * 1000, 1000)}
+    assert len(chosen) == 16 and {0, 999} <= chosen
 
 
-def test_measuring_gives_the_same_number_again_and_touches_neither_weights_nor_chance(fixed_loss):
+def test_measuring_gives_the_same_number_again_and_touches_neither_weights_nor_rng(fixed_loss):
     torch.manual_seed(0)
     unet = tiny_unet()
     accelerator, state = Accelerator(), torch.get_rng_state()
@@ -92,7 +92,7 @@ def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
     assert inside["train_fixed_loss_ema"] == found["train_fixed_loss_ema"]
 
 
-def test_prompts_are_drawn_with_the_averaged_weights_that_are_put_back(fixed_loss):
+def test_prompts_are_generated_with_the_averaged_weights_that_are_put_back(fixed_loss):
     unet, seen = tiny_unet(), []
     weights = ModelParameters(unet)
     settings = SimpleNamespace(use_ema=True, offload_ema=False, foreach_ema=True)
@@ -107,7 +107,7 @@ def test_prompts_are_drawn_with_the_averaged_weights_that_are_put_back(fixed_los
     assert all(torch.equal(parameter, before + 1) for parameter, before in zip(weights.parameters, begun, strict=True))
 
 
-def test_its_prompt_samples_a_picture_and_the_empty_one_is_steered_away_from(tmp_path, monkeypatch):
+def test_its_prompt_and_the_empty_prompt_guide_each_picture(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "training.validation.generate_latents",
@@ -148,7 +148,7 @@ def test_measuring_takes_at_most_a_tenth_of_a_short_run_but_the_end_is_always_me
         assert len(steps) == 1 or (len(steps) <= 10 and forward_passes <= 0.1 * length * 4 * 3), length
 
 
-def test_prompts_are_drawn_four_times_or_as_the_flags_say_and_always_at_the_end():
+def test_prompts_are_generated_four_times_or_as_the_flags_say_and_always_at_the_end():
     assert sampled_steps(600, 6, None, None) == {150, 300, 450, 600}
     assert sampled_steps(600, 6, None, 250) == {250, 500, 600}
     assert sampled_steps(20, 2.5, 3, 250) == {8, 16, 20}  # an epoch ends within a step

@@ -1,4 +1,4 @@
-"""How much faster inference.py draws than the plain loop, and whether its pictures are as close to the limit.
+"""How much faster inference.py generates than the plain loop, and whether its pictures are as close to the limit.
 
 The plain loop is diffusers' pipeline as its documentation shows it: one picture at a time, the model's own scheduler
 (PNDM), 50 steps. Ours is generate() at its defaults, 25 steps. Rounds of both alternate, without loading. The limit is
@@ -6,8 +6,8 @@ the picture of the same prompt and seed after 200 steps, by either sampler. Both
 does, and the plain loop computes in fp32, as ours does on a CPU. It takes several prompts: a picture now and then
 stands at a fork, where one step more or less makes it another, and one such outweighs all the others.
 
-    python tests/benchmarks/draw_speed.py                          the starter, 32 pictures: 12 minutes on two cores
-    python tests/benchmarks/draw_speed.py --model FOLDER --seeds 1 --limits 0
+    python tests/benchmarks/generation_speed.py                      the starter, 32 pictures: 12 minutes on two cores
+    python tests/benchmarks/generation_speed.py --model FOLDER --seeds 1 --limits 0
 """
 
 import argparse
@@ -52,7 +52,7 @@ Pictures = dict[tuple[str, int], np.ndarray]
 
 
 class Ours:
-    """generate() without what it says, the model loaded once."""
+    """generate() without its output, the model loaded once."""
 
     def __init__(self, args: argparse.Namespace, folder: Path):
         words = ["--model", args.model, "--num_images", str(args.seeds), "--output_dir", str(folder)]
@@ -60,13 +60,15 @@ class Ours:
         words += [word for prompt in args.prompts for word in ("--prompt", prompt)]
         self.args, source = parse_args(words), find_weights(args.model)
         self.plan = plan_images(self.args, source, read_shape(source.base))
-        self.painter = ImageGenerator(self.args, source, load_samplers(source, self.plan), choose_device(), self.plan)
+        self.image_generator = ImageGenerator(
+            self.args, source, load_samplers(source, self.plan), choose_device(), self.plan
+        )
 
-    def draw(self, wanted: Wanted, steps: int = OWN_STEPS) -> Pictures:
-        asked = [drawing for drawing in self.plan if (drawing.prompt, drawing.seed) in wanted]
+    def generate(self, wanted: Wanted, steps: int = OWN_STEPS) -> Pictures:
+        asked = [image for image in self.plan if (image.prompt, image.seed) in wanted]
         plan = [PlannedImage(d.prompt, d.seed, replace(d.settings, steps=steps)) for d in asked]
         with OutputWriter(self.args.output_dir, plan, with_metadata=False, is_main=True) as folder:
-            for batch in self.painter.generate(plan):
+            for batch in self.image_generator.generate(plan):
                 folder.add(batch)
         return {(d.prompt, d.seed): read(self.args.output_dir / d.file_name) for d in plan}
 
@@ -79,25 +81,25 @@ class Plain:
         self.pipeline = StableDiffusionPipeline.from_pretrained(args.model, dtype=torch.float32).to(choose_device())
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def draw(self, wanted: Wanted, steps: int = PLAIN_STEPS) -> Pictures:
-        drawn = {}
+    def generate(self, wanted: Wanted, steps: int = PLAIN_STEPS) -> Pictures:
+        generated = {}
         for prompt, seed in wanted:
             image = self.pipeline(
                 prompt, num_inference_steps=steps, guidance_scale=self.guidance_scale,
                 width=self.args.width, height=self.args.height, generator=torch.Generator().manual_seed(seed),
             ).images[0]  # fmt: skip
             image.save(self.folder / f"{seed}.png")
-            drawn[prompt, seed] = read(self.folder / f"{seed}.png")
-        return drawn
+            generated[prompt, seed] = read(self.folder / f"{seed}.png")
+        return generated
 
 
 def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)).astype(float)
 
 
-def timed(drawer: Ours | Plain, wanted: Wanted) -> tuple[float, Pictures]:
+def timed(method: Ours | Plain, wanted: Wanted) -> tuple[float, Pictures]:
     begun = time.perf_counter()
-    pictures = drawer.draw(wanted)
+    pictures = method.generate(wanted)
     return len(wanted) / (time.perf_counter() - begun), pictures
 
 
@@ -114,28 +116,28 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt (default: 4)")
     parser.add_argument("--width", type=int, default=224)
     parser.add_argument("--height", type=int, default=288)
-    parser.add_argument("--limits", type=int, default=2, help="of which drawn with 200 steps too (default: 2)")
+    parser.add_argument("--limits", type=int, default=2, help="of which generated with 200 steps too (default: 2)")
     args = parser.parse_args()
     quiet_libraries()
     with tempfile.TemporaryDirectory() as own, tempfile.TemporaryDirectory() as plain:
         ours = Ours(args, Path(own))
-        drawers = ours, Plain(args, ours.args.guidance_scale, Path(plain))
-        rates, drawn = ([], []), ({}, {})
+        methods = ours, Plain(args, ours.args.guidance_scale, Path(plain))
+        rates, generated = ([], []), ({}, {})
         for start in range(0, len(args.prompts), 2):
             wanted = [(prompt, seed) for prompt in args.prompts[start : start + 2] for seed in range(args.seeds)]
-            for drawer, rate, pictures in zip(drawers, rates, drawn, strict=True):
-                speed, found = timed(drawer, wanted)
+            for method, rate, pictures in zip(methods, rates, generated, strict=True):
+                speed, found = timed(method, wanted)
                 rate.append(speed)
                 pictures |= found
-                print(f"{type(drawer).__name__:6} {speed:.2f} pictures/s", flush=True)
+                print(f"{type(method).__name__:6} {speed:.2f} pictures/s", flush=True)
         own_rate, plain_rate = map(statistics.median, rates)
         ratio = statistics.median(a / b for a, b in zip(*rates, strict=True))
         print(f"{own_rate:.2f} against {plain_rate:.2f} pictures/s, median of rounds: {ratio:.2f} times as fast")
         wanted = [(prompt, seed) for prompt in args.prompts for seed in range(min(args.limits, args.seeds))]
-        for name, drawer in zip(("DPM-Solver++", "PNDM"), drawers if wanted else (), strict=False):
-            limit = drawer.draw(wanted, LIMIT_STEPS)
-            print(f"from {LIMIT_STEPS} steps of {name}, of 255: ours {distances(drawn[0], limit)}")
-            print(f"{'':{len(name) + 25}} the plain loop {distances(drawn[1], limit)}", flush=True)
+        for name, method in zip(("DPM-Solver++", "PNDM"), methods if wanted else (), strict=False):
+            limit = method.generate(wanted, LIMIT_STEPS)
+            print(f"from {LIMIT_STEPS} steps of {name}, of 255: ours {distances(generated[0], limit)}")
+            print(f"{'':{len(name) + 25}} the plain loop {distances(generated[1], limit)}", flush=True)
 
 
 if __name__ == "__main__":

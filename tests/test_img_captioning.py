@@ -14,7 +14,7 @@ from PIL import Image
 from background import Background, run_script
 from data.metadata import read_captions
 from data.metadata_writer import append_captions
-from img_captioning import main, parse_args
+from img_captioning import caption_or_check, parse_args
 from runtime.errors import UserError
 from tiny_captioners import make_blip
 
@@ -70,19 +70,19 @@ def test_pictures_that_are_links_out_of_the_folder_are_refused_before_a_captione
     for path in pictures.glob("*.JPG"):
         (elsewhere / path.name).symlink_to(path)
     with pytest.raises(UserError, match="3 pictures are links"):
-        main(parse_args(["--image_dir", str(elsewhere), "--model", "no/such-captioner"]))
+        caption_or_check(parse_args(["--image_dir", str(elsewhere), "--model", "no/such-captioner"]))
     other_tools = ["--output", str(tmp_path / "other.jsonl")]
     with pytest.raises(UserError, match="no/such-captioner"):
-        main(parse_args(["--image_dir", str(elsewhere), "--model", "no/such-captioner", *other_tools]))
+        caption_or_check(parse_args(["--image_dir", str(elsewhere), "--model", "no/such-captioner", *other_tools]))
 
 
 def test_rows_of_pictures_below_are_enough(tmp_path, capsys):
     (tmp_path / "below").mkdir()
     Image.new("RGB", (300, 300), "navy").save(tmp_path / "below" / "1.jpg")
     with pytest.raises(UserError, match="--recursive"):
-        main(parse_args(["--image_dir", str(tmp_path)]))
+        caption_or_check(parse_args(["--image_dir", str(tmp_path)]))
     append_captions(tmp_path, [("below/1.jpg", "mine")])
-    main(parse_args(["--image_dir", str(tmp_path)]))
+    caption_or_check(parse_args(["--image_dir", str(tmp_path)]))
     assert "no pictures directly in" in capsys.readouterr().out
 
 
@@ -157,7 +157,7 @@ def test_a_signal_ends_it_with_all_captions_written_and_the_same_command_goes_on
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda number: stop(tmp_path / number.name, captioner, number), numbers))
     folder = tmp_path / "SIGINT"
-    main(parse_args(["--image_dir", str(folder), "--model", str(captioner), "--max_new_tokens", "1"]))
+    caption_or_check(parse_args(["--image_dir", str(folder), "--model", str(captioner), "--max_new_tokens", "1"]))
     assert len(read_captions(folder)) == MANY
 
 
@@ -213,7 +213,7 @@ def kill_and_go_on(folder: Path, captioner: Path, existing: str) -> None:
         lines.append(process.stdout.readline().decode())
         assert lines[-1], "it ended early"
     with pytest.raises(UserError, match=f"process {process.pid} on this host"):
-        main(parse_args([str(word) for word in flags]))
+        caption_or_check(parse_args([str(word) for word in flags]))
     process.send_signal(signal.SIGKILL)
     lines += process.stdout.read().decode().splitlines()
     assert process.wait() == -signal.SIGKILL

@@ -36,10 +36,10 @@ exit codes: 0 done; 1 some pictures could not be captioned (the others are), or
 --check found something wrong; 2 a mistake in a flag or a file, named in one
 line; 75 stopped by a signal, all captions written: run the command again.
 """
-REAL_MODEL = "Salesforce/blip-image-captioning-large"
+REAL_CAPTIONER = "Salesforce/blip-image-captioning-large"
 
 
-def main(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
+def caption_or_check(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     file = locate_caption_file(args.image_dir, args.output, args.recursive)
     require_pictures_or_rows(file)
     if args.check:
@@ -72,12 +72,12 @@ def _print_summary(args: argparse.Namespace, file: CaptionFile) -> None:
 def _starter_captioner() -> str:
     if not STARTER_CAPTIONER.is_dir():
         raise UserError(
-            f"no captioner in {STARTER_CAPTIONER}; name one, for example --model {REAL_MODEL} "
-            f"(for job.sh: CAPTIONER={REAL_MODEL})"
+            f"no captioner in {STARTER_CAPTIONER}; name one, for example --model {REAL_CAPTIONER} "
+            f"(for job.sh: CAPTIONER={REAL_CAPTIONER})"
         )
     print(
         f"captioner: the starter, {STARTER_CAPTIONER}; it knows rendered garments only; for a real one use "
-        f"--model {REAL_MODEL}"
+        f"--model {REAL_CAPTIONER}"
     )
     return str(STARTER_CAPTIONER)
 
@@ -155,11 +155,11 @@ def add_training_flags(group: argparse._ArgumentGroup) -> None:
 # fmt: on
 
 
-def run() -> None:
+def main() -> None:
     args = parse_args()
     with StopSignals("before anything was written; run the same command again") as stop:
-        main(args, stop)
+        caption_or_check(args, stop)
 
 
 if __name__ == "__main__":
-    exit_with(run)
+    exit_with(main)

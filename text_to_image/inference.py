@@ -105,7 +105,8 @@ def add_sampling_flags(group: argparse._ArgumentGroup) -> None:
          help="what the pictures should not show; needs guidance (default: empty)")
     flag("--height", type=positive_int, metavar="PX",
          help="in pixels (default: of the size that the run trained on most, else the model's own)")
-    flag("--width", type=positive_int, metavar="PX", help="as --height")
+    flag("--width", type=positive_int, metavar="PX",
+         help="in pixels (default: as --height)")
     flag("--safety_checker", action=YesNo, default=True,
          help="use the model's safety checker, if it has one: a picture that it flags is replaced by a black one and "
               "listed (default: yes)")
@@ -139,18 +140,22 @@ def auto_or_positive_int(text: str) -> str | int:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags, checked, with the model filled in; `requests` holds the prompts, `origins` where each value is from.
+    """The flags, checked, with the model filled in.
+
+    `requests` holds the prompts, `origins` where each value is from, `model_named` whether a flag names the model.
 
     Raises UserError for wrong flags, prompts or defaults of the model.
     """
     parser = build_parser()
     given: dict[str, Any] = given_flags(parser, argv)
+    model_named = bool(given.keys() & {"model", "lora"})
     given |= choose_model(given)
     folder = Path(given["model"]).expanduser()
     run = read_run(folder) or {}
     given["requests"] = choose_requests(given, run)
     names = vars(parser.parse_args([]))
-    return merge_defaults(parser, given, defaults_file(folder, run), set(names) - MODEL_MAY_SET)
+    args = merge_defaults(parser, given, defaults_file(folder, run), set(names) - MODEL_MAY_SET)
+    return argparse.Namespace(**vars(args), model_named=model_named)
 
 
 def choose_requests(given: dict[str, Any], run: dict[str, Any]) -> list[GenerationRequest]:

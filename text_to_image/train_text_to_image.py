@@ -69,7 +69,7 @@ def build_parser() -> FlagParser:
 
 # A flag's name and type stand on one line, its help on the next.
 # fmt: off
-def add_everyday_flags(group) -> None:
+def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--dataset", "--train_data_dir", "--dataset_name", metavar="FOLDER",
          help="the captioned pictures: a folder, or a data set's id on the hub (needed)")
@@ -99,7 +99,7 @@ def add_everyday_flags(group) -> None:
          help="load everything, print what would be done and how long it would take; writes nothing but the cache")
 
 
-def add_data_flags(group) -> None:
+def add_data_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--repeats", type=positive_int, default=1, metavar="N",
          help="how often each picture is used in an epoch (default: 1)")
@@ -134,7 +134,7 @@ def add_data_flags(group) -> None:
     flag("--dataset_config_name", metavar="NAME", help="which configuration of a hub data set (default: its only one)")
 
 
-def add_objective_flags(group) -> None:
+def add_objective_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--prediction_type", choices=["epsilon", "v_prediction", "sample"],
          help="what the UNet predicts (default: what its scheduler's config says)")
@@ -154,7 +154,7 @@ def add_objective_flags(group) -> None:
          help="the LoRA's strength: its output counts alpha / rank (default: the rank)")
 
 
-def add_optimization_flags(group) -> None:
+def add_optimization_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--gradient_accumulation_steps", type=positive_int, default=1, metavar="N",
          help="batches whose gradients are averaged in one step (default: 1)")
@@ -172,7 +172,7 @@ def add_optimization_flags(group) -> None:
     flag("--adam_epsilon", type=positive_float, default=1e-8, metavar="X", help="(default: 1e-8)")
 
 
-def add_validation_flags(group) -> None:
+def add_validation_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--validation_split", type=zero_to_one, default=0.0, metavar="P",
          help="hold out this share of the pictures and measure the loss on them; 0: none (default: 0)")
@@ -189,7 +189,7 @@ def add_validation_flags(group) -> None:
          help="pictures of each prompt, the same seeds every time (default: 1)")
 
 
-def add_memory_flags(group) -> None:
+def add_memory_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--gradient_checkpointing", action=YesNo, default=False, help="less memory, slower (default: no)")
     flag("--use_8bit_adam", action=YesNo, default=False,
@@ -208,7 +208,7 @@ def add_memory_flags(group) -> None:
          help="accepted; PyTorch's own attention is as fast and is always used")
 
 
-def add_run_flags(group) -> None:
+def add_run_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--checkpointing_steps", type=positive_int, default=500, metavar="N",
          help="a checkpoint after every N steps (default: 500)")
@@ -225,7 +225,7 @@ def add_run_flags(group) -> None:
     flag("--local_rank", type=int, default=-1, metavar="N", help="set by launchers; accepted")
 
 
-def add_hub_flags(group) -> None:
+def add_hub_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--revision", metavar="NAME", help="branch, tag or commit of a hub model (default: main)")
     flag("--non_ema_revision", metavar="NAME",

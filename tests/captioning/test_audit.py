@@ -11,7 +11,7 @@ from captioning.audit import Finding, find_faults, print_findings, run_audit
 from captioning.caption_file import locate_caption_file
 from data.images import EXIF_ORIENTATION
 from data.metadata_writer import append_captions
-from img_captioning import DATASET, main, parse_args
+from img_captioning import DATASET, caption_or_check, parse_args
 from runtime.errors import WorkError
 
 
@@ -39,7 +39,7 @@ def found(folder: Path) -> dict[str, list[str]]:
 
 def test_nothing_is_found_in_a_folder_in_order_nor_in_the_repositorys(folder, capsys):
     assert found(folder) == {}
-    main(parse_args(["--check"]))  # raises where something is wrong
+    caption_or_check(parse_args(["--check"]))  # raises where something is wrong
     assert "nothing is wrong" in capsys.readouterr().out
     assert found(DATASET) == {}
 
@@ -110,14 +110,14 @@ def test_files_that_are_not_captioned_are_named(folder, capsys):
         "in sub-folders, without a row": ["below/7.png"],
     }
     (folder / "phone.HEIC").unlink()
-    main(parse_args(["--check", "--image_dir", str(folder)]))  # sub-folders may be left out on purpose
+    caption_or_check(parse_args(["--check", "--image_dir", str(folder)]))  # sub-folders may be left out on purpose
     assert "below/7.png" in capsys.readouterr().out
 
 
 def test_what_is_wrong_is_listed_and_ends_in_exit_code_1(folder, capsys):
     shutil.copy(folder / "0.png", folder / "copy.png")
     with pytest.raises(WorkError, match="2 things are wrong with the data"):
-        main(parse_args(["--image_dir", str(folder), "--check"]))
+        caption_or_check(parse_args(["--image_dir", str(folder), "--check"]))
     assert "the same picture twice: 1\n    copy.png = 0.png" in capsys.readouterr().out
     assert sorted(path.name for path in folder.glob("*.jsonl*")) == ["metadata.jsonl"]
 
@@ -128,7 +128,7 @@ def test_a_folder_of_broken_pictures_alone_is_checked(tmp_path):
     kinds = found(tmp_path)
     assert len(kinds.pop("broken")) == 2 and list(kinds) == ["pictures without a row"]
     with pytest.raises(WorkError, match="4 things are wrong with the data"):
-        main(parse_args(["--image_dir", str(tmp_path), "--check"]))
+        caption_or_check(parse_args(["--image_dir", str(tmp_path), "--check"]))
 
 
 def test_long_lists_are_cut_to_the_limit(capsys):

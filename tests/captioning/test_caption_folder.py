@@ -15,7 +15,7 @@ from captioning.caption_file import locate_caption_file
 from data.image_files import METADATA
 from data.metadata import read_captions
 from data.metadata_writer import append_captions
-from img_captioning import main, parse_args
+from img_captioning import caption_or_check, parse_args
 from runtime.errors import UserError, WorkError
 from runtime.locking import this_process
 from tiny_captioners import make_blip, make_qwen
@@ -44,7 +44,7 @@ def draw(path: Path, seed: int) -> None:
 def caption(folder, captioner):
     def run(*flags: object, model: Path = captioner) -> None:
         usual = ["--image_dir", folder, "--model", model, "--max_new_tokens", 2]
-        main(parse_args([str(word) for word in [*usual, *flags]]))
+        caption_or_check(parse_args([str(word) for word in [*usual, *flags]]))
 
     return run
 

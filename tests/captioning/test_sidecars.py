@@ -5,7 +5,7 @@ from PIL import Image
 
 from captioning.sidecars import read_sidecar
 from data.metadata import read_captions
-from img_captioning import main, parse_args
+from img_captioning import caption_or_check, parse_args
 from runtime.errors import UserError, WorkError
 
 
@@ -40,7 +40,9 @@ def test_they_become_rows_before_a_captioner_is_loaded(folder, capsys):
     (folder / "d.txt").write_text("damaged")
     (folder / "d.jpg").write_bytes((folder / "d.jpg").read_bytes()[:-200])
     with pytest.raises(UserError, match="no/such-captioner"):  # c.jpg and d.jpg want one
-        main(parse_args(["--image_dir", str(folder), "--model", "no/such-captioner", "--trigger", "sks jeans"]))
+        caption_or_check(
+            parse_args(["--image_dir", str(folder), "--model", "no/such-captioner", "--trigger", "sks jeans"])
+        )
     assert "pictures with a text file beside them: 1;" in capsys.readouterr().out
     assert (folder / "metadata.jsonl").read_bytes().startswith(kept)
     assert [(row.file_name, row.captions) for row in read_captions(folder)][1:] == [
@@ -53,20 +55,22 @@ def test_a_broken_picture_is_named_without_a_captioner_where_it_is_all_that_is_l
     (folder / "d.txt").write_text("damaged")
     (folder / "d.jpg").write_bytes((folder / "d.jpg").read_bytes()[:-200])
     with pytest.raises(WorkError, match=r"1 picture without a caption:\n  d\.jpg: damaged"):
-        main(parse_args(["--image_dir", str(folder), "--model", "no/such-captioner"]))
+        caption_or_check(parse_args(["--image_dir", str(folder), "--model", "no/such-captioner"]))
     assert [row.file_name for row in read_captions(folder)] == ["a.jpg", "b.PNG", "c.jpg"]
 
 
 def test_a_replacement_is_the_captioners(folder):
     with pytest.raises(UserError, match="no/such-captioner"):
-        main(parse_args(["--image_dir", str(folder), "--model", "no/such-captioner", "--existing", "replace"]))
+        caption_or_check(
+            parse_args(["--image_dir", str(folder), "--model", "no/such-captioner", "--existing", "replace"])
+        )
     assert not (folder / "metadata.jsonl").exists()
 
 
 def test_where_all_pictures_have_one_no_captioner_is_loaded(folder, capsys):
     for name in "cd":
         (folder / f"{name}.txt").write_text(f"picture {name}")
-    main(parse_args(["--image_dir", str(folder), "--model", "no/such-captioner"]))
+    caption_or_check(parse_args(["--image_dir", str(folder), "--model", "no/such-captioner"]))
     said = capsys.readouterr().out
     assert "pictures with a text file beside them: 4;" in said and "all 4 pictures" in said
     assert [row.captions[0] for row in read_captions(folder)][2:] == ["picture c", "picture d"]

@@ -8,7 +8,7 @@ import pytest
 
 from run_folder import rows
 from runs.status import STATUS_VARIABLE, write_status
-from runtime.errors import Stopped, WorkError
+from runtime.errors import Stopped
 from runtime.stopping import StopSignals
 
 MAIN = SimpleNamespace(is_main_process=True, num_processes=2)
@@ -34,10 +34,10 @@ def test_nothing_is_written_where_nobody_asks(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(STATUS_VARIABLE, str(tmp_path / "none" / "status.json"))
-    with pytest.raises(WorkError, match=f"{STATUS_VARIABLE}=.*status.json"):
-        write_status(MAIN, "finished", tmp_path, 9, 9)
+    write_status(MAIN, "finished", tmp_path, 9, 9)
+    assert f"{STATUS_VARIABLE}=" in (warning := capsys.readouterr().err) and "status.json" in warning
 
 
 def test_training_says_dry_run_stopped_and_finished(train_run, status_file, tmp_path):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import captioning.captioners
-import models.folders
+import captioning.captioner_loading
+import models.finding
 from runtime.errors import UserError
 from slurm.fetch import fetch, pictures_without_caption
 
@@ -49,8 +49,8 @@ def fetched(folder, tmp_path, monkeypatch):
             asked.append((name, whole))
             return tmp_path
 
-        monkeypatch.setattr(captioning.captioners, "download_captioner", download)
-        monkeypatch.setattr(models.folders, "find_bases", lambda args: (tmp_path, tmp_path))
+        monkeypatch.setattr(captioning.captioner_loading, "download_captioner", download)
+        monkeypatch.setattr(models.finding, "find_bases", lambda args: (tmp_path, tmp_path))
         record = tmp_path / "record"
         flags = argparse.Namespace(recursive=False, allow_pickle=allow_pickle, trust_remote_code=False)
         fetch(record, captioner, flags, argparse.Namespace(dataset=str(folder)))

@@ -61,5 +61,5 @@ def mirror_caption(text: str) -> str:
 
 
 def mentions_writing(text: str) -> str | None:
-    """The first word or quotation that tells of writing, so that the picture must not be mirrored; None without."""
+    """The first word or quotation that mentions writing, so that the picture must not be mirrored; None without."""
     return next((match["writing"] for match in WRITTEN.finditer(text) if match["writing"]), None)

@@ -1,1 +1,1 @@
-"""Are generated pictures copies of the training pictures, and how varied are they?"""
+"""Finds generated pictures that copy training pictures, and measures how varied the others are."""

@@ -1,7 +1,7 @@
 """How far pictures are from each other: by structural similarity, or by the features of a vision model."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -232,7 +232,7 @@ class FeatureSimilarity:
             rows.append(self._encode(self.processor(images=squares, return_tensors="pt").to(self.model.device)))
         return torch.nn.functional.normalize(torch.cat(rows).float(), dim=-1).cpu().numpy()
 
-    def _encode(self, inputs) -> torch.Tensor:
+    def _encode(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B, D) from what the processor returns."""
         # CLIP encodes text as well and has a method of its own for pictures.
         encode = getattr(self.model, "get_image_features", self.model)

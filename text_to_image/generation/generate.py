@@ -148,7 +148,8 @@ def print_start(
     args: argparse.Namespace, weights: GenerationWeights, plan: Sequence[PlannedImage], existing: int
 ) -> None:
     already = f", {existing} of them there already" if existing else ""
-    print(f"{len(plan)} pictures{already}; model: {weights.describe()} (another: --model {REAL_MODEL})", flush=True)
+    another = "" if args.model_named else f" (another: --model {REAL_MODEL})"
+    print(f"{len(plan)} pictures{already}; model: {weights.describe()}{another}", flush=True)
     if line := trigger_warning(weights, [request.prompt for request in args.requests]):
         print(escape_control_chars(line), flush=True)
 

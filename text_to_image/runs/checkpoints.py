@@ -44,11 +44,7 @@ def save_checkpoint(
         save_weights(partial)
         torch.save(training_state, partial / STATE)
         _write_manifest(partial, {"step": step, "trained": record["trained"], "fingerprint": record["fingerprint"]})
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        os.replace(partial, checkpoint)
-        flush_to_disk(folder)
-        if missing := find_missing_file(checkpoint):
-            raise OSError(f"after it was written, {missing}")
+        _rename(partial, checkpoint)
     except Exception as error:
         written, free = _size(partial), shutil.disk_usage(folder).free
         shutil.rmtree(partial, ignore_errors=True)
@@ -66,6 +62,14 @@ def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2))
     flush_to_disk(folder / MANIFEST)
     flush_to_disk(folder)
+
+
+def _rename(partial: Path, checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    os.replace(partial, checkpoint)
+    flush_to_disk(checkpoint.parent)
+    if missing := find_missing_file(checkpoint):
+        raise OSError(f"after it was written, {missing}")
 
 
 def _describe_failed_write(error: Exception, checkpoint: Path, written: int, free: int) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import WorkError
 from runtime.files import write_text_atomically
 from runtime.paths import display_path
 
@@ -21,8 +21,8 @@ def write_status(accelerator: Accelerator, state: str, folder: Path, step: int, 
     """Writes the file from the main process, whole: how many of the `steps` are done, and what `folder` holds.
 
     `state` is 'finished' (`folder` is a model), 'stopped' (it has a checkpoint of `step`) or 'dry_run' (it is as it
-    was). `folder` is written as one would type it in the current directory. WorkError where the file cannot be
-    written.
+    was). `folder` is written as one would type it in the current directory. A file that cannot be written is a
+    warning.
     """
     path = os.environ.get(STATUS_VARIABLE)
     if not path or not accelerator.is_main_process:
@@ -33,5 +33,5 @@ def write_status(accelerator: Accelerator, state: str, folder: Path, step: int, 
     }  # fmt: skip
     try:
         write_text_atomically(Path(path), json.dumps(status) + "\n")
-    except OSError as error:
-        raise WorkError(f"{STATUS_VARIABLE}={path}: cannot be written ({error.strerror})") from None
+    except OSError as error:  # the run itself is not worse for it
+        print(f"warning: {STATUS_VARIABLE}={path}: cannot be written ({error.strerror})", file=sys.stderr)

@@ -55,7 +55,7 @@ class RunLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._take()
         except OSError as error:
-            raise WorkError(f"{self.path}: the lock file cannot be made ({error.strerror})") from None
+            raise WorkError(f"{self.path}: cannot be made ({error.strerror})") from None
         self.held = True
         atexit.register(self.release)
         threading.Thread(target=self._renew, daemon=True).start()

@@ -3,7 +3,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 
 child=''                  # the process that step waits for
-heard='' called_off=''    # a signal came: while waiting for `child`; at any time
+signalled='' called_off=''    # a signal came: while waiting for `child`; at any time
 processes=1               # that training is to have
 srun=()                   # what starts training on all nodes
 seed='' pictures_dir=''   # of a task of an array
@@ -19,7 +19,7 @@ listen_to_slurm() {
 
 # Slurm sends USR1 some minutes before the time limit (#SBATCH --signal).
 call_off() {
-    heard=1
+    signalled=1
     called_off=1
     [[ -z "$child" ]] || kill -USR1 "$child" 2>/dev/null || true
 }
@@ -31,10 +31,10 @@ attend() {
     child=$!
     [[ -z "$called_off" ]] || kill -USR1 "$child" 2>/dev/null || true
     while :; do
-        heard=''
+        signalled=''
         code=0
         wait "$child" || code=$?
-        [[ -n "$heard" ]] || break # otherwise the signal ended the wait, not the command
+        [[ -n "$signalled" ]] || break # otherwise the signal ended the wait, not the command
     done
     child=''
     return "$code"

@@ -6,7 +6,7 @@ named by the hash of all that it follows from, so a changed picture, caption or 
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import torch
@@ -202,7 +202,8 @@ class LatentCache:
 
     def file(self, image: ImageToEncode) -> Path:
         content = hashlib.sha256(image.picture.path.read_bytes()).hexdigest()
-        key_parts = (*image.size, repr(image.augmentations), image.interpolation)
+        augmentations = repr([astuple(augmentation) for augmentation in image.augmentations])  # numbers, no names
+        key_parts = (*image.size, augmentations, image.interpolation)
         return (
             self.folder / f"{hash_key('latents', self.vae_hash, str(self.vae.dtype), content, *key_parts)}.safetensors"
         )

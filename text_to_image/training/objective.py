@@ -20,7 +20,7 @@ class Objective:
     dream_detail_preservation: float | None = None  # None: no DREAM
 
 
-def diffusion_loss(unet, objective: Objective, batch: Batch) -> torch.Tensor:
+def diffusion_loss(unet: torch.nn.Module, objective: Objective, batch: Batch) -> torch.Tensor:
     """(B,) the loss of each sample: weighted mean squared error of the UNet's prediction."""
     noise_scheduler, timesteps = objective.noise_scheduler, batch.timesteps
     noisy_latents = noise_scheduler.add_noise(batch.latents, batch.input_noise, timesteps)
@@ -48,7 +48,7 @@ def make_objective(args: argparse.Namespace, noise_scheduler: DDPMScheduler) -> 
     return Objective(noise_scheduler, args.snr_gamma, args.dream_detail_preservation if args.dream_training else None)
 
 
-def predict(unet, noisy_latents: torch.Tensor, batch: Batch) -> torch.Tensor:
+def predict(unet: torch.nn.Module, noisy_latents: torch.Tensor, batch: Batch) -> torch.Tensor:
     """(B, C, h, w) the UNet's prediction for noisy latents and the batch's text."""
     return unet(
         noisy_latents.to(batch.encoder_hidden_states.dtype),
@@ -58,7 +58,9 @@ def predict(unet, noisy_latents: torch.Tensor, batch: Batch) -> torch.Tensor:
     ).sample
 
 
-def prediction_target(noise_scheduler, latents, noise, timesteps) -> torch.Tensor:
+def prediction_target(
+    noise_scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
     """(B, C, h, w) what the scheduler's config says is predicted: the noise, v (arXiv:2202.00512), the latents."""
     kind = noise_scheduler.config.prediction_type
     if kind == "v_prediction":
@@ -66,7 +68,9 @@ def prediction_target(noise_scheduler, latents, noise, timesteps) -> torch.Tenso
     return latents if kind == "sample" else noise
 
 
-def dream(unet, objective: Objective, batch: Batch, noisy_latents, target) -> tuple[torch.Tensor, torch.Tensor]:
+def dream(
+    unet: torch.nn.Module, objective: Objective, batch: Batch, noisy_latents: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Noisy latents and target moved towards the UNet's own estimate (DREAM, arXiv:2312.00210).
 
     For epsilon: the UNet's own error, times λ = sqrt(1 - ᾱ)^p, is added to the noise. Costs a forward pass.
@@ -79,7 +83,7 @@ def dream(unet, objective: Objective, batch: Batch, noisy_latents, target) -> tu
     return noisy_latents + sigma * error, target + error
 
 
-def snr_weights(noise_scheduler, timesteps, gamma: float | None) -> torch.Tensor:
+def snr_weights(noise_scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float | None) -> torch.Tensor:
     """(B,) min-SNR-gamma weights (arXiv:2303.09556): min(SNR, γ) in units of the predicted quantity; None or 0: all 1.
 
     An error of the noise counts 1/SNR and an error of v counts 1/(SNR + 1) of the same error of the picture.
@@ -95,7 +99,7 @@ def snr_weights(noise_scheduler, timesteps, gamma: float | None) -> torch.Tensor
     return (gamma / snr).clamp(max=1)
 
 
-def signal_to_noise(noise_scheduler, timesteps) -> torch.Tensor:
+def signal_to_noise(noise_scheduler: DDPMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
     """(B,) signal power over noise power of the noised latents at `timesteps`."""
     alphas_cumprod = noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
     return alphas_cumprod / (1 - alphas_cumprod)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from transformers import CLIPTokenizer
 
 from data.augmentation import NO_AUGMENTATION, Augmentation, list_augmentations
 from data.buckets import Bucket, ImageToEncode, Size, choose_sizes, list_buckets
@@ -167,7 +168,9 @@ def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[lis
     return trained, [pictures[i] for i in sorted(out)]
 
 
-def describe_run(args: argparse.Namespace, plan: Plan, accelerator: Accelerator, tokenizer, precision: str) -> dict:
+def describe_run(
+    args: argparse.Namespace, plan: Plan, accelerator: Accelerator, tokenizer: CLIPTokenizer, precision: str
+) -> dict:
     """What run.json says, at the start of the run."""
     arguments = without_secrets({name: value for name, value in vars(args).items() if name != "origins"})
     captions = [caption for picture in plan.pictures for caption in picture.captions]

@@ -6,8 +6,7 @@ come from the CPU, whose generator gives the same ones on every machine.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
@@ -19,6 +18,7 @@ from runtime.devices import to_device
 # The streams: the data set's pictures, those that the base generated, and those that are never trained on. Their names
 # are part of the random generators' keys.
 DATA, PRIOR, HELD_OUT = "data", "prior", "held out"
+ORDERS_KEPT = 8
 
 LatentShape = tuple[int, int, int]  # (C, h, w)
 
@@ -47,6 +47,16 @@ class SampleSource:
     latent_shapes: tuple[LatentShape, ...]
     augmentations: Sequence[Sequence[Augmentation]]
     group_length: int = 1  # that many pictures of one shape follow each other, so that a batch needs one pass
+    _orders: dict[tuple[int, str, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
+
+    def epoch_order(self, seed: int, stream: str, epoch: int) -> tuple[int, ...]:
+        """Which picture comes when in an epoch; the last few orders are kept."""
+        key = (seed, stream, epoch)
+        if key not in self._orders:
+            if len(self._orders) >= ORDERS_KEPT:
+                self._orders.clear()
+            self._orders[key] = shuffle_epoch(seed, stream, epoch, self)
+        return self._orders[key]
 
 
 @dataclass(frozen=True)
@@ -113,11 +123,10 @@ def choose_caption(groups: Sequence[Sequence[str]], generator: torch.Generator) 
 def picture_index(seed: int, key: SampleKey, source: SampleSource) -> int:
     """Which picture a sample shows: every epoch goes over all of them once, each time in another order."""
     epoch, position = divmod(key.number, len(source.latent_shapes))
-    return _epoch_order(seed, key.stream, epoch, source)[position]
+    return source.epoch_order(seed, key.stream, epoch)[position]
 
 
-@lru_cache(maxsize=8)
-def _epoch_order(seed: int, stream: str, epoch: int, source: SampleSource) -> tuple[int, ...]:
+def shuffle_epoch(seed: int, stream: str, epoch: int, source: SampleSource) -> tuple[int, ...]:
     """Shuffled, then grouped into runs of one shape; the shorter runs, what is left of each shape, come last."""
     generator = keyed_generator(seed, stream, "pass", epoch)
     by_shape: dict[LatentShape, list[int]] = {}

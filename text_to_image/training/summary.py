@@ -28,7 +28,7 @@ def run_summary(run: PreparedRun) -> Rows:
     processes, precision = run.accelerator.num_processes, PRECISIONS[run.precision]
     return [
         ("model", f"{display_path(args.pretrained_model_name_or_path)} (UNet of {parameters:.1f} M parameters)"),
-        ("", f"a real one: --pretrained_model_name_or_path {REAL_MODEL}"),
+        *_real_model_rows(args),
         ("trained", run.record["trained"]),
         ("pictures", _pictures_line(plan)),
         *_bucket_rows(plan),
@@ -45,6 +45,13 @@ def run_summary(run: PreparedRun) -> Rows:
         ("from the model", f"{_origins_line(arguments, args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
         ("output", f"{display_path(run.folder)}, fp32; {run.space.line}"),
     ]
+
+
+def _real_model_rows(args: argparse.Namespace) -> Rows:
+    """How to name a model, where none was named."""
+    if args.origins["pretrained_model_name_or_path"] == FROM_FLAG:
+        return []
+    return [("", f"a real one: --pretrained_model_name_or_path {REAL_MODEL}")]
 
 
 def _origins_line(arguments: dict, origins: dict[str, str], source: str) -> str:

@@ -41,7 +41,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     run = prepare_run(args)
     if run.finished_record:
         run_on_main(run.accelerator, run.lock.release)  # prepare_run has taken it
-        finish(run, run.finished_record)
+        report_result(run, run.finished_record)
         return
     print_table(run_summary(run), quiet=not run.is_main)
     if not args.dry_run:
@@ -97,7 +97,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     run.accelerator.wait_for_everyone()
     stop.note_saved("after the result was saved")
     stop.raise_at_once()
-    finish(run, run.record)
+    report_result(run, run.record)
 
 
 def train_step(run: PreparedRun, state: TrainState, batches: StepBatches, step: int) -> StepResult:
@@ -156,7 +156,7 @@ def outcome(folder: Path) -> dict:
     return {**summary, "finished": True, "finished_at": finished_at, "peak_memory_gb": peak_memory_gb()}
 
 
-def finish(run: PreparedRun, record: dict) -> None:
+def report_result(run: PreparedRun, record: dict) -> None:
     """Says where the result is, and uploads it where asked for; `record` is run.json's content."""
     rows = [("finished", f"after {record['steps']} steps")]
     if best := best_step(read_metrics(run.folder / METRICS_FILE)):

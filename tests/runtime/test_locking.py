@@ -43,7 +43,7 @@ def test_it_is_gone_when_it_is_released(tmp_path):
 
 def test_a_living_process_of_this_host_is_named(tmp_path, held):
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    held(pid=other.pid, started=locking._started(other.pid), job="77", age=10_000)
+    held(pid=other.pid, started=locking._start_time(other.pid), job="77", age=10_000)
     with pytest.raises(UserError, match=rf"process {other.pid} on this host trains into it \(Slurm job 77\)"):
         take(tmp_path)
     other.kill()
@@ -93,7 +93,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from runtime import locking
 from pathlib import Path
-locking.RENEWED_EVERY = 0.05
+locking.RENEW_EVERY = 0.05
 lock = locking.RunLock(Path(sys.argv[2]))
 lock.take()
 lock.path.write_text("{}")  # somebody else's
@@ -136,7 +136,7 @@ def test_a_lock_that_a_crash_cut_short_holds_nobody_back(tmp_path, content):
 
 
 def test_it_is_renewed_while_it_is_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(locking, "RENEWED_EVERY", 0.01)
+    monkeypatch.setattr(locking, "RENEW_EVERY", 0.01)
     lock = take(tmp_path)
     os.utime(tmp_path / ".lock", (0, 0))
     end = time.monotonic() + 20

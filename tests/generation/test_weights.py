@@ -16,6 +16,7 @@ from generation.weights import (
     load_generation_unet,
     trigger_warning,
 )
+from models.folders import ModelFolder
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE
 from runs.checkpoints import MANIFEST
@@ -85,9 +86,12 @@ def test_a_lora_has_the_strength_that_is_asked_for(runs, tiny_model):
 def test_a_lora_is_used_with_the_unet_that_it_was_trained_on(runs, tiny_model, tmp_path, monkeypatch):
     """--non_ema_revision takes the UNet from another revision than the rest."""
     other = shutil.copytree(tiny_model, tmp_path / "other revision")
-    monkeypatch.setattr("generation.weights.find_bases", lambda args: (tiny_model, other))
+    monkeypatch.setattr("generation.weights.find_bases", lambda args: (ModelFolder(tiny_model), ModelFolder(other)))
     found = find_weights(str(runs["lora"]))
-    assert (found.base, found.unet) == (tiny_model, other / "unet") and "other revision" in found.describe()
+    assert (found.base, found.unet) == (
+        ModelFolder(tiny_model),
+        other / "unet",
+    ) and "other revision" in found.describe()
 
 
 def test_a_base_that_is_gone_is_named(runs, tmp_path):

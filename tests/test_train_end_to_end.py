@@ -257,5 +257,5 @@ def test_prompts_and_held_out_captions_that_are_cut_are_named(run, capsys, tmp_p
 @pytest.mark.parametrize("other", ["DEEPSPEED", "FSDP"])
 def test_a_launcher_that_asks_for_an_unsupported_plugin_is_refused(train_run, monkeypatch, other):
     monkeypatch.setenv(f"ACCELERATE_USE_{other}", "true")
-    with pytest.raises(UserError, match=f"use {other}"):
+    with pytest.raises(UserError, match=other):
         train_run("out", "--max_train_steps", 1)

@@ -18,8 +18,8 @@ EXAMPLES = """\
 The model must be a Stable Diffusion 1.x or 2.x. A LoRA (a run with --lora_rank)
 is fused into its base.
 
-AUTOMATIC1111 needs a .yaml beside a file of Stable Diffusion 2.x, or of 1.x with
-v prediction. It is written too, under the same name.
+AUTOMATIC1111 needs a .yaml beside a file of Stable Diffusion 2.x, or of 1.x
+with v prediction. It is written too, under the same name.
 
 The file gets its name only after diffusers has read it back and every weight
 has been found equal. To load it in Python:

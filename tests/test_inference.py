@@ -26,7 +26,7 @@ def test_the_script_generates_every_prompt_as_often_as_asked_and_records_it(fini
     flags = ["--model", finished_run, "--num_images", 2, "--seed", 7, "--output_dir", tmp_path / "out", *QUICK]
     done = run_script(INFERENCE, *prompts, *flags)
     assert done.returncode == 0, done.stderr
-    assert str(finished_run) in done.stdout and "--model" in done.stdout
+    assert str(finished_run) in done.stdout
     names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert [name[-10:] for name in names] == ["000007.png", "000008.png"] * 2
     assert names[0].startswith("a-red-t-shirt-laid-flat-") and names[2].startswith("denim-jeans-")

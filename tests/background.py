@@ -1,7 +1,7 @@
 """The scripts as processes of their own, to be stopped and killed.
 
-They are forked from a process that has imported the libraries already, which takes a script 5 s: else they are what
-`python script.py` is. test_train_end_to_end.py, tests/slurm/ and others start them the ordinary way.
+They are forked from a process that has imported the libraries already, which takes a script 5 s; else they are what
+`python script.py` is. test_readmes.py and tests/slurm/ start them the ordinary way.
 """
 
 import atexit

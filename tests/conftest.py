@@ -62,6 +62,13 @@ def train_run(tiny_model, captioned_folder, tmp_path):
     return run
 
 
+@pytest.fixture
+def few_sampling_steps(monkeypatch) -> None:
+    """Prior and validation images in three steps: for tests in this process to which it does not matter what they show."""
+    monkeypatch.setattr("training.prior.SAMPLER_STEPS", 3)
+    monkeypatch.setattr("training.validation.SAMPLING_STEPS", 3)
+
+
 @pytest.fixture(scope="session")
 def finished_run(tiny_model, tmp_path_factory) -> Path:
     """A folder as training leaves it; tests that change one copy it."""

@@ -98,9 +98,7 @@ def status(state: str = "finished", model: str = "/runs/my model", step: int = 9
 def make_repository(folder: Path) -> Path:
     """A copy, with a space in its path, whose three scripts record how they were called."""
     repository = folder / "my repository"
-    shutil.copytree(
-        ROOT / "text_to_image", repository / "text_to_image", ignore=shutil.ignore_patterns("starter", "__pycache__")
-    )
+    shutil.copytree(ROOT / "text_to_image", repository / "text_to_image", ignore=shutil.ignore_patterns("starter"))
     for name in ("job.sh", "requirements.txt"):
         shutil.copy(ROOT / name, repository)
     for name in ("img_captioning", "train_text_to_image", "inference"):

@@ -46,8 +46,7 @@ def test_pictures_get_a_row_and_those_that_cannot_be_read_are_named_when_the_res
     before = b'{ "file_name":"11 (2).JPG","text":"mine" }'
     (pictures / "metadata.jsonl").write_bytes(before)
     (pictures / "note.png").write_text("no picture")
-    flags = ["--image_dir", pictures, "--model", captioner, "--batch_size", "1", "--max_new_tokens", "2"]
-    done = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True)
+    done = run("--image_dir", pictures, "--model", captioner, "--batch_size", 1, "--max_new_tokens", 2)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "Warning" not in done.stderr
     assert "error: 1 picture without a caption:\n  note.png" in done.stderr
     assert (pictures / "metadata.jsonl").read_bytes().startswith(before)

@@ -37,21 +37,11 @@ def same_weights(one: Path, other: Path, part: str = "unet", atol: float = 0.0) 
 # --- the script itself ----------------------------------------------------------------------------------------------
 
 
-def start(*words: object, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *map(str, words)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=300,
-    )
-
-
 def test_the_script_says_what_it_will_do_does_it_and_the_result_generates(tiny_model, captioned_folder, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "training_defaults.json").write_text('{"learning_rate": 3e-4, "prior_images": 2, "use_ema": true}')
     flags = ["--pretrained_model_name_or_path", model, "--dataset", captioned_folder, "--epochs", 8]
-    done = start(TRAIN, *flags, "--output_dir", tmp_path / "out", "--checkpointing_steps", 3)
+    done = run_script(TRAIN, *flags, "--output_dir", tmp_path / "out", "--checkpointing_steps", 3)
     assert done.returncode == 0, done.stderr
     for said in (
         "3 in ",
@@ -87,10 +77,10 @@ def test_two_processes_train_as_one_does(run, tiny_model, captioned_folder, tmp_
     usual = ["--max_train_steps", 3, "--learning_rate", 1e-3, "--prior_images", 3, "--use_ema"]
     alone = run("alone", *usual, "--train_batch_size", 4)
     flags = [TRAIN, "--pretrained_model_name_or_path", tiny_model, "--dataset", captioned_folder, *usual]
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    done = start(
-        *torchrun, *flags, "--train_batch_size", 2, "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true"
-    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command = [*torchrun, *flags, "--train_batch_size", 2, "--output_dir", tmp_path / "two"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "two" / "run.json").read_text())
     assert two["num_processes"] == 2
@@ -138,6 +128,7 @@ def test_training_lowers_the_loss_and_binds_each_caption_to_its_picture(run, two
     assert after < 0.5 * wrong
 
 
+@pytest.mark.usefixtures("few_sampling_steps")
 def test_accumulated_batches_give_the_step_of_one_large_batch(run):
     """Also with 3 pictures and 4 parts, where a naive trainer takes a step with three quarters of the gradient."""
     usual = ["--max_train_steps", 3, "--learning_rate", 1e-3, "--prior_images", 2]
@@ -155,6 +146,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(run):
 # --- going on -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_sampling_steps")
 def test_a_resumed_run_ends_with_the_same_weights(run):
     usual = ["--learning_rate", 1e-3, "--lr_scheduler", "constant", "--use_ema", "--prior_images", 2]
     usual += ["--checkpointing_steps", 2, "--seed", 3]
@@ -245,6 +237,7 @@ def test_captions_that_are_cut_are_named(run, capsys):
     assert "CUT at 75 tokens: 11 (3).JPG" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("few_sampling_steps")
 def test_prompts_and_held_out_captions_that_are_cut_are_named(run, capsys, tmp_path):
     folder = write_captioned_folder(tmp_path / "held out")
     given = ["--prior_images", 2, "--prior_prompts", "a shirt", "--validation_dir", folder]

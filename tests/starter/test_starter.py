@@ -44,6 +44,7 @@ def test_it_is_a_small_folder_with_everything_that_other_tools_look_for():
     assert json.loads((STARTER / "scheduler" / "scheduler_config.json").read_text())["_class_name"] == "PNDMScheduler"
 
 
+@pytest.mark.slow
 def test_plain_diffusers_loads_it_and_generates_with_it():
     from diffusers import StableDiffusionPipeline
 
@@ -84,6 +85,7 @@ def test_the_classifier_is_right_about_unseen_renders(classifier):
     assert all(share >= 0.95 for share in shares.values()), shares
 
 
+@pytest.mark.slow
 def test_the_classifier_takes_jeans_for_trousers(classifier):
     found = classify(classifier, [render(sample_spec(HELD_OUT + i, "jeans"), 224, 288) for i in range(12)])
     assert sum(f["kind"] == "trousers" for f in found) >= 11

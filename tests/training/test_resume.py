@@ -160,6 +160,7 @@ def test_a_signal_while_encoding_ends_at_once_and_leaves_nothing_half_written(ti
     assert all((encoded / name).stat().st_mtime_ns == written for name, written in kept.items())
 
 
+@pytest.mark.usefixtures("few_sampling_steps")
 def test_a_signal_while_prompts_are_generated_waits_for_them_and_nothing_is_half_written(
     train_run, monkeypatch, tmp_path
 ):

@@ -157,6 +157,7 @@ def test_what_is_left_out_is_named_before_the_first_step(run, tmp_path, capsys):
     assert "NOT READABLE, left out: phone.HEIC (save them as JPEG or PNG)" in said
 
 
+@pytest.mark.usefixtures("few_sampling_steps")
 def test_words_that_would_stand_for_your_pictures_and_for_the_bases_own_are_named(run, capsys):
     usual = [*STEPS, "--prior_images", 2, "--dry_run"]
     for name, flags, both in (("a", [], 1), ("b", ["--trigger", "sks"], 0), ("c", ["--prior_prompts", "a shirt"], 0)):
@@ -178,6 +179,7 @@ def test_the_old_square_crop_is_there(run, tmp_path, capsys):
     assert json.loads((out / "run.json").read_text())["sizes"] == [{"height": 64, "width": 64, "pictures": 4}]
 
 
+@pytest.mark.usefixtures("few_sampling_steps")
 def test_buckets_and_accumulation_give_the_step_of_one_batch(run, tmp_path):
     folder = mixed_folder(tmp_path / "data")
     usual = ["--max_train_steps", 3, "--learning_rate", 1e-3, "--prior_images", 2, "--random_flip"]
@@ -204,6 +206,7 @@ def test_encoding_live_trains_as_stored_encodings_do_in_all_augmentations(run, c
     assert any((stored / "cache" / "latents").iterdir()) and not (live / "cache").exists()
 
 
+@pytest.mark.usefixtures("few_sampling_steps")
 def test_another_number_of_the_bases_own_pictures_is_generated_anew_after_a_dry_run(run):
     run("out", *STEPS, "--prior_images", 2, "--dry_run", "--no_cache")
     run("out", *STEPS, "--prior_images", 3)
@@ -263,7 +266,7 @@ def test_a_data_set_of_parquet_files_is_read_through_datasets(run, tmp_path):
 # --- validation ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("few_sampling_steps")
 def test_validation_changes_nothing_and_leaves_losses_and_pictures(run, captioned_folder, tmp_path):
     usual = ["--max_train_steps", 5, "--learning_rate", 1e-3, "--seed", 0, "--use_ema"]
     plain = run("plain", *usual)

@@ -64,7 +64,7 @@ def train_run(tiny_model, captioned_folder, tmp_path):
 
 @pytest.fixture
 def few_sampling_steps(monkeypatch) -> None:
-    """Prior and validation images in three steps: for tests in this process to which it does not matter what they show."""
+    """Prior and validation images in three steps, for tests in this process that do not care what they show."""
     monkeypatch.setattr("training.prior.SAMPLER_STEPS", 3)
     monkeypatch.setattr("training.validation.SAMPLING_STEPS", 3)
 

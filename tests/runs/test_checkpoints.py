@@ -175,7 +175,7 @@ def test_checkpoints_after_the_step_that_the_run_resumes_from_are_removed(run):
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4"]
 
 
-@pytest.mark.parametrize("layouts", itertools.permutations((torch.channels_last, torch.contiguous_format)))
+@pytest.mark.parametrize("layouts", list(itertools.permutations((torch.channels_last, torch.contiguous_format))))
 def test_the_optimizers_averages_take_the_memory_layout_of_the_weights(layouts):
     """PyTorch's fused AdamW silently mixes up weights, gradients and averages of unlike layouts."""
 

@@ -26,8 +26,8 @@ def main() -> None:
     import torch
     from diffusers import UNet2DConditionModel
 
+    from optimization.parameters import FullUNet, LoraAdapter
     from runs.checkpoints import find_damage, save_checkpoint
-    from training.parameters import FullUNet, LoraAdapter
 
     unet = UNet2DConditionModel(
         sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from models.loading import load_unet
+from optimization.optimizers import load_optimizer_state
 from runs.checkpoints import (
     checkpoint_step,
     complete_checkpoints,
@@ -20,7 +21,6 @@ from runs.checkpoints import (
 )
 from runtime.errors import UserError, WorkError
 from tiny_model import tiny_unet
-from training.optimization import load_optimizer_state
 
 RECORD = {"trained": "UNet", "fingerprint": "f"}
 

@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from optimization.ema import NoEMA
 from run_folder import rows, weights
 from runtime.errors import WorkError
 from training import train as training
-from training.ema import NoEMA
 from training.metrics import MetricsRow
 from training.non_finite import NonFiniteSteps
 from training.state import TrainState

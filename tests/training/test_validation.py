@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from PIL import Image
 
 from models.loading import load_noise_scheduler
+from optimization.ema import NoEMA, averaged, make_ema
+from optimization.parameters import ModelParameters
 from tiny_model import tiny_unet
-from training.ema import NoEMA, averaged, make_ema
 from training.objective import Objective
-from training.parameters import ModelParameters
 from training.samples import Encoded
 from training.state import TrainState
 from training.validation import (

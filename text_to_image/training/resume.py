@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from optimization.schedule import learning_rate_schedule
 from runs.checkpoints import (
     checkpoint_fingerprint,
     checkpoint_step,
@@ -15,7 +16,6 @@ from runs.checkpoints import (
 from runs.records import read_run, remove_run, run_differences, write_run
 from runtime.errors import UserError
 from runtime.files import remove_partial_files, remove_stale_partial_files
-from training.optimization import learning_rate_schedule
 from training.plan import Plan, warmup_steps
 
 RESULTS = ("model_index.json", "pytorch_lora_weights.safetensors")

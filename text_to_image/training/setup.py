@@ -15,6 +15,9 @@ from transformers import CLIPTokenizer
 
 from data.augmentation import NO_AUGMENTATION
 from models.loading import load_noise_scheduler, load_tokenizer, quiet_libraries
+from optimization.optimizers import find_optimizer_class
+from optimization.parameters import FullUNet, LoraAdapter, make_trainable
+from optimization.schedule import learning_rate_schedule
 from runs.disk_space import DiskSpace, check_space, latents_bytes, measure_space, texts_bytes
 from runs.records import output_folder
 from runs.upload import prepare_upload
@@ -23,8 +26,6 @@ from runtime.errors import UserError
 from runtime.locking import RunLock
 from runtime.processes import disable_unsupported_p2p, run_on_main
 from training.objective import Objective, make_objective
-from training.optimization import find_optimizer_class, learning_rate_schedule
-from training.parameters import FullUNet, LoraAdapter, make_trainable
 from training.plan import Plan, describe_run, make_plan
 from training.resume import ResumePoint, find_resume_point, prepare_output_folder
 from training.samples import DATA, PRIOR, Encoder, SampleSettings, SampleSource, StepBatches
@@ -166,7 +167,7 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> StepBatches:
 def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
     """The accelerator and the precision: what the flag says, else what accelerate was configured with.
 
-    For bf16 it is one without autocast: `training.parameters.MasterWeights` does its work.
+    For bf16 it is one without autocast: `optimization.parameters.MasterWeights` does its work.
     """
     precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     _check_accelerate_config()

@@ -11,10 +11,10 @@ from accelerate.optimizer import AcceleratedOptimizer
 from diffusers import UNet2DConditionModel
 
 from models.loading import set_attention
+from optimization.ema import EMA, NoEMA, make_ema
+from optimization.optimizers import load_optimizer_state, make_optimizer
+from optimization.parameters import FullUNet, LoraAdapter, OptimizedWeights, make_parameters
 from runs.checkpoints import load_training_state
-from training.ema import EMA, NoEMA, make_ema
-from training.optimization import load_optimizer_state, make_optimizer
-from training.parameters import FullUNet, LoraAdapter, OptimizedWeights, make_parameters
 from training.setup import PreparedRun
 
 

@@ -17,7 +17,7 @@ from models.defaults import guidance_scale_of
 from models.loading import load_vae
 from models.samplers import SamplingSettings
 from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler
-from training.ema import averaged
+from optimization.ema import averaged
 from training.encoding import Encodings
 from training.objective import Objective, diffusion_loss
 from training.samples import DATA, HELD_OUT, LatentShape, Sample, keyed_generator, make_batch

@@ -5,8 +5,8 @@ from argparse import Namespace
 import pytest
 import torch
 
+from optimization.ema import NoEMA, make_ema
 from tiny_model import tiny_unet
-from training.ema import NoEMA, make_ema
 
 
 def average_of(unet, parameters, checkpoint=None, **flags):

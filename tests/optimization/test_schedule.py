@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
+from optimization.schedule import learning_rate_schedule
 from runtime.errors import UserError
-from training.optimization import learning_rate_schedule
 from training.plan import total_steps, warmup_steps
 
 

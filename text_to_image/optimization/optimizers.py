@@ -1,11 +1,10 @@
-"""The optimizer, and the learning rate at each step."""
+"""The optimizer: which one, made, and its state loaded."""
 
 import argparse
 import functools
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers.optimization import get_scheduler
 
 from runtime.errors import UserError
 
@@ -39,17 +38,3 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
         for name in own.keys() & {"exp_avg", "exp_avg_sq"}:  # AdamW's; other optimizers' state is left as it is
             if own[name].stride() != parameter.stride():
                 own[name] = torch.empty_like(parameter).copy_(own[name])
-
-
-def learning_rate_schedule(name: str, learning_rate: float, warmup: int, steps: int) -> Callable[[int], float]:
-    """The rate as a function of the step (from 0), so that a resumed run needs no schedule state.
-
-    The shape is diffusers' `get_scheduler`; only its factor is asked for, since a scheduler that accelerate has
-    prepared steps once per process.
-    """
-    never_stepped = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=learning_rate)
-    try:
-        factor = get_scheduler(name, never_stepped, num_warmup_steps=warmup, num_training_steps=steps).lr_lambdas[0]
-    except ValueError as error:  # polynomial ends at 1e-7 and must begin above it
-        raise UserError(f"--lr_scheduler {name} with --learning_rate {learning_rate:g}: {error}") from None
-    return lambda step: learning_rate * factor(step)

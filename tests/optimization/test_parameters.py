@@ -6,8 +6,8 @@ from diffusers import StableDiffusionPipeline
 
 from models.loading import load_unet
 from models.lora import LORA_FILE, read_lora, write_lora
+from optimization.parameters import FullUNet, LoraAdapter, MasterWeights, ModelParameters
 from tiny_model import tiny_unet
-from training.parameters import FullUNet, LoraAdapter, MasterWeights, ModelParameters
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
 from models.loading import load_unet
+from optimization.parameters import OptimizedWeights
 from runtime.devices import synchronize
-from training.parameters import OptimizedWeights
 
 
 class NoEMA:

@@ -1,0 +1,1 @@
+"""What a step changes and how: the trained parameters and their precision, optimizers, schedule, EMA."""

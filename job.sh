@@ -103,6 +103,8 @@ run_job() {
     # In a log file each line appears when it is written, and a progress bar only now and then.
     export PYTHONUNBUFFERED=1
     [[ -t 2 ]] || export TQDM_MININTERVAL=30
+    # GPU memory in segments that grow: pictures of many sizes would leave gaps that nothing else fits into.
+    [[ -n "${PYTORCH_CUDA_ALLOC_CONF-}" ]] || export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
     TEXT_TO_IMAGE_STATUS="$(mktemp)" # where training writes what read_status reads
     export TEXT_TO_IMAGE_STATUS
     trap 'rm -f "$TEXT_TO_IMAGE_STATUS"' EXIT

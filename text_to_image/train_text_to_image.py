@@ -198,11 +198,12 @@ def add_memory_flags(group: argparse._ArgumentGroup) -> None:
          help="encode pictures and captions once, on disk; --no_cache: at every step (default: yes)")
     flag("--latents_cache_dir", type=expanded_path, metavar="FOLDER",
          help="where the encoded pictures and captions are kept (default: OUTPUT/cache)")
-    flag("--dataloader_num_workers", type=non_negative_int, default=0, metavar="N",
-         help="processes that read pictures while others are encoded into the cache (default: 0, the main one)")
+    flag("--dataloader_num_workers", type=non_negative_int, metavar="N",
+         help="processes that read pictures while others are encoded into the cache; 0: the main one "
+              "(default: with a GPU one a CPU core, at most 8; else 0)")
     flag("--offload_ema", action=YesNo, default=False, help="keep the EMA in CPU memory (default: no)")
     flag("--foreach_ema", action=YesNo, default=True,
-         help="update the EMA with one kernel for all tensors, which takes a copy's memory (default: yes)")
+         help="accepted; the EMA is always updated by few kernels, in place")
     flag("--allow_tf32", action=YesNo, default=False, help="TF32 products on Ampere and later (default: no)")
     flag("--enable_xformers_memory_efficient_attention", action="store_true",
          help="accepted; PyTorch's own attention is as fast and is always used")

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 
 from models.loading import load_unet
 from models.lora import LORA_FILE, read_lora, write_lora
-from optimization.parameters import FullUNet, LoraAdapter, MasterWeights, ModelParameters
+from optimization import parameters
+from optimization.parameters import FullUNet, LoraAdapter, MasterWeights, ModelParameters, split_into_chunks
 from tiny_model import tiny_unet
 
 
@@ -110,10 +112,60 @@ def test_gradients_of_many_parts_are_added_in_full_precision(unet):
     assert all((p.grad == 512).all() for p in weights.parameters)
 
 
-def test_gradients_go_to_the_weights_and_leave_the_copies(unet):
-    weights = MasterWeights(unet, processes=1)
-    latents, timesteps, text = inputs()
-    unet(latents.bfloat16(), timesteps, text.bfloat16()).sample.float().square().mean().backward()
-    weights.collect_gradients(last=True)
-    assert all(copied.grad is None for copied in weights.copies)
-    assert any(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.abs().sum() for p in weights.parameters)
+def compute_gradients(unet) -> None:
+    latents, timesteps, text = (tensor.to(unet.dtype) for tensor in inputs())
+    unet(latents, timesteps, text).sample.float().square().mean().backward()
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(parameters.split_into_chunks, "__defaults__", (1000,))
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_clipped_gradients_reach_the_optimizer_in_fp32_chunk_by_chunk(unet, small_chunks, passes):
+    weights, accelerator = MasterWeights(unet, processes=1), Accelerator(cpu=True)
+    expected = [torch.zeros_like(p) for p in weights.parameters]
+    for turn in range(passes):
+        compute_gradients(unet)
+        for total, copied in zip(expected, weights.copies, strict=True):
+            total += 0 if copied.grad is None else copied.grad
+        weights.collect_gradients(last=turn == passes - 1)
+    norm = torch.stack([e.norm() for e in expected]).norm()
+    assert weights.clip_gradients(accelerator, norm.item() / 2).item() == pytest.approx(norm.item(), rel=1e-5)
+    seen = []
+    for chunk in weights.gradient_chunks():
+        seen += [(p, p.grad) for p in chunk]
+        if passes == 1:
+            assert sum(p.grad is not None for p in weights.parameters) == len(chunk)
+    assert [id(p) for p, _ in seen] == [id(p) for p in weights.parameters]
+    assert all(torch.allclose(g, e / 2, rtol=1e-4) for (_, g), e in zip(seen, expected, strict=True))
+    assert all(p.grad is None for p in (*weights.parameters, *weights.copies))
+
+
+def test_a_step_in_fp32_chunk_by_chunk_is_the_step_of_all_parameters(unet, small_chunks):
+    whole = tiny_unet()
+    whole.load_state_dict(unet.state_dict())
+    weights = ModelParameters(unet)
+    optimizers = [torch.optim.AdamW(list(net.parameters()), lr=0.01, fused=True) for net in (whole, unet)]
+    for _ in range(2):
+        compute_gradients(whole)
+        optimizers[0].step()
+        optimizers[0].zero_grad()
+        compute_gradients(unet)
+        assert len([optimizers[1].step() for _ in weights.gradient_chunks()]) > 2
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), unet.parameters(), strict=True))
+
+
+def test_in_fp16_what_a_lora_leaves_as_it_is_takes_half_the_memory(tiny_model):
+    unet = LoraAdapter(2, None).load(tiny_model, None)
+    weights = ModelParameters(unet, "fp16")
+    kinds = {(p.requires_grad, p.dtype) for p in unet.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.float16)}
+    assert all(p.dtype == torch.float32 for p in weights.parameters)
+
+
+def test_chunks_are_whole_tensors_in_order_and_never_empty():
+    tensors = [torch.empty(size) for size in (3, 3, 9, 1, 1, 1)]
+    sizes = [[t.numel() for t in tensors[chunk]] for chunk in split_into_chunks(tensors, 6)]
+    assert sizes == [[3, 3], [9], [1, 1, 1]]

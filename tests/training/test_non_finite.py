@@ -8,7 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from optimization import optimizers
 from optimization.ema import NoEMA
+from optimization.parameters import ModelParameters
 from run_folder import rows, weights
 from runtime.errors import WorkError
 from training import train as training
@@ -59,7 +61,7 @@ def test_a_skipped_step_leaves_the_weights_as_they_were_and_the_average_clean(tr
 
 def make_state(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> TrainState:
     accelerator = Accelerator(cpu=True)
-    parameters = SimpleNamespace(parameters=[weight], sync_to_model=lambda: None)
+    parameters = ModelParameters(SimpleNamespace(parameters=lambda: [weight]))
     return TrainState(accelerator, None, None, None, parameters, accelerator.prepare(optimizer), NoEMA())
 
 
@@ -94,6 +96,13 @@ def test_a_dry_run_names_a_non_finite_loss(train_run, spoil, capsys):
     assert "step 1: " in said and " inf" in said
 
 
+class NotFused(torch.optim.SGD):
+    """An optimizer that knows nothing of non-finite gradients."""
+
+    def __init__(self, parameters, lr, **adam):
+        super().__init__(parameters, lr=lr, momentum=0.9, foreach=True)
+
+
 class Operators(TorchDispatchMode):
     """Notes the name of every operator that runs."""
 
@@ -106,8 +115,20 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_step_reads_no_value_from_the_device_from_its_first_loss_to_its_end(train_run, monkeypatch, precision):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--use_ema"],
+        ["--mixed_precision", "bf16", "--use_ema"],
+        ["--mixed_precision", "bf16", "--gradient_accumulation_steps", 2],
+        ["--mixed_precision", "bf16", "--lora_rank", 2],
+        ["--not_fused"],
+    ],
+)
+def test_a_step_reads_no_value_from_the_device_from_its_first_loss_to_its_end(train_run, monkeypatch, flags):
+    if flags == ["--not_fused"]:
+        monkeypatch.setattr(optimizers, "find_optimizer_class", lambda _: NotFused)
+        flags = []
     operators, seen = Operators(), []
     real_loss, real_step = training.diffusion_loss, training.train_step
 
@@ -123,7 +144,7 @@ def test_a_step_reads_no_value_from_the_device_from_its_first_loss_to_its_end(tr
     monkeypatch.setattr(training, "diffusion_loss", first)
     monkeypatch.setattr(training, "train_step", last)
     with operators:
-        train_run("out", "--max_train_steps", 3, *USUAL, "--use_ema", "--mixed_precision", precision)
+        train_run("out", "--max_train_steps", 3, *USUAL, *flags)
     assert len(seen) == 3 and all("aten.convolution_backward.default" in names for names in seen)
     assert not any("_local_scalar_dense" in name for names in seen for name in names)
 
@@ -131,11 +152,12 @@ def test_a_step_reads_no_value_from_the_device_from_its_first_loss_to_its_end(tr
 def test_an_optimizer_that_is_not_fused_is_kept_from_non_finite_gradients_too():
     weight = torch.nn.Parameter(torch.ones(3))
     state = make_state(torch.optim.AdamW([weight], lr=1), weight)
-    for loss, moved in ((torch.tensor(1.0), True), (torch.tensor(float("nan")), False)):
+    for loss, moved in ((1.0, True), (float("nan"), False), (1.0, True)):
         before = weight.detach().clone()
         weight.grad = loss * torch.ones(3)
-        state.step(loss, 1e9)
+        state.step(torch.tensor(loss), 1e9)
         assert torch.equal(weight, before) != moved
+        assert weight.isfinite().all()
 
 
 def test_steps_read_late_are_judged_in_order_and_one_non_finite_step_too_many_ends_the_run():

@@ -1,5 +1,7 @@
 """What is random about a sample is a pure function of seed and sample number, however a step is split into batches."""
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from training.samples import (
     DATA,
     PRIOR,
     Encoded,
+    PrefetchedBatches,
     Sample,
     SampleKey,
     SampleSettings,
@@ -190,6 +193,33 @@ def test_pictures_of_several_sizes_are_split_into_batches_of_one_and_the_last_is
             assert sum(len(batch.latents) for batch, _ in parts) == 6
             assert all(batch.latents.shape == batch.noise.shape for batch, _ in parts)
             assert [last for _, last in parts] == [False] * (len(parts) - 1) + [True]
+
+
+def test_batches_made_ahead_are_the_same_in_whatever_order_they_are_asked_for():
+    plain, ahead = batches(1, 0, 2), PrefetchedBatches(batches(1, 0, 2))
+    for step in (0, 1, 2, 2, 7, 8):
+        pairs = zip(plain.for_step(step), ahead.for_step(step), strict=True)
+        assert all(a.noise.equal(b.noise) and last == also for (a, last), (b, also) in pairs)
+    assert ahead.pictures_of(3) == plain.pictures_of(3)
+
+
+def test_the_next_batch_is_made_while_this_one_is_used_and_its_error_comes_in_its_step():
+    begun, read_on = threading.Event(), threading.Event()
+
+    class Steps:
+        def for_step(self, step):
+            if step == 1:
+                begun.set()
+                read_on.wait(60)
+                raise OSError("the disk is gone")
+            yield step, True
+
+    ahead = PrefetchedBatches(Steps())
+    assert list(ahead.for_step(0)) == [(0, True)]
+    assert begun.wait(60)
+    read_on.set()
+    with pytest.raises(OSError, match="gone"):
+        list(ahead.for_step(1))
 
 
 class Recorder:

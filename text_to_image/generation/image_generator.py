@@ -22,7 +22,7 @@ from models.folders import read_shape
 from models.loading import DTYPES, load_tokenizer, load_vae, set_attention
 from models.sampling import decode_latents, generate_latents, initial_noise, seeded_generator
 from models.text_encoding import count_tokens, encode_prompt
-from runtime.devices import keep_freed_memory
+from runtime.devices import disable_cudnn_attention, keep_freed_memory
 from runtime.errors import UserError, WorkError, escape_control_chars, first_line, is_out_of_memory
 
 AUTO_BATCH_SIZE = {"cuda": 16, "cpu": 4}  # larger ones are no faster on a CPU
@@ -55,6 +55,7 @@ class ImageGenerator:
         plan: Sequence[PlannedImage],
     ):
         keep_freed_memory()
+        disable_cudnn_attention()
         settings = plan[0].settings
         self.device, self.samplers, self.shape = device, samplers, read_shape(weights.base)
         self.batch_size = AUTO_BATCH_SIZE[device.type] if args.batch_size == "auto" else args.batch_size

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
 from models.loading import load_unet
-from optimization.parameters import OptimizedWeights
+from optimization.parameters import OptimizedWeights, split_into_chunks
 from runtime.devices import synchronize
 
 
@@ -32,9 +32,19 @@ class NoEMA:
 
 
 class EMA(EMAModel):
-    """diffusers' exponential moving average."""
+    """diffusers' exponential moving average, updated in place: its own step takes a copy of the weights beside."""
 
     enabled = True
+
+    @torch.no_grad()
+    def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        parameters = list(parameters)
+        self.optimization_step += 1
+        self.cur_decay_value = self.get_decay(self.optimization_step)
+        for chunk in split_into_chunks(self.shadow_params):
+            averages = self.shadow_params[chunk]
+            current = [p.detach().to(a.dtype) for p, a in zip(parameters[chunk], averages, strict=True)]
+            torch._foreach_lerp_(averages, current, 1 - self.cur_decay_value)
 
 
 class OffloadedEMA(EMA):
@@ -70,7 +80,8 @@ def make_ema(
         return NoEMA()
     initial = load_unet(checkpoint, subfolder="unet_ema").parameters() if checkpoint else parameters
     kind = OffloadedEMA if args.offload_ema else EMA
-    ema = kind(initial, model_cls=UNet2DConditionModel, model_config=unet.config, foreach=args.foreach_ema)
+    in_fp32 = [parameter.float() for parameter in initial]
+    ema = kind(in_fp32, model_cls=UNet2DConditionModel, model_config=unet.config, foreach=True)
     if checkpoint:  # its decay depends on this count
         config = json.loads((checkpoint / "unet_ema" / "config.json").read_text())
         ema.optimization_step = config["optimization_step"]

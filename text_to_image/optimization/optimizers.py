@@ -1,8 +1,9 @@
 """The optimizer: which one, made, and its state loaded."""
 
 import argparse
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -28,6 +29,30 @@ def make_optimizer(args: argparse.Namespace, parameters: Sequence[torch.nn.Param
         weight_decay=args.adam_weight_decay,
         eps=args.adam_epsilon,
     )
+
+
+@contextlib.contextmanager
+def skipping_if(
+    non_finite: torch.Tensor, optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]
+) -> Iterator[None]:
+    """For a step of `optimizer`: where `non_finite`, a bool on the device, is true, `parameters` stay as they are.
+
+    Without waiting for the GPU: the fused AdamW gets it as `found_inf`, as from the fp16 scaler. Any other optimizer
+    gets gradients of zero, which its averages bear, and the parameters are put back.
+    """
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = non_finite.float()  # type: ignore[attr-defined]
+        yield
+        return
+    with torch.no_grad():
+        before = [parameter.detach().clone() for parameter in parameters]
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(non_finite, 0.0)
+    yield
+    with torch.no_grad():
+        for parameter, old in zip(parameters, before, strict=True):
+            parameter.copy_(torch.where(non_finite, old, parameter))
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:

@@ -68,6 +68,22 @@ def keep_freed_memory() -> None:
         glibc.mallopt(M_TRIM_THRESHOLD, -1)  # never trim
 
 
+def disable_cudnn_attention() -> None:
+    """Leaves attention to the flash and memory-efficient kernels.
+
+    PyTorch prefers cuDNN's on Hopper and later. That one plans anew for every shape, about half a second each
+    (pytorch#171627), and buckets, batches and caption lengths make many shapes; it is no faster than flash.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def loading_workers(asked: int | None, device: torch.device) -> int:
+    """How many processes read pictures ahead: as `asked`; else, where a GPU would wait, one a core, at most 8."""
+    if asked is not None:
+        return asked
+    return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
+
+
 def peak_memory_gb() -> float:
     """Peak memory in GB (1e9 bytes): the GPU's if one is used, else the process's."""
     if torch.cuda.is_initialized():

@@ -20,6 +20,7 @@ from data.images import load_pixel_values
 from models.folders import fingerprint_model
 from models.loading import load_text_encoder, load_vae
 from models.text_encoding import encode_prompts, join_embeddings
+from runtime.devices import loading_workers
 from runtime.files import hash_key
 from runtime.progress import progress_bar
 from runtime.tensor_files import is_intact, read_tensor, save_with_checksum
@@ -72,7 +73,8 @@ def _encode_live(run: PreparedRun) -> tuple["CaptionEncoder", "LivePosteriors"]:
 def _encode_once(run: PreparedRun, cache_folder: Path) -> tuple["CachedTexts", "CachedPosteriors"]:
     plan, args, quiet = run.plan, run.args, not run.is_main
     latents = LatentCache(cache_folder / "latents", _load_vae(run), fingerprint_model(plan.base, ("vae",)))
-    posteriors = latents.store(plan.images_to_encode, run.process_share, args.dataloader_num_workers, quiet)
+    workers = loading_workers(args.dataloader_num_workers, run.accelerator.device)
+    posteriors = latents.store(plan.images_to_encode, run.process_share, workers, quiet)
     prompts = ["", *plan.prior_prompts, *(args.validation_prompts or [])]
     groups = [image.captions for image in plan.images_to_encode.values()] + [[prompt] for prompt in prompts]
     texts = store_texts(cache_folder / "text", groups, CaptionEncoder.load(run), run.process_share, quiet)

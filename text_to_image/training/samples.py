@@ -6,6 +6,7 @@ come from the CPU, whose generator gives the same ones on every machine.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple, Protocol
@@ -52,11 +53,12 @@ class SampleSource:
     def epoch_order(self, seed: int, stream: str, epoch: int) -> tuple[int, ...]:
         """Which picture comes when in an epoch; the last few orders are kept."""
         key = (seed, stream, epoch)
-        if key not in self._orders:
+        order = self._orders.get(key)
+        if order is None:  # two threads at most work it out twice
             if len(self._orders) >= ORDERS_KEPT:
                 self._orders.clear()
-            self._orders[key] = shuffle_epoch(seed, stream, epoch, self)
-        return self._orders[key]
+            order = self._orders[key] = shuffle_epoch(seed, stream, epoch, self)
+        return order
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,34 @@ class StepBatches:
     def _shape(self, key: SampleKey) -> LatentShape:
         source = self.sources[key.stream]
         return source.latent_shapes[picture_index(self.seed, key, source)]
+
+
+class PrefetchedBatches:
+    """The same batches, those of the next step made by a thread while this one computes.
+
+    So the GPU does not wait for files, which may lie on a network disk, nor for random numbers.
+    """
+
+    def __init__(self, batches: StepBatches):
+        self._batches = batches
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._next: dict[int, Future[list[tuple[Batch, bool]]]] = {}  # by the step
+
+    def for_step(self, step: int) -> Iterator[tuple[Batch, bool]]:
+        """As `StepBatches.for_step`."""
+        waiting = self._next.pop(step, None) or self._submit(step)
+        self._next = {step + 1: self._submit(step + 1)}
+        yield from waiting.result()
+
+    def pictures_of(self, step: int) -> list[int]:
+        """As `StepBatches.pictures_of`."""
+        return self._batches.pictures_of(step)
+
+    def _submit(self, step: int) -> Future[list[tuple[Batch, bool]]]:
+        return self._thread.submit(lambda: list(self._batches.for_step(step)))
+
+
+Batches = StepBatches | PrefetchedBatches
 
 
 def step_samples(step: int, data_batch: int, prior_batch: int) -> list[SampleKey]:

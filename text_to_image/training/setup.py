@@ -10,7 +10,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
 from transformers import CLIPTokenizer
 
 from data.augmentation import NO_AUGMENTATION
@@ -21,14 +26,23 @@ from optimization.schedule import learning_rate_schedule
 from runs.disk_space import DiskSpace, check_space, latents_bytes, measure_space, texts_bytes
 from runs.records import output_folder
 from runs.upload import prepare_upload
-from runtime.devices import keep_freed_memory, supports_bf16
+from runtime.devices import disable_cudnn_attention, keep_freed_memory, supports_bf16
 from runtime.errors import UserError
 from runtime.locking import RunLock
 from runtime.processes import disable_unsupported_p2p, run_on_main
 from training.objective import Objective, make_objective
 from training.plan import Plan, describe_run, make_plan
 from training.resume import ResumePoint, find_resume_point, prepare_output_folder
-from training.samples import DATA, PRIOR, Encoder, SampleSettings, SampleSource, StepBatches
+from training.samples import (
+    DATA,
+    PRIOR,
+    Batches,
+    Encoder,
+    PrefetchedBatches,
+    SampleSettings,
+    SampleSource,
+    StepBatches,
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,7 @@ def prepare_run(args: argparse.Namespace) -> PreparedRun:
     """
     quiet_libraries()
     keep_freed_memory()
+    disable_cudnn_attention()
     accelerator, precision = make_accelerator(args)
     torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
     plan = make_plan(args, accelerator)
@@ -134,8 +149,11 @@ def claim_output_folder(run: PreparedRun) -> None:
     run_on_main(run.accelerator, take)
 
 
-def make_batches(run: PreparedRun, encodings: Encoder) -> StepBatches:
-    """The batches of every step, from the data set and the base's own pictures."""
+def make_batches(run: PreparedRun, encodings: Encoder) -> Batches:
+    """The batches of every step, from the data set and the base's own pictures.
+
+    With --no_cache they are not made ahead: the VAE's memory would come on top of the step's.
+    """
     args, plan, accelerator = run.args, run.plan, run.accelerator
     data = SampleSource(
         caption_groups=[picture.caption_groups for picture in plan.pictures],
@@ -149,7 +167,7 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> StepBatches:
         augmentations=[NO_AUGMENTATION] * len(plan.prior_prompts),
     )
     timesteps = len(run.objective.noise_scheduler)
-    return StepBatches(
+    batches = StepBatches(
         encodings=encodings,
         sources={DATA: data, PRIOR: prior},
         settings=SampleSettings(args.caption_dropout, timesteps, args.noise_offset, args.input_perturbation),
@@ -162,6 +180,7 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> StepBatches:
         device=accelerator.device,
         dtype=run.compute_dtype,
     )
+    return PrefetchedBatches(batches) if args.cache else batches
 
 
 def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
@@ -177,7 +196,10 @@ def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
         accelerator = Accelerator(
             mixed_precision="no" if precision == "bf16" else precision,
             log_with=None if args.report_to == "none" else [args.report_to],
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=args.distributed_timeout))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=args.distributed_timeout)),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy of the gradients
+            ],
             project_config=ProjectConfiguration("."),  # `start_trackers` sets the real folder, which is not known yet
             # StepBatches splits the batches: accelerate's environment must not divide them again.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),

@@ -1,7 +1,7 @@
 """What a step changes: the UNet's weights, their EMA, the optimizer and the fp16 scaler; created, resumed, saved."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from models.loading import set_attention
 from optimization.ema import EMA, NoEMA, make_ema
-from optimization.optimizers import load_optimizer_state, make_optimizer
+from optimization.optimizers import load_optimizer_state, make_optimizer, skipping_if
 from optimization.parameters import FullUNet, LoraAdapter, OptimizedWeights, make_parameters
 from runs.checkpoints import load_training_state
 from training.setup import PreparedRun
@@ -87,27 +87,21 @@ class TrainState:
 
         Where `loss` or the norm is non-finite, the weights stay, and only the EMA moves on towards them.
         """
-        norm = self.accelerator.clip_grad_norm_(self.weights.parameters, max_grad_norm)
-        self._skip_if_non_finite(loss, norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.weights.sync_to_model()
+        norm = self.weights.clip_gradients(self.accelerator, max_grad_norm)
+        non_finite = ~(loss + norm).isfinite()
+        for parameters in self.weights.gradient_chunks():
+            with self._skipping_if(non_finite, parameters):
+                self.optimizer.step()
         self.ema.step(self.weights.parameters)
         return norm
 
-    def _skip_if_non_finite(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        """Keeps the gradients of a non-finite step from the weights.
-
-        The fused optimizer gets it as `found_inf`, as from the fp16 scaler, without waiting for the GPU. Any other one
-        is left without gradients, which takes reading one value.
-        """
+    def _skipping_if(
+        self, non_finite: torch.Tensor, parameters: Sequence[torch.nn.Parameter]
+    ) -> contextlib.AbstractContextManager:
+        """For the optimizer's step; the fp16 scaler skips by itself."""
         if self.accelerator.scaler:
-            return
-        non_finite = ~(loss + norm).isfinite()
-        if self.optimizer.optimizer.defaults.get("fused"):
-            self.optimizer.optimizer.found_inf = non_finite.float()
-        elif non_finite:
-            self.optimizer.zero_grad()
+            return contextlib.nullcontext()
+        return skipping_if(non_finite, self.optimizer.optimizer, parameters)
 
 
 def _configure_unet(run: PreparedRun, unet: UNet2DConditionModel) -> None:

@@ -21,7 +21,7 @@ from training.metrics import METRICS_FILE, MetricsLog, MetricsRow, StepResult, r
 from training.non_finite import NonFiniteSteps
 from training.objective import diffusion_loss
 from training.plan import picture_names
-from training.samples import StepBatches
+from training.samples import Batches
 from training.setup import PreparedRun, claim_output_folder, make_batches, prepare_run
 from training.state import TrainState
 from training.summary import closing_lines, run_summary
@@ -100,7 +100,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     report_result(run, run.record)
 
 
-def train_step(run: PreparedRun, state: TrainState, batches: StepBatches, step: int) -> StepResult:
+def train_step(run: PreparedRun, state: TrainState, batches: Batches, step: int) -> StepResult:
     """One optimisation step (from 0).
 
     No value is copied back from the GPU here, so that it computes while the next step is prepared.
@@ -119,7 +119,7 @@ def train_step(run: PreparedRun, state: TrainState, batches: StepBatches, step: 
     return StepResult(loss, state.step(loss, run.args.max_grad_norm))
 
 
-def time_steps(run: PreparedRun, state: TrainState, batches: StepBatches, non_finite: NonFiniteSteps) -> str:
+def time_steps(run: PreparedRun, state: TrainState, batches: Batches, non_finite: NonFiniteSteps) -> str:
     """How long the run will take, from two steps after one that warms up; nothing of them is saved."""
     first_step = run.resume.first_step
     result = train_step(run, state, batches, first_step)

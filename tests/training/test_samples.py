@@ -207,6 +207,8 @@ def test_the_next_batch_is_made_while_this_one_is_used_and_its_error_comes_in_it
     begun, read_on = threading.Event(), threading.Event()
 
     class Steps:
+        device = torch.device("cpu")
+
         def for_step(self, step):
             if step == 1:
                 begun.set()

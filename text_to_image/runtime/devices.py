@@ -48,6 +48,12 @@ def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | N
     return tensor.to(device, dtype)
 
 
+def set_thread_device(device: torch.device) -> None:
+    """Makes `device` the GPU that the calling thread uses where none is named; does nothing for a CPU."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def synchronize() -> None:
     """Waits for the GPU to finish its queue; returns at once on a CPU."""
     if torch.cuda.is_initialized():

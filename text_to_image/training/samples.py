@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from data.augmentation import Augmentation, augmented_caption
-from runtime.devices import to_device
+from runtime.devices import set_thread_device, to_device
 
 # The streams: the data set's pictures, those that the base generated, and those that are never trained on. Their names
 # are part of the random generators' keys.
@@ -222,7 +222,8 @@ class PrefetchedBatches:
 
     def __init__(self, batches: StepBatches):
         self._batches = batches
-        self._thread = ThreadPoolExecutor(1, "batches")
+        # A new thread would pin memory through the first GPU, and start a context on it.
+        self._thread = ThreadPoolExecutor(1, "batches", initializer=set_thread_device, initargs=(batches.device,))
         self._next: dict[int, Future[list[tuple[Batch, bool]]]] = {}  # by the step
 
     def for_step(self, step: int) -> Iterator[tuple[Batch, bool]]:

@@ -127,7 +127,7 @@ def trace_step(settings: MemorySettings) -> StepMemory:
             forward_length = len(tracker.history)
             torch.autograd.backward(loss)
             parameters.collect_gradients(True)
-            traces.append(tracker.history)
+            traces.append(list(tracker.history))
             gradients = tracker.live - resting
             for parameter in parameters.parameters:
                 parameter.grad = None

@@ -1,0 +1,218 @@
+"""Foretells the GPU memory of a training step from the UNet's config alone: no GPU, no weights, seconds.
+
+One real step runs on tensors without data, with the classes that train. See `memory_tracking` for how it is counted.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils.checkpoint import checkpoint
+
+from models.lora import lora_config
+from optimization.memory_tracking import GpuKernels, MemoryTracker
+from optimization.parameters import MasterWeights, ModelParameters, OptimizedWeights, make_parameters
+
+GB = 10**9
+CONTEXT_BYTES = GB  # what CUDA takes beside PyTorch's allocations: its context, kernels, fragmentation
+CLIP_TOKENS = 77
+PROBES = 2, 3  # batches that are traced; 1 is special: some of its copies are views
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What the memory of a training step depends on, but for the batch size."""
+
+    unet_config: Mapping[str, Any]  # unet/config.json
+    precision: str = "no"  # no, bf16 (a copy of fp32 weights), fp16 (autocast), pure_bf16 (no fp32 weights)
+    optimizer: str = "adamw"  # adamw, adamw8bit, adafactor
+    lora_rank: int | None = None
+    half_frozen: bool = False  # whether a LoRA's frozen weights are in fp16 under autocast; with bf16 they always are
+    ema: bool = False  # on the GPU
+    gradient_checkpointing: bool = False
+    accumulated: bool = False  # whether a step has several batches, whose gradients are kept
+    processes: int = 1
+    height: int = 512  # pixels
+    width: int = 512
+    vae_factor: int = 8  # pixels per latent cell
+    text_tokens: int = CLIP_TOKENS
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes that PyTorch will have allocated at the peak of a step. CUDA's context comes on top."""
+
+    weights: int
+    optimizer: int
+    average: int
+    gradients: int  # when the optimizer uses them
+    activations: int  # after the forward pass
+    total: int  # less than the sum: activations are gone before the last gradients are there
+
+    @property
+    def gradients_and_activations(self) -> int:
+        """What they take together at the peak."""
+        return self.total - self.weights - self.optimizer - self.average
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """The memory of a step at any batch size: every moment of it is linear in the batch."""
+
+    weights: int
+    optimizer: int
+    average: int
+    gradients: int
+    traces: tuple[list[int], list[int]]  # bytes after each allocation of a step, at the batches of PROBES
+    forward_length: int  # how many of them are of the forward pass
+
+    def forecast(self, batch: int) -> MemoryForecast:
+        """With `batch` samples at once."""
+        resting = self.weights + self.optimizer + self.average
+        moments = self._moments(batch)
+        activations = max(moments[: self.forward_length]) - moments[0]
+        total = max(*moments, resting + self.gradients)
+        return MemoryForecast(self.weights, self.optimizer, self.average, self.gradients, activations, total)
+
+    def largest_batch(self, gigabytes: float) -> int:
+        """The largest batch that fits beside CUDA's context into that many GB (1e9 bytes); 0 if none does."""
+        room, batch = gigabytes * GB - CONTEXT_BYTES, 1
+        if self.forecast(1).total > room:
+            return 0
+        while self.forecast(2 * batch).total <= room:
+            batch *= 2
+        step = batch
+        while step := step // 2:
+            if self.forecast(batch + step).total <= room:
+                batch += step
+        return batch
+
+    def _moments(self, batch: int) -> list[int]:
+        first, second = PROBES
+        return [
+            low + (high - low) * (batch - first) // (second - first) for low, high in zip(*self.traces, strict=True)
+        ]
+
+
+def forecast_memory(settings: MemorySettings, batch: int) -> MemoryForecast:
+    """The peak of a step with `batch` samples at once on each process."""
+    return trace_step(settings).forecast(batch)
+
+
+def largest_batch(settings: MemorySettings, gigabytes: float) -> int:
+    """The largest batch that fits into a card of that many GB (1e9 bytes), 0 if none does."""
+    return trace_step(settings).largest_batch(gigabytes)
+
+
+def trace_step(settings: MemorySettings) -> StepMemory:
+    """Traces a step at two batch sizes; takes seconds for Stable Diffusion's UNet."""
+    with GpuKernels(settings.precision == "fp16") as kernels, MemoryTracker() as tracker:
+        with torch.device("meta"):
+            unet = _make_unet(settings, kernels)
+            parameters = _make_parameters(settings, unet)
+            weights = tracker.live
+            _state = [_optimizer_state(settings, parameter) for parameter in parameters.parameters]
+            optimizer = tracker.live - weights
+            _average = [torch.zeros_like(p) for p in parameters.parameters if settings.ema]
+        resting = tracker.live
+        average = resting - weights - optimizer
+        traces, gradients, forward_length = [], 0, 0
+        for batch in PROBES:
+            buckets = _earlier_gradients(settings, parameters)
+            tracker.restart()
+            loss = _forward(settings, unet, batch, kernels)
+            forward_length = len(tracker.history)
+            torch.autograd.backward(loss)
+            parameters.collect_gradients(True)
+            traces.append(list(tracker.history))
+            gradients = tracker.live - resting
+            for parameter in parameters.parameters:
+                parameter.grad = None
+            del buckets, loss
+    return StepMemory(weights, optimizer, average, gradients, (traces[0], traces[1]), forward_length)
+
+
+def _earlier_gradients(settings: MemorySettings, parameters: OptimizedWeights) -> list[torch.Tensor]:
+    """Gradients that are there before a backward pass: those of the step's earlier batches; where several processes
+    exchange them, the buffers in which they do."""
+    trained = parameters.parameters
+    if settings.processes > 1 and isinstance(parameters, MasterWeights):
+        trained = parameters.copies
+    elif settings.processes == 1 and not settings.accumulated:
+        return []
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in trained if parameter.grad is not None]
+
+
+def _make_unet(settings: MemorySettings, kernels: GpuKernels) -> UNet2DConditionModel:
+    unet = UNet2DConditionModel.from_config(dict(settings.unet_config)).train()
+    if settings.lora_rank:
+        unet.requires_grad_(False)
+        unet.add_adapter(lora_config(settings.lora_rank, settings.lora_rank))
+    if settings.gradient_checkpointing:
+        _enable_checkpointing(unet, kernels)
+    return unet
+
+
+def _enable_checkpointing(unet: UNet2DConditionModel, kernels: GpuKernels) -> None:
+    """As diffusers does, but `kernels` also hold for what the backward pass computes again."""
+
+    def run(module: torch.nn.Module, *inputs: Any) -> Any:
+        return checkpoint(module.__call__, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), kernels))
+
+    unet.enable_gradient_checkpointing(run)
+
+
+def _make_parameters(settings: MemorySettings, unet: UNet2DConditionModel) -> OptimizedWeights:
+    if settings.precision == "pure_bf16":
+        return ModelParameters(unet.to(torch.bfloat16))
+    if settings.precision == "fp16" and settings.half_frozen:
+        for parameter in unet.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.half()
+    return make_parameters(unet, settings.precision, settings.processes)
+
+
+def _optimizer_state(settings: MemorySettings, parameter: torch.Tensor) -> list[torch.Tensor]:
+    """What the optimizer keeps for a parameter."""
+    if settings.optimizer == "adamw":
+        return [torch.zeros_like(parameter) for _ in range(2)]
+    if settings.optimizer == "adamw8bit":
+        return [torch.zeros_like(parameter, dtype=torch.uint8) for _ in range(2)]
+    if settings.optimizer == "adafactor":  # a mean for each row and each column
+        rows = parameter.shape[0] if parameter.dim() > 1 else 1
+        return [torch.zeros(rows), torch.zeros(parameter.numel() // rows)]
+    raise ValueError(f"no such optimizer: {settings.optimizer}")
+
+
+def _forward(settings: MemorySettings, unet: UNet2DConditionModel, batch: int, kernels: GpuKernels) -> torch.Tensor:
+    """The loss, as `training.objective.diffusion_loss` has it."""
+    with torch.device("meta"):
+        inputs = _unet_inputs(settings, unet, batch)
+        target = torch.zeros(inputs["sample"].shape)
+    kernels.begin_forward()
+    prediction = unet(**inputs).sample
+    kernels.end_forward()
+    return (prediction.float() - target).square().mean(dim=(1, 2, 3)).sum() / batch
+
+
+def _unet_inputs(settings: MemorySettings, unet: UNet2DConditionModel, batch: int) -> dict[str, Any]:
+    """Zeros in the shapes that the UNet reads; a mask where captions of several lengths meet."""
+    config, tokens = unet.config, settings.text_tokens
+    dtype = torch.bfloat16 if "bf16" in settings.precision else torch.float32
+    size = settings.height // settings.vae_factor, settings.width // settings.vae_factor
+    inputs: dict[str, Any] = {
+        "sample": torch.zeros(batch, config.in_channels, *size, dtype=dtype),
+        "timestep": torch.zeros(batch, dtype=torch.long),
+        "encoder_hidden_states": torch.zeros(batch, tokens, config.cross_attention_dim, dtype=dtype),
+        "encoder_attention_mask": torch.zeros(batch, tokens) if tokens > CLIP_TOKENS else None,
+    }
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        added = {"text_embeds": torch.zeros(batch, pooled, dtype=dtype), "time_ids": torch.zeros(batch, 6)}
+        inputs["added_cond_kwargs"] = added
+    return inputs

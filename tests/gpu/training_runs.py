@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import json
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from accelerate.state import AcceleratorState
 from gpu.models import model_folder, picture_folder
 from gpu.rows import Skipped
 from gpu.settings import Settings
+from optimization.memory import MemorySettings, forecast_memory
 from runtime.devices import peak_memory_gb, synchronize
 from runtime.errors import is_out_of_memory
 from train_text_to_image import build_parser, parse_args
@@ -124,16 +126,18 @@ def with_largest_batch(batch: int, work: Callable[[int], Result]) -> Result:
     raise Skipped(f"one picture does not fit: {said}")
 
 
-def foretold_gb(args: argparse.Namespace) -> float | None:
-    """The peak of memory in GB that `optimization.memory` foretells; None in a version that has no such module."""
-    try:
-        from optimization import memory  # noqa: F401
-    except ImportError:
-        return None
-    return None
+def foretold_gb(args: argparse.Namespace) -> float:
+    """The peak of memory in GB that `optimization.memory` foretells."""
+    config = json.loads((Path(args.pretrained_model_name_or_path) / "unet" / "config.json").read_text())
+    precision = args.mixed_precision or "no"
+    settings = MemorySettings(
+        config, precision, lora_rank=args.lora_rank, half_frozen=precision == "fp16", ema=args.use_ema,
+        gradient_checkpointing=args.gradient_checkpointing, height=args.resolution, width=args.resolution,
+    )  # fmt: skip
+    return forecast_memory(settings, args.train_batch_size).total / 1e9
 
 
 def memory_columns(args: argparse.Namespace) -> dict:
     """Of the run since it was started."""
     foretold = foretold_gb(args)
-    return {"peak GB": round(peak_memory_gb(), 1), **({"foretold GB": round(foretold, 1)} if foretold else {})}
+    return {"peak GB": round(peak_memory_gb(), 1), "foretold GB": round(foretold, 1)}

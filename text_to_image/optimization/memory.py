@@ -126,26 +126,34 @@ def trace_step(settings: MemorySettings) -> StepMemory:
             loss = _forward(settings, unet, batch, kernels)
             forward_length = len(tracker.history)
             torch.autograd.backward(loss)
-            parameters.collect_gradients(True)
-            traces.append(list(tracker.history))
+            del loss
             gradients = tracker.live - resting
-            for parameter in parameters.parameters:
-                parameter.grad = None
-            del buckets, loss
+            _use_gradients(parameters)
+            traces.append(list(tracker.history))
+            del buckets
     return StepMemory(weights, optimizer, average, gradients, (traces[0], traces[1]), forward_length)
 
 
 def _earlier_gradients(settings: MemorySettings, parameters: OptimizedWeights) -> list[torch.Tensor]:
     """Gradients that are there before a backward pass: those of the step's earlier batches; where several processes
     exchange them, the buffers in which they do."""
-    trained = parameters.parameters
-    if settings.processes > 1 and isinstance(parameters, MasterWeights):
-        trained = parameters.copies
-    elif settings.processes == 1 and not settings.accumulated:
+    if settings.processes == 1 and not settings.accumulated:
         return []
-    for parameter in trained:
+    with_gradients = parameters.copies if isinstance(parameters, MasterWeights) else parameters.parameters
+    for parameter in with_gradients:
         parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in trained if parameter.grad is not None]
+    buckets = [parameter.grad for parameter in with_gradients if parameter.grad is not None]
+    parameters.collect_gradients(last=False)
+    return buckets if settings.processes > 1 else []
+
+
+def _use_gradients(parameters: OptimizedWeights) -> None:
+    """What an optimizer's step takes beside its state."""
+    parameters.collect_gradients(last=True)
+    if isinstance(parameters, MasterWeights):
+        parameters.scale = torch.ones((), device="meta")
+    for _ in parameters.gradient_chunks():
+        pass
 
 
 def _make_unet(settings: MemorySettings, kernels: GpuKernels) -> UNet2DConditionModel:

@@ -131,7 +131,7 @@ class MasterWeights:
         self._accumulated = (
             False  # whether the gradients of a step are in the masters, in fp32, or still in the copies
         )
-        self._scale = torch.ones(())  # of the clipped gradients
+        self.scale = torch.ones(())  # of the clipped gradients
         unet.to(torch.bfloat16)
 
     @torch.no_grad()
@@ -153,7 +153,7 @@ class MasterWeights:
         holders: Sequence[torch.Tensor] = self.parameters if self._accumulated else self.copies
         norms = torch._foreach_norm(_gradients(holders), 2, dtype=torch.float32)
         norm = torch.linalg.vector_norm(torch.stack(norms))
-        self._scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        self.scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
     @torch.no_grad()
@@ -166,7 +166,7 @@ class MasterWeights:
         for chunk in [slice(None)] if self._accumulated else self._chunks:
             self._move_gradients(chunk)
             masters = self.parameters[chunk]
-            torch._foreach_mul_(_gradients(masters), self._scale)
+            torch._foreach_mul_(_gradients(masters), self.scale)
             yield masters
             _drop_gradients(masters)
             torch._foreach_copy_(self.copies[chunk], list(masters))

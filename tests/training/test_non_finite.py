@@ -46,9 +46,10 @@ def test_a_non_finite_step_is_named_skipped_and_counted(train_run, spoil, capsys
     assert all(tensor.isfinite().all() for tensor in weights(out).values())
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_skipped_step_leaves_the_weights_as_they_were_and_the_average_clean(train_run, spoil, precision):
-    flags = [*USUAL, "--use_ema", "--checkpointing_steps", 1, "--lr_scheduler", "constant"]
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("precision", ["no", "bf16", "pure_bf16"])
+def test_a_skipped_step_leaves_the_weights_as_they_were_and_the_average_clean(train_run, spoil, precision, optimizer):
+    flags = [*USUAL, "--use_ema", "--checkpointing_steps", 1, "--lr_scheduler", "constant", "--optimizer", optimizer]
     spoil(2)
     out = train_run("out", "--max_train_steps", 3, "--mixed_precision", precision, *flags)
     before, after, later = (weights(out / f"checkpoint-{step}", "unet") for step in (1, 2, 3))
@@ -106,8 +107,11 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_step_reads_no_value_from_the_device_from_its_first_loss_to_its_end(train_run, monkeypatch, precision):
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("precision", ["no", "bf16", "pure_bf16"])
+def test_a_step_reads_no_value_from_the_device_from_its_first_loss_to_its_end(
+    train_run, monkeypatch, precision, optimizer
+):
     operators, seen = Operators(), []
     real_loss, real_step = training.diffusion_loss, training.train_step
 
@@ -123,7 +127,8 @@ def test_a_step_reads_no_value_from_the_device_from_its_first_loss_to_its_end(tr
     monkeypatch.setattr(training, "diffusion_loss", first)
     monkeypatch.setattr(training, "train_step", last)
     with operators:
-        train_run("out", "--max_train_steps", 3, *USUAL, "--use_ema", "--mixed_precision", precision)
+        flags = ["--use_ema", "--mixed_precision", precision, "--optimizer", optimizer]
+        train_run("out", "--max_train_steps", 3, *USUAL, *flags)
     assert len(seen) == 3 and all("aten.convolution_backward.default" in names for names in seen)
     assert not any("_local_scalar_dense" in name for names in seen for name in names)
 

@@ -39,6 +39,7 @@ diffusers.StableDiffusionPipeline.from_pretrained and with inference.py.
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 LORA_LEARNING_RATE = 1e-4
 INTERPOLATIONS = ("lanczos", "bicubic", "bilinear", "box", "hamming", "nearest", "nearest_exact")
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor")
 TRACKERS = ("none", "tensorboard", "wandb", "comet_ml", "all")
 NEEDS = (  # a flag, the one it makes no sense without, and what that is
     ("prior_prompts", "prior_images", "how many pictures of them to generate"),
@@ -91,8 +92,9 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
          help="keep an exponential moving average of the weights and save that (default: no)")
     flag("--lora_rank", type=positive_int, metavar="N",
          help="train a LoRA of this rank instead of the whole UNet (default: the whole UNet)")
-    flag("--mixed_precision", choices=["no", "fp16", "bf16"],
-         help="no: fp32; bf16: computes with a bf16 copy of fp32 weights; fp16: autocast (default: accelerate's)")
+    flag("--mixed_precision", choices=["no", "fp16", "bf16", "pure_bf16"],
+         help="no: fp32; bf16: computes with a bf16 copy of fp32 weights; fp16: autocast; pure_bf16: bf16 weights "
+              "alone, stochastically rounded, least memory for a whole UNet (default: accelerate's)")
     flag("--seed", type=seed_int, metavar="N",
          help="of all randomness (default: derived from the run's other settings)")
     flag("--dry_run", action="store_true",
@@ -192,8 +194,10 @@ def add_validation_flags(group: argparse._ArgumentGroup) -> None:
 def add_memory_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--gradient_checkpointing", action=YesNo, default=False, help="less memory, slower (default: no)")
-    flag("--use_8bit_adam", action=YesNo, default=False,
-         help="optimiser state in 8 bits, through bitsandbytes (default: no)")
+    flag("--optimizer", choices=OPTIMIZERS, default="adamw", metavar="NAME",
+         help="adamw; adamw8bit: its state in 8 bits, through bitsandbytes; adafactor: next to no state "
+              "(default: adamw)")
+    flag("--use_8bit_adam", action=YesNo, default=False, help="the same as --optimizer adamw8bit (default: no)")
     flag("--cache", action=YesNo, default=True,
          help="encode pictures and captions once, on disk; --no_cache: at every step (default: yes)")
     flag("--latents_cache_dir", type=expanded_path, metavar="FOLDER",
@@ -261,6 +265,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for flag, wants, why in NEEDS:
         if flag in given and not getattr(args, wants):
             raise UserError(f"--{flag} needs --{wants}, {why}")
+    resolve_optimizer(args)
     if args.lora_rank:
         adapt_to_lora(args)
     if args.hub_token and args.report_to not in ("none", "tensorboard"):
@@ -272,10 +277,28 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def resolve_optimizer(args: argparse.Namespace) -> None:
+    """Makes --optimizer and --use_8bit_adam agree: the one that is a flag, else --optimizer, decides. UserError."""
+    by_flag = {name for name in ("optimizer", "use_8bit_adam") if args.origins[name] == FROM_FLAG}
+    in_8bit = args.optimizer == "adamw8bit"
+    if len(by_flag) == 2 and args.use_8bit_adam != in_8bit:
+        no = "" if args.use_8bit_adam else "no_"
+        raise UserError(f"--optimizer {args.optimizer} and --{no}use_8bit_adam contradict each other; leave one out")
+    if by_flag == {"use_8bit_adam"} or args.origins["optimizer"] == FROM_SCRIPT:
+        args.optimizer = "adamw8bit" if args.use_8bit_adam else "adamw" if in_8bit else args.optimizer
+    args.use_8bit_adam = args.optimizer == "adamw8bit"
+    if args.mixed_precision == "pure_bf16" and args.use_8bit_adam:
+        raise UserError("--mixed_precision pure_bf16 goes with --optimizer adamw or adafactor: 8 bits are not rounded")
+
+
 def adapt_to_lora(args: argparse.Namespace) -> None:
     """Of the defaults what suits a whole UNet only. UserError where a flag asks for what a LoRA does not have."""
     if args.use_ema and args.origins["use_ema"] == FROM_FLAG:
         raise UserError("--use_ema and --lora_rank: the average of a LoRA is not kept; leave one of them out")
+    if args.mixed_precision == "pure_bf16":
+        raise UserError(
+            "--mixed_precision pure_bf16 is for a whole UNet; with --lora_rank take bf16, which costs the same"
+        )
     if args.use_ema:  # from the model
         args.use_ema, args.origins["use_ema"] = False, FROM_SCRIPT
     if args.origins["learning_rate"] == FROM_SCRIPT:

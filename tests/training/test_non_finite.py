@@ -48,9 +48,10 @@ def test_a_non_finite_step_is_named_skipped_and_counted(train_run, spoil, capsys
     assert all(tensor.isfinite().all() for tensor in weights(out).values())
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_skipped_step_leaves_the_weights_as_they_were_and_the_average_clean(train_run, spoil, precision):
-    flags = [*USUAL, "--use_ema", "--checkpointing_steps", 1, "--lr_scheduler", "constant"]
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("precision", ["no", "bf16", "pure_bf16"])
+def test_a_skipped_step_leaves_the_weights_as_they_were_and_the_average_clean(train_run, spoil, precision, optimizer):
+    flags = [*USUAL, "--use_ema", "--checkpointing_steps", 1, "--lr_scheduler", "constant", "--optimizer", optimizer]
     spoil(2)
     out = train_run("out", "--max_train_steps", 3, "--mixed_precision", precision, *flags)
     before, after, later = (weights(out / f"checkpoint-{step}", "unet") for step in (1, 2, 3))
@@ -122,6 +123,10 @@ class Operators(TorchDispatchMode):
         ["--mixed_precision", "bf16", "--use_ema"],
         ["--mixed_precision", "bf16", "--gradient_accumulation_steps", 2],
         ["--mixed_precision", "bf16", "--lora_rank", 2],
+        ["--optimizer", "adafactor"],
+        ["--optimizer", "adafactor", "--mixed_precision", "bf16"],
+        ["--optimizer", "adafactor", "--mixed_precision", "pure_bf16"],
+        ["--mixed_precision", "pure_bf16", "--use_ema"],
         ["--not_fused"],
     ],
 )

@@ -4,31 +4,41 @@ import argparse
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
+from optimization.adafactor import Adafactor
+from optimization.stochastic_rounding import StochasticAdamW
 from runtime.errors import UserError
 
 
-def find_optimizer_class(use_8bit_adam: bool) -> Callable[..., torch.optim.Optimizer]:
-    """AdamW, or bitsandbytes' with its state in 8 bits; UserError where that is not installed."""
-    if not use_8bit_adam:
+def find_optimizer_class(args: argparse.Namespace) -> Callable[..., torch.optim.Optimizer]:
+    """What --optimizer and the precision ask for; UserError where bitsandbytes is needed and not installed."""
+    if args.optimizer == "adafactor":
+        return Adafactor
+    if args.mixed_precision == "pure_bf16":  # parse_args has refused the 8-bit one
+        return StochasticAdamW
+    if args.optimizer == "adamw":
         return functools.partial(torch.optim.AdamW, fused=True)  # one kernel over all tensors
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
-        raise UserError("--use_8bit_adam needs bitsandbytes: `pip install bitsandbytes`") from None
+        raise UserError("--optimizer adamw8bit needs bitsandbytes: `pip install bitsandbytes`") from None
     return AdamW8bit
 
 
-def make_optimizer(args: argparse.Namespace, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    return find_optimizer_class(args.use_8bit_adam)(
-        parameters,
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        eps=args.adam_epsilon,
-    )
+def make_optimizer(
+    args: argparse.Namespace, parameters: Sequence[torch.nn.Parameter], seed: int
+) -> torch.optim.Optimizer:
+    """What `args` ask for; `seed` is that of the stochastic rounding, where there is any."""
+    kind = find_optimizer_class(args)
+    settings: dict[str, Any] = {"lr": args.learning_rate, "weight_decay": args.adam_weight_decay}
+    if kind is not Adafactor:
+        settings |= {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    if kind in (Adafactor, StochasticAdamW):
+        settings |= {"seed": seed}
+    return kind(parameters, **settings)
 
 
 @contextlib.contextmanager

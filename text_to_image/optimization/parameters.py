@@ -113,6 +113,11 @@ class ModelParameters:
     def full_precision(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
+    def widen(self) -> None:
+        """Weights of pure bf16 become fp32, for an average that is to be saved; they cannot be trained after it."""
+        for parameter in self.parameters:
+            parameter.data = parameter.data.float()
+
 
 class MasterWeights:
     """fp32 master weights that the optimizer changes, and the UNet as their bf16 copy, which computes.
@@ -191,6 +196,8 @@ class MasterWeights:
         """The copies take over the master weights."""
         torch._foreach_copy_(self.copies, list(self.parameters))
 
+    def widen(self) -> None: ...
+
     @contextlib.contextmanager
     def full_precision(self) -> Iterator[None]:
         """The UNet with the master weights in place of their copies, to be saved; nothing is copied for it.
@@ -225,4 +232,6 @@ OptimizedWeights = ModelParameters | MasterWeights
 
 
 def make_parameters(unet: UNet2DConditionModel, precision: str, processes: int = 1) -> OptimizedWeights:
+    if precision == "pure_bf16":  # the optimizer rounds: optimization/stochastic_rounding.py
+        return ModelParameters(unet.to(torch.bfloat16))
     return MasterWeights(unet, processes) if precision == "bf16" else ModelParameters(unet, precision)

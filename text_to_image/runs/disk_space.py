@@ -38,14 +38,17 @@ class DiskSpace:
 def measure_space(args: argparse.Namespace, folder: Path, base: FolderLike, steps: int, encodings: int) -> DiskSpace:
     """What a run of `steps` on `base` will write into `folder`; `encodings` are the bytes of the encoded data set.
 
-    A checkpoint holds the weights, Adam's two averages of them and perhaps EMA; the result is a whole pipeline.
+    A checkpoint holds the weights, the optimizer's state and perhaps EMA; the result is a whole pipeline.
     """
     if args.lora_rank:
-        weights = result = FLOAT * count_lora_parameters(base, args.lora_rank, LORA_TARGETS)
+        trained = count_lora_parameters(base, args.lora_rank, LORA_TARGETS)
+        result = FLOAT * trained
     else:
-        weights = FLOAT * count_parameters(base)
+        trained = count_parameters(base)
         result = FLOAT * sum(count_parameters(base, part) for part in PARTS)
-    checkpoint = round(weights * (1 + (0.5 if args.use_8bit_adam else 2) + args.use_ema))
+    weight = 2 if args.mixed_precision == "pure_bf16" else FLOAT
+    state = {"adamw": 2 * weight, "adamw8bit": 2, "adafactor": 0}[args.optimizer]
+    checkpoint = trained * (weight + state + FLOAT * args.use_ema)
     written = steps // args.checkpointing_steps
     best = bool(args.validation_split or args.validation_dir)  # kept beside those of the limit
     kept = min(written, (args.checkpoints_total_limit or written) + best)

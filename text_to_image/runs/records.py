@@ -32,6 +32,7 @@ FACTS_IN_FINGERPRINT = (  # of run.json, beside its arguments
     "mixed_precision", "prior_guidance_scale", "dataset_hash", "base_model_hash", "global_batch", "seed_asked",
 )  # fmt: skip
 OFF = (None, False, 0)
+OTHER_OFF = {"optimizer": ("adamw", "adamw8bit")}  # use_8bit_adam, which is older, tells these apart
 ZERO_IS_A_VALUE = {"lr_warmup_steps", "seed_asked"}
 HASH_CHANGES = {  # what it means that one of the hashes differs
     "dataset_hash": "the data set: other pictures, captions or shorter forms of them",
@@ -53,6 +54,7 @@ def _weight_settings(run: Mapping[str, Any]) -> dict[str, Any]:
     """What the fingerprint is of. Settings that are off are left out, so that a new flag does not change old runs."""
     settings = {name: value for name, value in run["arguments"].items() if name not in NOT_IN_FINGERPRINT}
     settings |= {name: run.get(name) for name in FACTS_IN_FINGERPRINT}
+    settings = {name: value for name, value in settings.items() if value not in OTHER_OFF.get(name, ())}
     return {name: value for name, value in settings.items() if value not in OFF or name in ZERO_IS_A_VALUE}
 
 

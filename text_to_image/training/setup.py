@@ -51,7 +51,7 @@ class PreparedRun:
 
     args: argparse.Namespace
     accelerator: Accelerator
-    precision: str  # no, fp16 or bf16
+    precision: str  # no, fp16, bf16 or pure_bf16
     plan: Plan
     tokenizer: CLIPTokenizer
     objective: Objective
@@ -79,7 +79,7 @@ class PreparedRun:
     @property
     def compute_dtype(self) -> torch.dtype:
         """Of the UNet, and of what it reads."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return torch.bfloat16 if self.precision in ("bf16", "pure_bf16") else torch.float32
 
     def epoch_after(self, step: int) -> float:
         """Passes over the data set after optimisation step `step`, from 1."""
@@ -108,7 +108,7 @@ def prepare_run(args: argparse.Namespace) -> PreparedRun:
     record = describe_run(args, plan, accelerator, tokenizer, precision)
     trainable = make_trainable(args.lora_rank, args.lora_alpha, record["seed"])
     learning_rate_at = learning_rate_schedule(args.lr_scheduler, plan.learning_rate, plan.warmup, plan.steps)
-    find_optimizer_class(args.use_8bit_adam)  # refused now where it is not installed
+    find_optimizer_class(args)  # refused now where it is not installed
     folder = output_folder(args.output_dir, args.dataset, plan.base, record["fingerprint"])
     space = measure_space(args, folder, plan.base, plan.steps, encodings_bytes(args, plan, tokenizer, folder))
     lock = RunLock(folder)
@@ -186,7 +186,7 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> Batches:
 def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
     """The accelerator and the precision: what the flag says, else what accelerate was configured with.
 
-    For bf16 it is one without autocast: `optimization.parameters.MasterWeights` does its work.
+    For bf16 and pure_bf16 it is one without autocast: the UNet itself is in bf16, see `optimization.parameters`.
     """
     precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     _check_accelerate_config()
@@ -194,7 +194,7 @@ def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
     disable_unsupported_p2p()
     try:
         accelerator = Accelerator(
-            mixed_precision="no" if precision == "bf16" else precision,
+            mixed_precision="no" if precision in ("bf16", "pure_bf16") else precision,
             log_with=None if args.report_to == "none" else [args.report_to],
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=args.distributed_timeout)),
@@ -206,10 +206,10 @@ def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
         )
     except ValueError as error:  # a precision that the device does not have
         raise UserError(f"--mixed_precision {precision}: {error}") from None
-    if precision not in ("no", "fp16", "bf16"):
+    if precision not in ("no", "fp16", "bf16", args.mixed_precision):
         raise UserError(f"accelerate is configured for {precision}; --mixed_precision knows no, fp16 and bf16")
-    if precision == "bf16" and accelerator.device.type == "cuda" and not supports_bf16():
-        raise UserError("--mixed_precision bf16: this GPU does not compute in bf16; use fp16")
+    if "bf16" in precision and accelerator.device.type == "cuda" and not supports_bf16():
+        raise UserError(f"--mixed_precision {precision}: this GPU does not compute in bf16; use fp16")
     return accelerator, precision
 
 

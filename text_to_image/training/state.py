@@ -38,7 +38,8 @@ class TrainState:
         _configure_unet(run, unwrapped)
         parameters = make_parameters(unwrapped, run.precision, accelerator.num_processes)
         ema = make_ema(run.args, unwrapped, parameters.parameters, checkpoint)
-        unet, optimizer = accelerator.prepare(unwrapped, make_optimizer(run.args, parameters.parameters))
+        optimizer = make_optimizer(run.args, parameters.parameters, run.seed)
+        unet, optimizer = accelerator.prepare(unwrapped, optimizer)
         state = cls(accelerator, run.trainable, unet, unwrapped, parameters, optimizer, ema)
         if checkpoint:
             state.load(load_training_state(checkpoint))
@@ -64,6 +65,7 @@ class TrainState:
     @contextlib.contextmanager
     def final_unet(self) -> Iterator[UNet2DConditionModel]:
         """The UNet to be saved at the end: the EMA where there is one, in fp32. The last use of the state."""
+        self.weights.widen()
         self.ema.copy_to(self.weights.parameters)
         with self.weights.full_precision():
             yield self.unwrapped

@@ -18,7 +18,10 @@ from training.plan import Plan, writing_word
 from training.setup import PreparedRun
 
 Rows = list[tuple[str, str]]
-PRECISIONS = {"no": "fp32", "bf16": "a bf16 copy of fp32 weights", "fp16": "fp16 autocast, fp32 weights"}
+PRECISIONS = {
+    "no": "fp32", "bf16": "a bf16 copy of fp32 weights", "fp16": "fp16 autocast, fp32 weights",
+    "pure_bf16": "bf16 weights, stochastically rounded",
+}  # fmt: skip
 
 
 def run_summary(run: PreparedRun) -> Rows:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpu.machine import bf16_works
-from gpu.models import model_folder, picture_folder
+from gpu.random_models import model_folder, picture_folder
 from gpu.robustness import Robustness
 from gpu.rows import Measurement, Skipped
 from gpu.settings import Settings, need_gpu

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from gpu.models import model_folder, picture_folder
+from gpu.random_models import model_folder, picture_folder
 from gpu.rows import Measurement
 from gpu.settings import ROOT, Settings, need_gpu
 from gpu.training_runs import Started, Trainer, forget_earlier_run, free_memory

@@ -3,6 +3,7 @@
 import argparse
 import gc
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from typing import TypeVar
 import torch
 from accelerate.state import AcceleratorState
 
-from gpu.models import model_folder, picture_folder
+from gpu.random_models import model_folder, picture_folder
 from gpu.rows import Skipped
-from gpu.settings import Settings
+from gpu.settings import Settings, need_compiler
 from runtime.devices import peak_memory_gb, synchronize
 from runtime.errors import is_out_of_memory
 from train_text_to_image import build_parser, parse_args
@@ -91,9 +92,11 @@ class Trainer:
 
 
 def need_flag(flag: object) -> None:
-    """Skips what a flag is needed for that this version of the script does not have."""
+    """Skips what needs a flag that this version of the script does not have, or that does not work here."""
     if str(flag).startswith("--") and flag not in build_parser()._option_string_actions:
         raise Skipped(f"no such flag: {flag}")
+    if flag == "--compile":
+        need_compiler()
 
 
 def forget_earlier_run() -> None:
@@ -103,6 +106,8 @@ def forget_earlier_run() -> None:
 
 def free_memory() -> None:
     """What earlier rows held is free again, and the peak is counted anew."""
+    if "torch._dynamo" in sys.modules:  # keeps what it has compiled
+        sys.modules["torch._dynamo"].reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -124,7 +129,7 @@ def with_largest_batch(batch: int, work: Callable[[int], Result]) -> Result:
     raise Skipped(f"one picture does not fit: {said}")
 
 
-def foretold_gb(args: argparse.Namespace) -> float | None:
+def foretold_gb(run: PreparedRun) -> float | None:
     """The peak of memory in GB that `optimization.memory` foretells; None in a version that has no such module."""
     try:
         from optimization import memory  # noqa: F401
@@ -133,7 +138,7 @@ def foretold_gb(args: argparse.Namespace) -> float | None:
     return None
 
 
-def memory_columns(args: argparse.Namespace) -> dict:
-    """Of the run since it was started."""
-    foretold = foretold_gb(args)
+def memory_columns(run: PreparedRun) -> dict:
+    """Since the run was started."""
+    foretold = foretold_gb(run)
     return {"peak GB": round(peak_memory_gb(), 1), **({"foretold GB": round(foretold, 1)} if foretold else {})}

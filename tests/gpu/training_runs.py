@@ -130,15 +130,15 @@ def with_largest_batch(batch: int, work: Callable[[int], Result]) -> Result:
 
 
 def foretold_gb(run: PreparedRun) -> float | None:
-    """The peak of memory in GB that `optimization.memory` foretells; None in a version that has no such module."""
+    """The peak of memory in GB that is foretold; None in a version that foretells none."""
     try:
-        from optimization import memory  # noqa: F401
+        from training.memory_rows import plan_memory
     except ImportError:
         return None
-    return None
+    return plan_memory(run).forecast.total / 1e9
 
 
 def memory_columns(run: PreparedRun) -> dict:
     """Since the run was started."""
-    foretold = foretold_gb(run)
-    return {"peak GB": round(peak_memory_gb(), 1), **({"foretold GB": round(foretold, 1)} if foretold else {})}
+    peak, foretold = peak_memory_gb(), foretold_gb(run)
+    return {"peak GB": round(peak, 1), **({"foretold GB": round(foretold, 1)} if foretold else {})}

@@ -20,8 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Not this folder itself, whose modules are imported as gpu.…
-sys.path[:1] = [str(ROOT / "tests"), str(ROOT / "text_to_image")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "text_to_image")]
 
 from gpu.rows import FAILED, SKIPPED, UNUSABLE, Report, Row  # noqa: E402
 from gpu.settings import Settings  # noqa: E402
@@ -147,6 +146,7 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)  # between the processes of this script
     args = parser.parse_args()
     args.out = args.out.resolve()
+    args.diffusers_script = args.diffusers_script and args.diffusers_script.resolve()
     return args
 
 

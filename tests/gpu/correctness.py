@@ -1,5 +1,6 @@
 """Whether a GPU computes what the CPU does in fp32, in every precision and with every length of captions."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -148,12 +149,13 @@ def take_gradients(unet: torch.nn.Module, loss: torch.Tensor, scale: float = 1.0
 
 
 def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
+    """The length of the difference by that of the reference; infinite where anything is not finite."""
     found, reference = found.float().cpu(), reference.float().cpu()
-    return ((found - reference).norm() / reference.norm()).item()
+    error = ((found - reference).norm() / reference.norm()).item()
+    return error if math.isfinite(error) else math.inf  # of NaN and 1 max() takes either
 
 
 def within(errors: tuple[float, ...], limits: tuple[float, ...]) -> bool:
-    """NaN is beyond any limit."""
     return all(error <= limit for error, limit in zip(errors, limits, strict=True))
 
 

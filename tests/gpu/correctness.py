@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gpu.machine import bf16_works
 from gpu.random_models import model_folder, picture_folder
 from gpu.robustness import Robustness
-from gpu.rows import Measurement, Skipped
+from gpu.rows import Measurement
 from gpu.settings import Settings, need_gpu
 from gpu.training_runs import Trainer
 from models.loading import load_unet
@@ -78,8 +77,6 @@ class SameAsCpu:
     def compare(self, precision: str) -> dict:
         if precision == "fp16":
             need_gpu()
-        if precision == "bf16" and not bf16_works():
-            raise Skipped("this card does not compute in bf16")
         reference = self.reference
         started = self.start(precision)
         unet, run = started.state.unet, started.run

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from gpu.machine import bf16_works
 from gpu.random_models import model_folder, picture_folder
 from gpu.rows import Measurement
 from gpu.settings import ROOT, Settings, need_gpu
@@ -62,9 +63,11 @@ class Robustness:
         forget_earlier_run()
         free_memory()
         output = self.settings.work / name
-        size = 64 if self.settings.tiny else 128
-        usual = ["--output_dir", output, "--max_train_steps", steps, "--resolution", size, "--train_batch_size", 2,
-                 "--lr_scheduler", "constant", "--mixed_precision", "bf16", "--use_ema"]  # fmt: skip
+        usual = [
+            "--output_dir", output, "--max_train_steps", steps, "--train_batch_size", 2, "--use_ema",
+            "--resolution", 64 if self.settings.tiny else 128, "--lr_scheduler", "constant",
+            "--mixed_precision", "bf16" if bf16_works() else "no",
+        ]  # fmt: skip
         training.train(self.trainer.arguments(*usual, *flags))
         return output
 

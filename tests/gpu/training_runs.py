@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from accelerate.state import AcceleratorState
 
+from gpu.machine import bf16_works
 from gpu.random_models import model_folder, picture_folder
 from gpu.rows import Skipped
 from gpu.settings import Settings, need_compiler
@@ -97,6 +98,8 @@ def need_flag(flag: object) -> None:
         raise Skipped(f"no such flag: {flag}")
     if flag == "--compile":
         need_compiler()
+    if flag in ("bf16", "pure_bf16") and not bf16_works():
+        raise Skipped("this card does not compute in bf16")
 
 
 def forget_earlier_run() -> None:

@@ -20,8 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Not this folder itself: its models.py would hide ours.
-sys.path[:1] = [str(ROOT / "tests"), str(ROOT / "text_to_image")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "text_to_image")]
 
 from gpu.rows import FAILED, SKIPPED, UNUSABLE, Report, Row  # noqa: E402
 from gpu.settings import Settings  # noqa: E402
@@ -30,22 +29,28 @@ GROUPS = {  # in this order; the module that measures each
     "first": "scripts",
     "speed": "speed",
     "correctness": "correctness",
+    "memory": "memory",
+    "diffusers": "side_by_side",
+    "generation": "generating",
+    "starter": "scripts",
+    "xl": "xl",
 }
 GRACE_SECONDS = 2  # between the end of the time budget and the end of a process that is still at work
 
 
 def main() -> int:
     args = parse_args()
-    if args.group:
-        return run_group(args)
+    if args.measure:
+        return measure_groups(args)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in ("gpu.json", "gpu.md", "gpu.log"):
         (args.out / name).unlink(missing_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the group's process ends too
     deadline = time.time() + 60 * args.minutes
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
-        for group in args.only or GROUPS:
-            start_group(args, group, Path(work), deadline)
+        groups = args.only or list(GROUPS)
+        for together in [groups] if args.tiny else [[group] for group in groups]:  # tiny ones take less than a start
+            start_groups(args, together, Path(work), deadline)
     rows = Report(args.out).rows
     failed = sum(row.status == FAILED for row in rows)
     print(f"{len(rows)} rows, {failed} of them failed: {args.out / 'gpu.md'}")
@@ -55,11 +60,11 @@ def main() -> int:
 # --- The process that starts the others -----------------------------------------------------------------------------
 
 
-def start_group(args: argparse.Namespace, group: str, work: Path, deadline: float) -> None:
-    """Runs the group in a process; where that dies, in another one from the next row on."""
+def start_groups(args: argparse.Namespace, groups: list[str], work: Path, deadline: float) -> None:
+    """Runs groups in a process; where that dies, in another one from the next row on."""
     while time.time() < deadline:
         known = len(Report(args.out).rows)
-        code = run_process(args, group, work, deadline)
+        code = run_process(args, groups, work, deadline)
         if code == 0:
             return
         report = Report(args.out)
@@ -69,16 +74,16 @@ def start_group(args: argparse.Namespace, group: str, work: Path, deadline: floa
             report.put(row)
             print(row, flush=True)
         elif len(report.rows) == known:  # it dies before it measures anything
-            report.put(Row(group, "start", FAILED, reason=f"exit code {code}:\n{log_end(args.out)}"))
+            report.put(Row(groups[0], "start", FAILED, reason=f"exit code {code}:\n{log_end(args.out)}"))
             return
     report = Report(args.out)
-    if not any(row.group == group for row in report.rows):
+    for group in set(groups) - {row.group for row in report.rows}:
         report.put(Row(group, "all", SKIPPED, reason="no time was left"))
 
 
-def run_process(args: argparse.Namespace, group: str, work: Path, deadline: float) -> int:
-    """The exit code of the group's process, which is ended, with all that it started, when the time is over."""
-    words = [args.out, "--group", group, "--work", work, "--deadline", deadline]
+def run_process(args: argparse.Namespace, groups: list[str], work: Path, deadline: float) -> int:
+    """The exit code of the groups' process, which is ended, with all that it started, when the time is over."""
+    words = [args.out, "--measure", ",".join(groups), "--work", work, "--deadline", deadline]
     words += ["--tiny"] if args.tiny else []
     words += ["--diffusers_script", args.diffusers_script] if args.diffusers_script else []
     process = subprocess.Popen([sys.executable, __file__, *map(str, words)], start_new_session=True)
@@ -97,19 +102,20 @@ def log_end(out: Path, lines: int = 12) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.is_file() else ""
 
 
-# --- The process of one group ---------------------------------------------------------------------------------------
+# --- The process that measures --------------------------------------------------------------------------------------
 
 
-def run_group(args: argparse.Namespace) -> int:
-    """Measures the rows of a group that are not in the report yet."""
+def measure_groups(args: argparse.Namespace) -> int:
+    """Measures the rows of the groups that are not in the report yet."""
     console = redirect_output(args.out / "gpu.log")
     from gpu.machine import describe_machine, gpu_answers
 
     report = Report(args.out)
     settings = Settings(args.out, args.work, args.tiny, args.deadline, args.diffusers_script)
-    module = importlib.import_module(f"gpu.{GROUPS[args.group]}")
     wanted = [("machine", row) for row in describe_machine(settings)]
-    wanted += [(args.group, row) for row in module.measurements(args.group, settings)]
+    for group in args.measure:
+        module = importlib.import_module(f"gpu.{GROUPS[group]}")
+        wanted += [(group, row) for row in module.measurements(group, settings)]
     for group, measurement in wanted:
         if report.find(group, measurement.name) is None:
             row = report.measure(group, measurement, args.deadline)
@@ -136,10 +142,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--only", type=group_names, metavar="GROUP,…", help=f"of {', '.join(GROUPS)} (all)")
     parser.add_argument("--tiny", action="store_true", help="tiny models and few steps, on a CPU too")
     parser.add_argument("--diffusers_script", type=Path, metavar="FILE", help="their train_text_to_image.py")
-    for name, kind in (("--group", str), ("--work", Path), ("--deadline", float)):
+    for name, kind in (("--measure", group_names), ("--work", Path), ("--deadline", float)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)  # between the processes of this script
     args = parser.parse_args()
     args.out = args.out.resolve()
+    args.diffusers_script = args.diffusers_script and args.diffusers_script.resolve()
     return args
 
 

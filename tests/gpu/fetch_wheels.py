@@ -1,7 +1,7 @@
 """Fetches the wheels that tests/gpu/run.sh needs and an interpreter without internet lacks.
 
 python tests/gpu/fetch_wheels.py wheels                           what this interpreter lacks
-python tests/gpu/fetch_wheels.py wheels --list pip_list.json --python-version 3.12
+python tests/gpu/fetch_wheels.py wheels --list pip_list.json --python_version 3.12
                                                                   for another machine: `pip list --format json` of it
 
 Large ones (torch, transformers, …) are never fetched, only named. The wheels are also unpacked into wheels/packages:
@@ -105,7 +105,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="where the wheels go")
     parser.add_argument("--interpreter", default=sys.executable, help="whose packages are looked at (this one)")
     parser.add_argument("--list", type=Path, metavar="FILE", help="`pip list --format json` of it instead")
-    parser.add_argument("--python-version", default="{}.{}".format(*sys.version_info), help="its version (this one's)")
+    parser.add_argument("--python_version", default="{}.{}".format(*sys.version_info), help="its version (this one's)")
     return parser.parse_args()
 
 

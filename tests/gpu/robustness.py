@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from gpu.models import model_folder, picture_folder
+from gpu.machine import bf16_works
+from gpu.random_models import model_folder, picture_folder
 from gpu.rows import Measurement
 from gpu.settings import ROOT, Settings, need_gpu
 from gpu.training_runs import Started, Trainer, forget_earlier_run, free_memory
@@ -21,7 +22,13 @@ from training import train as training
 RESUMED_LIMIT = 5e-3  # relative, of a loss: some GPU kernels add in no fixed order
 SCALE_THAT_OVERFLOWS = 2.0**40
 PLAIN_STEPS = 10
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+WITHOUT_WAITING = {
+    "fp32": ("--mixed_precision", "no"),
+    "bf16": ("--mixed_precision", "bf16"),
+    "fp16 with its scaler": ("--mixed_precision", "fp16"),
+    "pure bf16": ("--optimizer", "adamw", "--mixed_precision", "pure_bf16"),
+    "pure bf16, Adafactor": ("--optimizer", "adafactor", "--mixed_precision", "pure_bf16"),
+}
 
 
 class Robustness:
@@ -32,8 +39,8 @@ class Robustness:
 
     def measurements(self) -> list[Measurement]:
         waits = [
-            Measurement(f"no waiting for the GPU in ten steps, {name}", lambda p=flag: self.count_waits(p), 6)
-            for name, flag in PRECISIONS.items()
+            Measurement(f"no waiting for the GPU in ten steps, {name}", lambda f=flags: self.count_waits(*f), 6)
+            for name, flags in WITHOUT_WAITING.items()
         ]
         return [
             Measurement("a resumed run has the losses of an uninterrupted one", self.resume, 15),
@@ -47,19 +54,20 @@ class Robustness:
         model = model_folder(self.settings) if self.settings.tiny else Path(STARTER)
         return Trainer(self.settings, model, picture_folder(self.settings))
 
-    def start(self, precision: str) -> Started:
+    def start(self, *flags: str) -> Started:
         size = 64 if self.settings.tiny else 128
-        return self.trainer.start("--mixed_precision", precision, "--train_batch_size", 4, "--resolution", size,
-                                  "--use_ema")  # fmt: skip
+        return self.trainer.start(*flags, "--train_batch_size", 4, "--resolution", size, "--use_ema")
 
     def train(self, name: str, steps: int, *flags: object) -> Path:
         """The whole of training, as the script runs it; returns the output folder."""
         forget_earlier_run()
         free_memory()
         output = self.settings.work / name
-        size = 64 if self.settings.tiny else 128
-        usual = ["--output_dir", output, "--max_train_steps", steps, "--resolution", size, "--train_batch_size", 2,
-                 "--lr_scheduler", "constant", "--mixed_precision", "bf16", "--use_ema"]  # fmt: skip
+        usual = [
+            "--output_dir", output, "--max_train_steps", steps, "--train_batch_size", 2, "--use_ema",
+            "--resolution", 64 if self.settings.tiny else 128, "--lr_scheduler", "constant",
+            "--mixed_precision", "bf16" if bf16_works() else "no",
+        ]  # fmt: skip
         training.train(self.trainer.arguments(*usual, *flags))
         return output
 
@@ -83,7 +91,7 @@ class Robustness:
 
     def overflow(self) -> dict:
         need_gpu()
-        started = self.start("fp16")
+        started = self.start("--mixed_precision", "fp16")
         scaler = started.run.accelerator.scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": SCALE_THAT_OVERFLOWS})
         results = [training.train_step(started.run, started.state, started.batches, step) for step in range(40)]
@@ -93,9 +101,9 @@ class Robustness:
         assert all(p.isfinite().all() for p in started.state.unet.parameters()), "a weight is not finite"
         return {"steps that overflowed": overflowed, "scale at the end": scaler.get_scale()}
 
-    def count_waits(self, precision: str) -> dict:
+    def count_waits(self, *flags: str) -> dict:
         need_gpu()
-        started = self.start(precision)
+        started = self.start(*flags)
         for _ in range(3):
             started.take_step()
         with synchronizing_lines() as lines:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 OK, FAILED, SKIPPED, RUNNING = "ok", "failed", "skipped", "running"
 TRACEBACK_LINES = 12
-LEAST_PATIENCE = 90  # seconds: a row that takes longer than this, and than six times its due, hangs
+LEAST_PATIENCE = 150  # seconds: a row that takes longer than this, and than six times its due, hangs
 UNUSABLE = 3  # exit code of a process whose GPU no longer answers
 
 

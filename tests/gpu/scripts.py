@@ -2,14 +2,17 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from gpu.machine import bf16_works
-from gpu.models import model_folder
+from gpu.random_models import model_folder
 from gpu.rows import Measurement
 from gpu.settings import ROOT, Settings
+from runtime.devices import best_mixed_precision
 
 SCRIPTS = ROOT / "text_to_image"
 PROMPTS = ("denim jeans", "a red t-shirt")
@@ -17,6 +20,8 @@ PROMPTS = ("denim jeans", "a red t-shirt")
 
 def measurements(group: str, settings: Settings) -> list[Measurement]:
     scripts = Scripts(settings)
+    if group == "starter":
+        return [Measurement("the starter's whole job: train, then generate", scripts.whole_job, 100)]
     return [
         Measurement("train_text_to_image.py, 20 steps", scripts.train, 20),
         Measurement("inference.py, 2 prompts", scripts.generate, 15),
@@ -46,17 +51,38 @@ class Scripts:
         run_script(self.settings, "inference.py", *prompts, *flags)
         return {"pictures": count_pictures(self.pictures)}
 
+    def whole_job(self) -> dict:
+        """With the flags of job.sh; the contact sheet stays as OUT/starter_sheet.jpg."""
+        output, pictures = self.settings.work / "starter", self.settings.work / "starter pictures"
+        flags: list[object] = ["--dataset", ROOT / "dataset", "--output_dir", output]
+        flags += ["--mixed_precision", precision] if (precision := best_mixed_precision()) else []
+        if self.settings.tiny:
+            flags += ["--pretrained_model_name_or_path", model_folder(self.settings), "--max_train_steps", 2]
+        seconds = [time.perf_counter()]
+        run_script(self.settings, "train_text_to_image.py", *flags)
+        seconds.append(time.perf_counter())
+        few = ["--steps", 2] if self.settings.tiny else []
+        run_script(self.settings, "inference.py", "--model", output, "--num_images", 3, "--output_dir", pictures, *few)
+        seconds.append(time.perf_counter())
+        shutil.copyfile(pictures / "contact_sheet.jpg", self.settings.out / "starter_sheet.jpg")
+        took = {"training, s": round(seconds[1] - seconds[0], 1), "generating, s": round(seconds[2] - seconds[1], 1)}
+        return {**took, **training_columns(output), "pictures": count_pictures(pictures)}
 
-def run_script(settings: Settings, name: str, *flags: object) -> None:
+
+def run_script(settings: Settings, name: str | Path, *flags: object) -> None:
     """AssertionError with the end of what it printed where it fails or takes longer than there is time."""
     command = [sys.executable, str(SCRIPTS / name), *map(str, flags)]
     print("$", *command, flush=True)
+    said = settings.work / "script.log"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(settings.seconds_left, 1))
+        with open(said, "w") as log:  # no pipe: processes that the script leaves behind would keep it open
+            patience = max(settings.seconds_left, 1)
+            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=patience)
     except subprocess.TimeoutExpired:
         raise AssertionError(f"{name} was not ready at the end of the time budget") from None
-    print(done.stdout, done.stderr, flush=True)
-    assert done.returncode == 0, f"{name} ended with exit code {done.returncode}:\n{done.stderr[-2000:]}"
+    finally:
+        print(said.read_text(errors="replace"), flush=True)
+    assert done.returncode == 0, f"{name} ended with exit code {done.returncode}:\n{said.read_text()[-2000:]}"
 
 
 def training_columns(output: Path) -> dict:

@@ -1,5 +1,6 @@
 """What every group is given: where to write, how long, and the sizes, which are tiny for a try on the CPU."""
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,3 +48,9 @@ def need_gpu() -> None:
 
     if not torch.cuda.is_available():
         raise Skipped("needs a GPU")
+
+
+def need_compiler() -> None:
+    """Skips what torch.compile is needed for where it has no C compiler."""
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        raise Skipped("needs a C compiler")

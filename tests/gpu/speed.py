@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 from gpu.machine import PEAK, PEAK_COLUMN
-from gpu.models import TFLOP_PER_SAMPLE
+from gpu.random_models import TFLOP_PER_SAMPLE
 from gpu.rows import Measurement, Report
 from gpu.settings import Settings, need_gpu
 from gpu.training_runs import Started, Trainer, memory_columns, with_largest_batch
@@ -66,7 +66,7 @@ class Speed:
             "images/s": float(f"{batch / seconds:.3g}"),
             "ms a step": round(1000 * seconds, 1),
             **self.throughput(batch / seconds, share),
-            **memory_columns(started.run.args),
+            **memory_columns(started.run),
         }
 
     def throughput(self, images_per_second: float, share: float) -> dict:

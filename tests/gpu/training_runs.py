@@ -2,8 +2,8 @@
 
 import argparse
 import gc
-import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from typing import TypeVar
 import torch
 from accelerate.state import AcceleratorState
 
-from gpu.models import model_folder, picture_folder
+from gpu.machine import bf16_works
+from gpu.random_models import model_folder, picture_folder
 from gpu.rows import Skipped
-from gpu.settings import Settings
-from optimization.memory import MemorySettings, forecast_memory
+from gpu.settings import Settings, need_compiler
 from runtime.devices import peak_memory_gb, synchronize
 from runtime.errors import is_out_of_memory
 from train_text_to_image import build_parser, parse_args
@@ -93,9 +93,13 @@ class Trainer:
 
 
 def need_flag(flag: object) -> None:
-    """Skips what a flag is needed for that this version of the script does not have."""
+    """Skips what needs a flag that this version of the script does not have, or that does not work here."""
     if str(flag).startswith("--") and flag not in build_parser()._option_string_actions:
         raise Skipped(f"no such flag: {flag}")
+    if flag == "--compile":
+        need_compiler()
+    if flag in ("bf16", "pure_bf16") and not bf16_works():
+        raise Skipped("this card does not compute in bf16")
 
 
 def forget_earlier_run() -> None:
@@ -105,6 +109,8 @@ def forget_earlier_run() -> None:
 
 def free_memory() -> None:
     """What earlier rows held is free again, and the peak is counted anew."""
+    if "torch._dynamo" in sys.modules:  # keeps what it has compiled
+        sys.modules["torch._dynamo"].reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -126,18 +132,16 @@ def with_largest_batch(batch: int, work: Callable[[int], Result]) -> Result:
     raise Skipped(f"one picture does not fit: {said}")
 
 
-def foretold_gb(args: argparse.Namespace) -> float:
-    """The peak of memory in GB that `optimization.memory` foretells."""
-    config = json.loads((Path(args.pretrained_model_name_or_path) / "unet" / "config.json").read_text())
-    precision = args.mixed_precision or "no"
-    settings = MemorySettings(
-        config, precision, lora_rank=args.lora_rank, half_frozen=precision == "fp16", ema=args.use_ema,
-        gradient_checkpointing=args.gradient_checkpointing, height=args.resolution, width=args.resolution,
-    )  # fmt: skip
-    return forecast_memory(settings, args.train_batch_size).total / 1e9
+def foretold_gb(run: PreparedRun) -> float | None:
+    """The peak of memory in GB that is foretold; None in a version that foretells none."""
+    try:
+        from training.memory_rows import plan_memory
+    except ImportError:
+        return None
+    return plan_memory(run).forecast.total / 1e9
 
 
-def memory_columns(args: argparse.Namespace) -> dict:
-    """Of the run since it was started."""
-    foretold = foretold_gb(args)
-    return {"peak GB": round(peak_memory_gb(), 1), "foretold GB": round(foretold, 1)}
+def memory_columns(run: PreparedRun) -> dict:
+    """Since the run was started."""
+    peak, foretold = peak_memory_gb(), foretold_gb(run)
+    return {"peak GB": round(peak, 1), **({"foretold GB": round(foretold, 1)} if foretold else {})}

@@ -3,9 +3,10 @@
 One real step runs on tensors without data, with the classes that train. See `memory_tracking` for how it is counted.
 """
 
+import functools
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ PROBES = 2, 3  # batches that are traced; 1 is special: some of its copies are v
 class MemorySettings:
     """What the memory of a training step depends on, but for the batch size."""
 
-    unet_config: Mapping[str, Any]  # unet/config.json
+    unet_config: Mapping[str, Any] = field(hash=False)  # unet/config.json
     precision: str = "no"  # no, bf16 (a copy of fp32 weights), fp16 (autocast), pure_bf16 (no fp32 weights)
     optimizer: str = "adamw"  # adamw, adamw8bit, adafactor
     lora_rank: int | None = None
@@ -107,45 +108,67 @@ def largest_batch(settings: MemorySettings, gigabytes: float) -> int:
     return trace_step(settings).largest_batch(gigabytes)
 
 
+@functools.lru_cache
 def trace_step(settings: MemorySettings) -> StepMemory:
-    """Traces a step at two batch sizes; takes seconds for Stable Diffusion's UNet."""
+    """Traces a step at two batch sizes; takes seconds for Stable Diffusion's UNet, nothing when asked again."""
     with GpuKernels(settings.precision == "fp16") as kernels, MemoryTracker() as tracker:
-        with torch.device("meta"):
-            unet = _make_unet(settings, kernels)
-            parameters = _make_parameters(settings, unet)
-            weights = tracker.live
-            _state = [_optimizer_state(settings, parameter) for parameter in parameters.parameters]
-            optimizer = tracker.live - weights
-            _average = [torch.zeros_like(p) for p in parameters.parameters if settings.ema]
+        model = _TracedModel(settings, kernels, tracker)
         resting = tracker.live
-        average = resting - weights - optimizer
-        traces, gradients, forward_length = [], 0, 0
+        traces = []
         for batch in PROBES:
-            buckets = _earlier_gradients(settings, parameters)
+            earlier = model.add_earlier_gradients()
             tracker.restart()
-            loss = _forward(settings, unet, batch, kernels)
+            loss = model.forward(batch)
             forward_length = len(tracker.history)
             torch.autograd.backward(loss)
-            parameters.collect_gradients(True)
+            del loss
+            model.parameters.collect_gradients(True)
             traces.append(list(tracker.history))
             gradients = tracker.live - resting
-            for parameter in parameters.parameters:
-                parameter.grad = None
-            del buckets, loss
-    return StepMemory(weights, optimizer, average, gradients, (traces[0], traces[1]), forward_length)
+            model.remove_gradients()
+            del earlier
+    return StepMemory(*model.sizes, gradients, (traces[0], traces[1]), forward_length)
 
 
-def _earlier_gradients(settings: MemorySettings, parameters: OptimizedWeights) -> list[torch.Tensor]:
-    """Gradients that are there before a backward pass: those of the step's earlier batches; where several processes
-    exchange them, the buffers in which they do."""
-    trained = parameters.parameters
-    if settings.processes > 1 and isinstance(parameters, MasterWeights):
-        trained = parameters.copies
-    elif settings.processes == 1 and not settings.accumulated:
-        return []
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in trained if parameter.grad is not None]
+class _TracedModel:
+    """All that lives through a run, without data: the UNet, its parameters, the optimizer's state, the EMA."""
+
+    def __init__(self, settings: MemorySettings, kernels: GpuKernels, tracker: MemoryTracker):
+        self.settings, self.kernels = settings, kernels
+        with torch.device("meta"):
+            self.unet = _make_unet(settings, kernels)
+            self.parameters = _make_parameters(settings, self.unet)
+            weights = tracker.live
+            self.state = [_optimizer_state(settings.optimizer, p) for p in self.parameters.parameters]
+            optimizer = tracker.live - weights
+            self.average = [torch.zeros_like(p) for p in self.parameters.parameters if settings.ema]
+        self.sizes = weights, optimizer, tracker.live - weights - optimizer  # bytes of weights, optimizer, average
+
+    def forward(self, batch: int) -> torch.Tensor:
+        """The loss, as `training.objective.diffusion_loss` has it."""
+        with torch.device("meta"):
+            inputs = _unet_inputs(self.settings, self.unet.config, batch)
+            target = torch.zeros(inputs["sample"].shape)
+        self.kernels.begin_forward()
+        prediction = self.unet(**inputs).sample
+        self.kernels.end_forward()
+        return (prediction.float() - target).square().mean(dim=(1, 2, 3)).sum() / batch
+
+    def add_earlier_gradients(self) -> list[torch.Tensor]:
+        """Gradients that are there before a backward pass: those of the step's earlier batches; where several
+        processes exchange them, the buffers in which they do."""
+        trained = self.parameters.parameters
+        if self.settings.processes > 1 and isinstance(self.parameters, MasterWeights):
+            trained = self.parameters.copies
+        elif self.settings.processes == 1 and not self.settings.accumulated:
+            return []
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in trained if parameter.grad is not None]
+
+    def remove_gradients(self) -> None:
+        for parameter in self.parameters.parameters:
+            parameter.grad = None
 
 
 def _make_unet(settings: MemorySettings, kernels: GpuKernels) -> UNet2DConditionModel:
@@ -177,32 +200,21 @@ def _make_parameters(settings: MemorySettings, unet: UNet2DConditionModel) -> Op
     return make_parameters(unet, settings.precision, settings.processes)
 
 
-def _optimizer_state(settings: MemorySettings, parameter: torch.Tensor) -> list[torch.Tensor]:
+def _optimizer_state(optimizer: str, parameter: torch.Tensor) -> list[torch.Tensor]:
     """What the optimizer keeps for a parameter."""
-    if settings.optimizer == "adamw":
+    if optimizer == "adamw":
         return [torch.zeros_like(parameter) for _ in range(2)]
-    if settings.optimizer == "adamw8bit":
+    if optimizer == "adamw8bit":
         return [torch.zeros_like(parameter, dtype=torch.uint8) for _ in range(2)]
-    if settings.optimizer == "adafactor":  # a mean for each row and each column
+    if optimizer == "adafactor":  # a mean for each row and each column
         rows = parameter.shape[0] if parameter.dim() > 1 else 1
         return [torch.zeros(rows), torch.zeros(parameter.numel() // rows)]
-    raise ValueError(f"no such optimizer: {settings.optimizer}")
+    raise ValueError(f"no such optimizer: {optimizer}")
 
 
-def _forward(settings: MemorySettings, unet: UNet2DConditionModel, batch: int, kernels: GpuKernels) -> torch.Tensor:
-    """The loss, as `training.objective.diffusion_loss` has it."""
-    with torch.device("meta"):
-        inputs = _unet_inputs(settings, unet, batch)
-        target = torch.zeros(inputs["sample"].shape)
-    kernels.begin_forward()
-    prediction = unet(**inputs).sample
-    kernels.end_forward()
-    return (prediction.float() - target).square().mean(dim=(1, 2, 3)).sum() / batch
-
-
-def _unet_inputs(settings: MemorySettings, unet: UNet2DConditionModel, batch: int) -> dict[str, Any]:
+def _unet_inputs(settings: MemorySettings, config: Any, batch: int) -> dict[str, Any]:
     """Zeros in the shapes that the UNet reads; a mask where captions of several lengths meet."""
-    config, tokens = unet.config, settings.text_tokens
+    tokens = settings.text_tokens
     dtype = torch.bfloat16 if "bf16" in settings.precision else torch.float32
     size = settings.height // settings.vae_factor, settings.width // settings.vae_factor
     inputs: dict[str, Any] = {

@@ -46,12 +46,13 @@ class MemoryTracker(TorchDispatchMode):
         self.live -= self._sizes.pop(address)
 
 
-def _group_norm(x, weight, bias, batch, channels, pixels, groups, eps):
+def _group_norm(x, weight, bias, batch, *rest):
+    channels, pixels, groups, eps = rest
     statistics = x.new_empty(batch, groups), x.new_empty(batch, groups)
     return torch.empty_like(x, memory_format=torch.contiguous_format), *statistics
 
 
-def _layer_norm(x, shape, weight, bias, eps):
+def _layer_norm(x, shape, *rest):
     statistics = x.new_empty(x.shape[: x.dim() - len(shape)], dtype=torch.float32)
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
@@ -60,8 +61,9 @@ def _group_norm_backward(grad, x, mean, rstd, weight, *rest):
     return _gradients(x, weight, weight, wanted=rest[-1])
 
 
-def _layer_norm_backward(grad, x, shape, mean, rstd, weight, bias, mask):
-    return _gradients(x, weight, bias, wanted=mask)
+def _layer_norm_backward(grad, x, shape, mean, rstd, *rest):
+    weight, bias, wanted = rest
+    return _gradients(x, weight, bias, wanted=wanted)
 
 
 def _gradients(*tensors, wanted):

@@ -129,6 +129,13 @@ def test_a_parameter_costs_what_precision_and_optimizer_keep_of_it(settings, wei
 def test_an_average_costs_a_copy_of_the_weights():
     plain, averaged = (forecast_memory(small(ema=ema), 1) for ema in (False, True))
     assert averaged.average == plain.weights and averaged.total == plain.total + plain.weights
+    pure = forecast_memory(small(ema=True, precision="pure_bf16"), 1)
+    assert pure.average == plain.weights  # in fp32 all the same
+
+
+def test_loading_a_loras_weights_in_fp32_may_take_more_than_a_step():
+    forecast = forecast_memory(small(lora_rank=2, precision="bf16", height=8, width=8), 1)
+    assert forecast.loading > 1.5 * forecast.weights and forecast.total == max(forecast.loading, forecast.step)
 
 
 @pytest.mark.slow

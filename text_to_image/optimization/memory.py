@@ -4,7 +4,7 @@ One real step runs on tensors without data, with the classes that train. See `me
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,8 @@ from optimization.parameters import MasterWeights, ModelParameters, OptimizedWei
 GB = 10**9
 CONTEXT_BYTES = GB  # what CUDA takes beside PyTorch's allocations: its context, kernels, fragmentation
 CLIP_TOKENS = 77
+CHUNK_ELEMENTS = 1 << 23
+TENSORS_OF_AN_UPDATE = 5  # weights, gradients, two averages, random bits
 PROBES = 2, 3  # batches that are traced; 1 is special: some of its copies are views
 
 
@@ -44,19 +46,24 @@ class MemorySettings:
 
 @dataclass(frozen=True)
 class MemoryForecast:
-    """Bytes that PyTorch will have allocated at the peak of a step. CUDA's context comes on top."""
+    """Bytes that PyTorch will have allocated. CUDA's context comes on top."""
 
     weights: int
     optimizer: int
     average: int
     gradients: int  # when the optimizer uses them
     activations: int  # after the forward pass
-    total: int  # less than the sum: activations are gone before the last gradients are there
+    step: int  # the peak of a step, less than the sum: activations are gone before the last gradients are there
+    loading: int  # the peak before the first step: the weights come in fp32
+
+    @property
+    def total(self) -> int:
+        return max(self.step, self.loading)
 
     @property
     def gradients_and_activations(self) -> int:
-        """What they take together at the peak."""
-        return self.total - self.weights - self.optimizer - self.average
+        """What they take together at the peak of a step."""
+        return self.step - self.weights - self.optimizer - self.average
 
 
 @dataclass(frozen=True)
@@ -66,17 +73,21 @@ class StepMemory:
     weights: int
     optimizer: int
     average: int
+    loading: int
     gradients: int
+    update: int  # what the optimizer takes for a moment
     traces: tuple[list[int], list[int]]  # bytes after each allocation of a step, at the batches of PROBES
     forward_length: int  # how many of them are of the forward pass
 
     def forecast(self, batch: int) -> MemoryForecast:
         """With `batch` samples at once."""
-        resting = self.weights + self.optimizer + self.average
         moments = self._moments(batch)
         activations = max(moments[: self.forward_length]) - moments[0]
-        total = max(*moments, resting + self.gradients)
-        return MemoryForecast(self.weights, self.optimizer, self.average, self.gradients, activations, total)
+        updating = self.weights + self.optimizer + self.average + self.gradients + self.update
+        step = max(*moments, updating)
+        return MemoryForecast(
+            self.weights, self.optimizer, self.average, self.gradients, activations, step, self.loading
+        )
 
     def largest_batch(self, gigabytes: float) -> int:
         """The largest batch that fits beside CUDA's context into that many GB (1e9 bytes); 0 if none does."""
@@ -127,7 +138,7 @@ def trace_step(settings: MemorySettings) -> StepMemory:
             gradients = tracker.live - resting
             model.remove_gradients()
             del earlier
-    return StepMemory(*model.sizes, gradients, (traces[0], traces[1]), forward_length)
+    return StepMemory(*model.sizes, gradients, model.update, (traces[0], traces[1]), forward_length)
 
 
 class _TracedModel:
@@ -141,8 +152,10 @@ class _TracedModel:
             weights = tracker.live
             self.state = [_optimizer_state(settings.optimizer, p) for p in self.parameters.parameters]
             optimizer = tracker.live - weights
-            self.average = [torch.zeros_like(p) for p in self.parameters.parameters if settings.ema]
-        self.sizes = weights, optimizer, tracker.live - weights - optimizer  # bytes of weights, optimizer, average
+            self.average = [torch.zeros(p.shape) for p in self.parameters.parameters if settings.ema]
+        average = tracker.live - weights - optimizer
+        self.sizes = weights, optimizer, average, max(tracker.history)
+        self.update = _update_bytes(settings, self.parameters.parameters)
 
     def forward(self, batch: int) -> torch.Tensor:
         """The loss, as `training.objective.diffusion_loss` has it."""
@@ -210,6 +223,15 @@ def _optimizer_state(optimizer: str, parameter: torch.Tensor) -> list[torch.Tens
         rows = parameter.shape[0] if parameter.dim() > 1 else 1
         return [torch.zeros(rows), torch.zeros(parameter.numel() // rows)]
     raise ValueError(f"no such optimizer: {optimizer}")
+
+
+def _update_bytes(settings: MemorySettings, parameters: Sequence[torch.Tensor]) -> int:
+    """Optimizers that round bf16 weights, and Adafactor, compute a chunk of the parameters at a time in fp32."""
+    if settings.precision != "pure_bf16" and settings.optimizer != "adafactor":
+        return 0
+    elements = sum(parameter.numel() for parameter in parameters)
+    chunk = max(CHUNK_ELEMENTS, *(parameter.numel() for parameter in parameters))
+    return TENSORS_OF_AN_UPDATE * 4 * min(chunk, elements)
 
 
 def _unet_inputs(settings: MemorySettings, config: Any, batch: int) -> dict[str, Any]:

@@ -113,7 +113,8 @@ def _forecast_line(plan: MemoryPlan) -> str:
     }
     words = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items() if size)
     size = f"{settings.width} x {settings.height} px"
-    return f"{_gigabytes(forecast.total)} GB, of which {words}; foretold for {plan.batch} at once of {size}"
+    loading = "" if forecast.loading < forecast.step else f" to load the weights, {_gigabytes(forecast.step)} a step"
+    return f"{_gigabytes(forecast.total)} GB{loading}, of which {words}; foretold for {plan.batch} at once of {size}"
 
 
 def _gigabytes(size: int) -> str:

@@ -50,7 +50,7 @@ NEEDS = (  # a flag, the one it makes no sense without, and what that is
 NOT_FROM_THE_MODEL = {
     "allow_pickle", "cache_dir", "dataset", "dataset_config_name", "dry_run", "epochs", "hub_model_id", "hub_token",
     "latents_cache_dir", "local_rank", "logging_dir", "max_train_steps", "non_ema_revision", "output_dir", "overwrite",
-    "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint", "revision",
+    "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint", "revision", "timing",
     "tracker_project_name", "validation_dir", "variant",
 }  # fmt: skip
 
@@ -98,7 +98,7 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
     flag("--seed", type=seed_int, metavar="N",
          help="of all randomness (default: derived from the run's other settings)")
     flag("--dry_run", action="store_true",
-         help="load everything, print what would be done and how long it would take; writes nothing but the cache")
+         help="print what would be done, the GPU memory it takes, how long it takes; writes nothing but the cache")
 
 
 def add_data_flags(group: argparse._ArgumentGroup) -> None:
@@ -225,6 +225,8 @@ def add_run_flags(group: argparse._ArgumentGroup) -> None:
          help="begin anew in an output folder that holds another run, and remove what that one left there")
     flag("--max_bad_steps", type=positive_int, default=5, metavar="N",
          help="stop after N non-finite steps in a row (loss or gradient); fewer are skipped (default: 5)")
+    flag("--timing", action=YesNo, default=True,
+         help="a dry run times steps; --no_timing: it loads no weights and takes seconds (default: yes)")
     flag("--distributed_timeout", type=positive_int, default=30, metavar="MINUTES",
          help="how long a process waits for the others before it gives up (default: 30)")
     flag("--local_rank", type=int, default=-1, metavar="N", help="set by launchers; accepted")

@@ -3,9 +3,10 @@
 One real step runs on tensors without data, with the classes that train. See `memory_tracking` for how it is counted.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from models.lora import lora_config
 from optimization.memory_tracking import GpuKernels, MemoryTracker
-from optimization.parameters import MasterWeights, ModelParameters, OptimizedWeights, make_parameters
+from optimization.parameters import MasterWeights, make_parameters
 
 GB = 10**9
 CONTEXT_BYTES = GB  # what CUDA takes beside PyTorch's allocations: its context, kernels, fragmentation
 CLIP_TOKENS = 77
+CHUNK_ELEMENTS = 1 << 23
+TENSORS_OF_AN_UPDATE = 5  # weights, gradients, two averages, random bits
 PROBES = 2, 3  # batches that are traced; 1 is special: some of its copies are views
 
 
@@ -26,11 +29,10 @@ PROBES = 2, 3  # batches that are traced; 1 is special: some of its copies are v
 class MemorySettings:
     """What the memory of a training step depends on, but for the batch size."""
 
-    unet_config: Mapping[str, Any]  # unet/config.json
+    unet_config: Mapping[str, Any] = field(hash=False)  # unet/config.json
     precision: str = "no"  # no, bf16 (a copy of fp32 weights), fp16 (autocast), pure_bf16 (no fp32 weights)
     optimizer: str = "adamw"  # adamw, adamw8bit, adafactor
     lora_rank: int | None = None
-    half_frozen: bool = False  # whether a LoRA's frozen weights are in fp16 under autocast; with bf16 they always are
     ema: bool = False  # on the GPU
     gradient_checkpointing: bool = False
     accumulated: bool = False  # whether a step has several batches, whose gradients are kept
@@ -43,19 +45,24 @@ class MemorySettings:
 
 @dataclass(frozen=True)
 class MemoryForecast:
-    """Bytes that PyTorch will have allocated at the peak of a step. CUDA's context comes on top."""
+    """Bytes that PyTorch will have allocated. CUDA's context comes on top."""
 
     weights: int
     optimizer: int
     average: int
     gradients: int  # when the optimizer uses them
     activations: int  # after the forward pass
-    total: int  # less than the sum: activations are gone before the last gradients are there
+    step: int  # the peak of a step, less than the sum: activations are gone before the last gradients are there
+    loading: int  # the peak before the first step: the weights come in fp32
+
+    @property
+    def total(self) -> int:
+        return max(self.step, self.loading)
 
     @property
     def gradients_and_activations(self) -> int:
-        """What they take together at the peak."""
-        return self.total - self.weights - self.optimizer - self.average
+        """What they take together at the peak of a step."""
+        return self.step - self.weights - self.optimizer - self.average
 
 
 @dataclass(frozen=True)
@@ -65,17 +72,21 @@ class StepMemory:
     weights: int
     optimizer: int
     average: int
+    loading: int
     gradients: int
+    update: int  # what the optimizer takes for a moment
     traces: tuple[list[int], list[int]]  # bytes after each allocation of a step, at the batches of PROBES
     forward_length: int  # how many of them are of the forward pass
 
     def forecast(self, batch: int) -> MemoryForecast:
         """With `batch` samples at once."""
-        resting = self.weights + self.optimizer + self.average
         moments = self._moments(batch)
         activations = max(moments[: self.forward_length]) - moments[0]
-        total = max(*moments, resting + self.gradients)
-        return MemoryForecast(self.weights, self.optimizer, self.average, self.gradients, activations, total)
+        updating = self.weights + self.optimizer + self.average + self.gradients + self.update
+        step = max(*moments, updating)
+        return MemoryForecast(
+            self.weights, self.optimizer, self.average, self.gradients, activations, step, self.loading
+        )
 
     def largest_batch(self, gigabytes: float) -> int:
         """The largest batch that fits beside CUDA's context into that many GB (1e9 bytes); 0 if none does."""
@@ -107,53 +118,73 @@ def largest_batch(settings: MemorySettings, gigabytes: float) -> int:
     return trace_step(settings).largest_batch(gigabytes)
 
 
+@functools.lru_cache
 def trace_step(settings: MemorySettings) -> StepMemory:
-    """Traces a step at two batch sizes; takes seconds for Stable Diffusion's UNet."""
+    """Traces a step at two batch sizes; takes seconds for Stable Diffusion's UNet, nothing when asked again."""
     with GpuKernels(settings.precision == "fp16") as kernels, MemoryTracker() as tracker:
-        with torch.device("meta"):
-            unet = _make_unet(settings, kernels)
-            parameters = _make_parameters(settings, unet)
-            weights = tracker.live
-            _state = [_optimizer_state(settings, parameter) for parameter in parameters.parameters]
-            optimizer = tracker.live - weights
-            _average = [torch.zeros_like(p) for p in parameters.parameters if settings.ema]
+        model = _TracedModel(settings, kernels, tracker)
         resting = tracker.live
-        average = resting - weights - optimizer
-        traces, gradients, forward_length = [], 0, 0
+        traces = []
         for batch in PROBES:
-            buckets = _earlier_gradients(settings, parameters)
+            earlier = model.add_earlier_gradients()
             tracker.restart()
-            loss = _forward(settings, unet, batch, kernels)
+            loss = model.forward(batch)
             forward_length = len(tracker.history)
             torch.autograd.backward(loss)
             del loss
             gradients = tracker.live - resting
-            _use_gradients(parameters)
+            model.use_gradients()
             traces.append(list(tracker.history))
-            del buckets
-    return StepMemory(weights, optimizer, average, gradients, (traces[0], traces[1]), forward_length)
+            del earlier
+    return StepMemory(*model.sizes, gradients, model.update, (traces[0], traces[1]), forward_length)
 
 
-def _earlier_gradients(settings: MemorySettings, parameters: OptimizedWeights) -> list[torch.Tensor]:
-    """Gradients that are there before a backward pass: those of the step's earlier batches; where several processes
-    exchange them, the buffers in which they do."""
-    if settings.processes == 1 and not settings.accumulated:
-        return []
-    with_gradients = parameters.copies if isinstance(parameters, MasterWeights) else parameters.parameters
-    for parameter in with_gradients:
-        parameter.grad = torch.zeros_like(parameter)
-    buckets = [parameter.grad for parameter in with_gradients if parameter.grad is not None]
-    parameters.collect_gradients(last=False)
-    return buckets if settings.processes > 1 else []
+class _TracedModel:
+    """All that lives through a run, without data: the UNet, its parameters, the optimizer's state, the EMA."""
 
+    def __init__(self, settings: MemorySettings, kernels: GpuKernels, tracker: MemoryTracker):
+        self.settings, self.kernels = settings, kernels
+        with torch.device("meta"):
+            self.unet = _make_unet(settings, kernels)
+            self.parameters = make_parameters(self.unet, settings.precision, settings.processes)
+            weights = tracker.live
+            self.state = [_optimizer_state(settings.optimizer, p) for p in self.parameters.parameters]
+            optimizer = tracker.live - weights
+            self.average = [torch.zeros(p.shape) for p in self.parameters.parameters if settings.ema]
+        average = tracker.live - weights - optimizer
+        self.sizes = weights, optimizer, average, max(tracker.history)
+        self.update = _update_bytes(settings, self.parameters.parameters)
 
-def _use_gradients(parameters: OptimizedWeights) -> None:
-    """What an optimizer's step takes beside its state."""
-    parameters.collect_gradients(last=True)
-    if isinstance(parameters, MasterWeights):
-        parameters.scale = torch.ones((), device="meta")
-    for _ in parameters.gradient_chunks():
-        pass
+    def forward(self, batch: int) -> torch.Tensor:
+        """The loss, as `training.objective.diffusion_loss` has it."""
+        with torch.device("meta"):
+            inputs = _unet_inputs(self.settings, self.unet.config, batch)
+            target = torch.zeros(inputs["sample"].shape)
+        self.kernels.begin_forward()
+        prediction = self.unet(**inputs).sample
+        self.kernels.end_forward()
+        return (prediction.float() - target).square().mean(dim=(1, 2, 3)).sum() / batch
+
+    def add_earlier_gradients(self) -> list[torch.Tensor]:
+        """Gradients that are there before a backward pass: those of the step's earlier batches; where several
+        processes exchange them, the buffers in which they do."""
+        if self.settings.processes == 1 and not self.settings.accumulated:
+            return []
+        parameters = self.parameters
+        trained = parameters.copies if isinstance(parameters, MasterWeights) else parameters.parameters
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        parameters.collect_gradients(last=False)
+        return gradients if self.settings.processes > 1 else []
+
+    def use_gradients(self) -> None:
+        """As the optimizer's step does, chunk by chunk."""
+        self.parameters.collect_gradients(last=True)
+        if isinstance(self.parameters, MasterWeights):
+            self.parameters.scale = torch.ones((), device="meta")
+        for _ in self.parameters.gradient_chunks():
+            pass
 
 
 def _make_unet(settings: MemorySettings, kernels: GpuKernels) -> UNet2DConditionModel:
@@ -175,42 +206,30 @@ def _enable_checkpointing(unet: UNet2DConditionModel, kernels: GpuKernels) -> No
     unet.enable_gradient_checkpointing(run)
 
 
-def _make_parameters(settings: MemorySettings, unet: UNet2DConditionModel) -> OptimizedWeights:
-    if settings.precision == "pure_bf16":
-        return ModelParameters(unet.to(torch.bfloat16))
-    if settings.precision == "fp16" and settings.half_frozen:
-        for parameter in unet.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.half()
-    return make_parameters(unet, settings.precision, settings.processes)
-
-
-def _optimizer_state(settings: MemorySettings, parameter: torch.Tensor) -> list[torch.Tensor]:
+def _optimizer_state(optimizer: str, parameter: torch.Tensor) -> list[torch.Tensor]:
     """What the optimizer keeps for a parameter."""
-    if settings.optimizer == "adamw":
+    if optimizer == "adamw":
         return [torch.zeros_like(parameter) for _ in range(2)]
-    if settings.optimizer == "adamw8bit":
+    if optimizer == "adamw8bit":
         return [torch.zeros_like(parameter, dtype=torch.uint8) for _ in range(2)]
-    if settings.optimizer == "adafactor":  # a mean for each row and each column
+    if optimizer == "adafactor":  # a mean for each row and each column
         rows = parameter.shape[0] if parameter.dim() > 1 else 1
         return [torch.zeros(rows), torch.zeros(parameter.numel() // rows)]
-    raise ValueError(f"no such optimizer: {settings.optimizer}")
+    raise ValueError(f"no such optimizer: {optimizer}")
 
 
-def _forward(settings: MemorySettings, unet: UNet2DConditionModel, batch: int, kernels: GpuKernels) -> torch.Tensor:
-    """The loss, as `training.objective.diffusion_loss` has it."""
-    with torch.device("meta"):
-        inputs = _unet_inputs(settings, unet, batch)
-        target = torch.zeros(inputs["sample"].shape)
-    kernels.begin_forward()
-    prediction = unet(**inputs).sample
-    kernels.end_forward()
-    return (prediction.float() - target).square().mean(dim=(1, 2, 3)).sum() / batch
+def _update_bytes(settings: MemorySettings, parameters: Sequence[torch.Tensor]) -> int:
+    """Optimizers that round bf16 weights, and Adafactor, compute a chunk of the parameters at a time in fp32."""
+    if settings.precision != "pure_bf16" and settings.optimizer != "adafactor":
+        return 0
+    elements = sum(parameter.numel() for parameter in parameters)
+    chunk = max(CHUNK_ELEMENTS, *(parameter.numel() for parameter in parameters))
+    return TENSORS_OF_AN_UPDATE * 4 * min(chunk, elements)
 
 
-def _unet_inputs(settings: MemorySettings, unet: UNet2DConditionModel, batch: int) -> dict[str, Any]:
+def _unet_inputs(settings: MemorySettings, config: Any, batch: int) -> dict[str, Any]:
     """Zeros in the shapes that the UNet reads; a mask where captions of several lengths meet."""
-    config, tokens = unet.config, settings.text_tokens
+    tokens = settings.text_tokens
     dtype = torch.bfloat16 if "bf16" in settings.precision else torch.float32
     size = settings.height // settings.vae_factor, settings.width // settings.vae_factor
     inputs: dict[str, Any] = {

@@ -14,6 +14,7 @@ from models.folders import count_parameters
 from models.text_encoding import count_tokens
 from runs.records import without_secrets
 from runtime.paths import SCRIPTS, display_path
+from training.memory_rows import memory_rows
 from training.plan import Plan, writing_word
 from training.setup import PreparedRun
 
@@ -44,6 +45,7 @@ def run_summary(run: PreparedRun) -> Rows:
         ("batch", _batch_line(args, plan, processes)),
         ("learning rate", f"{plan.learning_rate:g}, {args.lr_scheduler}, {plan.warmup} steps of warm-up"),
         ("device", f"{run.accelerator.device} x {processes}, {precision}; seed {run.seed}"),
+        *memory_rows(run),
         ("flags", _origins_line(arguments, args.origins, FROM_FLAG)),
         ("from the model", f"{_origins_line(arguments, args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
         ("output", f"{display_path(run.folder)}, fp32; {run.space.line}"),

@@ -17,6 +17,7 @@ from runtime.processes import CrossProcessFlag, run_on_main
 from runtime.progress import format_duration, print_table
 from runtime.stopping import StopSignals
 from training.encoding import encode_dataset
+from training.memory_rows import explain_out_of_memory
 from training.metrics import METRICS_FILE, MetricsLog, MetricsRow, StepResult, read_metrics, start_trackers
 from training.non_finite import NonFiniteSteps
 from training.objective import diffusion_loss
@@ -46,20 +47,21 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     print_table(run_summary(run), quiet=not run.is_main)
     if not args.dry_run:
         claim_output_folder(run)
+    elif not args.timing:
+        return end_dry_run(run)
 
     # Encode what does not change, once; the VAE and the text encoder leave the memory with this:
     encodings = encode_dataset(run)
     batches = make_batches(run, encodings)
 
     # The UNet, its optimizer and its EMA, new or from a checkpoint:
-    state = TrainState.create(run)
+    state = explain_out_of_memory(TrainState.create)(run)
     non_finite = NonFiniteSteps(
         run.accelerator, args.max_bad_steps, lambda step: picture_names(run.plan, batches.pictures_of(step))
     )
     if args.dry_run:
         print_table([("duration", time_steps(run, state, batches, non_finite))], quiet=not run.is_main)
-        write_status(run.accelerator, "dry_run", run.folder, run.resume.first_step, run.plan.steps)
-        return
+        return end_dry_run(run)
 
     # Train:
     start_trackers(args, run.accelerator, run.folder)
@@ -100,6 +102,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     report_result(run, run.record)
 
 
+@explain_out_of_memory
 def train_step(run: PreparedRun, state: TrainState, batches: Batches, step: int) -> StepResult:
     """One optimisation step (from 0).
 
@@ -131,6 +134,10 @@ def time_steps(run: PreparedRun, state: TrainState, batches: Batches, non_finite
     per_step = (time.perf_counter() - began) / TIMED_STEPS
     remaining = format_duration(per_step * (run.plan.steps - first_step))
     return f"{per_step:.2f} s a step: about {remaining}; peak {peak_memory_gb():.1f} GB"
+
+
+def end_dry_run(run: PreparedRun) -> None:
+    write_status(run.accelerator, "dry_run", run.folder, run.resume.first_step, run.plan.steps)
 
 
 def write_checkpoint(run: PreparedRun, state: TrainState, step: int) -> None:

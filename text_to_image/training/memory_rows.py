@@ -1,0 +1,203 @@
+"""Does it fit? What the run summary says of GPU memory, and which flags help where it does not fit."""
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+
+from optimization.memory import CONTEXT_BYTES, GB, MemoryForecast, MemorySettings, trace_step
+from runtime.errors import WorkError, first_line, is_out_of_memory
+from training.setup import PreparedRun
+
+CARDS = 8, 12, 16, 24, 48, 80  # GB
+ADVISED_RANK = 16
+MOST_ADVICE = 3  # alternatives that are named, of those that fit
+Rows = list[tuple[str, str]]
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a step's memory depends on; `flags` are those that lead here from the command line as it is."""
+
+    settings: MemorySettings
+    batch: int  # samples at once, on each process
+    flags: str = ""
+
+    @property
+    def forecast(self) -> MemoryForecast:
+        return trace_step(self.settings).forecast(self.batch)
+
+    def fits(self, room: int | None) -> bool:
+        """Whether it fits into `room` bytes beside CUDA's context; yes where the room is not known."""
+        return room is None or self.forecast.total + CONTEXT_BYTES <= room
+
+
+def memory_rows(run: PreparedRun) -> Rows:
+    """For a dry run all that is foretold; on a GPU what the run takes, and what helps where it does not fit."""
+    room = gpu_bytes(run)
+    if not run.is_main or not (run.args.dry_run or room):
+        return []
+    plan = plan_memory(run)
+    rows = [("GPU memory", _forecast_line(plan))]
+    if run.args.dry_run:
+        rows += _card_rows(run, plan)
+    if room and not plan.fits(room):
+        rows.append(("WILL NOT FIT", f"into this GPU's {_gigabytes(room)} GB with CUDA's context; what takes less:"))
+        rows += [("", line) for line in advice(run, room)]
+    return rows
+
+
+def gpu_bytes(run: PreparedRun) -> int | None:
+    """The memory of the run's GPU; None on another device."""
+    device = run.accelerator.device
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def explain_out_of_memory(
+    work: Callable[Concatenate[PreparedRun, Parameters], Result],
+) -> Callable[Concatenate[PreparedRun, Parameters], Result]:
+    """`work`, a function of the run, with a GPU's 'out of memory' as a WorkError that says which flags take less."""
+
+    @functools.wraps(work)
+    def explained(run: PreparedRun, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return work(run, *args, **kwargs)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not is_out_of_memory(error):
+                raise
+            help_lines = "; ".join(advice(run, gpu_bytes(run)))
+            raise WorkError(f"not enough GPU memory ({first_line(error)}); what takes less: {help_lines}") from None
+
+    return explained
+
+
+def plan_memory(run: PreparedRun) -> MemoryPlan:
+    """The memory plan of the command line as it is."""
+    args, plan = run.args, run.plan
+    height, width = plan.largest_size
+    settings = MemorySettings(
+        unet_config=json.loads((plan.unet_base / "unet" / "config.json").read_text()),
+        precision=run.precision,
+        optimizer=args.optimizer,
+        lora_rank=args.lora_rank,
+        ema=args.use_ema and not args.offload_ema,
+        gradient_checkpointing=args.gradient_checkpointing,
+        accumulated=args.gradient_accumulation_steps > 1 or len(plan.buckets) > 1,
+        processes=run.accelerator.num_processes,
+        height=height,
+        width=width,
+        vae_factor=plan.shape.vae_factor,
+        text_tokens=run.record["token_chunks"] * run.tokenizer.model_max_length,
+    )
+    return MemoryPlan(settings, samples_at_once(run, args.gradient_accumulation_steps))
+
+
+def samples_at_once(run: PreparedRun, accumulation: int) -> int:
+    """The samples of a micro-batch, prior images included."""
+    return math.ceil(run.plan.samples_per_step / (run.accelerator.num_processes * accumulation))
+
+
+def _forecast_line(plan: MemoryPlan) -> str:
+    forecast, settings = plan.forecast, plan.settings
+    parts = {
+        "weights": forecast.weights,
+        "optimizer": forecast.optimizer,
+        "average": forecast.average,
+        "gradients and activations": forecast.gradients_and_activations,
+    }
+    words = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items() if size)
+    size = f"{settings.width} x {settings.height} px"
+    loading = "" if forecast.loading < forecast.step else f" to load the weights, {_gigabytes(forecast.step)} a step"
+    return f"{_gigabytes(forecast.total)} GB{loading}, of which {words}; foretold for {plan.batch} at once of {size}"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / GB:.1f}" if size >= GB / 10 else f"{size / GB:.2g}"
+
+
+def _card_rows(run: PreparedRun, plan: MemoryPlan) -> Rows:
+    """CUDA's context, and the largest --train_batch_size for each size of card, with and without checkpointing."""
+    now, share = plan.settings.gradient_checkpointing, run.plan.global_batch / run.plan.samples_per_step
+    other = replace(plan.settings, gradient_checkpointing=not now)
+    flag = "--no_gradient_checkpointing" if now else "--gradient_checkpointing"
+    return [
+        ("GPU context", f"about {CONTEXT_BYTES / GB:.0f} GB more, counted in what fits"),
+        ("largest batch", _cards_line(plan.settings, share)),
+        ("", f"{_cards_line(other, share)} with {flag}"),
+    ]
+
+
+def _cards_line(settings: MemorySettings, share: float) -> str:
+    """`share`: of the samples at once, those of the data set; the others are prior images."""
+    step = trace_step(settings)
+    batches = {card: int(step.largest_batch(card) * share) for card in CARDS}
+    return ", ".join(f"{batch or 'none'} in {card} GB" for card, batch in batches.items())
+
+
+# --- What helps -----------------------------------------------------------------------------------------------------
+
+
+def advice(run: PreparedRun, room: int | None) -> list[str]:
+    """Lines of flags and the gigabytes they lead to: each alone if one is enough, else several together."""
+    start = plan_memory(run)
+    single = [plan for change in CHANGES if (plan := change(run, start, room))]
+    if fitting := [plan for plan in single if plan.fits(room)]:
+        return [_advice_line(plan) for plan in fitting[:MOST_ADVICE]]
+    plan = start
+    for change in CHANGES:
+        plan = change(run, plan, room) or plan
+        if plan.fits(room):
+            return [_advice_line(plan)]
+    return [f"{_advice_line(plan)}, and a lower --resolution" if plan.flags else "a lower --resolution"]
+
+
+def _advice_line(plan: MemoryPlan) -> str:
+    return f"{plan.flags}: {_gigabytes(plan.forecast.total)} GB"
+
+
+def _with(plan: MemoryPlan, flags: str, **changes: Any) -> MemoryPlan:
+    settings = replace(plan.settings, **changes)
+    return MemoryPlan(settings, plan.batch, f"{plan.flags} {flags}".strip())
+
+
+def _checkpointing(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
+    if plan.settings.gradient_checkpointing:
+        return None
+    return _with(plan, "--gradient_checkpointing", gradient_checkpointing=True)
+
+
+def _eight_bit(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
+    return _with(plan, "--use_8bit_adam", optimizer="adamw8bit") if plan.settings.optimizer == "adamw" else None
+
+
+def _smaller_batch(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
+    """The largest part of the batch that fits, else one picture at once, with as many more to accumulate."""
+    batch, accumulation = run.args.train_batch_size, run.args.gradient_accumulation_steps
+    for parts in (n for n in range(2, batch + 1) if batch % n == 0):
+        flags = f"--train_batch_size {batch // parts} --gradient_accumulation_steps {parts * accumulation}"
+        smaller = _with(plan, flags, accumulated=True)
+        smaller = replace(smaller, batch=samples_at_once(run, parts * accumulation))
+        if parts == batch or (room and smaller.fits(room)):
+            return smaller
+    return None
+
+
+def _offloaded_average(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
+    return _with(plan, "--offload_ema", ema=False) if plan.settings.ema else None
+
+
+def _lora(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
+    """In place of the whole UNet; a LoRA has no average."""
+    if plan.settings.lora_rank:
+        return None
+    flags = f"--lora_rank {ADVISED_RANK}" + (" --no_use_ema" if run.args.use_ema else "")
+    return _with(plan, flags, lora_rank=ADVISED_RANK, ema=False)
+
+
+CHANGES = _checkpointing, _eight_bit, _smaller_batch, _offloaded_average, _lora  # in the order of what they cost

@@ -1,1 +1,1 @@
-"""What a step changes and how: the trained parameters and their precision, optimizers, schedule, EMA."""
+"""What a step changes and how (parameters, precision, optimizers, schedule, EMA), and the memory it takes."""

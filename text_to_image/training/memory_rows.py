@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -36,6 +36,9 @@ class MemoryPlan:
     def fits(self, room: int | None) -> bool:
         """Whether it fits into `room` bytes beside CUDA's context; yes where the room is not known."""
         return room is None or self.forecast.total + CONTEXT_BYTES <= room
+
+
+Change = Callable[[PreparedRun, MemoryPlan, int | None], MemoryPlan | None]  # None: it is so already
 
 
 def memory_rows(run: PreparedRun) -> Rows:
@@ -149,12 +152,25 @@ def advice(run: PreparedRun, room: int | None) -> list[str]:
     single = [plan for change in CHANGES if (plan := change(run, start, room))]
     if fitting := [plan for plan in single if plan.fits(room)]:
         return [_advice_line(plan) for plan in fitting[:MOST_ADVICE]]
-    plan = start
-    for change in CHANGES:
-        plan = change(run, plan, room) or plan
-        if plan.fits(room):
-            return [_advice_line(plan)]
+    plan = _several_changes(run, start, room)
+    if plan.fits(room):
+        return [_advice_line(plan)]
     return [f"{_advice_line(plan)}, and a lower --resolution" if plan.flags else "a lower --resolution"]
+
+
+def _several_changes(run: PreparedRun, start: MemoryPlan, room: int | None) -> MemoryPlan:
+    """As many of CHANGES as it takes to fit, without those that are then not needed, the costliest tried first."""
+
+    def apply(changes: Sequence[Change]) -> MemoryPlan:
+        return functools.reduce(lambda plan, change: change(run, plan, room) or plan, changes, start)
+
+    count = next((n for n in range(2, len(CHANGES)) if apply(CHANGES[:n]).fits(room)), len(CHANGES))
+    chosen = list(CHANGES[:count])
+    for change in reversed(CHANGES[:count]):
+        without = [other for other in chosen if other is not change]
+        if apply(without).fits(room):
+            chosen = without
+    return apply(chosen)
 
 
 def _advice_line(plan: MemoryPlan) -> str:
@@ -200,4 +216,10 @@ def _lora(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | 
     return _with(plan, flags, lora_rank=ADVISED_RANK, ema=False)
 
 
-CHANGES = _checkpointing, _eight_bit, _smaller_batch, _offloaded_average, _lora  # in the order of what they cost
+CHANGES: Sequence[Change] = (
+    _checkpointing,
+    _eight_bit,
+    _smaller_batch,
+    _offloaded_average,
+    _lora,
+)  # in the order of what they cost

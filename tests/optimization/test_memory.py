@@ -48,6 +48,9 @@ def quiet():
     quiet_libraries()
 
 
+SMALL_PARAMETERS = sum(p.numel() for p in UNet2DConditionModel(**SMALL).parameters())
+
+
 def small(**settings) -> MemorySettings:
     usual = {"unet_config": SMALL, "height": 64, "width": 64, "vae_factor": 2}
     return MemorySettings(**{**usual, **settings})
@@ -72,7 +75,8 @@ def test_stable_diffusions_weights_take_their_bytes():
     forecast = forecast_memory(MemorySettings(SD15, precision="bf16", ema=True), 4)
     assert forecast.weights == pytest.approx(6 * SD15_PARAMETERS, rel=1e-3)
     assert forecast.optimizer == pytest.approx(8 * SD15_PARAMETERS, rel=1e-3)
-    assert forecast.average == forecast.gradients == pytest.approx(4 * SD15_PARAMETERS, rel=1e-3)
+    assert forecast.average == pytest.approx(4 * SD15_PARAMETERS, rel=1e-3)
+    assert forecast.gradients == pytest.approx(2 * SD15_PARAMETERS, rel=1e-3)
     assert 18 * GB < forecast.total < 21 * GB
 
 
@@ -121,7 +125,7 @@ def test_a_small_model_takes_well_under_a_second():
 )
 def test_a_parameter_costs_what_precision_and_optimizer_keep_of_it(settings, weights, gradients, optimizer):
     forecast = forecast_memory(small(**settings), 1)
-    count = sum(p.numel() for p in UNet2DConditionModel(**SMALL).parameters())
+    count = SMALL_PARAMETERS
     blocks = 0.5 * count  # allocations come in blocks of 512 bytes
     assert forecast.weights == pytest.approx(weights * count, abs=blocks)
     assert forecast.gradients == pytest.approx(gradients * count, abs=blocks)
@@ -135,9 +139,9 @@ def test_an_average_costs_a_copy_of_the_weights():
     assert pure.average == plain.weights  # in fp32 all the same
 
 
-def test_loading_a_loras_weights_in_fp32_may_take_more_than_a_step():
+def test_what_a_lora_leaves_as_it_is_reaches_the_gpu_in_half_precision_alone():
     forecast = forecast_memory(small(lora_rank=2, precision="bf16", height=8, width=8), 1)
-    assert forecast.loading > 1.5 * forecast.weights and forecast.total == max(forecast.loading, forecast.step)
+    assert forecast.loading <= forecast.step and forecast.weights < 2.5 * SMALL_PARAMETERS
 
 
 @pytest.mark.slow

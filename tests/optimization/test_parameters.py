@@ -8,7 +8,14 @@ from diffusers import StableDiffusionPipeline
 from models.loading import load_unet
 from models.lora import LORA_FILE, read_lora, write_lora
 from optimization import parameters
-from optimization.parameters import FullUNet, LoraAdapter, MasterWeights, ModelParameters, split_into_chunks
+from optimization.parameters import (
+    FullUNet,
+    LoraAdapter,
+    MasterWeights,
+    ModelParameters,
+    cast_weights,
+    split_into_chunks,
+)
 from tiny_model import tiny_unet
 
 
@@ -157,12 +164,19 @@ def test_a_step_in_fp32_chunk_by_chunk_is_the_step_of_all_parameters(unet, small
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), unet.parameters(), strict=True))
 
 
-def test_in_fp16_what_a_lora_leaves_as_it_is_takes_half_the_memory(tiny_model):
+@pytest.mark.parametrize(
+    ("precision", "trained", "frozen"),
+    [
+        ("no", torch.float32, torch.float32),
+        ("fp16", torch.float32, torch.float16),
+        ("bf16", torch.float32, torch.bfloat16),
+        ("pure_bf16", torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_what_a_lora_leaves_as_it_is_takes_half_the_memory(tiny_model, precision, trained, frozen):
     unet = LoraAdapter(2, None).load(tiny_model, None)
-    weights = ModelParameters(unet, "fp16")
-    kinds = {(p.requires_grad, p.dtype) for p in unet.parameters()}
-    assert kinds == {(True, torch.float32), (False, torch.float16)}
-    assert all(p.dtype == torch.float32 for p in weights.parameters)
+    cast_weights(unet, precision)
+    assert {(p.requires_grad, p.dtype) for p in unet.parameters()} == {(True, trained), (False, frozen)}
 
 
 def test_chunks_are_whole_tensors_in_order_and_never_empty():

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.lora import lora_config
 from optimization.memory_tracking import GpuKernels, MemoryTracker
-from optimization.parameters import MasterWeights, make_parameters
+from optimization.parameters import MasterWeights, cast_weights, make_parameters
 
 GB = 10**9
 CONTEXT_BYTES = GB  # what CUDA takes beside PyTorch's allocations: its context, kernels, fragmentation
@@ -121,8 +121,11 @@ def largest_batch(settings: MemorySettings, gigabytes: float) -> int:
 @functools.lru_cache
 def trace_step(settings: MemorySettings) -> StepMemory:
     """Traces a step at two batch sizes; takes seconds for Stable Diffusion's UNet, nothing when asked again."""
-    with GpuKernels(settings.precision == "fp16") as kernels, MemoryTracker() as tracker:
-        model = _TracedModel(settings, kernels, tracker)
+    kernels = GpuKernels(settings.precision == "fp16")
+    with torch.device("meta"):
+        unet = _make_unet(settings, kernels)
+    with kernels, MemoryTracker() as tracker:
+        model = _TracedModel(settings, unet, kernels, tracker)
         resting = tracker.live
         traces = []
         for batch in PROBES:
@@ -142,10 +145,13 @@ def trace_step(settings: MemorySettings) -> StepMemory:
 class _TracedModel:
     """All that lives through a run, without data: the UNet, its parameters, the optimizer's state, the EMA."""
 
-    def __init__(self, settings: MemorySettings, kernels: GpuKernels, tracker: MemoryTracker):
-        self.settings, self.kernels = settings, kernels
+    def __init__(
+        self, settings: MemorySettings, unet: UNet2DConditionModel, kernels: GpuKernels, tracker: MemoryTracker
+    ):
+        self.settings, self.unet, self.kernels = settings, unet, kernels
         with torch.device("meta"):
-            self.unet = _make_unet(settings, kernels)
+            for parameter in unet.parameters():
+                parameter.data = torch.empty_like(parameter.data)  # moves to the GPU, where it is counted
             self.parameters = make_parameters(self.unet, settings.precision, settings.processes)
             weights = tracker.live
             self.state = [_optimizer_state(settings.optimizer, p) for p in self.parameters.parameters]
@@ -194,6 +200,7 @@ def _make_unet(settings: MemorySettings, kernels: GpuKernels) -> UNet2DCondition
         unet.add_adapter(lora_config(settings.lora_rank, settings.lora_rank))
     if settings.gradient_checkpointing:
         _enable_checkpointing(unet, kernels)
+    cast_weights(unet, settings.precision)
     return unet
 
 

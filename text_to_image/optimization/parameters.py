@@ -79,18 +79,11 @@ def split_into_chunks(tensors: Sequence[torch.Tensor], elements: int = CHUNK_ELE
 
 
 class ModelParameters:
-    """The optimizer changes the UNet's weights themselves.
-
-    In fp16 autocast computes: what a LoRA leaves as it is need not be kept in fp32. The scaler looks at all gradients
-    at once.
-    """
+    """The optimizer changes the UNet's own weights; in fp16 all at once, as its scaler looks at all gradients."""
 
     def __init__(self, unet: UNet2DConditionModel, precision: str = "no"):
         self.parameters: list[torch.nn.Parameter] = [p for p in unet.parameters() if p.requires_grad]
         self._chunks = [slice(None)] if precision == "fp16" else split_into_chunks(self.parameters)
-        if precision == "fp16":
-            for frozen in unet.parameters():
-                frozen.data = frozen.data if frozen.requires_grad else frozen.data.half()
 
     def collect_gradients(self, last: bool) -> None: ...
 
@@ -231,7 +224,17 @@ def _drop_gradients(parameters: Sequence[torch.Tensor]) -> None:
 OptimizedWeights = ModelParameters | MasterWeights
 
 
+def cast_weights(unet: UNet2DConditionModel, precision: str) -> None:
+    """Casts what need not be in fp32: the weights that a LoRA leaves as they are, with pure_bf16 all of them.
+
+    To be done before they move to the GPU, where both kinds might not fit.
+    """
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "pure_bf16": torch.bfloat16}.get(precision, torch.float32)
+    for parameter in unet.parameters():
+        if precision == "pure_bf16" or not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
 def make_parameters(unet: UNet2DConditionModel, precision: str, processes: int = 1) -> OptimizedWeights:
-    if precision == "pure_bf16":  # the optimizer rounds: optimization/stochastic_rounding.py
-        return ModelParameters(unet.to(torch.bfloat16))
+    """For `unet` after `cast_weights`; with pure_bf16 the optimizer rounds (optimization/stochastic_rounding.py)."""
     return MasterWeights(unet, processes) if precision == "bf16" else ModelParameters(unet, precision)

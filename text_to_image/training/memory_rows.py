@@ -208,6 +208,15 @@ def _offloaded_average(run: PreparedRun, plan: MemoryPlan, room: int | None) -> 
     return _with(plan, "--offload_ema", ema=False) if plan.settings.ema else None
 
 
+def _pure_bf16(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
+    """In place of 8-bit Adam too, which does not round."""
+    if plan.settings.lora_rank or (plan.settings.precision, plan.settings.optimizer) == ("pure_bf16", "adafactor"):
+        return None
+    without = replace(plan, flags=plan.flags.replace("--use_8bit_adam", "").replace("  ", " ").strip())
+    flags = "--mixed_precision pure_bf16 --optimizer adafactor"
+    return _with(without, flags, precision="pure_bf16", optimizer="adafactor")
+
+
 def _lora(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
     """In place of the whole UNet; a LoRA has no average."""
     if plan.settings.lora_rank:
@@ -221,5 +230,6 @@ CHANGES: Sequence[Change] = (
     _eight_bit,
     _smaller_batch,
     _offloaded_average,
+    _pure_bf16,
     _lora,
 )  # in the order of what they cost

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from models.loading import set_attention
 from optimization.ema import EMA, NoEMA, make_ema
 from optimization.optimizers import load_optimizer_state, make_optimizer, skipping_if
-from optimization.parameters import FullUNet, LoraAdapter, OptimizedWeights, make_parameters
+from optimization.parameters import FullUNet, LoraAdapter, OptimizedWeights, cast_weights, make_parameters
 from runs.checkpoints import load_training_state
 from training.setup import PreparedRun
 
@@ -34,7 +34,9 @@ class TrainState:
     def create(cls, run: PreparedRun) -> "TrainState":
         """New, or as the run's checkpoint has it."""
         accelerator, checkpoint = run.accelerator, run.resume.checkpoint
-        unwrapped = run.trainable.load(run.plan.unet_base, checkpoint).to(accelerator.device).train()
+        unwrapped = run.trainable.load(run.plan.unet_base, checkpoint)
+        cast_weights(unwrapped, run.precision)
+        unwrapped.to(accelerator.device).train()
         _configure_unet(run, unwrapped)
         parameters = make_parameters(unwrapped, run.precision, accelerator.num_processes)
         ema = make_ema(run.args, unwrapped, parameters.parameters, checkpoint)

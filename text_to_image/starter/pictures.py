@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from render_garments import Spec, render, sample_spec
+from render_garments import Spec, render, sample_scene, sample_spec
 
 SIZES = ((256, 256), (224, 288), (288, 224))  # width, height: square, portrait, landscape
 SHARES = (0.5, 0.35, 0.15)
 TROUSERS_SHARES = (0.25, 0.6, 0.15)  # more portrait pictures, as trousers are tall
 TROUSERS_SEEDS = 7_000_000  # the first of their seeds
 TROUSERS_FOLDS = {"flat": 0.35, "knee": 0.4, "cuffs": 0.15, "half": 0.1}
+SCENE_SEEDS = 8_000_000  # likewise
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
 PAIRS = "twins"  # what the files of pairs are called
 
@@ -46,7 +47,14 @@ def trousers_specs(size: int, count: int) -> list[Spec]:
     return [replace(sample_spec(int(seed), "trousers"), fold=str(fold)) for seed, fold in pairs]
 
 
-SETS = {"pictures": picture_specs, "trousers": trousers_specs}
+@cache
+def scene_specs(size: int, count: int) -> list[Spec]:
+    """Garments of SIZES[size] on other backgrounds than white; over all sizes 0.6 times `count` of them."""
+    seeds = SCENE_SEEDS + np.arange(round(0.6 * count * SHARES[size])) * len(SIZES) + size
+    return [sample_scene(int(seed)) for seed in seeds]
+
+
+SETS = {"pictures": picture_specs, "trousers": trousers_specs, "scenes": scene_specs}
 
 
 def load_pictures(folder: Path, size: int, of: str = "pictures") -> np.ndarray:

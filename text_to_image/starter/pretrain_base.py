@@ -49,27 +49,27 @@ class Stage:
     floor: float  # smallest min-SNR weight: the larger a picture, the higher the noise at which its layout is decided
     focus: dict[str, float]  # shares of the steps with focused batches (training_batches.py)
     sizes: tuple[float, ...] = SHARES  # shares of SIZES
-    sets: dict[str, float] = field(default_factory=lambda: {"pictures": 1.0})  # shares of pictures.SETS
+    sets: dict[str, float] = field(default_factory=lambda: {"pictures": 0.8, "scenes": 0.2})  # shares of pictures.SETS
 
 
 STAGES = {
     "unet64": Stage(
         scale=4, batch=64, learning_rate=1e-3, decay_from=1.0, ema=0.999, floor=0.15,
-        focus={"corner": 0.25, "view": 0.1},
+        focus={"corner": 0.25, "view": 0.1, "sentence": 0.1},
     ),
     "unet128": Stage(
         scale=2, batch=32, learning_rate=1e-3, decay_from=0.75, ema=0.9995, floor=0.15,
-        focus={"corner": 0.4, "view": 0.1},
+        focus={"corner": 0.35, "view": 0.1, "sentence": 0.15},
     ),
     "unet256": Stage(
         scale=1, batch=12, learning_rate=6e-4, decay_from=0.3, ema=0.999, floor=0.5,
-        focus={"corner": 0.06, "view": 0.35},
+        focus={"corner": 0.06, "view": 0.3, "sentence": 0.15},
     ),
     # One of a hundred other pictures shows a folded leg, so trousers with one were generated in pieces.
     "trousers": Stage(
         scale=1, batch=12, learning_rate=4e-4, decay_from=0.1, ema=0.999, floor=0.5,
-        focus={"corner": 0.12, "view": 0.15, "fold": 0.3},
-        sizes=TROUSERS_SHARES, sets={"pictures": 0.5, "trousers": 0.5},
+        focus={"corner": 0.12, "view": 0.15, "fold": 0.3, "sentence": 0.1},
+        sizes=TROUSERS_SHARES, sets={"pictures": 0.4, "trousers": 0.4, "scenes": 0.2},
     ),
 }  # fmt: skip
 

@@ -5,7 +5,8 @@
     python pretrain_on_gpu.py --install /scratch/result --to /scratch/base      a pipeline folder from the result
 
 All pictures are rendered meanwhile, on all cores; training begins with the first ones. The lengths of the stages are
-shares of --seconds, so that the whole fits a time limit. The result is written every half a minute.
+shares of --seconds, so that the whole fits a time limit. The result is written every half a minute. It goes on from
+the pipeline folder --base, be it on a CPU: `--base /scratch/base --ends 0 0 1` trains the decoder alone.
 """
 
 import argparse
@@ -47,9 +48,9 @@ from training_batches import (  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 VAE_WIDTHS = (16, 32, 112)  # of the three levels; 1.8 M parameters
-VAE_END, UNET_END, DECODER_END = 0.36, 0.88, 0.96  # shares of --seconds
-SET_SHARES = {"pictures": 0.8, "trousers": 0.2}  # of the batches that are of neither pairs nor folds
-FOCUS = {"corner": 0.08, "view": 0.28, "fold": 0.1}
+SQUARE_OFTEN = (0.7, 0.2, 0.1)  # shares of SIZES where photographs, which are square, join whole renders
+SET_SHARES = {"pictures": 0.62, "trousers": 0.16, "scenes": 0.22}  # of the batches with no focus, or on sentences
+FOCUS = {"corner": 0.08, "view": 0.24, "fold": 0.1, "sentence": 0.2}
 PROMPTS = (
     "a red t-shirt",
     "A pair of grey trousers laid flat on a white background",
@@ -83,6 +84,8 @@ class Trainer:
         """`weights` are those that the loss is computed with: the masters themselves, or bf16 copies of them."""
         self.masters, self.weights = list(masters), list(weights)
         self.copies = [(m, w) for m, w in zip(self.masters, self.weights, strict=True) if m is not w]
+        for master, _ in self.copies:
+            master.grad = torch.zeros_like(master)
         fused = self.masters[0].is_cuda
         self.optimizer = torch.optim.AdamW(self.masters, lr=1.0, betas=(0.9, 0.99), weight_decay=0.01, fused=fused)
         self.learning_rate, self.warm_up, self.ema_decay, self.steps = learning_rate, warm_up, ema_decay, 0
@@ -99,7 +102,6 @@ class Trainer:
             master.grad, weight.grad = weight.grad.float(), None
         torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
         self.optimizer.step()
-        self.optimizer.zero_grad()
         with torch.no_grad():
             if self.copies:
                 torch._foreach_copy_([w for _, w in self.copies], [m for m, _ in self.copies])
@@ -167,15 +169,15 @@ class DevicePictures:
         return as_images(self.pictures["pictures", 0][: min(count, self.ready["pictures", 0])])
 
     def whole(self, batch: int, rng: np.random.Generator) -> torch.Tensor:
-        """Whole renders of one size (B, 3, h, w) in -1..1, and half as many photographs beside square ones."""
-        renders = self._random_renders(rng)
+        """Whole renders of one size (B, 3, h, w) in -1..1; beside square ones as many photographs."""
+        renders = self._random_renders(rng, SQUARE_OFTEN)
         images = random_crops(renders, batch, None, rng)
         if renders.shape[1] == renders.shape[2]:
-            images = torch.cat([images, random_crops(self.photos, batch // 2, None, rng)])
+            images = torch.cat([images, random_crops(self.photos, batch, None, rng)])
         return images
 
-    def _random_renders(self, rng: np.random.Generator) -> torch.Tensor:
-        size = int(rng.choice(len(SIZES), p=SHARES))
+    def _random_renders(self, rng: np.random.Generator, shares: tuple[float, ...] = SHARES) -> torch.Tensor:
+        size = int(rng.choice(len(SIZES), p=shares))
         keys = [key for key in self.pictures if key[1] == size and self.ready[key]]
         key = keys[rng.integers(len(keys))]
         return self.pictures[key][: self.ready[key]]
@@ -225,6 +227,8 @@ def widened_vae(old: AutoencoderKL, widths: tuple[int, ...], noise: float = 0.05
     Repeated within their group, so that group norm sees nearly the same statistics. The noise sets repeated channels
     apart, as they would otherwise learn the same.
     """
+    if tuple(old.config.block_out_channels) == tuple(widths):
+        return old
     new, groups = make_vae(widths), old.config.norm_num_groups
     channels = {}  # number of channels in the old model -> which old channel each new one repeats
     for before, after in zip(old.config.block_out_channels, widths, strict=True):
@@ -247,7 +251,7 @@ def widened_vae(old: AutoencoderKL, widths: tuple[int, ...], noise: float = 0.05
 def train_vae(vae: AutoencoderKL, data: DevicePictures, batch: int, until: float, save: Callable) -> None:
     """Crops of 128 px, then whole pictures: group norm sees other statistics in these."""
     fast, begun = fast_copy(vae, data.device), seconds_since_start()
-    trainer = Trainer(vae.parameters(), fast.parameters(), 1e-3, warm_up=100)
+    trainer = Trainer(vae.parameters(), fast.parameters(), 8e-4, warm_up=100)
     rng, last_update, whole = np.random.default_rng(11), 0.0, False
     while (done := (seconds_since_start() - begun) / max(until - begun, 1e-9)) < 1:
         if seconds_since_start() - last_update > 4:
@@ -257,7 +261,7 @@ def train_vae(vae: AutoencoderKL, data: DevicePictures, batch: int, until: float
         if not whole and done > 0.75:
             whole = True
             save()
-        images = recoloured(data.whole(batch // 4, rng) if whole else data.crops(batch, 128, rng), rng)
+        images = recoloured(data.whole(batch // 6, rng) if whole else data.crops(batch, 128, rng), rng)
         posterior = fast.encode(images.to(fast.dtype)).latent_dist
         decoded = fast.decode(posterior.sample()).sample.float()
         trainer.step(vae_loss(decoded, images, posterior), done)
@@ -341,7 +345,7 @@ def train_unet(
         now = seconds_since_start()
         batch = next(loader)
         waited += seconds_since_start() - now
-        if now - last_update > 5:
+        if now - last_update > 8:
             data.update()
             data.encode(vae)
             batches.set_ready(data.encoded)
@@ -447,16 +451,18 @@ def pretrain(args: argparse.Namespace) -> None:
     old = AutoencoderKL.from_pretrained(args.base, subfolder="vae", torch_dtype=torch.float32).to(device)
     measure_vae(old, judged, result, "before")
     vae = widened_vae(old.cpu(), VAE_WIDTHS).to(device)
+    vae_end, unet_end, decoder_end = (share * args.seconds for share in args.ends)
 
     def save_vae(name: str) -> None:
         result.save_weights("vae", vae)
         measure_vae(vae, judged, result, name)
 
-    train_vae(vae, data, args.vae_batch, VAE_END * args.seconds, lambda: save_vae("after_crops"))
+    if vae_end:
+        train_vae(vae, data, args.vae_batch, vae_end, lambda: save_vae("after_crops"))
+        whiten(vae, data.white(160), device)
+        save_vae("after_whole")
     vae.eval().requires_grad_(False)
     data.update()
-    whiten(vae, data.white(160), device)
-    save_vae("after_whole")
 
     # The UNet and the text encoder.
     tokenizer = CLIPTokenizer.from_pretrained(args.base / "tokenizer")
@@ -476,21 +482,21 @@ def pretrain(args: argparse.Namespace) -> None:
             drawn.append(done)
             result.save_sheet("samples.jpg", generate_sheet(averaged, vae, tokenizer, args.sheet_steps))
 
-    train_unet(models, data, vae, tokenizer, args, UNET_END * args.seconds, save_unet)
+    if unet_end:
+        train_unet(models, data, vae, tokenizer, args, unet_end, save_unet)
     stream.stop()
 
     # The decoder alone, once more.
     vae.requires_grad_(True)
-    train_decoder(vae, data, args.vae_batch // 4, DECODER_END * args.seconds)
+    train_decoder(vae, data, args.vae_batch // 6, decoder_end)
     save_vae("after_decoder")
     result.save_sheet("samples.jpg", generate_sheet(averaged, vae, tokenizer, args.sheet_steps))
 
 
 def install(folder: Path, to: Path) -> None:
     """Writes a pipeline folder from the weights in `folder`; other files in `to`, such as its README, stay."""
-    state = {k: v.float() for k, v in load_file(folder / "vae.safetensors").items()}
     vae = make_vae(VAE_WIDTHS)
-    vae.load_state_dict(state)
+    vae.load_state_dict({k: v.float() for k, v in load_file(folder / "vae.safetensors").items()})
     parts = [(name, load_file(folder / f"{name}.safetensors")) for name in ("unet", "text")]
     save_pipeline({f"{name}.{k}": v.float() for name, part in parts for k, v in part.items()}, vae, to)
     print(f"{folder} -> {to}: {sum(f.stat().st_size for f in to.rglob('*') if f.is_file()) / 1e6:.1f} MB")
@@ -505,14 +511,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--judged", type=Path, help="folder of photographs that only measure the VAE (default: none)")
     parser.add_argument("--work", type=Path, help="folder for renders, 200 kB each (default: a temporary folder)")
     parser.add_argument("--seconds", type=float, default=270, help="time for everything, from the start of the script")
-    parser.add_argument("--pictures", type=int, default=12_000, help="size of the largest set of renders")
-    parser.add_argument("--batch", type=int, default=128, help="of the UNet, in pictures")
+    parser.add_argument(
+        "--ends", type=float, nargs=3, default=(0.36, 0.88, 0.96), metavar=("VAE", "UNET", "DECODER"),
+        help="when the stages end, as shares of --seconds; 0 leaves out the VAE or the UNet",
+    )  # fmt: skip
+    parser.add_argument("--pictures", type=int, default=10_000, help="size of the largest set of renders")
+    parser.add_argument("--batch", type=int, default=96, help="of the UNet, in pictures")
     parser.add_argument("--vae_batch", type=int, default=96, help="of the VAE, in crops of 128 px")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="of the UNet and the text encoder, at most")
-    parser.add_argument("--render_workers", type=int, default=max(os.cpu_count() - 5, 1), help="processes")
-    parser.add_argument("--caption_workers", type=int, default=min(5, os.cpu_count()), help="processes")
+    parser.add_argument("--render_workers", type=int, default=max(os.cpu_count() - 2, 1), help="processes")
+    parser.add_argument("--caption_workers", type=int, default=min(6, os.cpu_count()), help="processes")
     parser.add_argument("--sheet_steps", type=int, default=25, help="sampling steps of the sheet of samples")
     args = parser.parse_args()
+    if args.pictures < 24:
+        parser.error("--pictures: at least 24, so that there are some of each kind")
     if not args.install and not args.photos:
         parser.error("--photos: name the folder that fetch_photos.py wrote")
     return args

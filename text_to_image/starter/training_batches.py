@@ -15,7 +15,19 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
-from describe import BACKGROUNDS, FOLDS, NAMES, VIEWS, caption_of, marker_phrase, subject
+from describe import (
+    FOLDS,
+    NAMES,
+    OPENINGS,
+    VIEWS,
+    among_others,
+    attribute_sentences,
+    caption_of,
+    marker_phrase,
+    place,
+    scattered_caption,
+    subject,
+)
 from pictures import PAIRS, SETS, pair_specs
 from pretrain_vae import latents_file
 from render_garments import Spec, mirrored_spec
@@ -147,9 +159,11 @@ def make_batch(
         return view_batch(captions, *pictures.sample_pairs(size, rng), rng)
     if focus == "fold":
         return fold_batch(captions, *pictures.sample(size, rng, "trousers"), rng)
-    specs, picks = pictures.sample(size, rng)
     if focus == "corner":
-        return corner_batch(captions, specs, picks, rng)
+        return corner_batch(captions, *pictures.sample(size, rng, "pictures"), rng)
+    specs, picks = pictures.sample(size, rng)
+    if focus == "sentence":
+        return sentence_batch(captions, specs, picks, rng)
     return TrainingBatch(picks, captions.sample(specs, rng), (0, 1000), "corners more", min_snr=True)
 
 
@@ -160,12 +174,35 @@ def corner_batch(captions: CaptionSampler, specs: list[Spec], picks: Picks, rng:
     return TrainingBatch(picks, captions.encode(texts), (400, 1000), "corners")
 
 
+def sentence_batch(
+    captions: CaptionSampler, specs: list[Spec], picks: Picks, rng: np.random.Generator
+) -> TrainingBatch:
+    """Attributes in sentences of their own, anywhere in captions of one to three chunks.
+
+    In whole captions the first sentence names the garment and its colour, so no other was listened to. A quarter of
+    these batches are about the marker alone, with the loss in the corners.
+    """
+    chunks = int(rng.integers(1, 4))
+    words = lambda: int(rng.choice((10, 20, 35, 50)) if chunks == 1 else rng.integers(48, 54) * chunks)  # noqa: E731
+    if rng.random() < 0.25:
+        texts = [_marker_among_others(s, words(), rng) for s in specs]
+        return TrainingBatch(picks, captions.encode(texts, chunks), (400, 1000), "corners")
+    texts = [scattered_caption(s, rng, words()) for s in specs]
+    return TrainingBatch(picks, captions.encode(texts, chunks), (300, 1000), "corners more")
+
+
 def _alone_or_last(spec: Spec, phrase: str, rng: np.random.Generator) -> str:
     """The phrase itself, or a caption of the picture that ends with it."""
     if rng.random() < 0.35:
         return f"{rng.choice(NAMES[spec.kind])} {phrase}" if rng.random() < 0.5 else phrase
-    place = f"{rng.choice(FOLDS[spec.fold])} {rng.choice(BACKGROUNDS)}" if rng.random() < 0.7 else ""
-    return f"{subject(spec, rng)} {place}{rng.choice([', with ', ', ', '. '])}{phrase}"
+    where = f"{rng.choice(FOLDS[spec.fold])} {place(spec, rng)}" if rng.random() < 0.7 else ""
+    return f"{subject(spec, rng)} {where}{rng.choice([', with ', ', ', '. '])}{phrase}"
+
+
+def _marker_among_others(spec: Spec, words: int, rng: np.random.Generator) -> str:
+    sentences = attribute_sentences(spec, rng)
+    named = [sentences[name] for name in ("marker", "background") if name == "marker" or spec.background != "white"]
+    return among_others(spec, str(rng.choice(OPENINGS)), named, rng, words)
 
 
 def fold_batch(captions: CaptionSampler, specs: list[Spec], picks: Picks, rng: np.random.Generator) -> TrainingBatch:
@@ -175,7 +212,7 @@ def fold_batch(captions: CaptionSampler, specs: list[Spec], picks: Picks, rng: n
     """
     garments = [rng.choice(NAMES[s.kind]) if rng.random() < 0.2 else subject(s, rng) for s in specs]
     folds = [rng.choice(FOLDS[s.fold]) for s in specs]
-    places = [f" {rng.choice(BACKGROUNDS)}" if rng.random() < 0.5 else "" for _ in specs]
+    places = [f" {place(s, rng)}" if rng.random() < 0.5 else "" for s in specs]
     markers = [f", with {marker_phrase(s, rng)}" if s.marker and rng.random() < 0.5 else "" for s in specs]
     texts = [" ".join([g, f]) + p + m for g, f, p, m in zip(garments, folds, places, markers, strict=True)]
     return TrainingBatch(picks, captions.encode(texts), (600, 1000), "all")
@@ -208,8 +245,11 @@ def _view_caption(spec: Spec, rng: np.random.Generator) -> tuple[str, bool]:
         return caption_of(spec, rng, 30), False
     view = (*VIEWS[spec.view], f"the {spec.view} view", f"the {spec.view} of the garment is shown")
     garment = rng.choice(NAMES[spec.kind]) if rng.random() < 0.2 else subject(spec, rng)
-    place = f" {rng.choice(FOLDS[spec.fold])} {rng.choice(BACKGROUNDS)}" if rng.random() < 0.5 else ""
-    return f"{garment}{place}{rng.choice([' ', ', ', '. '])}{rng.choice(view)}", True
+    where = f" {rng.choice(FOLDS[spec.fold])} {place(spec, rng)}" if rng.random() < 0.5 else ""
+    if rng.random() < 0.2:
+        text = among_others(spec, f"{garment}{where}.", [attribute_sentences(spec, rng)["view"]], rng, 45)
+        return text, True
+    return f"{garment}{where}{rng.choice([' ', ', ', '. '])}{rng.choice(view)}", True
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ WALLPAPERS = {
 }  # fmt: skip
 SCIKIT_IMAGE = (
     "coffee.png", "camera.png", "astronaut.png", "gravel.png", "brick.png", "motorcycle_left.png", "grass.png",
-    "rocket.jpg", "chelsea.png", "coins.png", "ihc.png", "page.png",
+    "rocket.jpg", "chelsea.png", "coins.png",
 )  # fmt: skip
 
 

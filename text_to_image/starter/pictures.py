@@ -150,9 +150,10 @@ class RenderStream:
 
     def ready(self, of: str, size: int) -> int:
         """How many pictures of a set are there without a gap, counted from the first."""
-        slices = list(takewhile(Future.done, self._jobs[of, size]))
-        if slices:
-            slices[-1].result()  # raises what went wrong there
+        jobs = self._jobs[of, size]
+        if jobs and jobs[0].done():
+            jobs[0].result()  # raises what went wrong; a later mistake only ends the growth of this set
+        slices = list(takewhile(lambda job: job.done() and not job.exception(), jobs))
         return min(len(slices) * self._slice_length, len(self.pictures[of, size]))
 
     def stop(self) -> None:

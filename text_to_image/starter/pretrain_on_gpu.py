@@ -16,7 +16,9 @@ import math
 import os
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +49,7 @@ from training_batches import (  # noqa: E402
 )
 
 HERE = Path(__file__).resolve().parent
+CROP = 128  # px of a crop that the VAE is trained on
 VAE_WIDTHS = (16, 32, 112)  # of the three levels; 1.8 M parameters
 SQUARE_OFTEN = (0.7, 0.2, 0.1)  # shares of SIZES where photographs, which are square, join whole renders
 SET_SHARES = {"pictures": 0.62, "trousers": 0.16, "scenes": 0.22}  # of the batches with no focus, or on sentences
@@ -203,10 +206,14 @@ def random_crops(pictures: torch.Tensor, batch: int, side: int | None, rng: np.r
     return images.flip(-1) if rng.random() < 0.5 else images
 
 
-def load_photos(folder: Path | None) -> np.ndarray:
+def load_photos(folder: Path) -> np.ndarray:
     """The squares that fetch_photos.py wrote, (N, 256, 256, 3) uint8."""
-    files = sorted(folder.glob("*.jpg")) if folder else []
-    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(_pixels, sorted(folder.glob("*.jpg")))))
+
+
+def _pixels(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file).convert("RGB"))
 
 
 def square(path: Path, side: int = 256) -> np.ndarray:
@@ -249,7 +256,7 @@ def widened_vae(old: AutoencoderKL, widths: tuple[int, ...], noise: float = 0.05
 
 
 def train_vae(vae: AutoencoderKL, data: DevicePictures, batch: int, until: float, save: Callable) -> None:
-    """Crops of 128 px, then whole pictures: group norm sees other statistics in these."""
+    """Crops, then whole pictures: group norm sees other statistics in these."""
     fast, begun = fast_copy(vae, data.device), seconds_since_start()
     trainer = Trainer(vae.parameters(), fast.parameters(), 8e-4, warm_up=100)
     rng, last_update, whole = np.random.default_rng(11), 0.0, False
@@ -261,7 +268,7 @@ def train_vae(vae: AutoencoderKL, data: DevicePictures, batch: int, until: float
         if not whole and done > 0.75:
             whole = True
             save()
-        images = recoloured(data.whole(batch // 6, rng) if whole else data.crops(batch, 128, rng), rng)
+        images = recoloured(data.whole(batch // 6, rng) if whole else data.crops(batch, CROP, rng), rng)
         posterior = fast.encode(images.to(fast.dtype)).latent_dist
         decoded = fast.decode(posterior.sample()).sample.float()
         trainer.step(vae_loss(decoded, images, posterior), done)
@@ -470,6 +477,12 @@ def pretrain(args: argparse.Namespace) -> None:
     models.load_state_dict(pipeline_weights(args.base))
     averaged, drawn = copy.deepcopy(models).eval().requires_grad_(False), []
 
+    def save_samples() -> None:
+        try:
+            result.save_sheet("samples.jpg", generate_sheet(averaged, vae, tokenizer, args.sheet_steps))
+        except Exception:  # no reason to lose a run for
+            traceback.print_exc()
+
     def save_unet(trainer: Trainer, done: float) -> None:
         masters = [*averaged["text"].parameters(), *averaged["unet"].parameters()]
         torch._foreach_copy_(masters, trainer.ema)
@@ -480,7 +493,7 @@ def pretrain(args: argparse.Namespace) -> None:
         )
         if done > 0.4 and (done == 1 or not drawn):  # a sheet takes some seconds
             drawn.append(done)
-            result.save_sheet("samples.jpg", generate_sheet(averaged, vae, tokenizer, args.sheet_steps))
+            save_samples()
 
     if unet_end:
         train_unet(models, data, vae, tokenizer, args, unet_end, save_unet)
@@ -490,7 +503,7 @@ def pretrain(args: argparse.Namespace) -> None:
     vae.requires_grad_(True)
     train_decoder(vae, data, args.vae_batch // 6, decoder_end)
     save_vae("after_decoder")
-    result.save_sheet("samples.jpg", generate_sheet(averaged, vae, tokenizer, args.sheet_steps))
+    save_samples()
 
 
 def install(folder: Path, to: Path) -> None:
@@ -512,7 +525,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder for renders, 200 kB each (default: a temporary folder)")
     parser.add_argument("--seconds", type=float, default=270, help="time for everything, from the start of the script")
     parser.add_argument(
-        "--ends", type=float, nargs=3, default=(0.36, 0.88, 0.96), metavar=("VAE", "UNET", "DECODER"),
+        "--ends", type=float, nargs=3, default=(0.34, 0.89, 0.96), metavar=("VAE", "UNET", "DECODER"),
         help="when the stages end, as shares of --seconds; 0 leaves out the VAE or the UNet",
     )  # fmt: skip
     parser.add_argument("--pictures", type=int, default=10_000, help="size of the largest set of renders")
@@ -520,7 +533,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vae_batch", type=int, default=96, help="of the VAE, in crops of 128 px")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="of the UNet and the text encoder, at most")
     parser.add_argument("--render_workers", type=int, default=max(os.cpu_count() - 2, 1), help="processes")
-    parser.add_argument("--caption_workers", type=int, default=min(6, os.cpu_count()), help="processes")
+    parser.add_argument("--caption_workers", type=int, default=min(8, os.cpu_count()), help="processes")
     parser.add_argument("--sheet_steps", type=int, default=25, help="sampling steps of the sheet of samples")
     args = parser.parse_args()
     if args.pictures < 24:

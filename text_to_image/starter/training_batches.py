@@ -55,11 +55,11 @@ class CaptionSampler:
 
     def encode(self, texts: list[str], chunks: int = 1) -> torch.Tensor:
         """Token ids (B, chunks, 77) of these texts."""
-        return torch.tensor([self._chunks(text, chunks) for text in texts])
+        ids = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids  # one call: each costs 0.2 ms
+        return torch.tensor([self._chunks(text_ids, chunks) for text_ids in ids])
 
-    def _chunks(self, text: str, chunks: int) -> list[list[int]]:
+    def _chunks(self, ids: list[int], chunks: int) -> list[list[int]]:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         rows = [ids[i * 75 : (i + 1) * 75] for i in range(chunks)]
         return [[bos, *row] + [eos] * (CHUNK - 1 - len(row)) for row in rows]
 

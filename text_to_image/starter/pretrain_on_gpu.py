@@ -100,9 +100,12 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] = (
             self.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-6
         )
+        self.optimizer.zero_grad(set_to_none=not self.copies)
         loss.backward()
-        for master, weight in self.copies:
-            master.grad, weight.grad = weight.grad.float(), None
+        if self.copies:
+            torch._foreach_copy_([m.grad for m, _ in self.copies], [w.grad for _, w in self.copies])
+            for _, weight in self.copies:
+                weight.grad = None
         torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
         self.optimizer.step()
         with torch.no_grad():
@@ -241,15 +244,15 @@ def widened_vae(old: AutoencoderKL, widths: tuple[int, ...], noise: float = 0.05
     for before, after in zip(old.config.block_out_channels, widths, strict=True):
         members, of_old = torch.arange(after // groups) % (before // groups), before // groups
         channels[before] = (torch.arange(groups)[:, None] * of_old + members).flatten()
-    state = {}
+    state, generator = {}, torch.Generator().manual_seed(0)
     for name, weight in old.state_dict().items():
         if len(weight) in channels:
             weight = weight[channels[len(weight)]]
         if weight.ndim == 4 and weight.shape[1] in channels:
             chosen = channels[weight.shape[1]]
-            copies = torch.bincount(chosen)[chosen]
-            weight = weight[:, chosen] / copies.view(1, -1, 1, 1)
-            weight = weight * (1 + noise * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+            copies = torch.bincount(chosen)[chosen].view(1, -1, 1, 1)
+            apart = noise * (copies > 1) * torch.randn(len(weight), len(chosen), 1, 1, generator=generator)
+            weight = weight[:, chosen] / copies * (1 + apart)
         state[name] = weight
     new.load_state_dict(state)
     return new

@@ -133,7 +133,7 @@ class RenderStream:
         self.pictures: dict[tuple[str, int], np.ndarray] = {}  # (set, size) -> (N, h, w, 3) uint8
         self._jobs: dict[tuple[str, int], list[Future]] = {}  # one for each slice, in order
         self._slice_length = slice_length
-        self._pool, tasks = ProcessPoolExecutor(workers, initializer=os.nice, initargs=(5,)), []
+        self._pool, tasks = ProcessPoolExecutor(workers, initializer=os.nice, initargs=(10,)), []
         for of in (*sets, PAIRS):
             for size, (w, h) in enumerate(SIZES):
                 specs = _both_views(pair_specs(size, count)) if of == PAIRS else SETS[of](size, count)

@@ -183,11 +183,17 @@ def sentence_batch(
     these batches are about the marker alone, with the loss in the corners.
     """
     chunks = int(rng.integers(1, 4))
-    words = lambda: int(rng.choice((10, 20, 35, 50)) if chunks == 1 else rng.integers(48, 54) * chunks)  # noqa: E731
+
+    def words(spec: Spec) -> int:
+        if chunks > 1:
+            return int(rng.integers(48, 54)) * chunks
+        at_least = 12 if spec.background == "white" else 30  # room to name the background
+        return max(int(rng.choice((12, 20, 35, 50))), at_least)
+
     if rng.random() < 0.25:
-        texts = [_marker_among_others(s, words(), rng) for s in specs]
+        texts = [_marker_among_others(s, words(s), rng) for s in specs]
         return TrainingBatch(picks, captions.encode(texts, chunks), (400, 1000), "corners")
-    texts = [scattered_caption(s, rng, words()) for s in specs]
+    texts = [scattered_caption(s, rng, words(s)) for s in specs]
     return TrainingBatch(picks, captions.encode(texts, chunks), (300, 1000), "corners more")
 
 
@@ -201,7 +207,7 @@ def _alone_or_last(spec: Spec, phrase: str, rng: np.random.Generator) -> str:
 
 def _marker_among_others(spec: Spec, words: int, rng: np.random.Generator) -> str:
     sentences = attribute_sentences(spec, rng)
-    named = [sentences[name] for name in ("marker", "background") if name == "marker" or spec.background != "white"]
+    named = [sentences[name] for name in ("background", "marker") if name == "marker" or spec.background != "white"]
     return among_others(spec, str(rng.choice(OPENINGS)), named, rng, words)
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from describe import JEANS_WORDS, caption_of
+from describe import JEANS_WORDS, caption_of, scattered_caption
 from garments import GARMENTS
-from render_garments import COLOURS, CORNERS, KINDS, PATTERNS, Spec, mirrored_spec, render, sample_spec
+from render_garments import COLOURS, CORNERS, KINDS, PATTERNS, Spec, mirrored_spec, render, sample_scene, sample_spec
 
 
 def test_there_are_enough_kinds_and_colours():
@@ -82,3 +82,31 @@ def test_a_fold_changes_the_outline():
         for fold in ("flat", "knee")
     )
     assert folded.sum() < 0.95 * flat.sum()
+
+
+def test_a_scene_lies_on_its_background_and_never_on_one_of_its_own_colour():
+    pixels = np.asarray(render(Spec("skirt", "red", "plain", None, "front", "flat", None, 7, "blue"), 64, 64, 1))
+    assert np.concatenate([pixels[:3], pixels[-3:]]).reshape(-1, 3).mean(0).argmax() == 2
+    assert pixels[20:44, 24:40].reshape(-1, 3).mean(0).argmax() == 0
+    scenes = [sample_scene(seed) for seed in range(300)]
+    assert {"wood", "light wood", "dark wood"} < {spec.background for spec in scenes}
+    assert all(spec.colour not in spec.background and spec.background != "white" for spec in scenes)
+
+
+def test_every_caption_of_a_scene_names_its_background_and_none_says_white():
+    for seed in range(400):
+        spec, rng = sample_scene(seed), np.random.default_rng(seed)
+        captions = [caption_of(spec, rng, words) for words in (0, 12, 30, 130)] + [scattered_caption(spec, rng, 30)]
+        for caption in captions:
+            assert spec.background.split()[0] in caption, (spec.background, caption)
+            assert not any(f"white {word}" in caption for word in ("background", "table", "surface")), caption
+
+
+def test_scattered_captions_name_the_colour_in_any_sentence():
+    places = []
+    for seed in range(400):
+        spec = sample_spec(seed)
+        sentences = scattered_caption(spec, np.random.default_rng(seed), 140).lower().split(". ")
+        named = [i for i, sentence in enumerate(sentences) if f" is {spec.colour}" in sentence]
+        places += [i / len(sentences) for i in named]
+    assert len(places) > 100 and np.histogram(places, 4, (0, 1))[0].min() > 15

@@ -27,6 +27,23 @@ BACKGROUNDS = (
     "on a bright white surface",
     "against a white background",
 )
+PAPER_BACKGROUNDS = (
+    "on a {} background",
+    "on a plain {} background",
+    "against a {} background",
+    "on a {} table",
+    "on a {} surface",
+    "on {} paper",
+)
+CLOTH_BACKGROUNDS = ("on a {} blanket", "on a {} blanket", "on a {} cloth", "on a {} bedsheet", "on {} fabric")
+WOOD_BACKGROUNDS = (
+    "on a {}wooden table",
+    "on a {}wooden table",
+    "on a {}wooden floor",
+    "on a {}wooden background",
+    "on {}wooden planks",
+    "on {}wood",
+)
 FOLDS = {
     "flat": ("laid flat", "laid flat", "lying flat", "spread out flat", "laid out flat"),
     "cuffs": ("laid flat with turned-up cuffs", "with the cuffs turned up", "with both hems rolled up into cuffs"),
@@ -138,6 +155,23 @@ ABOUT = (
 JEANS_WORDS = ("denim", "jean")
 
 
+def place(spec, rng: np.random.Generator) -> str:
+    """Where the garment lies: 'on a white background', 'on a wooden floor', 'on a blue blanket'."""
+    if spec.background == "white":
+        return str(rng.choice(BACKGROUNDS))
+    if spec.background.endswith("wood"):
+        return str(rng.choice(WOOD_BACKGROUNDS)).format(spec.background.removesuffix("wood"))
+    if spec.background.endswith(" cloth"):
+        return str(rng.choice(CLOTH_BACKGROUNDS)).format(spec.background.removesuffix(" cloth"))
+    return str(rng.choice(PAPER_BACKGROUNDS)).format(spec.background)
+
+
+def general_sentences(spec, rng: np.random.Generator) -> list[str]:
+    """ABOUT in a random order, without what is not true on this background."""
+    sentences = [str(s) for s in rng.permutation(ABOUT)]
+    return [s for s in sentences if spec.background == "white" or "background" not in s]
+
+
 def subject(spec, rng: np.random.Generator, article: bool = True) -> str:
     """'a red t-shirt', 'a pair of blue and white striped trousers', 'navy skirt with white dots'."""
     name = str(rng.choice(NAMES[spec.kind]))
@@ -182,9 +216,10 @@ def first_sentence(spec, rng: np.random.Generator, full: bool) -> str:
     words = [subject(spec, rng)]
     if full or rng.random() < 0.85:
         words.append(str(rng.choice(FOLDS[spec.fold])))
-        words.append(str(rng.choice(BACKGROUNDS)))
-    elif spec.fold != "flat":
-        words.append(str(rng.choice(FOLDS[spec.fold])))
+        words.append(place(spec, rng))
+    else:
+        words += [str(rng.choice(FOLDS[spec.fold]))] if spec.fold != "flat" else []
+        words += [place(spec, rng)] if spec.background != "white" else []
     text = " ".join(words)
     if spec.fold != "half" and rng.random() < (0.6 if full else 0.5):
         text += ", " + str(rng.choice(VIEWS[spec.view]))
@@ -221,7 +256,7 @@ def more_sentences(spec, rng: np.random.Generator) -> list[str]:
         specific.append(f"The {spec.colour} cloth is printed with {noun} in {spec.second}.")
     if spec.fold != "flat":
         specific.append(f"The garment is {rng.choice(FOLDS[spec.fold])}.")
-    general = [str(s) for s in rng.permutation(ABOUT)]
+    general = general_sentences(spec, rng)
     specific = [str(s) for s in rng.permutation(specific)]
     if rng.random() < 0.4:  # sometimes a specific sentence comes late, far into the caption
         general[2:2] = specific[:1]
@@ -235,7 +270,7 @@ def caption_of(spec, rng: np.random.Generator, words: int | None = None) -> str:
         words = int(rng.choice([0, 12, 30, 50, 80, 130], p=[0.12, 0.33, 0.15, 0.15, 0.15, 0.1]))
     if words == 0:
         text = subject(spec, rng, article=bool(rng.random() < 0.5))
-        return text + (" " + str(rng.choice(BACKGROUNDS)) if rng.random() < 0.3 else "")
+        return text + (" " + place(spec, rng) if rng.random() < 0.3 or spec.background != "white" else "")
     text = first_sentence(spec, rng, full=words > 12)
     text = text[0].upper() + text[1:] if rng.random() < 0.8 else text
     if words <= 12:
@@ -246,3 +281,83 @@ def caption_of(spec, rng: np.random.Generator, words: int | None = None) -> str:
             break
         text += " " + sentence
     return text
+
+
+# --- attributes in any sentence -------------------------------------------------------------------------------------
+
+OPENINGS = (
+    "A garment.",
+    "A garment laid out for a photograph.",
+    "A photograph of a garment.",
+    "A photo of one piece of clothing.",
+    "A piece of clothing, photographed from above.",
+    "One item of clothing.",
+)
+SCATTERED = 0.85  # share of the attributes that a scattered caption names, if it has room
+
+
+def attribute_sentences(spec, rng: np.random.Generator) -> dict[str, str]:
+    """A sentence for each attribute that names nothing else: {'colour': 'The garment is red.', …}."""
+    name, plural = str(rng.choice(NAMES[spec.kind])), spec.kind in PLURAL_KINDS
+    a_kind = f"a pair of {name}" if plural else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    choose = lambda *texts: str(rng.choice(texts))  # noqa: E731
+    sentences = {
+        "kind": choose(f"It is {a_kind}.", f"The garment is {a_kind}.", f"This is {a_kind}."),
+        "colour": choose(
+            *["The garment is {}."] * 2, "It is {}.", "The colour is {}.", "Its colour is {}.", "The cloth is {}.",
+            "The {} is {}.".replace("{}", spec.kind, 1) if not plural else f"The {spec.kind} are {{}}.",
+        ).format(spec.colour),
+        "background": choose(f"It lies {place(spec, rng)}.", f"The garment lies {place(spec, rng)}."),
+    }  # fmt: skip
+    if spec.background == "white" and rng.random() < 0.5:
+        sentences["background"] = "The background is white."
+    if spec.pattern == "plain":
+        sentences["pattern"] = choose("The cloth has no pattern.", "The cloth is plain.", "It has no pattern.")
+    else:
+        noun = str(rng.choice(PATTERN_WORDS[spec.pattern][1])).removeprefix("a ")
+        sentences["pattern"] = choose(
+            f"It has {spec.second} {noun}.", f"The cloth is printed with {spec.second} {noun}."
+        )
+    if spec.fold != "half":
+        view = spec.view
+        sentences["view"] = choose(
+            f"The {view} is shown.", f"This is the {view} view.", f"It is {rng.choice(VIEWS[view])}."
+        )
+    if spec.marker:
+        start = choose("There is", "The picture shows", "One can see")
+        sentences["marker"] = f"{start} {marker_phrase(spec, rng)}."
+    else:
+        sentences["marker"] = choose("There is no reference marker.", "No marker lies beside it.")
+    sentences["fold"] = f"The garment is {rng.choice(FOLDS[spec.fold])}."
+    return sentences
+
+
+def scattered_caption(spec, rng: np.random.Generator, words: int) -> str:
+    """A caption of at most `words` words whose attributes stand in any of its sentences, each in one of its own.
+
+    A third of them name one attribute alone, so that no other one tells what the picture shows.
+    """
+    sentences = attribute_sentences(spec, rng)
+    if rng.random() < 0.33:
+        chosen = {str(rng.choice(["colour", "kind", "colour", "kind", "pattern", "view", "marker", "background"]))}
+    else:
+        chosen = {name for name in sentences if rng.random() < SCATTERED}
+    opening = str(rng.choice(OPENINGS))
+    if rng.random() < 0.3:
+        text = subject(spec, rng)
+        opening, chosen = text[0].upper() + text[1:] + ".", chosen - {"kind", "colour", "pattern"}
+    named = [str(name) for name in rng.permutation(sorted(chosen & set(sentences)))]
+    if spec.background != "white":  # always named, so that white needs no word
+        named = ["background", *(name for name in named if name != "background")]
+    return among_others(spec, opening, [sentences[name] for name in named], rng, words)
+
+
+def among_others(spec, opening: str, named: list[str], rng: np.random.Generator, words: int) -> str:
+    """The opening, then in a random order the sentences of `named`, as many as fit, and general ones."""
+    room = words - len(opening.split())
+    chosen = []
+    for sentence in [*named, *general_sentences(spec, rng)]:
+        if len(sentence.split()) <= room:
+            chosen.append(sentence)
+            room -= len(sentence.split())
+    return " ".join([opening, *(str(s) for s in rng.permutation(chosen))])

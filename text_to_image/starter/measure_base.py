@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from classifier import accuracy, classify, load_classifier
-from describe import caption_of
+from describe import ABOUT, caption_of
 from pictures import HELD_OUT, SHARES, SIZES
 from render_garments import Spec, sample_spec
 
@@ -33,6 +33,7 @@ from models.samplers import SamplingSettings  # noqa: E402
 from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler  # noqa: E402
 from runtime.devices import choose_device  # noqa: E402
 
+SENTENCES = (1, 2, 5, 9)  # where the colour is named in captions of nine sentences
 GOALS = {"kind": 0.97, "colour": 0.97, "marker": 0.95, "pattern": 0.90, "view": 0.90}
 
 
@@ -44,6 +45,31 @@ def held_out_captions(count: int) -> list[tuple[Spec, str]]:
         words = (12, 12, 30, 50, 90)[i % 5]
         cases.append((spec, caption_of(spec, np.random.default_rng([spec.seed, 7]), words)))
     return cases
+
+
+def colour_in_sentence(position: int, count: int) -> list[tuple[Spec, str]]:
+    """(spec, caption) with nine sentences, of which only one tells what the garment is like: 'The garment is red.'"""
+    cases = []
+    for i in range(count):
+        spec = sample_spec(HELD_OUT + 2_000_000 + i)
+        sentences = [str(s) for s in np.random.default_rng([spec.seed, 7]).permutation(ABOUT)[:8]]
+        sentences.insert(position - 1, f"The garment is {spec.colour}.")
+        cases.append((spec, " ".join(sentences)))
+    return cases
+
+
+def measure_sentences(folder: Path, classifier, count: int, steps: int, guidance: float) -> dict[str, str]:
+    """How often the colour is right, by the sentence that names it."""
+    shares = {}
+    for position in SENTENCES:
+        cases = colour_in_sentence(position, count)
+        images = generate_samples(folder, [text for _, text in cases], [SIZES[0]] * count, steps, guidance)
+        right = [
+            found["colour"] == spec.colour
+            for (spec, _), found in zip(cases, classify(classifier, images), strict=True)
+        ]
+        shares[f"sentence {position}"] = f"{np.mean(right):.1%} of {count}"
+    return shares
 
 
 def named_attributes(spec: Spec, caption: str) -> set[str]:
@@ -113,6 +139,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=HERE / "base", help="pipeline folder")
     parser.add_argument("--captions", type=int, default=200, help="number of captions, with one picture each")
+    parser.add_argument(
+        "--sentences", type=int, default=0, help="number of captions for each place of the colour (default: none)"
+    )
     parser.add_argument("--steps", type=int, default=25, help="sampling steps, as inference.py's default")
     parser.add_argument("--guidance_scale", type=float, help="default: the model's, as in inference.py")
     parser.add_argument(
@@ -138,6 +167,8 @@ def main() -> None:
         "captions": len(cases), "steps": args.steps, "guidance_scale": guidance,
         "right": {name: f"{np.mean(right):.1%} of {len(right)}" for name, right in result.items()},
         "reached": {name: bool(np.mean(right) >= GOALS[name]) for name, right in result.items()},
+        "colour_named_in": measure_sentences(args.model, classifier, args.sentences, args.steps, guidance)
+        if args.sentences else None,
         "classifier": {k: f"{v:.1%}" for k, v in accuracy(classifier, args.renders).items()} if args.renders else None,
         "vae_psnr_db": {"whole": round(whole, 1), "garment": round(garment, 1)},
         "seconds_per_picture": round((time.time() - started) / len(cases), 2),

@@ -21,11 +21,12 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pictures import SHARES, SIZES, TROUSERS_SHARES, render_pairs, render_pictures
-from pretrain_vae import StageCheckpoint, encode_pictures, train_decoder, train_vae, whiten
+from pretrain_vae import StageCheckpoint, encode_pictures, random_crops, train_decoder, train_vae, whiten
 from training_batches import (
     CHUNK,
     CaptionSampler,
-    LatentSampler,
+    LatentTable,
+    PictureSampler,
     VPredictionLoss,
     encode_text,
     make_batch,
@@ -48,27 +49,27 @@ class Stage:
     floor: float  # smallest min-SNR weight: the larger a picture, the higher the noise at which its layout is decided
     focus: dict[str, float]  # shares of the steps with focused batches (training_batches.py)
     sizes: tuple[float, ...] = SHARES  # shares of SIZES
-    sets: dict[str, float] = field(default_factory=lambda: {"pictures": 1.0})  # shares of pictures.SETS
+    sets: dict[str, float] = field(default_factory=lambda: {"pictures": 0.8, "scenes": 0.2})  # shares of pictures.SETS
 
 
 STAGES = {
     "unet64": Stage(
         scale=4, batch=64, learning_rate=1e-3, decay_from=1.0, ema=0.999, floor=0.15,
-        focus={"corner": 0.25, "view": 0.1},
+        focus={"corner": 0.25, "view": 0.1, "sentence": 0.1},
     ),
     "unet128": Stage(
         scale=2, batch=32, learning_rate=1e-3, decay_from=0.75, ema=0.9995, floor=0.15,
-        focus={"corner": 0.4, "view": 0.1},
+        focus={"corner": 0.35, "view": 0.1, "sentence": 0.15},
     ),
     "unet256": Stage(
         scale=1, batch=12, learning_rate=6e-4, decay_from=0.3, ema=0.999, floor=0.5,
-        focus={"corner": 0.06, "view": 0.35},
+        focus={"corner": 0.06, "view": 0.3, "sentence": 0.15},
     ),
     # One of a hundred other pictures shows a folded leg, so trousers with one were generated in pieces.
     "trousers": Stage(
         scale=1, batch=12, learning_rate=4e-4, decay_from=0.1, ema=0.999, floor=0.5,
-        focus={"corner": 0.12, "view": 0.15, "fold": 0.3},
-        sizes=TROUSERS_SHARES, sets={"pictures": 0.5, "trousers": 0.5},
+        focus={"corner": 0.12, "view": 0.15, "fold": 0.3, "sentence": 0.1},
+        sizes=TROUSERS_SHARES, sets={"pictures": 0.4, "trousers": 0.4, "scenes": 0.2},
     ),
 }  # fmt: skip
 
@@ -177,18 +178,21 @@ def train_diffusion(work: Path, stage: str, samples: int, device: str, base: Pat
         trainee.start_with(weights)
     trainee.to_device()
     unet, text_encoder = trainee.models["unet"], trainee.models["text"]
-    pictures = [LatentSampler(work, size, options.scale, options.sets) for size in range(len(SIZES))]
+    count, sizes = json.loads((work / "count.json").read_text()), range(len(SIZES))
+    pictures = [PictureSampler(size, count, options.sets) for size in sizes]
+    latents = [LatentTable.load(work, size, options.scale, options.sets) for size in sizes]
     captions = CaptionSampler(tokenizer)
-    v_loss = VPredictionLoss(make_scheduler().alphas_cumprod, options.floor, device)
+    v_loss = VPredictionLoss(make_scheduler().alphas_cumprod.to(device), options.floor)
     steps = samples // options.batch
     losses, bar = [], tqdm(range(first_step, steps), initial=first_step, total=steps, desc=stage, mininterval=20)
     for step in bar:
         rng = np.random.default_rng([step, options.scale, 13])
-        latents = pictures[rng.choice(len(SIZES), p=options.sizes)]
-        batch = make_batch(captions, latents, options.batch, options.focus, rng)
+        size = rng.choice(len(SIZES), p=options.sizes)
+        batch = make_batch(captions, pictures[size], options.batch, options.focus, rng)
         with torch.autocast(device, torch.bfloat16):
             hidden = encode_text(text_encoder, batch.input_ids.to(device)).float()
-        loss = v_loss(unet, batch, hidden, torch.Generator().manual_seed(step))
+        generator = torch.Generator(device).manual_seed(step)
+        loss = v_loss(unet, batch, latents[size][batch.picks].to(device), hidden, generator)
         loss = loss + 0.1 * view_margin_loss(hidden, batch.view_signs)
         trainee.step(loss, _learning_rate(options, step, steps))
         losses.append(loss.detach())
@@ -238,11 +242,17 @@ def ema_weights(path: Path) -> dict:
 
 
 def save_base(work: Path, to: Path, vae: AutoencoderKL) -> None:
-    """Writes the weights of the last stage with a checkpoint as a StableDiffusionPipeline folder, fp16 safetensors."""
-    tokenizer = CLIPTokenizer.from_pretrained(HERE / "base" / "tokenizer")
+    """Writes the weights of the last stage with a checkpoint as a pipeline folder."""
     newest = [work / f"{name}.pt" for name in STAGES if (work / f"{name}.pt").exists()][-1]
+    save_pipeline(ema_weights(newest), vae, to)
+    print(f"{newest.name} -> {to}: {sum(f.stat().st_size for f in to.rglob('*') if f.is_file()) / 1e6:.1f} MB")
+
+
+def save_pipeline(weights: dict, vae: AutoencoderKL, to: Path) -> None:
+    """Writes a StableDiffusionPipeline folder, fp16 safetensors; `weights` is a state dict of {'unet', 'text'}."""
+    tokenizer = CLIPTokenizer.from_pretrained(HERE / "base" / "tokenizer")
     models = make_models(len(tokenizer))
-    models.load_state_dict(ema_weights(newest))
+    models.load_state_dict(weights)
     initialise_unseen_words(models["text"], token_ids_in_captions(tokenizer))
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu(),
@@ -260,7 +270,6 @@ def save_base(work: Path, to: Path, vae: AutoencoderKL) -> None:
     pipeline.to(torch.float16).save_pretrained(to)
     for name, content in contents.items():
         (to / "tokenizer" / name).write_bytes(content)
-    print(f"{newest.name} -> {to}: {sum(f.stat().st_size for f in to.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 
 
 def parse_args() -> argparse.Namespace:
@@ -306,7 +315,7 @@ def main() -> None:
     if args.stage == "vae":
         return
     if not args.base:
-        whiten(vae, args.work, device)
+        whiten(vae, random_crops(args.work, 0, 200, np.random.default_rng(12)), device)
     for name, samples in zip(STAGES, args.samples, strict=True):
         if wanted("latents") or wanted(name):
             encode_pictures(vae, args.work, STAGES[name].scale, device, STAGES[name].sets)

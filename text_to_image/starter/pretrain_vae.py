@@ -33,14 +33,14 @@ class StageCheckpoint:
         return time.time() - self.last > 60 * self.minutes
 
 
-def make_vae() -> AutoencoderKL:
+def make_vae(widths: tuple[int, int, int] = (16, 32, 64)) -> AutoencoderKL:
     """0.65 M parameters, factor 4: at 256 px the latents are 64 x 64, enough for SD's UNet blocks to see seams."""
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
+        block_out_channels=widths,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
@@ -70,11 +70,12 @@ def random_crops(work: Path, size: int, batch: int, rng: np.random.Generator) ->
 
 def recoloured(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Permutes and weakens the colour channels of half of the pictures, so that the VAE learns all colours."""
-    out = images.clone()
+    mixtures = np.tile(np.eye(3), (len(images), 1, 1))
     for i in np.flatnonzero(rng.random(len(images)) < 0.5):
-        gain = torch.tensor(rng.uniform(0.6, 1.0, (3, 1, 1)), dtype=images.dtype, device=images.device)
-        out[i] = (images[i, rng.permutation(3)] + 1) * gain - 1
-    return out
+        gain = rng.uniform(0.6, 1.0, (3, 1))
+        mixtures[i] = np.eye(3)[rng.permutation(3)] * gain
+    mixtures = torch.from_numpy(mixtures).to(images.device, images.dtype, non_blocking=True)
+    return torch.einsum("bij,bjhw->bihw", mixtures, images + 1) - 1
 
 
 def channel_correlation(latents: torch.Tensor) -> torch.Tensor:
@@ -95,6 +96,23 @@ def image_gradients(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def gradient_loss(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """L1 between the gradients of two batches of pictures."""
     return sum(F.l1_loss(a, b) for a, b in zip(image_gradients(decoded), image_gradients(images), strict=True))
+
+
+def reconstruction_loss(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """L1 and L2 on pixels, and L1 on their gradients, so that seams stay sharp."""
+    return F.l1_loss(decoded, images) + 8 * F.mse_loss(decoded, images) + gradient_loss(decoded, images)
+
+
+def vae_loss(decoded: torch.Tensor, images: torch.Tensor, posterior) -> torch.Tensor:
+    """Reconstruction, uncorrelated latent channels and a trace of Kullback-Leibler divergence."""
+    regularisation = 0.05 * channel_correlation(posterior.mean) + 1e-8 * posterior.kl().mean()
+    return reconstruction_loss(decoded, images) + regularisation
+
+
+def decoder_loss(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Reconstruction, and L2 on areas of 8 x 8 px, which corrects the hues."""
+    hues = F.mse_loss(F.avg_pool2d(decoded, 8), F.avg_pool2d(images, 8))
+    return reconstruction_loss(decoded, images) + 20 * hues
 
 
 def _resume(checkpoint: StageCheckpoint, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -134,11 +152,7 @@ def train_vae(work: Path, steps: int, device: str) -> AutoencoderKL:
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample()).sample
         decoded = decoded.float()
-        loss = (
-            F.l1_loss(decoded, images) + 8 * F.mse_loss(decoded, images) + 0.05 * channel_correlation(posterior.mean)
-        )
-        loss = loss + gradient_loss(decoded, images)
-        loss = loss + 1e-8 * posterior.kl().mean()
+        loss = vae_loss(decoded, images, posterior)
         _optimise(optimizer, loss, vae)
         if step % 50 == 0:
             bar.set_postfix(psnr=f"{_psnr(decoded, images):.1f}", refresh=False)
@@ -148,12 +162,11 @@ def train_vae(work: Path, steps: int, device: str) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def whiten(vae: AutoencoderKL, work: Path, device: str) -> None:
-    """Whitens the latents (ZCA): channels of mean 0, deviation 1 and no correlation. Changes the VAE in place.
+def whiten(vae: AutoencoderKL, images: torch.Tensor, device: str) -> None:
+    """Whitens the latents of `images` (ZCA): channels of mean 0, deviation 1 and no correlation; in place.
 
     The transform goes into quant_conv, its inverse into post_quant_conv, so reconstructions stay the same.
     """
-    images = random_crops(work, 0, 200, np.random.default_rng(12))
     z = torch.cat([vae.encode(i.to(device)).latent_dist.mean for i in images.split(8)])
     z = z.permute(1, 0, 2, 3).flatten(1).double()
     mean, (values, vectors) = z.mean(1), torch.linalg.eigh(torch.cov(z))
@@ -187,10 +200,7 @@ def train_decoder(vae: AutoencoderKL, work: Path, steps: int, device: str) -> No
             latents = latents + 0.05 * torch.randn(latents.shape, device=device)
         with torch.autocast(device, torch.bfloat16):
             decoded = vae.decode(latents).sample.float()
-        loss = F.l1_loss(decoded, images) + 8 * F.mse_loss(decoded, images)
-        loss = loss + 20 * F.mse_loss(F.avg_pool2d(decoded, 8), F.avg_pool2d(images, 8))
-        loss = loss + gradient_loss(decoded, images)
-        _optimise(optimizer, loss, learned)
+        _optimise(optimizer, decoder_loss(decoded, images), learned)
         if step % 50 == 0:
             bar.set_postfix(psnr=f"{_psnr(decoded, images):.1f}", refresh=False)
         if checkpoint.due() or step + 1 == steps:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from backgrounds import WOODS, expose, surface, tilt
 from cloth import Cloth, Frame, blur, fill, noise
 from describe import caption_of
 from garments import GARMENTS, Look
@@ -51,6 +52,7 @@ class Spec:
     fold: str  # flat, half, knee (one leg), cuffs
     marker: str | None  # the corner of the black reference square, None without one
     seed: int
+    background: str = "white"  # another one (backgrounds.py) also has another light and a tilted camera
 
 
 def sample_spec(seed: int, kind: str | None = None) -> Spec:
@@ -74,6 +76,15 @@ def sample_spec(seed: int, kind: str | None = None) -> Spec:
         str(rng.choice(CORNERS)) if rng.random() < 0.55 else None,
         seed,
     )
+
+
+def sample_scene(seed: int) -> Spec:
+    """A random garment on something that is neither white nor of the garment's colour."""
+    spec, rng = sample_spec(seed), np.random.default_rng([seed, 6])
+    hidden = {"white", spec.colour, spec.second, "black" if spec.marker else None}
+    colour = str(rng.choice([name for name in COLOURS if name not in hidden]))
+    background = str(rng.choice([colour, f"{colour} cloth", *WOODS], p=[0.35, 0.3, 0.15, 0.1, 0.1]))
+    return replace(spec, background=background)
 
 
 def mirrored_spec(spec: Spec) -> Spec:
@@ -101,6 +112,8 @@ def render(
     _fold(cloth, spec, rng)
     photo = _photograph(cloth, spec, rng)
     image = Image.fromarray(np.clip(photo + 0.5, 0, 255).astype(np.uint8))
+    if spec.background != "white":
+        image = tilt(image, np.random.default_rng([spec.seed, 8]))
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
@@ -229,7 +242,7 @@ def _wrinkles(cloth: Cloth, rng: np.random.Generator) -> np.ndarray:
 
 
 def _photograph(cloth: Cloth, spec: Spec, rng: np.random.Generator) -> np.ndarray:
-    """The lit cloth on a white table, shadows, marker, and a camera's exposure and grain; (H, W, 3) in 0..255."""
+    """The lit cloth on its background, shadows, marker, and a camera's exposure and grain; (H, W, 3) in 0..255."""
     h, w = cloth.frame.shape
     turn = rng.uniform(-0.5, 0.5)
     light = (-np.cos(0.9 + turn), -np.sin(0.9 + turn))
@@ -238,6 +251,9 @@ def _photograph(cloth: Cloth, spec: Spec, rng: np.random.Generator) -> np.ndarra
     slope = ((x / w - 0.5) * light[0] + (y / h - 0.5) * light[1]) * rng.uniform(0, 4)
     table = np.stack([np.full((h, w), t, np.float32) for t in rng.uniform(249, 253) + rng.uniform(-1.2, 1.2, 3)], -1)
     table += slope[..., None]
+    if spec.background != "white":
+        scene_rng = np.random.default_rng([spec.seed, 7])
+        table = surface(spec.background, (h, w), COLOURS, scene_rng)
     shift = [int(round(-d * 0.010 * w)) for d in light]
     mask = cloth.mask
     marker = np.zeros((h, w), np.float32) if spec.marker is None else fill((h, w), _marker_box(spec, (h, w)))
@@ -247,6 +263,8 @@ def _photograph(cloth: Cloth, spec: Spec, rng: np.random.Generator) -> np.ndarra
         table *= (1 - strength * np.clip(0.24 * contact + 0.22 * cast, 0, 0.42))[..., None]
     photo = table + mask[..., None] * (garment - table)
     photo += marker[..., None] * (np.array([22, 22, 24], np.float32) - photo)
+    if spec.background != "white":
+        photo = expose(photo, scene_rng)
     photo = photo * rng.uniform(0.985, 1.01) + rng.standard_normal((h, w, 1)).astype(np.float32) * 1.6
     return photo
 

@@ -6,7 +6,7 @@ the UNet's output did not depend on them at all. So in focused batches they are 
 loss counts where they show.
 """
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,19 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
-from describe import BACKGROUNDS, FOLDS, NAMES, VIEWS, caption_of, marker_phrase, subject
+from describe import (
+    FOLDS,
+    NAMES,
+    OPENINGS,
+    VIEWS,
+    among_others,
+    attribute_sentences,
+    caption_of,
+    marker_phrase,
+    place,
+    scattered_caption,
+    subject,
+)
 from pictures import PAIRS, SETS, pair_specs
 from pretrain_vae import latents_file
 from render_garments import Spec, mirrored_spec
@@ -43,11 +55,11 @@ class CaptionSampler:
 
     def encode(self, texts: list[str], chunks: int = 1) -> torch.Tensor:
         """Token ids (B, chunks, 77) of these texts."""
-        return torch.tensor([self._chunks(text, chunks) for text in texts])
+        ids = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids  # one call: each costs 0.2 ms
+        return torch.tensor([self._chunks(text_ids, chunks) for text_ids in ids])
 
-    def _chunks(self, text: str, chunks: int) -> list[list[int]]:
+    def _chunks(self, ids: list[int], chunks: int) -> list[list[int]]:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         rows = [ids[i * 75 : (i + 1) * 75] for i in range(chunks)]
         return [[bos, *row] + [eos] * (CHUNK - 1 - len(row)) for row in rows]
 
@@ -58,32 +70,60 @@ def encode_text(text_encoder, input_ids: torch.Tensor) -> torch.Tensor:
     return hidden.reshape(len(input_ids), -1, hidden.shape[-1])
 
 
-class LatentSampler:
-    """The latents of all pictures of one size with their specs, and of pairs that differ in front and back alone."""
+@dataclass(frozen=True)
+class Picks:
+    """Which pictures a batch shows: rows of one set in one size, and whether each is mirrored."""
 
-    def __init__(self, work: Path, size: int, scale: int, shares: dict[str, float]):
+    of: str  # one of SETS, or PAIRS
+    size: int  # index into SIZES
+    rows: torch.Tensor  # (B,)
+    mirrored: torch.Tensor  # (B,) 0 or 1
+
+
+class PictureSampler:
+    """Chooses random pictures of one size, and pairs that differ in front and back alone."""
+
+    def __init__(self, size: int, count: int, shares: dict[str, float]):
         """`shares`: how often a batch takes its pictures from each of SETS."""
-        count = json.loads((work / "count.json").read_text())
-        self.shares = shares
+        self.size, self.shares = size, shares
         self.specs = {name: SETS[name](size, count) for name in shares}
-        self.latents = {name: np.load(latents_file(work, size, scale, name), mmap_mode="r") for name in shares}
         self.pair_specs = pair_specs(size, count)
-        pairs = np.load(latents_file(work, size, scale, PAIRS), mmap_mode="r")
-        self.pairs = pairs.reshape(-1, 2, *pairs.shape[1:])  # (N, view, mirrored, 4, h, w)
+        # How many pictures there are so far, counted from the first; a GPU starts before all are rendered.
+        self.ready = {**{name: len(specs) for name, specs in self.specs.items()}, PAIRS: 2 * len(self.pair_specs)}
 
-    def sample(self, count: int, rng: np.random.Generator, of: str | None = None) -> tuple[list[Spec], torch.Tensor]:
-        """Random pictures of one set, half of them mirrored: specs and latents (B, 4, h, w)."""
+    def sample(self, count: int, rng: np.random.Generator, of: str | None = None) -> tuple[list[Spec], Picks]:
+        """Random pictures of one set, half of them mirrored."""
         of = of or str(rng.choice(list(self.shares), p=list(self.shares.values())))
-        picked, mirrored = rng.integers(len(self.specs[of]), size=count), rng.integers(2, size=count)
-        specs = [_mirrored_if(self.specs[of][i], flip) for i, flip in zip(picked, mirrored, strict=True)]
-        return specs, torch.from_numpy(self.latents[of][picked, mirrored]).float()
+        rows, mirrored = rng.integers(self.ready[of], size=count), rng.integers(2, size=count)
+        specs = [_mirrored_if(self.specs[of][i], flip) for i, flip in zip(rows, mirrored, strict=True)]
+        return specs, Picks(of, self.size, torch.from_numpy(rows), torch.from_numpy(mirrored))
 
-    def sample_pairs(self, count: int, rng: np.random.Generator) -> tuple[list[Spec], torch.Tensor]:
-        """The fronts of random garments, then the backs of the same: specs and latents (B, 4, h, w)."""
-        picked, mirrored = rng.integers(len(self.pair_specs), size=count // 2), rng.integers(2, size=count // 2)
-        garments = [_mirrored_if(self.pair_specs[i], flip) for i, flip in zip(picked, mirrored, strict=True)]
+    def sample_pairs(self, count: int, rng: np.random.Generator) -> tuple[list[Spec], Picks]:
+        """The fronts of random garments, then the backs of the same."""
+        pairs, mirrored = rng.integers(self.ready[PAIRS] // 2, size=count // 2), rng.integers(2, size=count // 2)
+        garments = [_mirrored_if(self.pair_specs[i], flip) for i, flip in zip(pairs, mirrored, strict=True)]
         specs = [replace(spec, view=view) for view in ("front", "back") for spec in garments]
-        return specs, torch.from_numpy(self.pairs[picked, :, mirrored]).float().transpose(0, 1).flatten(0, 1)
+        rows = torch.from_numpy(np.concatenate([2 * pairs, 2 * pairs + 1]))
+        return specs, Picks(PAIRS, self.size, rows, torch.from_numpy(np.tile(mirrored, 2)))
+
+
+class LatentTable:
+    """The latents of all pictures of one size, (N, 2, 4, h, w) for each set; the second axis is the mirror image."""
+
+    def __init__(self, tables: dict[str, torch.Tensor]):
+        self.tables = tables
+
+    @classmethod
+    def load(cls, work: Path, size: int, scale: int, sets: Iterable[str]) -> "LatentTable":
+        files = {name: latents_file(work, size, scale, name) for name in (*sets, PAIRS)}
+        # Copy on write: torch warns about arrays that it may not write to.
+        return cls({name: torch.from_numpy(np.load(file, mmap_mode="c")) for name, file in files.items()})
+
+    def __getitem__(self, picks: Picks) -> torch.Tensor:
+        """(B, 4, h, w), on the device of the table."""
+        table = self.tables[picks.of]
+        rows, mirrored = (i.to(table.device, non_blocking=True) for i in (picks.rows, picks.mirrored))
+        return table[rows, mirrored].float()
 
 
 def _mirrored_if(spec: Spec, mirrored: int) -> Spec:
@@ -95,12 +135,12 @@ def _mirrored_if(spec: Spec, mirrored: int) -> Spec:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What one optimisation step learns from."""
+    """What one optimisation step learns from, without the latents."""
 
-    latents: torch.Tensor  # (B, 4, h, w)
+    picks: Picks
     input_ids: torch.Tensor  # (B, chunks, 77)
     timesteps: tuple[int, int]  # the range they are drawn from, the end not included
-    loss_weight: torch.Tensor  # (B or 1, 1, h, w)
+    area: str  # where the loss counts, one of AREAS
     min_snr: bool = False  # whether the loss is weighted by timestep too
     noise_repeats: int = 1  # so many equal parts of the batch share their noise and timesteps
     view_signs: torch.Tensor | None = None  # (B,) 1 where the caption says front, -1 where back, 0 where neither
@@ -108,7 +148,7 @@ class TrainingBatch:
 
 def make_batch(
     captions: CaptionSampler,
-    pictures: LatentSampler,
+    pictures: PictureSampler,
     size: int,
     focus_shares: dict[str, float],
     rng: np.random.Generator,
@@ -119,49 +159,72 @@ def make_batch(
         return view_batch(captions, *pictures.sample_pairs(size, rng), rng)
     if focus == "fold":
         return fold_batch(captions, *pictures.sample(size, rng, "trousers"), rng)
-    specs, latents = pictures.sample(size, rng)
     if focus == "corner":
-        return corner_batch(captions, specs, latents, rng)
-    input_ids = captions.sample(specs, rng)
-    return TrainingBatch(latents, input_ids, (0, 1000), corner_weight(*latents.shape[2:]), min_snr=True)
+        return corner_batch(captions, *pictures.sample(size, rng, "pictures"), rng)
+    specs, picks = pictures.sample(size, rng)
+    if focus == "sentence":
+        return sentence_batch(captions, specs, picks, rng)
+    return TrainingBatch(picks, captions.sample(specs, rng), (0, 1000), "corners more", min_snr=True)
 
 
-def corner_batch(
-    captions: CaptionSampler, specs: list[Spec], latents: torch.Tensor, rng: np.random.Generator
-) -> TrainingBatch:
+def corner_batch(captions: CaptionSampler, specs: list[Spec], picks: Picks, rng: np.random.Generator) -> TrainingBatch:
     """In which corner the marker is; the loss counts in the corners alone."""
     phrases = [marker_phrase(s, rng) if s.marker else str(rng.choice(NO_MARKER)) for s in specs]
     texts = [_alone_or_last(s, phrase, rng) for s, phrase in zip(specs, phrases, strict=True)]
-    weight = corner_weight(*latents.shape[2:], rest=0.0)
-    return TrainingBatch(latents, captions.encode(texts), (400, 1000), weight)
+    return TrainingBatch(picks, captions.encode(texts), (400, 1000), "corners")
+
+
+def sentence_batch(
+    captions: CaptionSampler, specs: list[Spec], picks: Picks, rng: np.random.Generator
+) -> TrainingBatch:
+    """Attributes in sentences of their own, anywhere in captions of one to three chunks.
+
+    In whole captions the first sentence names the garment and its colour, so no other was listened to. A quarter of
+    these batches are about the marker alone, with the loss in the corners.
+    """
+    chunks = int(rng.integers(1, 4))
+
+    def words(spec: Spec) -> int:
+        if chunks > 1:
+            return int(rng.integers(48, 54)) * chunks
+        at_least = 12 if spec.background == "white" else 30  # room to name the background
+        return max(int(rng.choice((12, 20, 35, 50))), at_least)
+
+    if rng.random() < 0.25:
+        texts = [_marker_among_others(s, words(s), rng) for s in specs]
+        return TrainingBatch(picks, captions.encode(texts, chunks), (400, 1000), "corners")
+    texts = [scattered_caption(s, rng, words(s)) for s in specs]
+    return TrainingBatch(picks, captions.encode(texts, chunks), (300, 1000), "corners more")
 
 
 def _alone_or_last(spec: Spec, phrase: str, rng: np.random.Generator) -> str:
     """The phrase itself, or a caption of the picture that ends with it."""
     if rng.random() < 0.35:
         return f"{rng.choice(NAMES[spec.kind])} {phrase}" if rng.random() < 0.5 else phrase
-    place = f"{rng.choice(FOLDS[spec.fold])} {rng.choice(BACKGROUNDS)}" if rng.random() < 0.7 else ""
-    return f"{subject(spec, rng)} {place}{rng.choice([', with ', ', ', '. '])}{phrase}"
+    where = f"{rng.choice(FOLDS[spec.fold])} {place(spec, rng)}" if rng.random() < 0.7 else ""
+    return f"{subject(spec, rng)} {where}{rng.choice([', with ', ', ', '. '])}{phrase}"
 
 
-def fold_batch(
-    captions: CaptionSampler, specs: list[Spec], latents: torch.Tensor, rng: np.random.Generator
-) -> TrainingBatch:
+def _marker_among_others(spec: Spec, words: int, rng: np.random.Generator) -> str:
+    sentences = attribute_sentences(spec, rng)
+    named = [sentences[name] for name in ("background", "marker") if name == "marker" or spec.background != "white"]
+    return among_others(spec, str(rng.choice(OPENINGS)), named, rng, words)
+
+
+def fold_batch(captions: CaptionSampler, specs: list[Spec], picks: Picks, rng: np.random.Generator) -> TrainingBatch:
     """How trousers are folded, at the high noise where it is decided which places the cloth covers.
 
     With whole captions alone 'one leg folded' came out folded in half, or in pieces of both.
     """
     garments = [rng.choice(NAMES[s.kind]) if rng.random() < 0.2 else subject(s, rng) for s in specs]
     folds = [rng.choice(FOLDS[s.fold]) for s in specs]
-    places = [f" {rng.choice(BACKGROUNDS)}" if rng.random() < 0.5 else "" for _ in specs]
+    places = [f" {place(s, rng)}" if rng.random() < 0.5 else "" for s in specs]
     markers = [f", with {marker_phrase(s, rng)}" if s.marker and rng.random() < 0.5 else "" for s in specs]
     texts = [" ".join([g, f]) + p + m for g, f, p, m in zip(garments, folds, places, markers, strict=True)]
-    return TrainingBatch(latents, captions.encode(texts), (600, 1000), torch.ones(1, 1, *latents.shape[2:]))
+    return TrainingBatch(picks, captions.encode(texts), (600, 1000), "all")
 
 
-def view_batch(
-    captions: CaptionSampler, specs: list[Spec], latents: torch.Tensor, rng: np.random.Generator
-) -> TrainingBatch:
+def view_batch(captions: CaptionSampler, specs: list[Spec], picks: Picks, rng: np.random.Generator) -> TrainingBatch:
     """Front and back of the same garments under the same noise; the loss counts where the two differ.
 
     The noise is so high that the noisy latents do not show the side: only the words do.
@@ -171,15 +234,12 @@ def view_batch(
         *(_view_caption(s, np.random.default_rng(seed)) for s, seed in zip(specs, [*seeds, *seeds], strict=True)),
         strict=True,
     )
-    front, back = latents.chunk(2)
-    difference = (front - back).abs().mean(1, keepdim=True)
-    weight = (difference / difference.mean((2, 3), keepdim=True)).clamp(max=10)
     signs = [named * (1 if s.view == "front" else -1) for s, named in zip(specs, names_view, strict=True)]
     return TrainingBatch(
-        latents,
+        picks,
         captions.encode(texts),
         (650, 1000),
-        weight.repeat(2, 1, 1, 1),
+        "differences",
         noise_repeats=2,
         view_signs=torch.tensor(signs),
     )
@@ -191,21 +251,41 @@ def _view_caption(spec: Spec, rng: np.random.Generator) -> tuple[str, bool]:
         return caption_of(spec, rng, 30), False
     view = (*VIEWS[spec.view], f"the {spec.view} view", f"the {spec.view} of the garment is shown")
     garment = rng.choice(NAMES[spec.kind]) if rng.random() < 0.2 else subject(spec, rng)
-    place = f" {rng.choice(FOLDS[spec.fold])} {rng.choice(BACKGROUNDS)}" if rng.random() < 0.5 else ""
-    return f"{garment}{place}{rng.choice([' ', ', ', '. '])}{rng.choice(view)}", True
+    where = f" {rng.choice(FOLDS[spec.fold])} {place(spec, rng)}" if rng.random() < 0.5 else ""
+    if rng.random() < 0.2:
+        text = among_others(spec, f"{garment}{where}.", [attribute_sentences(spec, rng)["view"]], rng, 45)
+        return text, True
+    return f"{garment}{where}{rng.choice([' ', ', ', '. '])}{rng.choice(view)}", True
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------
 
 
-def corner_weight(h: int, w: int, rest: float = 1.0, corners: float = 6.0) -> torch.Tensor:
+def corner_weight(latents: torch.Tensor, rest: float = 1.0, corners: float = 6.0) -> torch.Tensor:
     """Loss weights (1, 1, h, w), higher in the four corners: a marker covers half a percent of a picture."""
+    h, w = latents.shape[2:]
     reach = round(0.16 * w)
-    weight = torch.full((1, 1, h, w), rest)
+    weight = torch.full((1, 1, h, w), rest, device=latents.device)
     for rows in (slice(reach), slice(h - reach, h)):
         for columns in (slice(reach), slice(w - reach, w)):
             weight[..., rows, columns] = corners
     return weight
+
+
+def difference_weight(pairs: torch.Tensor) -> torch.Tensor:
+    """Loss weights (B, 1, h, w) for fronts and then backs: high where the two of a pair differ."""
+    front, back = pairs.chunk(2)
+    difference = (front - back).abs().mean(1, keepdim=True)
+    weight = (difference / difference.mean((2, 3), keepdim=True)).clamp(max=10)
+    return weight.repeat(2, 1, 1, 1)
+
+
+AREAS = {
+    "all": lambda latents: torch.ones(1, 1, 1, 1, device=latents.device),
+    "corners": lambda latents: corner_weight(latents, rest=0.0),
+    "corners more": corner_weight,
+    "differences": difference_weight,
+}
 
 
 def view_margin_loss(hidden: torch.Tensor, view_signs: torch.Tensor | None, margin: float = 2.0) -> torch.Tensor:
@@ -216,8 +296,8 @@ def view_margin_loss(hidden: torch.Tensor, view_signs: torch.Tensor | None, marg
     """
     if view_signs is None:
         return hidden.new_zeros(())
-    direction = torch.randn(hidden.shape[-1], generator=torch.Generator().manual_seed(0)).to(hidden.device)
-    view_signs = view_signs.to(hidden.device)
+    direction = torch.randn(hidden.shape[-1], generator=torch.Generator().manual_seed(0))
+    direction, view_signs = (x.to(hidden.device, non_blocking=True) for x in (direction, view_signs))
     projection = hidden.mean(1) @ (direction / direction.norm()) * view_signs
     return (F.relu(margin - projection) * view_signs.abs()).mean()
 
@@ -229,21 +309,29 @@ class VPredictionLoss:
     The weight has a floor, so that high noise counts too.
     """
 
-    alphas_cumprod: torch.Tensor
+    alphas_cumprod: torch.Tensor  # on the device of the latents
     floor: float
-    device: str
 
-    def __call__(self, unet, batch: TrainingBatch, hidden: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        latents, count = batch.latents, len(batch.latents) // batch.noise_repeats
-        timesteps = torch.randint(*batch.timesteps, (count,), generator=generator).repeat(batch.noise_repeats)
-        noise = torch.randn((count, *latents.shape[1:]), generator=generator).repeat(batch.noise_repeats, 1, 1, 1)
+    def __call__(
+        self,
+        unet,
+        batch: TrainingBatch,
+        latents: torch.Tensor,
+        hidden: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """`generator` is on the device of the latents."""
+        count, device = len(latents) // batch.noise_repeats, latents.device
+        timesteps = torch.randint(*batch.timesteps, (count,), generator=generator, device=device)
+        noise = torch.randn((count, *latents.shape[1:]), generator=generator, device=device)
+        timesteps, noise = timesteps.repeat(batch.noise_repeats), noise.repeat(batch.noise_repeats, 1, 1, 1)
         alphas = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy_latents = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
         target = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
-        with torch.autocast(self.device, torch.bfloat16):
-            sample = noisy_latents.to(self.device, memory_format=torch.channels_last)
-            model_pred = unet(sample, timesteps.to(self.device), hidden, return_dict=False)[0]
+        sample = noisy_latents.to(unet.dtype).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=unet.dtype == torch.float32):
+            model_pred = unet(sample, timesteps, hidden.to(unet.dtype), return_dict=False)[0]
         snr = alphas / (1 - alphas)
         weight = torch.clamp(snr.clamp(max=5) / (snr + 1), min=self.floor) if batch.min_snr else 1.0
-        weight = (weight * batch.loss_weight).to(self.device)
-        return (weight * (model_pred.float() - target.to(self.device)) ** 2).mean()
+        weight = weight * AREAS[batch.area](latents)
+        return (weight * (model_pred.float() - target) ** 2).mean()

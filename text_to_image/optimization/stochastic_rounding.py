@@ -99,6 +99,7 @@ class StochasticAdamW(ChunkedOptimizer):
             fused=True, found_inf=self.found_inf, amsgrad=False, maximize=False, lr=group["lr"],
             beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip
+        del gradients  # before the rounding takes memory
         for targets, values in zip(stored, (weights, first, second), strict=True):
             round_into(targets, values, self.generator)
 

@@ -66,6 +66,7 @@ class ChunkedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        assert getattr(self, "grad_scale", None) is None, "the scaler's gradients are unscaled before they are clipped"
         for group in self.param_groups:
             group["calls"] += 1
             self.generator.manual_seed(random.Random(f"{self.seed} {group['calls']}").getrandbits(63))

@@ -194,6 +194,8 @@ def add_validation_flags(group: argparse._ArgumentGroup) -> None:
 def add_memory_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--gradient_checkpointing", action=YesNo, default=False, help="less memory, slower (default: no)")
+    flag("--compile", action=YesNo, default=False,
+         help="compile the UNet's blocks with torch.compile: the first steps take minutes, others less (default: no)")
     flag("--optimizer", choices=OPTIMIZERS, default="adamw", metavar="NAME",
          help="adamw; adamw8bit: its state in 8 bits, through bitsandbytes; adafactor: next to no state "
               "(default: adamw)")

@@ -86,3 +86,17 @@ def test_a_skipped_step_changes_neither_weights_nor_state(after, dtype):
     optimizer.found_inf = torch.zeros(())
     step(optimizer, 9)
     assert all(tensor.isfinite().all() for tensor in tensors(optimizer))
+
+
+def test_the_fp16_scaler_skips_a_step_that_overflows_and_takes_the_next():
+    [weight] = parameters([(6, 5)])
+    before, optimizer = weight.detach().clone(), Adafactor([weight], lr=1e-2, weight_decay=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for factor, moves in ((float("inf"), False), (1.0, True)):
+        optimizer.zero_grad()
+        scaler.scale((weight * factor).sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(weight, before) is not moves
+    assert scaler.get_scale() == 2.0 and weight.isfinite().all()

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from run_folder import assert_same_bits, weights
+from run_folder import assert_same_bits, rows, weights
 from runs.records import fingerprint_run
 from runtime.errors import UserError
+from tiny_model import make_tiny_model
 from train_text_to_image import parse_args
 
 USUAL = ["--learning_rate", 1e-3, "--train_batch_size", 2, "--seed", 0, "--lr_scheduler", "constant"]
@@ -26,6 +27,19 @@ def test_six_steps_and_six_more_end_with_the_bits_of_twelve(train_run, flags):
     train_run("parts", *saved, "--max_train_steps", 6)
     parts = train_run("parts", *saved, "--max_train_steps", 12)
     assert_same_bits(whole, parts, 12)
+
+
+@pytest.mark.slow
+def test_bf16_weights_and_adafactor_learn_as_fp32_and_adamw_do(train_run, tmp_path):
+    """tests/README.md has the same with the starter."""
+    base = make_tiny_model(tmp_path / "base", "v_prediction")
+    usual = ["--max_train_steps", 60, "--learning_rate", 3e-3, "--seed", 0, "--validation_steps", 30]
+    full = rows(train_run("full", *usual, model=base))
+    for optimizer in ("adamw", "adafactor"):
+        flags = ["--mixed_precision", "pure_bf16", "--optimizer", optimizer]
+        half = rows(train_run(optimizer, *usual, *flags, model=base))
+        assert half[-1]["train_fixed_loss"] < 1.03 * full[-1]["train_fixed_loss"]
+        assert half[-1]["train_fixed_loss"] < 0.95 * half[29]["train_fixed_loss"]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])

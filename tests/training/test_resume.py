@@ -32,6 +32,7 @@ FULL = [
     "--prior_images", 2, "--caption_dropout", 0.3, "--validation_split", 0.2, "--validation_steps", 6,
     "--validation_prompts", "jeans", "--checkpoints_total_limit", 3,
 ]  # fmt: skip
+PURE = ["--mixed_precision", "pure_bf16", "--optimizer", "adafactor", "--train_batch_size", 2, "--use_ema"]
 LORA = ["--lora_rank", 2, "--train_batch_size", 2, "--random_flip"]
 
 
@@ -79,8 +80,8 @@ def command(tiny_model, two_shapes, tmp_path):
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("kind", "kills", "processes"),
-    [(FULL, 3, 1), (LORA, 2, 1), (FULL, 2, 2), ([*LORA, "--mixed_precision", "bf16"], 1, 2)],
-    ids=["full", "LoRA", "full, two processes", "LoRA in bf16, two processes"],
+    [(FULL, 3, 1), (LORA, 2, 1), (FULL, 2, 2), ([*LORA, "--mixed_precision", "bf16"], 1, 2), (PURE, 1, 2)],
+    ids=["full", "LoRA", "full, two processes", "LoRA in bf16, two processes", "pure bf16, two processes"],
 )
 def test_a_run_that_was_killed_anywhere_ends_with_the_same_bits(command, tmp_path, kind, kills, processes):
     rng, log = random.Random(str(kind)), tmp_path / "log"

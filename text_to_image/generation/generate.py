@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -18,11 +17,12 @@ from generation.output_files import SHEET_FILE, OutputWriter, is_generated, prep
 from generation.planned_images import GenerationSettings, PlannedImage
 from generation.safety_checker import has_safety_checker
 from generation.weights import GenerationWeights, find_weights, trigger_warning
+from models.compiling import check_compiler
 from models.defaults import REAL_MODEL
 from models.folders import ModelShape, read_shape
 from models.loading import quiet_libraries
 from runtime.devices import choose_device
-from runtime.errors import UserError, escape_control_chars
+from runtime.errors import escape_control_chars
 from runtime.paths import display_path
 from runtime.processes import disable_unsupported_p2p
 from runtime.progress import progress_bar
@@ -76,11 +76,6 @@ def generate_share(
             bar.update(len(batch.images))
             done += len(batch.images)
             stop.note_saved(f"after {done} of {len(share)} pictures; --resume generates the rest into {writer.folder}")
-
-
-def check_compiler(wanted: bool) -> None:
-    if wanted and not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        raise UserError("--compile needs a C compiler (cc, gcc or clang) and there is none; leave it out")
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------

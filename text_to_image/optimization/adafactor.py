@@ -29,28 +29,29 @@ class Adafactor(ChunkedOptimizer):
     def update_chunk(self, chunk: Sequence[torch.nn.Parameter], group: Mapping[str, Any]) -> None:
         weights = [parameter.float() for parameter in chunk]  # fp32 weights: themselves
         taken = 1.0 if self.found_inf is None else 1 - self.found_inf
+        rate, share_of_new = taken * group["lr"], taken * group["calls"] ** DECAY_RATE
+        kept = 1 - rate * group["weight_decay"]
         for parameter, weight in zip(chunk, weights, strict=True):
-            update = self._normalized_gradient(parameter, taken * group["calls"] ** DECAY_RATE)
-            weight.mul_(1 - taken * (group["lr"] * group["weight_decay"])).sub_(update.mul_(taken * group["lr"]))
+            weight.mul_(kept).sub_(self._normalized_gradient(parameter, share_of_new).mul_(rate))
         round_into(chunk, weights, self.generator)
 
     def _normalized_gradient(self, parameter: torch.nn.Parameter, share_of_new: float | torch.Tensor) -> torch.Tensor:
         """The gradient over the root of its mean square, with an RMS of at most 1. Updates the state."""
         assert parameter.grad is not None
-        gradient = parameter.grad.float()
+        gradient = parameter.grad.float()  # of fp32 weights the gradient itself, which is used up
         if self.found_inf is not None:
-            gradient = gradient.masked_fill(self.found_inf.bool(), 0)  # NaN times 0 would still be NaN
+            gradient.masked_fill_(self.found_inf.bool(), 0)  # NaN times 0 would still be NaN
         state = self.state[parameter] or self._new_state(parameter)
         squared = gradient.square()
         if gradient.ndim < 2:
-            update = gradient * state["exp_avg_sq"].lerp_(squared, share_of_new).clamp(min=SMALLEST).rsqrt_()
+            gradient.mul_(state["exp_avg_sq"].lerp_(squared, share_of_new).clamp(min=SMALLEST).rsqrt_())
         else:
             rows = state["rows"].lerp_(squared.mean(tuple(range(1, squared.ndim)), keepdim=True), share_of_new)
-            columns = state["columns"].lerp_(squared.mean(0, keepdim=True), share_of_new).clamp(min=SMALLEST)
-            rows = rows.clamp(min=SMALLEST) / rows.mean().clamp_(min=SMALLEST)
-            update = gradient * rows.rsqrt_() * columns.rsqrt_()
-        rms = update.square().mean().sqrt_()
-        return update.div_((rms / MOST_RMS).clamp_(min=1))
+            columns = state["columns"].lerp_(squared.mean(0, keepdim=True), share_of_new)
+            relative = rows.clamp(min=SMALLEST) / rows.mean().clamp_(min=SMALLEST)
+            gradient.mul_(relative.rsqrt_()).mul_(columns.clamp(min=SMALLEST).rsqrt_())
+        rms = torch.linalg.vector_norm(gradient) / gradient.numel() ** 0.5
+        return gradient.div_((rms / MOST_RMS).clamp_(min=1))
 
     def _new_state(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
         """Of a matrix or kernel the mean squares of rows (out, 1, ...) and columns (1, in, ...); of a vector each."""

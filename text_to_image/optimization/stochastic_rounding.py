@@ -66,6 +66,7 @@ class ChunkedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        assert getattr(self, "grad_scale", None) is None, "the scaler's gradients are unscaled before they are clipped"
         for group in self.param_groups:
             places = [place for place, parameter in enumerate(group["params"]) if parameter.grad is not None]
             if not places:
@@ -104,6 +105,7 @@ class StochasticAdamW(ChunkedOptimizer):
             fused=True, found_inf=self.found_inf, amsgrad=False, maximize=False, lr=group["lr"],
             beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip
+        del gradients  # before the rounding takes memory
         for targets, values in zip(stored, (weights, first, second), strict=True):
             round_into(targets, values, self.generator)
 

@@ -20,7 +20,7 @@ RUN_FILE = "run.json"
 # size, accumulation and processes by their product. Every other argument counts, so a new flag is never forgotten.
 NOT_IN_FINGERPRINT = {
     "allow_pickle", "cache", "cache_dir", "caption_column", "checkpointing_steps", "checkpoints_total_limit",
-    "dataloader_num_workers", "dataset", "dataset_config_name", "distributed_timeout", "dry_run",
+    "compile", "dataloader_num_workers", "dataset", "dataset_config_name", "distributed_timeout", "dry_run",
     "enable_xformers_memory_efficient_attention", "epochs", "foreach_ema", "gradient_accumulation_steps",
     "gradient_checkpointing", "hub_model_id", "hub_token", "image_column", "latents_cache_dir", "local_rank",
     "logging_dir", "max_bad_steps", "max_train_samples", "max_train_steps", "num_validation_images", "offload_ema",

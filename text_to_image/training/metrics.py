@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from models.compiling import compile_clause, compile_seconds
 from runs.records import without_secrets
 from runtime.devices import peak_memory_gb, synchronize
 from runtime.files import write_text_atomically
@@ -135,18 +136,19 @@ class MetricsLog:
         if self.estimated or step != self.last_collected_step or step < first_step + ESTIMATE_AFTER_STEPS:
             return
         self.estimated = True
-        per_step = (self.collected_at - self.started) / (step - first_step)
+        per_step = (self.collected_at - self.started - compile_seconds()) / (step - first_step)
         remaining = format_duration(per_step * (self.run.plan.steps - step))
-        self.bar.write(f"{per_step:.2f} s a step: about {remaining} to go", file=sys.stdout)
+        self.bar.write(f"{per_step:.2f} s a step: about {remaining} to go{compile_clause()}", file=sys.stdout)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """For work between steps, whose time counts neither in images/s nor in the estimate."""
         synchronize()  # or the steps that the device still works on would count as this work
-        began = time.perf_counter()
+        began, compiled = time.perf_counter(), compile_seconds()
         yield
         seconds = time.perf_counter() - began
-        self.started, self.collected_at = self.started + seconds, self.collected_at + seconds
+        self.collected_at += seconds
+        self.started += seconds - (compile_seconds() - compiled)  # `_estimate` takes off all that was compiled
 
     def close(self) -> None:
         self.bar.close()

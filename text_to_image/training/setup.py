@@ -19,6 +19,7 @@ from accelerate.utils import (
 from transformers import CLIPTokenizer
 
 from data.augmentation import NO_AUGMENTATION
+from models.compiling import check_compiler
 from models.loading import load_noise_scheduler, load_tokenizer, quiet_libraries
 from optimization.optimizers import find_optimizer_class
 from optimization.parameters import FullUNet, LoraAdapter, make_trainable
@@ -108,6 +109,7 @@ def prepare_run(args: argparse.Namespace) -> PreparedRun:
     record = describe_run(args, plan, accelerator, tokenizer, precision)
     trainable = make_trainable(args.lora_rank, args.lora_alpha, record["seed"])
     learning_rate_at = learning_rate_schedule(args.lr_scheduler, plan.learning_rate, plan.warmup, plan.steps)
+    check_compiler(args.compile)
     find_optimizer_class(args)  # refused now where it is not installed
     folder = output_folder(args.output_dir, args.dataset, plan.base, record["fingerprint"])
     space = measure_space(args, folder, plan.base, plan.steps, encodings_bytes(args, plan, tokenizer, folder))

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from diffusers import UNet2DConditionModel
 
+from models.compiling import compile_blocks
 from models.loading import set_attention
 from optimization.ema import EMA, NoEMA, make_ema
 from optimization.optimizers import load_optimizer_state, make_optimizer, skipping_if
@@ -109,10 +110,12 @@ class TrainState:
 
 
 def _configure_unet(run: PreparedRun, unet: UNet2DConditionModel) -> None:
-    """The attention that suits device and size; recomputation instead of memory where asked for."""
+    """The attention that suits device and size; recomputation and compilation where asked for."""
     set_attention(unet, run.plan.shape, *run.plan.largest_size, run.accelerator.device.type)
     if run.args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if run.args.compile:
+        compile_blocks(unet)
     if run.args.enable_xformers_memory_efficient_attention:
         run.accelerator.print(
             "PyTorch's own attention is used in place of xformers': as fast, and it takes every mask"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from models.compiling import compile_clause
 from runs.checkpoints import checkpoint_step, complete_checkpoints, remove_oldest_checkpoints, save_checkpoint
 from runs.records import write_run
 from runs.status import write_status
@@ -133,7 +134,7 @@ def time_steps(run: PreparedRun, state: TrainState, batches: Batches, non_finite
     synchronize()
     per_step = (time.perf_counter() - began) / TIMED_STEPS
     remaining = format_duration(per_step * (run.plan.steps - first_step))
-    return f"{per_step:.2f} s a step: about {remaining}; peak {peak_memory_gb():.1f} GB"
+    return f"{per_step:.2f} s a step: about {remaining}; peak {peak_memory_gb():.1f} GB{compile_clause()}"
 
 
 def end_dry_run(run: PreparedRun) -> None:
@@ -165,7 +166,7 @@ def outcome(folder: Path) -> dict:
 
 def report_result(run: PreparedRun, record: dict) -> None:
     """Says where the result is, and uploads it where asked for; `record` is run.json's content."""
-    rows = [("finished", f"after {record['steps']} steps")]
+    rows = [("finished", f"after {record['steps']} steps{compile_clause()}")]
     if best := best_step(read_metrics(run.folder / METRICS_FILE)):
         rows.append(
             ("best step", f"{best[0]}, with a {best[1]} of {best[2]:.4f}{_best_checkpoint_clause(run.folder)}")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from optimization.stochastic_rounding import StochasticAdamW, chunks, round_into
+from optimization.stochastic_rounding import StochasticAdamW, round_into
 
 SETTINGS = {"betas": (0.9, 0.999), "weight_decay": 0.01, "eps": 1e-8}
 
@@ -49,12 +49,6 @@ def test_without_a_generator_the_nearest_is_taken():
     target = torch.empty(1000, dtype=torch.bfloat16)
     round_into([target], [values], None)
     assert torch.equal(target, values.bfloat16())
-
-
-def test_chunks_keep_the_order_and_only_a_large_parameter_exceeds_the_limit():
-    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 3, 5, 20, 1)]
-    sizes = [[p.numel() for p in chunk] for chunk in chunks(parameters, most=8)]
-    assert sizes == [[3, 3], [5], [20], [1]]
 
 
 # --- AdamW ----------------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from models.lora import lora_config
 from optimization.memory_tracking import GpuKernels, MemoryTracker
 from optimization.parameters import MasterWeights, cast_weights, make_parameters
+from optimization.stochastic_rounding import UPDATE_ELEMENTS
 
 GB = 10**9
 CONTEXT_BYTES = GB  # what CUDA takes beside PyTorch's allocations: its context, kernels, fragmentation
 CLIP_TOKENS = 77
-CHUNK_ELEMENTS = 1 << 23
 TENSORS_OF_AN_UPDATE = 5  # weights, gradients, two averages, random bits
 PROBES = 2, 3  # batches that are traced; 1 is special: some of its copies are views
 
@@ -230,7 +230,7 @@ def _update_bytes(settings: MemorySettings, parameters: Sequence[torch.Tensor]) 
     if settings.precision != "pure_bf16" and settings.optimizer != "adafactor":
         return 0
     elements = sum(parameter.numel() for parameter in parameters)
-    chunk = max(CHUNK_ELEMENTS, *(parameter.numel() for parameter in parameters))
+    chunk = max(UPDATE_ELEMENTS, *(parameter.numel() for parameter in parameters))
     return TENSORS_OF_AN_UPDATE * 4 * min(chunk, elements)
 
 

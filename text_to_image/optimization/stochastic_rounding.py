@@ -5,14 +5,16 @@ probability that makes the mean right, small updates add up (arXiv:2010.06192), 
 """
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.optim.adamw import adamw
 
+from optimization.parameters import split_into_chunks
+
 # Parameters are computed together up to this many elements; of each there are up to five fp32 tensors at a time.
-CHUNK_ELEMENTS = 1 << 23
+UPDATE_ELEMENTS = 1 << 23
 
 
 @torch.no_grad()
@@ -32,20 +34,6 @@ def round_into(
     parts = flat.split([target.numel() for target in targets])
     views = [part.view(target.shape) for part, target in zip(parts, targets, strict=True)]
     torch._foreach_copy_(list(targets), views)
-
-
-def chunks(parameters: Iterable[torch.nn.Parameter], most: int = CHUNK_ELEMENTS) -> Iterator[list[torch.nn.Parameter]]:
-    """The parameters in order, as lists of at most `most` elements or of one parameter."""
-    chunk: list[torch.nn.Parameter] = []
-    elements = 0
-    for parameter in parameters:
-        if chunk and elements + parameter.numel() > most:
-            yield chunk
-            chunk, elements = [], 0
-        chunk.append(parameter)
-        elements += parameter.numel()
-    if chunk:
-        yield chunk
 
 
 class ChunkedOptimizer(torch.optim.Optimizer):
@@ -75,8 +63,9 @@ class ChunkedOptimizer(torch.optim.Optimizer):
                 group["calls"] += 1
             key = random.Random(f"{self.seed} {group['calls']} {places[0]}")
             self.generator.manual_seed(key.getrandbits(63))
-            for chunk in chunks(group["params"][place] for place in places):
-                self.update_chunk(chunk, group)
+            parameters = [group["params"][place] for place in places]
+            for chunk in split_into_chunks(parameters, UPDATE_ELEMENTS):
+                self.update_chunk(parameters[chunk], group)
 
     def update_chunk(self, chunk: Sequence[torch.nn.Parameter], group: Mapping[str, Any]) -> None:
         raise NotImplementedError

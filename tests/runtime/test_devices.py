@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from runtime import devices
-from runtime.devices import best_mixed_precision, choose_device, convolution_memory_format
+from runtime.devices import (
+    best_mixed_precision,
+    best_training_precision,
+    choose_device,
+    convolution_memory_format,
+)
 
 
 @pytest.mark.parametrize("switch", ["1", "true", "True", "yes"])
@@ -40,6 +45,24 @@ def test_bf16_is_chosen_on_gpus_that_have_it(monkeypatch, has_bf16, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     assert best_mixed_precision() == precision
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"), [("avx2 avx512_bf16 amx_tile", "bf16"), ("avx512f amx_bf16", "bf16"), ("avx2 bf16x", None)]
+)
+def test_training_is_in_bf16_on_cpus_that_compute_in_it(monkeypatch, flags, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices.Path, "read_text", lambda path: f"flags\t\t: fpu {flags} la57\n")
+    assert best_training_precision() == precision and best_mixed_precision() is None
+
+
+def test_training_is_in_fp32_where_nobody_knows_the_cpu(monkeypatch):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices.Path, "read_text", missing)
+    assert best_training_precision() is None
 
 
 @pytest.mark.parametrize("largest", [1 << 25, 1 << 30])

@@ -6,8 +6,10 @@ Training gets its device from accelerate, which decides in the same way.
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -25,6 +27,17 @@ def best_mixed_precision() -> str | None:
     if choose_device().type == "cpu":
         return None
     return "bf16" if supports_bf16() else "fp16"
+
+
+def best_training_precision() -> str | None:
+    """As `best_mixed_precision`; on the CPU 'bf16' where it has instructions for that, which makes a step faster."""
+    if choose_device().type == "cuda":
+        return best_mixed_precision()
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return None
+    return "bf16" if re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) else None
 
 
 def supports_bf16() -> bool:

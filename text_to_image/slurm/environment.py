@@ -4,7 +4,7 @@ python environment.py packages     exit code 2 and one line where a package is m
 python environment.py torch        the same, and where PyTorch cannot be imported
 python environment.py versions     prints the versions of Python and of the packages
 python environment.py gpus 4       exit code 1 and the reason where PyTorch cannot use so many GPUs
-python environment.py precision    prints the --mixed_precision that suits the GPU, or an empty line without one
+python environment.py precision    prints the --mixed_precision that suits the GPU or CPU, or an empty line
 """
 
 import importlib.metadata
@@ -59,11 +59,11 @@ def check_gpus(count: int) -> None:
 
 
 def find_precision() -> str:
-    """'bf16' or 'fp16' on a GPU, '' without one."""
+    """'bf16' or 'fp16' where that trains faster, on a GPU and on some CPUs, else ''."""
     require_packages()
-    from runtime.devices import best_mixed_precision
+    from runtime.devices import best_training_precision
 
-    return best_mixed_precision() or ""
+    return best_training_precision() or ""
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from runtime.errors import UserError, WorkError, advice_for, first_line, hub_err
 
 FAMILIES: dict[str, type[Captioner]] = {"blip": Blip, "blip-2": Blip2, "florence2": Florence2}  # all others: Chat
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
-PRECISIONS = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CAPTIONER_DTYPES = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load_captioner(
@@ -57,7 +57,7 @@ def load_captioner(
 
 
 def _load_model(family: type[Captioner], name: str, allow_pickle: bool, trust: dict[str, bool]) -> PreTrainedModel:
-    dtype, safetensors = PRECISIONS[best_mixed_precision()], None if allow_pickle else True
+    dtype, safetensors = CAPTIONER_DTYPES[best_mixed_precision()], None if allow_pickle else True
     model = family.model_class.from_pretrained(name, dtype=dtype, use_safetensors=safetensors, **trust)
     return model.to(choose_device()).eval()
 

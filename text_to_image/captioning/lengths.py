@@ -11,15 +11,15 @@ from data.metadata import ScannedRow
 from models.text_encoding import count_chunks, count_tokens
 from runtime.errors import UserError, first_line
 
-SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
+SENTENCE_BREAK = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 EMPTY_VOCABULARY = 16  # tokens at most in the tokenizer that transformers makes up where files are missing
-MAX_TOKEN_CHUNKS = 3  # of 77 tokens, the default of training's --max_token_chunks
+TRAINING_CHUNKS = 3  # of 77 tokens, the default of training's --max_token_chunks
 LOOSE_ENDS = " ,;:-–—(&/"
 
 
 def whole_sentences(text: str) -> str:
     """The text up to the end of its last whole sentence; all of it where no sentence ends."""
-    ends = [match.end() for match in SENTENCE_END.finditer(text)]
+    ends = [match.end() for match in SENTENCE_BREAK.finditer(text)]
     return text[: ends[-1]] if ends else text
 
 
@@ -29,7 +29,7 @@ def cut_words(text: str, max_words: int | None) -> str:
     if max_words is None or len(words) <= max_words:
         return text
     cut = " ".join(words[:max_words])
-    return whole_sentences(cut) if SENTENCE_END.search(cut) else cut.rstrip(LOOSE_ENDS)
+    return whole_sentences(cut) if SENTENCE_BREAK.search(cut) else cut.rstrip(LOOSE_ENDS)
 
 
 def load_caption_tokenizer(name: str) -> CLIPTokenizer:
@@ -64,7 +64,7 @@ def describe_lengths(tokenizer: CLIPTokenizer, captions: Sequence[str], max_chun
 def print_lengths(tokenizer: CLIPTokenizer, name: str, rows: Iterable[ScannedRow]) -> None:
     """Prints how long the captions are by the tokenizer of the model `name`; nothing where there are no captions."""
     if captions := [caption for row in rows for caption in row.captions]:
-        print(f"{describe_lengths(tokenizer, captions, MAX_TOKEN_CHUNKS)} (by the tokenizer of {name})", flush=True)
+        print(f"{describe_lengths(tokenizer, captions, TRAINING_CHUNKS)} (by the tokenizer of {name})", flush=True)
 
 
 def _count_chunks(number: int) -> str:

@@ -18,7 +18,7 @@ from generation.output_files import IMAGES_FILE, read_image_rows
 from runtime.errors import UserError, WorkError
 from runtime.paths import display_path
 
-SHEET_FILE = "copies_sheet.jpg"
+COPIES_SHEET_FILE = "copies_sheet.jpg"
 EXAMPLE_SHEETS = {
     "example.jpg",
     "before_after.jpg",
@@ -58,7 +58,7 @@ def sheet_path(args: argparse.Namespace) -> Path:
         return args.output
     if args.generated.resolve() == args.dataset.resolve():
         raise UserError("--generated is the data set itself: say with --output where the sheet goes")
-    return args.generated / SHEET_FILE
+    return args.generated / COPIES_SHEET_FILE
 
 
 def load_similarity(embedder: str | None) -> ImageSimilarity:

@@ -61,7 +61,7 @@ class ImageGenerator:
         self.batch_size = AUTO_BATCH_SIZE[device.type] if args.batch_size == "auto" else args.batch_size
         self.fitting_batch_sizes: dict[tuple[int, int], int] = {}  # by (height, width), where batch_size is too large
         # In this order, so that the text encoder is gone before the UNet is loaded:
-        self.embeddings = encode_prompts_of(plan, weights, device)
+        self.embeddings = encode_planned_prompts(plan, weights, device)
         unet = self._load_unet(weights, plan)
         self.unet = torch.compile(unet) if args.compile else unet
         self.vae = _load_vae(weights, device)
@@ -142,7 +142,7 @@ def _load_vae(weights: GenerationWeights, device: torch.device) -> AutoencoderKL
     return load_vae(weights.base).to(device, memory_format=memory_format)
 
 
-def encode_prompts_of(
+def encode_planned_prompts(
     plan: Sequence[PlannedImage], weights: GenerationWeights, device: torch.device
 ) -> dict[str, torch.Tensor]:
     settings = plan[0].settings

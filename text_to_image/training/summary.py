@@ -19,7 +19,7 @@ from training.plan import Plan, writing_word
 from training.setup import PreparedRun
 
 Rows = list[tuple[str, str]]
-PRECISIONS = {
+PRECISION_WORDS = {
     "no": "fp32", "bf16": "a bf16 copy of fp32 weights", "fp16": "fp16 autocast, fp32 weights",
     "pure_bf16": "bf16 weights, stochastically rounded",
 }  # fmt: skip
@@ -29,7 +29,7 @@ def run_summary(run: PreparedRun) -> Rows:
     """What will be done."""
     args, plan, tokenizer, arguments = run.args, run.plan, run.tokenizer, vars(run.args)
     parameters = count_parameters(plan.base) / 1e6
-    processes, precision = run.accelerator.num_processes, PRECISIONS[run.precision]
+    processes, precision = run.accelerator.num_processes, PRECISION_WORDS[run.precision]
     return [
         ("model", f"{display_path(args.pretrained_model_name_or_path)} (UNet of {parameters:.1f} M parameters)"),
         *_real_model_rows(args),

@@ -45,6 +45,7 @@ NEEDS = (  # a flag, the one it makes no sense without, and what that is
     ("prior_prompts", "prior_images", "how many pictures of them to generate"),
     ("lora_alpha", "lora_rank", "the size of the LoRA"),
     ("latents_cache_dir", "cache", "what is to be kept there"),
+    ("timing", "dry_run", "which alone may leave it out"),
 )
 # Not for a model to decide: where things are, and how long one wants to train.
 NOT_FROM_THE_MODEL = {
@@ -206,7 +207,7 @@ def add_memory_flags(group: argparse._ArgumentGroup) -> None:
          help="where the encoded pictures and captions are kept (default: OUTPUT/cache)")
     flag("--dataloader_num_workers", type=non_negative_int, metavar="N",
          help="processes that read pictures while others are encoded into the cache; 0: the main one "
-              "(default: with a GPU one a CPU core, at most 8; else 0)")
+              "(default: with a GPU one a CPU core, at most 4; else 0)")
     flag("--offload_ema", action=YesNo, default=False, help="keep the EMA in CPU memory (default: no)")
     flag("--foreach_ema", action=YesNo, default=True,
          help="accepted; the EMA is always updated by few kernels, in place")

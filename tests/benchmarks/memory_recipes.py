@@ -10,35 +10,20 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "text_to_image"))
+sys.path[:0] = [str(ROOT / "text_to_image"), str(ROOT / "tests")]
 
 from models.loading import quiet_libraries  # noqa: E402
 from optimization.memory import GB, MemorySettings, trace_step  # noqa: E402
+from unet_configs import SD15, SD21, SDXL  # noqa: E402
 
 BATCHES = 1, 4, 16, 64
 CARDS = 8, 12, 16, 24, 48, 80  # GB
-# The UNets' configs where they differ from diffusers' defaults, and the pictures' size in pixels.
+# The UNet's config, and the pictures' size in pixels.
 MODELS = {
-    "Stable Diffusion 1.5": ({"sample_size": 64, "cross_attention_dim": 768}, 512),
-    "Stable Diffusion 2.1": (
-        {
-            "sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20),
-            "use_linear_projection": True,
-        },
-        768,
-    ),
-    "Stable Diffusion XL": (
-        {
-            "sample_size": 128, "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20),
-            "use_linear_projection": True, "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10), "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
-        },
-        1024,
-    ),
-}  # fmt: skip
+    "Stable Diffusion 1.5": (SD15, 512),
+    "Stable Diffusion 2.1": (SD21, 768),
+    "Stable Diffusion XL": (SDXL, 1024),
+}
 LORA = {"precision": "bf16", "lora_rank": 16}
 ADAFACTOR = {"precision": "pure_bf16", "optimizer": "adafactor"}
 RECIPES = {

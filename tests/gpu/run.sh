@@ -10,5 +10,6 @@
 set -euo pipefail
 
 here="$(cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+export PYTORCH_ALLOC_CONF=expandable_segments:True # as job.sh does
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1
 exec "${PYTHON:-python3}" "$here/check_gpu.py" "$@"

@@ -31,6 +31,8 @@ def measurements(group: str, settings: Settings) -> list[Measurement]:
         rows.training("batch 16, bf16, EMA, checkpointing", 16, *BF16, EMA, "--gradient_checkpointing"),
         rows.training("batch 16, fp16, EMA", 16, *fp16, EMA, needs_gpu=True),
         rows.training("batch 16, bf16, LoRA 16", 16, *BF16, "--lora_rank", 16, share=LORA_SHARE),
+        rows.training("batch 16, fp16, LoRA 16", 16, *fp16, "--lora_rank", 16, share=LORA_SHARE, needs_gpu=True),
+        rows.training("batch 16, bf16, EMA in CPU memory", 16, *BF16, EMA, "--offload_ema"),
         rows.training("batch 16, bf16, EMA, compiled", 16, *BF16, EMA, "--compile", seconds=60),
         rows.training("batch 16, pure bf16, Adafactor", 16, "--optimizer", "adafactor", "--mixed_precision",
                       "pure_bf16"),

@@ -14,21 +14,8 @@ from gpu.settings import Settings
 from gpu.training_runs import free_memory, with_largest_batch
 from optimization.parameters import LoraAdapter
 from runtime.devices import peak_memory_gb, synchronize
+from unet_configs import SDXL
 
-SDXL = {  # stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 TINY = {
     **SDXL,
     "sample_size": 8,

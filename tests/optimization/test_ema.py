@@ -10,11 +10,11 @@ from tiny_model import tiny_unet
 
 
 def average_of(unet, parameters, checkpoint=None, **flags):
-    args = Namespace(**{"use_ema": True, "offload_ema": False, "foreach_ema": False, **flags})
+    args = Namespace(**{"use_ema": True, "offload_ema": False, **flags})
     return make_ema(args, unet, parameters, checkpoint)
 
 
-@pytest.mark.parametrize("kept", [{}, {"foreach_ema": True}, {"offload_ema": True}])
+@pytest.mark.parametrize("kept", [{}, {"offload_ema": True}])
 def test_it_follows_the_weights_with_the_decay_of_its_step(kept):
     unet = tiny_unet()
     parameters = list(unet.parameters())

@@ -12,8 +12,8 @@ from clone import ROOT
 from models.loading import quiet_libraries
 from optimization import memory
 from optimization.memory import GB, MemorySettings, forecast_memory, largest_batch, trace_step
+from unet_configs import SD15
 
-SD15 = {"sample_size": 64, "cross_attention_dim": 768}  # the rest are diffusers' defaults
 SD15_PARAMETERS = 859_520_964
 # The published numbers are the whole card's: beside PyTorch's tensors CUDA's context, the kernels of cuDNN, xformers
 # and bitsandbytes, and what PyTorch's allocator holds unused.
@@ -50,6 +50,8 @@ def quiet():
 
 SMALL_PARAMETERS = sum(p.numel() for p in UNet2DConditionModel(**SMALL).parameters())
 
+FORETOLD_TOO_LOW = pytest.mark.xfail(strict=True, reason="a fifth less is foretold than was published")
+
 
 def small(**settings) -> MemorySettings:
     usual = {"unet_config": SMALL, "height": 64, "width": 64, "vae_factor": 2}
@@ -57,15 +59,16 @@ def small(**settings) -> MemorySettings:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", PUBLISHED)
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=[FORETOLD_TOO_LOW] if row in UNMET else []) for row in PUBLISHED],
+)
 def test_the_published_table_of_a_t4_is_met_within_8_percent(row):
     precision, batch, batches, checkpointing, optimizer = row
     settings = MemorySettings(
         SD15, precision=precision, optimizer=optimizer, gradient_checkpointing=checkpointing, accumulated=batches > 1
     )
     foretold = forecast_memory(settings, batch).total + T4_OVERHEAD
-    if row in UNMET:
-        pytest.xfail(f"foretold {foretold / GB:.2f} for {PUBLISHED[row]}")
     assert foretold == pytest.approx(PUBLISHED[row] * GB, rel=0.08)
 
 
@@ -75,7 +78,7 @@ def test_stable_diffusions_weights_take_their_bytes():
     forecast = forecast_memory(MemorySettings(SD15, precision="bf16", ema=True), 4)
     assert forecast.weights == pytest.approx(6 * SD15_PARAMETERS, rel=1e-3)
     assert forecast.optimizer == pytest.approx(8 * SD15_PARAMETERS, rel=1e-3)
-    assert forecast.average == pytest.approx(4 * SD15_PARAMETERS, rel=1e-3)
+    assert forecast.ema == pytest.approx(4 * SD15_PARAMETERS, rel=1e-3)
     assert forecast.gradients == pytest.approx(2 * SD15_PARAMETERS, rel=1e-3)
     assert 18 * GB < forecast.total < 21 * GB
 
@@ -134,9 +137,9 @@ def test_a_parameter_costs_what_precision_and_optimizer_keep_of_it(settings, wei
 
 def test_an_average_costs_a_copy_of_the_weights():
     plain, averaged = (forecast_memory(small(ema=ema), 1) for ema in (False, True))
-    assert averaged.average == plain.weights and averaged.total == plain.total + plain.weights
+    assert averaged.ema == plain.weights and averaged.total == plain.total + plain.weights
     pure = forecast_memory(small(ema=True, precision="pure_bf16"), 1)
-    assert pure.average == plain.weights  # in fp32 all the same
+    assert pure.ema == plain.weights  # in fp32 all the same
 
 
 def test_what_a_lora_leaves_as_it_is_reaches_the_gpu_in_half_precision_alone():

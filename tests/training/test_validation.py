@@ -74,9 +74,7 @@ def test_measuring_gives_the_same_number_again_and_touches_neither_weights_nor_r
 def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
     unet = tiny_unet()
     weights = ModelParameters(unet)
-    average = make_ema(
-        SimpleNamespace(use_ema=True, offload_ema=False, foreach_ema=True), unet, weights.parameters, None
-    )
+    average = make_ema(SimpleNamespace(use_ema=True, offload_ema=False), unet, weights.parameters, None)
     with torch.no_grad():
         for p in weights.parameters:
             p += 0.05
@@ -95,7 +93,7 @@ def test_the_averaged_weights_are_measured_beside_and_put_back(fixed_loss):
 def test_prompts_are_generated_with_the_averaged_weights_that_are_put_back(fixed_loss):
     unet, seen = tiny_unet(), []
     weights = ModelParameters(unet)
-    settings = SimpleNamespace(use_ema=True, offload_ema=False, foreach_ema=True)
+    settings = SimpleNamespace(use_ema=True, offload_ema=False)
     average = make_ema(settings, unet, weights.parameters, None)
     begun = [p.detach().clone() for p in weights.parameters]
     with torch.no_grad():

@@ -5,6 +5,7 @@ import sys
 
 from diffusers import UNet2DConditionModel
 
+from runtime.devices import choose_device
 from runtime.errors import UserError
 from runtime.progress import format_duration
 
@@ -17,9 +18,12 @@ MOST_VERSIONS = 128
 
 
 def check_compiler(wanted: bool) -> None:
-    """UserError where --compile is asked for and there is no C compiler."""
-    if wanted and not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        raise UserError("--compile needs a C compiler (cc, gcc or clang) and there is none; leave it out")
+    """UserError where --compile is asked for and there is no compiler: of C for a GPU, of C++ for a CPU."""
+    language, names = ("C", ("cc", "gcc", "clang"))
+    if choose_device().type == "cpu":
+        language, names = ("C++", ("c++", "g++", "clang++"))
+    if wanted and not any(map(shutil.which, names)):
+        raise UserError(f"--compile needs a {language} compiler ({', '.join(names)}) and there is none; leave it out")
 
 
 def compile_blocks(unet: UNet2DConditionModel) -> None:

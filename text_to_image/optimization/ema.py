@@ -36,6 +36,22 @@ class EMA(EMAModel):
 
     enabled = True
 
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], unet: UNet2DConditionModel, device: torch.device
+    ) -> None:
+        """In fp32 on `device`, whatever `parameters` are."""
+        super().__init__([], model_cls=UNet2DConditionModel, model_config=unet.config, foreach=True)
+        self.shadow_params = [parameter.detach().to(device, torch.float32, copy=True) for parameter in parameters]
+
+    @torch.no_grad()
+    def copy_to(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Writes the averages into `parameters`; chunk by chunk, since they may come from the CPU's memory."""
+        parameters = list(parameters)
+        for chunk in split_into_chunks(self.shadow_params):
+            targets = [parameter.detach() for parameter in parameters[chunk]]
+            averages = zip(self.shadow_params[chunk], targets, strict=True)
+            torch._foreach_copy_(targets, [average.to(target.device) for average, target in averages])
+
     @torch.no_grad()
     def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         parameters = list(parameters)
@@ -80,12 +96,10 @@ def make_ema(
         return NoEMA()
     initial = load_unet(checkpoint, subfolder="unet_ema").parameters() if checkpoint else parameters
     kind = OffloadedEMA if args.offload_ema else EMA
-    in_fp32 = [parameter.float() for parameter in initial]
-    ema = kind(in_fp32, model_cls=UNet2DConditionModel, model_config=unet.config, foreach=True)
+    ema = kind(initial, unet, torch.device("cpu") if args.offload_ema else unet.device)
     if checkpoint:  # its decay depends on this count
         config = json.loads((checkpoint / "unet_ema" / "config.json").read_text())
         ema.optimization_step = config["optimization_step"]
-    ema.to("cpu" if args.offload_ema else unet.device)
     return ema
 
 

@@ -19,7 +19,9 @@ from optimization.parameters import MasterWeights, cast_weights, make_parameters
 from optimization.stochastic_rounding import UPDATE_ELEMENTS
 
 GB = 10**9
-CONTEXT_BYTES = GB  # what CUDA takes beside PyTorch's allocations: its context, kernels, fragmentation
+# What CUDA takes beside PyTorch's allocations (context, kernels, fragmentation), and what the forecast misses: 0.2 to
+# 0.3 GB on an H100.
+CONTEXT_BYTES = int(1.5 * GB)
 CLIP_TOKENS = 77
 TENSORS_OF_AN_UPDATE = 5  # weights, gradients, two averages, random bits
 PROBES = 2, 3  # batches that are traced; 1 is special: some of its copies are views
@@ -49,7 +51,7 @@ class MemoryForecast:
 
     weights: int
     optimizer: int
-    average: int
+    ema: int
     gradients: int  # when the optimizer uses them
     activations: int  # after the forward pass
     step: int  # the peak of a step, less than the sum: activations are gone before the last gradients are there
@@ -62,7 +64,7 @@ class MemoryForecast:
     @property
     def gradients_and_activations(self) -> int:
         """What they take together at the peak of a step."""
-        return self.step - self.weights - self.optimizer - self.average
+        return self.step - self.weights - self.optimizer - self.ema
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class StepMemory:
 
     weights: int
     optimizer: int
-    average: int
+    ema: int
     loading: int
     gradients: int
     update: int  # what the optimizer takes for a moment
@@ -82,11 +84,9 @@ class StepMemory:
         """With `batch` samples at once."""
         moments = self._moments(batch)
         activations = max(moments[: self.forward_length]) - moments[0]
-        updating = self.weights + self.optimizer + self.average + self.gradients + self.update
+        updating = self.weights + self.optimizer + self.ema + self.gradients + self.update
         step = max(*moments, updating)
-        return MemoryForecast(
-            self.weights, self.optimizer, self.average, self.gradients, activations, step, self.loading
-        )
+        return MemoryForecast(self.weights, self.optimizer, self.ema, self.gradients, activations, step, self.loading)
 
     def largest_batch(self, gigabytes: float) -> int:
         """The largest batch that fits beside CUDA's context into that many GB (1e9 bytes); 0 if none does."""
@@ -156,9 +156,9 @@ class _TracedModel:
             weights = tracker.live
             self.state = [_optimizer_state(settings.optimizer, p) for p in self.parameters.parameters]
             optimizer = tracker.live - weights
-            self.average = [torch.zeros(p.shape) for p in self.parameters.parameters if settings.ema]
-        average = tracker.live - weights - optimizer
-        self.sizes = weights, optimizer, average, max(tracker.history)
+            self.ema = [torch.zeros(p.shape) for p in self.parameters.parameters if settings.ema]
+        ema = tracker.live - weights - optimizer
+        self.sizes = weights, optimizer, ema, max(tracker.history)
         self.update = _update_bytes(settings, self.parameters.parameters)
 
     def forward(self, batch: int) -> torch.Tensor:
@@ -174,15 +174,17 @@ class _TracedModel:
     def add_earlier_gradients(self) -> list[torch.Tensor]:
         """Gradients that are there before a backward pass: those of the step's earlier batches; where several
         processes exchange them, the buffers in which they do."""
-        if self.settings.processes == 1 and not self.settings.accumulated:
-            return []
-        parameters = self.parameters
+        parameters, settings = self.parameters, self.settings
         trained = parameters.copies if isinstance(parameters, MasterWeights) else parameters.parameters
-        for parameter in trained:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-        parameters.collect_gradients(last=False)
-        return gradients if self.settings.processes > 1 else []
+        buckets = [torch.zeros_like(parameter) for parameter in trained if settings.processes > 1]
+        if settings.accumulated:
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+            parameters.collect_gradients(last=False)
+        elif buckets:  # of which the gradients are views
+            for parameter, bucket in zip(trained, buckets, strict=True):
+                parameter.grad = bucket
+        return buckets
 
     def use_gradients(self) -> None:
         """As the optimizer's step does, chunk by chunk."""

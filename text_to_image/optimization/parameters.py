@@ -93,13 +93,8 @@ class ModelParameters:
 
     def gradient_chunks(self) -> Iterator[Sequence[torch.nn.Parameter]]:
         """The parameters, chunk by chunk, of which only the present chunk has its gradients, for the optimizer."""
-        gradients = [parameter.grad for parameter in self.parameters]
-        _drop_gradients(self.parameters)
-        for chunk in self._chunks:
-            for parameter, gradient in zip(self.parameters[chunk], gradients[chunk], strict=True):
-                parameter.grad = gradient
+        for chunk in _hand_out_gradients(self.parameters, self._chunks):
             yield self.parameters[chunk]
-            _drop_gradients(self.parameters[chunk])
 
     def sync_to_model(self) -> None: ...
 
@@ -121,9 +116,8 @@ class MasterWeights:
     def __init__(self, unet: UNet2DConditionModel, processes: int):
         self.unet = unet
         self.copies: list[torch.Tensor] = [p for p in unet.parameters() if p.requires_grad]
-        self.parameters: list[torch.nn.Parameter] = [
-            torch.nn.Parameter(p.detach().float().clone()) for p in self.copies
-        ]
+        masters = (p.detach().to(torch.float32, copy=True) for p in self.copies)
+        self.parameters = [torch.nn.Parameter(master) for master in masters]
         self.processes = processes
         self._chunks = split_into_chunks(self.parameters)
         self._accumulated = (
@@ -161,12 +155,11 @@ class MasterWeights:
         The copies take each chunk over. As the gradients of one chunk alone exist in fp32, a step takes 16 bytes a
         parameter instead of 18; not where several passes were added up in fp32 before.
         """
-        for chunk in [slice(None)] if self._accumulated else self._chunks:
-            self._move_gradients(chunk)
+        for chunk in _hand_out_gradients(self.parameters, self._chunks):
             masters = self.parameters[chunk]
+            self._move_gradients(chunk)
             torch._foreach_mul_(_gradients(masters), self.scale)
             yield masters
-            _drop_gradients(masters)
             torch._foreach_copy_(self.copies[chunk], list(masters))
         self._accumulated = False
 
@@ -209,6 +202,19 @@ class MasterWeights:
         for module in self.unet.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 setattr(module, name, replacement.get(id(parameter), parameter))
+
+
+def _hand_out_gradients(parameters: Sequence[torch.nn.Parameter], chunks: Sequence[slice]) -> Iterator[slice]:
+    """Each chunk in turn, while its parameters alone have their gradients; after it they are gone."""
+    gradients = [parameter.grad for parameter in parameters]
+    _drop_gradients(parameters)
+    for chunk in chunks:
+        own, gradients[chunk] = gradients[chunk], [None] * len(parameters[chunk])
+        for parameter, gradient in zip(parameters[chunk], own, strict=True):
+            parameter.grad = gradient
+        del own
+        yield chunk
+        _drop_gradients(parameters[chunk])
 
 
 def _gradients(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:

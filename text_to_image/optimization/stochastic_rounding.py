@@ -61,6 +61,7 @@ class ChunkedOptimizer(torch.optim.Optimizer):
                 continue
             if places[0] == 0:  # the trainer may hand over the gradients of a step in several calls
                 group["calls"] += 1
+            assert group["calls"], "a UNet's first weight has a gradient in every step"
             key = random.Random(f"{self.seed} {group['calls']} {places[0]}")
             self.generator.manual_seed(key.getrandbits(63))
             parameters = [group["params"][place] for place in places]

@@ -97,10 +97,16 @@ def disable_cudnn_attention() -> None:
 
 
 def loading_workers(asked: int | None, device: torch.device) -> int:
-    """How many processes read pictures ahead: as `asked`; else, where a GPU would wait, one a core, at most 8."""
+    """How many processes read pictures ahead: as `asked`; else, where a GPU would wait, one a core, at most 4.
+
+    More would not fit into the 64 MB of shared memory that a container has by default. The cores are divided by the
+    processes that a launcher has started on this machine.
+    """
     if asked is not None:
         return asked
-    return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    return max(1, min(4, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def peak_memory_gb() -> float:

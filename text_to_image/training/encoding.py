@@ -233,7 +233,7 @@ def _prefetch_pixels(
     for (size, augmentations), group in by_size.items():
         length = max(1, pixels_at_once // (size[0] * size[1] * len(augmentations)))
         batches += [group[at : at + length] for at in range(0, len(group), length)]
-    pixel_values = DataLoader(_Pixels(images, batches), batch_size=None, num_workers=workers)
+    pixel_values = DataLoader(_Pixels(images, batches), batch_size=None, num_workers=min(workers, len(batches)))
     return zip(batches, pixel_values, strict=True)
 
 

@@ -3,13 +3,14 @@
 import functools
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
 from optimization.memory import CONTEXT_BYTES, GB, MemoryForecast, MemorySettings, trace_step
+from runtime.devices import supports_bf16
 from runtime.errors import WorkError, first_line, is_out_of_memory
 from training.setup import PreparedRun
 
@@ -27,7 +28,7 @@ class MemoryPlan:
 
     settings: MemorySettings
     batch: int  # samples at once, on each process
-    flags: str = ""
+    flags: Mapping[str, object] = field(default_factory=dict)  # the value "" for a flag that takes none
 
     @property
     def forecast(self) -> MemoryForecast:
@@ -38,14 +39,24 @@ class MemoryPlan:
         return room is None or self.forecast.total + CONTEXT_BYTES <= room
 
 
-Change = Callable[[PreparedRun, MemoryPlan, int | None], MemoryPlan | None]  # None: it is so already
+Change = Callable[[PreparedRun, MemoryPlan, int], MemoryPlan | None]  # None: it is so already, or not possible
 
 
 def memory_rows(run: PreparedRun) -> Rows:
-    """For a dry run all that is foretold; on a GPU what the run takes, and what helps where it does not fit."""
+    """For a dry run all that is foretold; on a GPU what the run takes, and what helps where it does not fit.
+
+    A run that cannot be foretold may still train: it is said in a row.
+    """
     room = gpu_bytes(run)
     if not run.is_main or not (run.args.dry_run or room):
         return []
+    try:
+        return _foretold_rows(run, room)
+    except Exception as error:  # a UNet or a version of PyTorch that the forecast does not know
+        return [("GPU memory", f"cannot be foretold ({first_line(error)})")]
+
+
+def _foretold_rows(run: PreparedRun, room: int | None) -> Rows:
     plan = plan_memory(run)
     rows = [("GPU memory", _forecast_line(plan))]
     if run.args.dry_run:
@@ -72,9 +83,9 @@ def explain_out_of_memory(
         try:
             return work(run, *args, **kwargs)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not is_out_of_memory(error):
+            if not (is_out_of_memory(error) and (room := gpu_bytes(run))):
                 raise
-            help_lines = "; ".join(advice(run, gpu_bytes(run)))
+            help_lines = "; ".join(advice(run, room))
             raise WorkError(f"not enough GPU memory ({first_line(error)}); what takes less: {help_lines}") from None
 
     return explained
@@ -111,7 +122,7 @@ def _forecast_line(plan: MemoryPlan) -> str:
     parts = {
         "weights": forecast.weights,
         "optimizer": forecast.optimizer,
-        "average": forecast.average,
+        "EMA": forecast.ema,
         "gradients and activations": forecast.gradients_and_activations,
     }
     words = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items() if size)
@@ -130,7 +141,7 @@ def _card_rows(run: PreparedRun, plan: MemoryPlan) -> Rows:
     other = replace(plan.settings, gradient_checkpointing=not now)
     flag = "--no_gradient_checkpointing" if now else "--gradient_checkpointing"
     return [
-        ("GPU context", f"about {CONTEXT_BYTES / GB:.0f} GB more, counted in what fits"),
+        ("GPU context", f"about {CONTEXT_BYTES / GB:.1f} GB more, counted in what fits"),
         ("largest batch", _cards_line(plan.settings, share)),
         ("", f"{_cards_line(other, share)} with {flag}"),
     ]
@@ -146,7 +157,7 @@ def _cards_line(settings: MemorySettings, share: float) -> str:
 # --- What helps -----------------------------------------------------------------------------------------------------
 
 
-def advice(run: PreparedRun, room: int | None) -> list[str]:
+def advice(run: PreparedRun, room: int) -> list[str]:
     """Lines of flags and the gigabytes they lead to: each alone if one is enough, else several together."""
     start = plan_memory(run)
     single = [plan for change in CHANGES if (plan := change(run, start, room))]
@@ -158,7 +169,7 @@ def advice(run: PreparedRun, room: int | None) -> list[str]:
     return [f"{_advice_line(plan)}, and a lower --resolution" if plan.flags else "a lower --resolution"]
 
 
-def _several_changes(run: PreparedRun, start: MemoryPlan, room: int | None) -> MemoryPlan:
+def _several_changes(run: PreparedRun, start: MemoryPlan, room: int) -> MemoryPlan:
     """As many of CHANGES as it takes to fit, without those that are then not needed, the costliest tried first."""
 
     def apply(changes: Sequence[Change]) -> MemoryPlan:
@@ -174,62 +185,71 @@ def _several_changes(run: PreparedRun, start: MemoryPlan, room: int | None) -> M
 
 
 def _advice_line(plan: MemoryPlan) -> str:
-    return f"{plan.flags}: {_gigabytes(plan.forecast.total)} GB"
+    flags = " ".join(f"{flag} {value}".strip() for flag, value in plan.flags.items())
+    return f"{flags}: {_gigabytes(plan.forecast.total)} GB"
 
 
-def _with(plan: MemoryPlan, flags: str, **changes: Any) -> MemoryPlan:
-    settings = replace(plan.settings, **changes)
-    return MemoryPlan(settings, plan.batch, f"{plan.flags} {flags}".strip())
+def _with(plan: MemoryPlan, flags: Mapping[str, object], **changes: Any) -> MemoryPlan:
+    return MemoryPlan(replace(plan.settings, **changes), plan.batch, {**plan.flags, **flags})
 
 
-def _checkpointing(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
+def _checkpointing(run: PreparedRun, plan: MemoryPlan, room: int) -> MemoryPlan | None:
     if plan.settings.gradient_checkpointing:
         return None
-    return _with(plan, "--gradient_checkpointing", gradient_checkpointing=True)
+    return _with(plan, {"--gradient_checkpointing": ""}, gradient_checkpointing=True)
 
 
-def _eight_bit(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
-    return _with(plan, "--use_8bit_adam", optimizer="adamw8bit") if plan.settings.optimizer == "adamw" else None
+def _eight_bit(run: PreparedRun, plan: MemoryPlan, room: int) -> MemoryPlan | None:
+    if plan.settings.optimizer != "adamw" or plan.settings.precision == "pure_bf16":
+        return None
+    return _with(plan, {"--optimizer": "adamw8bit"}, optimizer="adamw8bit")
 
 
-def _smaller_batch(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
+def _smaller_batch(run: PreparedRun, plan: MemoryPlan, room: int) -> MemoryPlan | None:
     """The largest part of the batch that fits, else one picture at once, with as many more to accumulate."""
     batch, accumulation = run.args.train_batch_size, run.args.gradient_accumulation_steps
     for parts in (n for n in range(2, batch + 1) if batch % n == 0):
-        flags = f"--train_batch_size {batch // parts} --gradient_accumulation_steps {parts * accumulation}"
+        flags = {"--train_batch_size": batch // parts, "--gradient_accumulation_steps": parts * accumulation}
         smaller = _with(plan, flags, accumulated=True)
         smaller = replace(smaller, batch=samples_at_once(run, parts * accumulation))
-        if parts == batch or (room and smaller.fits(room)):
+        if parts == batch or smaller.fits(room):
             return smaller
     return None
 
 
-def _offloaded_average(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
-    return _with(plan, "--offload_ema", ema=False) if plan.settings.ema else None
+def _offloaded_ema(run: PreparedRun, plan: MemoryPlan, room: int) -> MemoryPlan | None:
+    return _with(plan, {"--offload_ema": ""}, ema=False) if plan.settings.ema else None
 
 
-def _pure_bf16(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
-    """In place of 8-bit Adam too, which does not round."""
-    if plan.settings.lora_rank or (plan.settings.precision, plan.settings.optimizer) == ("pure_bf16", "adafactor"):
+def _pure_bf16(run: PreparedRun, plan: MemoryPlan, room: int) -> MemoryPlan | None:
+    settings = plan.settings
+    least = (settings.precision, settings.optimizer) == ("pure_bf16", "adafactor")
+    if settings.lora_rank or least or not computes_in_bf16(run):
         return None
-    without = replace(plan, flags=plan.flags.replace("--use_8bit_adam", "").replace("  ", " ").strip())
-    flags = "--mixed_precision pure_bf16 --optimizer adafactor"
-    return _with(without, flags, precision="pure_bf16", optimizer="adafactor")
+    flags = {"--mixed_precision": "pure_bf16", "--optimizer": "adafactor"}
+    flags |= {"--no_use_8bit_adam": ""} if run.args.use_8bit_adam else {}
+    return _with(plan, flags, precision="pure_bf16", optimizer="adafactor")
 
 
-def _lora(run: PreparedRun, plan: MemoryPlan, room: int | None) -> MemoryPlan | None:
-    """In place of the whole UNet; a LoRA has no average."""
+def _lora(run: PreparedRun, plan: MemoryPlan, room: int) -> MemoryPlan | None:
+    """In place of the whole UNet, which alone has an EMA and pure bf16."""
     if plan.settings.lora_rank:
         return None
-    flags = f"--lora_rank {ADVISED_RANK}" + (" --no_use_ema" if run.args.use_ema else "")
-    return _with(plan, flags, lora_rank=ADVISED_RANK, ema=False)
+    flags: dict[str, object] = {"--lora_rank": ADVISED_RANK, **({"--no_use_ema": ""} if run.args.use_ema else {})}
+    if plan.settings.precision != "pure_bf16":
+        return _with(plan, flags, lora_rank=ADVISED_RANK, ema=False)
+    return _with(plan, {**flags, "--mixed_precision": "bf16"}, lora_rank=ADVISED_RANK, ema=False, precision="bf16")
+
+
+def computes_in_bf16(run: PreparedRun) -> bool:
+    return run.accelerator.device.type != "cuda" or supports_bf16()
 
 
 CHANGES: Sequence[Change] = (
     _checkpointing,
     _eight_bit,
     _smaller_batch,
-    _offloaded_average,
+    _offloaded_ema,
     _pure_bf16,
     _lora,
 )  # in the order of what they cost

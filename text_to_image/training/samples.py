@@ -5,8 +5,9 @@ come from the CPU, whose generator gives the same ones on every machine.
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple, Protocol
@@ -217,27 +218,37 @@ class StepBatches:
 class PrefetchedBatches:
     """The same batches, those of the next step made by a thread while this one computes.
 
-    So the GPU does not wait for files, which may lie on a network disk, nor for random numbers.
+    So the GPU does not wait for files, which may lie on a network disk, nor for random numbers. `steps` is where the
+    run ends.
     """
 
-    def __init__(self, batches: StepBatches):
-        self._batches = batches
-        # A new thread would pin memory through the first GPU, and start a context on it.
-        self._thread = ThreadPoolExecutor(1, "batches", initializer=set_thread_device, initargs=(batches.device,))
+    def __init__(self, batches: StepBatches, steps: int):
+        self._batches, self._steps = batches, steps
         self._next: dict[int, Future[list[tuple[Batch, bool]]]] = {}  # by the step
 
     def for_step(self, step: int) -> Iterator[tuple[Batch, bool]]:
         """As `StepBatches.for_step`."""
-        waiting = self._next.pop(step, None) or self._submit(step)
-        self._next = {step + 1: self._submit(step + 1)}
+        waiting = self._next.pop(step, None) or self._begin(step)
+        self._next = {step + 1: self._begin(step + 1)} if step + 1 < self._steps else {}
         yield from waiting.result()
 
     def pictures_of(self, step: int) -> list[int]:
         """As `StepBatches.pictures_of`."""
         return self._batches.pictures_of(step)
 
-    def _submit(self, step: int) -> Future[list[tuple[Batch, bool]]]:
-        return self._thread.submit(lambda: list(self._batches.for_step(step)))
+    def _begin(self, step: int) -> Future[list[tuple[Batch, bool]]]:
+        """In a thread that the program does not wait for when it ends: a file may hang."""
+        future: Future[list[tuple[Batch, bool]]] = Future()
+
+        def make() -> None:
+            try:
+                set_thread_device(self._batches.device)  # or memory would be pinned through the first GPU
+                future.set_result(list(self._batches.for_step(step)))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=make, name=f"batches of step {step}", daemon=True).start()
+        return future
 
 
 Batches = StepBatches | PrefetchedBatches

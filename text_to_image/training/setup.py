@@ -182,7 +182,7 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> Batches:
         device=accelerator.device,
         dtype=run.compute_dtype,
     )
-    return PrefetchedBatches(batches) if args.cache else batches
+    return PrefetchedBatches(batches, plan.steps) if args.cache else batches
 
 
 def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:

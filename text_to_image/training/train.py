@@ -129,8 +129,8 @@ def time_steps(run: PreparedRun, state: TrainState, batches: Batches, non_finite
     result = train_step(run, state, batches, first_step)
     non_finite.mark_or_raise(MetricsRow(first_step + 1, result.loss.item(), result.grad_norm.item()))
     began = time.perf_counter()
-    for _ in range(TIMED_STEPS):
-        train_step(run, state, batches, first_step)
+    for step in range(first_step + 1, first_step + 1 + TIMED_STEPS):
+        train_step(run, state, batches, step)
     synchronize()
     per_step = (time.perf_counter() - began) / TIMED_STEPS
     remaining = format_duration(per_step * (run.plan.steps - first_step))

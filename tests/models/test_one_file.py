@@ -10,13 +10,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-import models.tokenizer_files
 from export_checkpoint import parse_args
 from exporting.export import export_checkpoint
-from models.finding import ModelOptions, find_model
 from models.ldm_keys import StateDict
-from models.loading import load_noise_scheduler, load_tokenizer, load_unet
-from one_file_models import as_ema, ldm_weights, make_model, set_zero_snr, write_one_file
+from models.loading import load_noise_scheduler, load_unet
+from one_file_models import as_ema, make_model, set_zero_snr, write_one_file
 from runtime.errors import UserError, WorkError
 
 WEIGHTS = {
@@ -26,48 +24,6 @@ WEIGHTS = {
 }
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 VELOCITY = {"modelspec.prediction_type": "v"}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[int, Path]:
-    """{version: a small model}: one that predicts noise, and one that predicts velocity, as most of 2.x."""
-    where = tmp_path_factory.mktemp("models")
-    return {1: make_model(where / "one", 1), 2: make_model(where / "two", 2, "v_prediction")}
-
-
-@pytest.fixture(scope="module")
-def weights(folders) -> dict[int, StateDict]:
-    return {version: ldm_weights(folder, version) for version, folder in folders.items()}
-
-
-@pytest.fixture(autouse=True)
-def outputs(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("models.finding.OUTPUTS", tmp_path / "output")
-    return tmp_path / "output"
-
-
-@pytest.fixture
-def convert(folders):
-    """`convert(file)` is the folder that is made of it."""
-
-    def run(file: Path, tokenizer: Path | None = folders[1], allow_pickle: bool = False) -> Path:
-        pickles_to = Path("converted") if allow_pickle else None
-        return find_model(str(file), "--model", ModelOptions(tokenizer=tokenizer, pickles_to=pickles_to)).path
-
-    return run
-
-
-@pytest.fixture
-def file_of(weights, tmp_path):
-    """`file_of(version, change)` is a file of that version's weights and what `change` adds; None removes one."""
-
-    def write(version: int, changes: dict | None = None, metadata: dict | None = None, name: str = "m") -> Path:
-        changed = {**weights[version], **(changes or {})}
-        changed = {key: weight for key, weight in changed.items() if weight is not None}
-        metadata = VELOCITY if version == 2 and metadata is None else metadata
-        return write_one_file(tmp_path / f"{name}.safetensors", changed, metadata)
-
-    return write
 
 
 def same(one: StateDict, other: StateDict) -> bool:
@@ -138,6 +94,17 @@ def test_weights_of_two_precisions_become_fp32_and_keep_their_values(convert, fi
     assert torch.equal(unet["conv_out.weight"], weights[1][name].half().float())
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_zero_terminal_snr_is_kept_both_ways(convert, tmp_path, version):
+    folder = make_model(tmp_path / "model", version, "v_prediction")
+    set_zero_snr(folder)
+    file = export(folder, tmp_path / "first.safetensors", "fp32")
+    converted = convert(file)
+    for config in (load_noise_scheduler(f).config for f in (folder, converted)):
+        assert config.rescale_betas_zero_snr and config.prediction_type == "v_prediction"
+    assert same(load_file(export(converted, tmp_path / "second.safetensors", "fp32")), load_file(file))
+
+
 # --- once, and whole or absent --------------------------------------------------------------------------------------
 
 
@@ -194,78 +161,6 @@ def test_of_a_file_with_an_average_alone_that_is_taken(convert, file_of, weights
     assert "the weights of the EMA (model_ema.*) are taken, as it has no others" in capsys.readouterr().out
 
 
-# --- what it predicts -----------------------------------------------------------------------------------------------
-
-V_PRED = {"v_pred": torch.zeros(0)}
-YAML = "model: {{params: {{parameterization: {}, image_size: 48, scale_factor: 0.5, linear_end: 0.02}}}}"
-
-
-@pytest.mark.parametrize(
-    ("version", "changes", "yaml", "metadata", "expected"),
-    [
-        (1, {}, None, None, "epsilon"),
-        (1, V_PRED, None, None, "v_prediction"),
-        (1, {}, YAML.format("v"), None, "v_prediction"),
-        (1, {}, None, VELOCITY, "v_prediction"),
-        (1, V_PRED, YAML.format("v"), VELOCITY, "v_prediction"),
-        (1, {}, YAML.format("x0"), None, "sample"),
-        (2, V_PRED, None, {}, "v_prediction"),
-        (2, {}, YAML.format("eps"), {}, "epsilon"),
-        (2, {}, "model: {params: {use_ema: false}}", {}, "epsilon"),
-        (2, {}, None, {"modelspec.prediction_type": "epsilon"}, "epsilon"),
-    ],
-)
-def test_the_prediction_type_is_in_the_file_or_beside_it(
-    convert, file_of, tmp_path, version, changes, yaml, metadata, expected
-):
-    file = file_of(version, changes, metadata)
-    if yaml:
-        file.with_suffix(".yaml").write_text(yaml)
-    folder = convert(file)
-    assert load_noise_scheduler(folder).config.prediction_type == expected
-    if yaml and "48" in yaml:
-        scheduler = load_noise_scheduler(folder).config
-        unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
-        assert (unet["sample_size"], vae["scaling_factor"], scheduler.beta_end) == (48, 0.5, 0.02)
-
-
-def test_a_2_x_model_has_the_size_that_goes_with_what_it_predicts(convert, file_of):
-    velocity = convert(file_of(2))
-    noise = convert(file_of(2, metadata={"modelspec.prediction_type": "epsilon"}))
-    sizes = [json.loads((f / "unet" / "config.json").read_text())["sample_size"] for f in (velocity, noise)]
-    assert sizes == [96, 64]
-
-
-def test_a_2_x_file_that_does_not_say_what_it_predicts_is_refused(convert, file_of):
-    with pytest.raises(UserError, match=r"noise or velocity.*m\.yaml"):
-        convert(file_of(2, metadata={}))
-
-
-@pytest.mark.parametrize("yaml", ["just text", "model: [", "model: {params: 3}", "other: 1"])
-def test_a_yaml_that_describes_no_model_is_named(convert, file_of, tmp_path, yaml):
-    (tmp_path / "m.yaml").write_text(yaml)
-    with pytest.raises(UserError, match=r"m\.yaml: not the \.yaml") as error:
-        convert(file_of(1))
-    assert "\n" not in str(error.value)
-
-
-def test_statements_that_contradict_each_other_are_refused(convert, file_of, tmp_path):
-    (tmp_path / "m.yaml").write_text(YAML.format("eps"))
-    with pytest.raises(UserError, match=r"v_prediction by its key v_pred, epsilon by m\.yaml"):
-        convert(file_of(1, V_PRED))
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_zero_terminal_snr_is_kept_both_ways(convert, tmp_path, version):
-    folder = make_model(tmp_path / "model", version, "v_prediction")
-    set_zero_snr(folder)
-    file = export(folder, tmp_path / "first.safetensors", "fp32")
-    converted = convert(file)
-    for config in (load_noise_scheduler(f).config for f in (folder, converted)):
-        assert config.rescale_betas_zero_snr and config.prediction_type == "v_prediction"
-    assert same(load_file(export(converted, tmp_path / "second.safetensors", "fp32")), load_file(file))
-
-
 # --- refused --------------------------------------------------------------------------------------------------------
 
 
@@ -298,19 +193,6 @@ def test_many_missing_weights_are_counted(convert, file_of, weights):
     without = {name: None for name in weights[1] if ".middle_block.0." in name}
     with pytest.raises(UserError, match=rf"middle_block\.0.*and {len(without) - 5} more$"):
         convert(file_of(1, without))
-
-
-def test_a_file_of_something_else_is_refused_with_what_it_is(convert, tmp_path):
-    for name, key, complaint in (("lora", "lora_unet_x.lora_down.weight", "--lora"), ("other", "x", "but x")):
-        file = write_one_file(tmp_path / f"{name}.safetensors", {key: torch.zeros(1)})
-        with pytest.raises(UserError, match=f"{name}.safetensors: .*{complaint}"):
-            convert(file)
-
-
-def test_layers_that_are_not_stable_diffusions_are_refused(convert, tiny_model, tmp_path):
-    file = write_one_file(tmp_path / "tiny.safetensors", ldm_weights(tiny_model, 1))
-    with pytest.raises(UserError, match=r"8, 16, 4, 8 channels.*a folder in diffusers' format"):
-        convert(file)
 
 
 def test_pickles_need_leave_and_are_refused_under_another_name(convert, weights, folders, tmp_path):
@@ -358,52 +240,6 @@ def test_half_a_download_and_other_kinds_of_file_are_refused(convert, file_of, t
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match=r"model\.gguf: not a model"):
         convert(tmp_path / "model.gguf")
-
-
-# --- the tokenizer --------------------------------------------------------------------------------------------------
-
-
-def test_a_tokenizer_is_a_folder_or_lies_in_one(convert, file_of, folders):
-    below, itself = convert(file_of(1), folders[1]), convert(file_of(1), folders[1] / "tokenizer")
-    assert below == itself and load_tokenizer(below)("denim jeans") == load_tokenizer(folders[1])("denim jeans")
-
-
-def test_without_one_and_without_a_hub_a_line_says_how_to_bring_it(convert, file_of, outputs, monkeypatch):
-    def unreachable(*args, **settings):
-        raise ConnectionError("no route\nto host")
-
-    monkeypatch.setattr(models.tokenizer_files, "hf_hub_download", unreachable)
-    with pytest.raises(UserError, match=r"clip-vit-large.*bash job\.sh setup.*--tokenizer FOLDER") as error:
-        convert(file_of(1), tokenizer=None)
-    assert "\n" not in str(error.value) and not outputs.exists()
-
-
-@pytest.mark.parametrize(("version", "padding"), [(1, "<|endoftext|>"), (2, "!")])
-def test_from_the_hub_comes_clips_vocabulary_with_each_versions_padding(
-    convert, file_of, folders, monkeypatch, version, padding
-):
-    monkeypatch.setattr(
-        models.tokenizer_files, "hf_hub_download", lambda repository, name, cache_dir: folders[1] / "tokenizer" / name
-    )
-    tokenizer = load_tokenizer(convert(file_of(version), tokenizer=None))
-    assert tokenizer.pad_token == padding and tokenizer.model_max_length == 77
-    assert tokenizer("denim jeans").input_ids == load_tokenizer(folders[version])("denim jeans").input_ids
-
-
-def test_a_wrong_tokenizer_is_refused(convert, file_of, folders, tmp_path, outputs):
-    with pytest.raises(UserError, match=f"--tokenizer {tmp_path}"):
-        convert(file_of(1), tmp_path)
-    other = shutil.copytree(folders[1] / "tokenizer", tmp_path / "other")
-    for path in other.iterdir():
-        if path.name not in ("vocab.json", "merges.txt", "tokenizer_config.json"):
-            path.unlink()
-    vocabulary = json.loads((other / "vocab.json").read_text())
-    (other / "vocab.json").write_text(json.dumps({**vocabulary, "jeansjeans</w>": len(vocabulary)}))
-    with pytest.raises(UserError, match=rf"has {len(vocabulary) + 1} tokens.*{len(vocabulary)}"):
-        convert(file_of(1), other)
-    assert not list(outputs.glob("converted/*"))
-    with pytest.raises(UserError, match=f"--tokenizer {other}: .*one file"):
-        convert(folders[1], other)
 
 
 def test_the_result_is_a_folder_like_any_other(convert, file_of, weights):

@@ -1,13 +1,20 @@
 """What a one-file checkpoint is: its prediction type, its size, and what it is where it cannot be used."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from models.ldm_keys import text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
 from models.loading import load_noise_scheduler
+from models.one_file import plan_conversion
+from models.one_file_configs import CheckpointFile
 from one_file_models import ldm_weights, write_one_file
 from runtime.errors import UserError
+from unet_configs import SD15, SD21
 
 VELOCITY = {"modelspec.prediction_type": "v"}
 V_PRED = {"v_pred": torch.zeros(0)}
@@ -80,3 +87,41 @@ def test_layers_that_are_not_stable_diffusions_are_refused(convert, tiny_model, 
     file = write_one_file(tmp_path / "tiny.safetensors", ldm_weights(tiny_model, 1))
     with pytest.raises(UserError, match=r"8, 16, 4, 8 channels.*a folder in diffusers' format"):
         convert(file)
+
+
+# --- full size ------------------------------------------------------------------------------------------------------
+
+SIZES = {
+    1: (SD15, {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}),
+    2: (SD21, {"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu"}),
+}
+
+
+def full_size_shapes(version: int) -> dict[str, tuple[int, ...]]:
+    """Of all weights in a file of Stable Diffusion 1.5 or 2.1, of models without data."""
+    unet, text = SIZES[version]
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+        )  # fmt: skip
+        text_encoder = CLIPTextModel(CLIPTextConfig(**text, intermediate_size=4 * text["hidden_size"]))
+        weights = unet_to_ldm(UNet2DConditionModel(**unet).state_dict()) | vae_to_ldm(vae.state_dict())
+        weights |= text_encoder_to_ldm(text_encoder.state_dict(), open_clip=version == 2)
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+@pytest.mark.parametrize(("version", "metadata"), [(1, {}), (2, VELOCITY)])
+def test_of_full_size_files_every_weight_has_its_place_and_the_configs_are_those_of_the_hub(version, metadata):
+    file = CheckpointFile(Path("sd.safetensors"), full_size_shapes(version), metadata, torch.empty)
+    conversion = plan_conversion(file, "--model sd.safetensors")
+    unet, text = SIZES[version]
+    for expected, config in ((unet, conversion.configs["unet"]), (text, conversion.configs["text_encoder"])):
+        assert {name: as_list(config[name]) for name in expected} == {n: as_list(v) for n, v in expected.items()}
+    assert conversion.configs["vae"]["block_out_channels"] == [128, 256, 512, 512]
+    assert conversion.configs["vae"]["sample_size"] == (768 if version == 2 else 512)
+    assert conversion.configs["unet"]["block_out_channels"] == [320, 640, 1280, 1280]
+
+
+def as_list(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

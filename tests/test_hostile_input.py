@@ -62,9 +62,9 @@ def test_a_pickle_that_would_run_code_is_refused_even_where_pickles_are_allowed(
     assert not (tmp_path / "made").exists()
 
 
-def test_a_one_file_checkpoint_is_refused_with_how_to_convert_it(tmp_path):
+def test_a_pickle_of_one_file_is_refused_with_the_way_out(tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"")
-    with pytest.raises(UserError, match="from_single_file"):
+    with pytest.raises(UserError, match="a pickle.*--allow_pickle"):
         find_model(str(tmp_path / "model.ckpt"), "--model")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from runs.records import newest_finished_run, newest_run
 from runtime.errors import UserError, exit_with, require_packages
-from runtime.flags import FlagParser, YesNo, expanded_path
+from runtime.flags import FlagParser, YesNo, absolute_path, expanded_path
 
 EXAMPLES = """\
   python text_to_image/export_checkpoint.py --to jeans.safetensors
@@ -37,14 +37,19 @@ def build_parser() -> FlagParser:
     )
     parser.add_argument(
         "--model", metavar="MODEL",
-        help="a diffusers folder, the output folder of a run, or a hub id (default: the newest finished run in "
-        "output/)",
+        help="a diffusers folder, the output folder of a run, a hub id, or one .safetensors file (default: the newest "
+        "finished run in output/)",
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint",
         metavar="NAME",
         help="a checkpoint of the run, such as checkpoint-100, or latest (default: the run's final result)",
     )
+    parser.add_argument(
+        "--tokenizer", type=absolute_path, metavar="FOLDER",
+        help="the tokenizer of a --model that is one file: its folder, or one with a tokenizer/ in it (default: "
+        "CLIP's, from the hub)",
+    )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=("fp16", "bf16", "fp32"), default="fp16",
         help="precision of the weights in the file; fp32 makes it twice as large (default: %(default)s)",

@@ -15,6 +15,7 @@ from runtime.errors import UserError, exit_with, require_packages
 from runtime.flags import (
     FlagParser,
     YesNo,
+    absolute_path,
     expanded_path,
     given_flags,
     non_negative_float,
@@ -68,8 +69,8 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
               "row; a row may also set negative_prompt, seed, steps, scheduler, guidance_scale, guidance_rescale, "
               "num_images, height and width; the metadata.jsonl of a data set works too")
     flag("--model", metavar="MODEL",
-         help="the folder of a training run, a folder in diffusers' format, or a hub id (default: the newest finished "
-              "run in output/, else the starter model)")
+         help="the folder of a training run, a folder in diffusers' format, a hub id, or one .safetensors file "
+              "(default: the newest finished run in output/, else the starter model)")
     flag("--num_images", type=positive_int, default=4, metavar="N", help="pictures per prompt (default: 4)")
     flag("--seed", type=seed_int, default=0, metavar="N",
          help="seed of a prompt's first picture; the next ones have N+1, N+2, ... (default: 0)")
@@ -88,6 +89,9 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
          help="a LoRA for the model: a folder, a .safetensors file or a hub id (default: none)")
     flag("--lora_scale", type=non_negative_float, default=1.0, metavar="X",
          help="strength of the LoRA; 0 turns it off (default: 1)")
+    flag("--tokenizer", type=absolute_path, metavar="FOLDER",
+         help="the tokenizer of a --model that is one file: its folder, or one with a tokenizer/ in it (default: "
+              "CLIP's, from the hub)")
 
 
 def add_sampling_flags(group: argparse._ArgumentGroup) -> None:

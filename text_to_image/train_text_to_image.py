@@ -9,6 +9,7 @@ from runtime.errors import UserError, exit_with, require_packages
 from runtime.flags import (
     FlagParser,
     YesNo,
+    absolute_path,
     below_one,
     expanded_path,
     given_flags,
@@ -52,7 +53,7 @@ NOT_FROM_THE_MODEL = {
     "allow_pickle", "cache_dir", "dataset", "dataset_config_name", "dry_run", "epochs", "hub_model_id", "hub_token",
     "latents_cache_dir", "local_rank", "logging_dir", "max_train_steps", "non_ema_revision", "output_dir", "overwrite",
     "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint", "revision", "timing",
-    "tracker_project_name", "validation_dir", "variant",
+    "tokenizer", "tracker_project_name", "validation_dir", "variant",
 }  # fmt: skip
 
 
@@ -76,7 +77,8 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
     flag("--dataset", "--train_data_dir", "--dataset_name", metavar="FOLDER",
          help="the captioned pictures: a folder, or a data set's id on the hub (needed)")
     flag("--pretrained_model_name_or_path", default=str(STARTER), metavar="MODEL",
-         help="the base: a folder in diffusers' format or a hub id (default: the starter in this repository)")
+         help="the base: a folder in diffusers' format, a hub id or one .safetensors file (default: the starter in "
+              "this repository)")
     flag("--epochs", "--num_train_epochs", type=positive_int, default=100, metavar="N",
          help="passes over the data set, each picture --repeats times (default: 100)")
     flag("--max_train_steps", type=positive_int, metavar="N",
@@ -242,7 +244,11 @@ def add_hub_flags(group: argparse._ArgumentGroup) -> None:
          help="the revision whose UNet is trained, where another has its average (default: --revision)")
     flag("--variant", metavar="NAME", help="variant of a hub model's files, such as fp16 (default: none)")
     flag("--allow_pickle", action="store_true",
-         help="convert a model whose weights are pickles, which can hold code, into output/converted/")
+         help="convert a model whose weights are pickles, which can hold code, into output/converted/; a .ckpt file "
+              "too")
+    flag("--tokenizer", type=absolute_path, metavar="FOLDER",
+         help="the tokenizer of a base that is one file: its folder, or one with a tokenizer/ in it (default: CLIP's, "
+              "from the hub)")
     flag("--cache_dir", type=expanded_path, metavar="FOLDER",
          help="where downloads are kept (default: the hub's cache)")
     flag("--push_to_hub", action=YesNo, default=False, help="upload the result when it is finished (default: no)")

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from runtime.files import atomic_write, hash_key, remove_partial_files, remove_stale_partial_files
+from runtime.files import atomic_folder, atomic_write, hash_key, remove_partial_files, remove_stale_partial_files
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
@@ -49,3 +49,24 @@ def test_in_a_shared_folder_only_partial_files_of_dead_processes_of_this_host_ar
 def test_a_cache_key_stays_the_same_between_versions():
     """Old caches stay valid, and old runs resume from theirs."""
     assert hash_key("a", 1) == "cac4bfac03be58a57589708b5ff66358"
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    with pytest.raises(ValueError, match="half way"), atomic_folder(tmp_path / "model") as partial:
+        (partial / "unet").mkdir()
+        raise ValueError("half way")
+    assert os.listdir(tmp_path) == []
+    litter = tmp_path / f".model.{socket.gethostname()}.{2**30}.part"
+    (litter / "unet").mkdir(parents=True)
+    with atomic_folder(tmp_path / "model") as partial:
+        (partial / "unet").mkdir()
+        (partial / "unet" / "config.json").write_text("{}")
+    assert os.listdir(tmp_path) == ["model"] and (tmp_path / "model" / "unet" / "config.json").is_file()
+
+
+def test_of_two_processes_that_make_the_same_folder_the_first_wins(tmp_path):
+    with atomic_folder(tmp_path / "model") as partial:
+        (partial / "second").touch()
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "first").touch()
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["first"]

@@ -14,9 +14,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from safetensors.torch import save_file
 
 from exporting.file_metadata import CheckpointFormat, ldm_config_yaml, modelspec_metadata, read_checkpoint_format
-from exporting.ldm_keys import StateDict, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
 from generation.weights import GenerationWeights, find_weights, load_generation_text_encoder, load_generation_unet
 from models.folders import FolderLike, ModelShape, count_parameters
+from models.ldm_keys import StateDict, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
 from models.loading import DTYPES, load_vae, quiet_libraries
 from runtime.devices import choose_device
 from runtime.errors import UserError, WorkError, advice_for, first_line
@@ -40,7 +40,7 @@ def export_checkpoint(args: argparse.Namespace) -> None:
     check_output_path(args.to, args.overwrite)
     remove_stale_partial_files(args.to.absolute().parent)
     quiet_libraries()
-    source, dtype = find_weights(args.model, args.checkpoint), DTYPES[args.dtype]
+    source, dtype = find_weights(args.model, args.checkpoint, tokenizer=args.tokenizer), DTYPES[args.dtype]
     model = read_checkpoint_format(source.base, source.scheduler_overrides)
     config = ldm_config_yaml(model)
     check_disk_space(args.to, source.base, dtype)
@@ -48,7 +48,7 @@ def export_checkpoint(args: argparse.Namespace) -> None:
 
     metadata = {"format": "pt", **modelspec_metadata(model, source.run, args.title or args.to.stem)}
     with atomic_write(args.to) as temporary:
-        write_file(temporary, collect_weights(source, model.version, dtype), metadata)
+        write_file(temporary, collect_weights(source, model.version, dtype) | _marks(model), metadata)
         verified = verify_file(temporary, source, dtype, model.shape) if args.verify else "not verified"
         _write_config(args.to.with_suffix(".yaml"), config)
     size, architecture = args.to.stat().st_size / 1e9, metadata["modelspec.architecture"]
@@ -106,6 +106,11 @@ def collect_weights(source: GenerationWeights, version: int, dtype: torch.dtype)
     if non_finite := next((key for key, weight in weights.items() if not weight.isfinite().all()), None):
         raise UserError(f"{non_finite} is infinite or NaN in this precision; try --dtype bf16 or fp32")
     return weights
+
+
+def _marks(model: CheckpointFormat) -> StateDict:
+    """The empty tensor by which programs know zero terminal SNR, which neither ModelSpec nor the .yaml can say."""
+    return {"ztsnr": torch.zeros(0)} if model.zero_snr else {}
 
 
 def write_file(path: Path, weights: StateDict, metadata: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import yaml
 
 from models.folders import FolderLike, ModelShape, loading_errors, read_shape
+from models.one_file_configs import LDM_PARAMETERIZATION, MODELSPEC_PREDICTION
 from runtime.errors import UserError
 
 # Other programs build Stable Diffusion's own architecture and load no other. The text encoder is not listed: its width
@@ -20,9 +21,6 @@ IMPLEMENTATION_URL = {
     1: "https://github.com/CompVis/stable-diffusion",
     2: "https://github.com/Stability-AI/stablediffusion",
 }
-# How ModelSpec and the .yaml name diffusers' prediction types.
-MODELSPEC_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
-LDM_PARAMETERIZATION = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from huggingface_hub import hf_hub_download
 from transformers import CLIPTextModel
 
 from models.defaults import REAL_MODEL
-from models.finding import find_bases, find_model
+from models.finding import ModelOptions, find_bases, find_model
 from models.folders import PARTS, FolderLike, ModelFolder, fingerprint_file, fingerprint_model, loading_errors
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE
@@ -58,10 +58,10 @@ class GenerationWeights:
 
     @cached_property
     def recorded_name(self) -> str:
-        """The model's name in images.jsonl. A folder in this repository is named relative to it, so that the name
-        does not depend on where the repository lies."""
+        """The model's name in images.jsonl. A folder or file in this repository is named relative to it, so that the
+        name does not depend on where the repository lies."""
         path = Path(self.name).expanduser().resolve()
-        in_repository = path.is_dir() and path.is_relative_to(REPOSITORY)
+        in_repository = path.exists() and path.is_relative_to(REPOSITORY)
         name = path.relative_to(REPOSITORY).as_posix() if in_repository else self.name
         if self.has_own_unet:
             name += f"/{self.unet.parent.name}/{self.unet.name}"
@@ -85,21 +85,25 @@ class GenerationWeights:
 
 
 def find_weights(
-    model: str, checkpoint: str | None = None, lora: str | None = None, lora_scale: float = 1.0
+    model: str,
+    checkpoint: str | None = None,
+    lora: str | None = None,
+    lora_scale: float = 1.0,
+    tokenizer: Path | None = None,
 ) -> GenerationWeights:
     """What the flags of the same names ask for; loads no weight.
 
-    `model` is a diffusers folder, a run's folder or a hub id; `checkpoint` names one of that run's, or 'latest', and
-    means its EMA weights unless it ends in '/unet'; `lora` is a folder, a file or a hub id. Raises UserError where one
-    of them is missing or not usable.
+    `model` is a diffusers folder, a run's folder, a hub id or one file, for which `tokenizer` is; `checkpoint` names
+    one of that run's, or 'latest', and means its EMA weights unless it ends in '/unet'; `lora` is a folder, a file or
+    a hub id. Raises UserError where one of them is missing or not usable.
     """
     folder = Path(model).expanduser()
     run = read_run(folder) or {}
     unet, lora_files = _trained_parts(folder, run, checkpoint)
     if (unet or lora_files) and not _is_pipeline(folder):
-        base, unet_base = _find_bases_of_run(model, run)
+        base, unet_base = _find_bases_of_run(model, run, tokenizer)
     else:
-        base = unet_base = _find_pipeline(model, folder, run)
+        base = unet_base = _find_pipeline(model, folder, run, tokenizer)
     if lora is not None:
         lora_files.append(_find_lora(lora))
         run = run or _run_of_lora(lora_files[-1])
@@ -125,20 +129,21 @@ def _is_pipeline(folder: Path) -> bool:
     return (folder / "model_index.json").is_file()
 
 
-def _find_pipeline(model: str, folder: Path, run: dict[str, Any]) -> ModelFolder:
+def _find_pipeline(model: str, folder: Path, run: dict[str, Any], tokenizer: Path | None) -> ModelFolder:
     if run and not _is_pipeline(folder) and complete_checkpoints(folder):
         raise UserError(f"--model {model}: the run is not finished; --checkpoint latest uses what it has so far")
-    return find_model(model, "--model")
+    return find_model(model, "--model", ModelOptions(tokenizer=tokenizer))
 
 
-def _find_bases_of_run(model: str, run: dict[str, Any]) -> tuple[ModelFolder, ModelFolder]:
-    """(the base that the run trained, the pipeline whose UNet it started from)."""
+def _find_bases_of_run(model: str, run: dict[str, Any], tokenizer: Path | None) -> tuple[ModelFolder, ModelFolder]:
+    """(the base that the run trained, the pipeline whose UNet it started from); `tokenizer` wins over the run's."""
     if not run:
         raise UserError(
             f"--model {model}: a LoRA without {RUN_FILE}, so its base is not known; name both: "
             f"--model {REAL_MODEL} --lora {model}"
         )
     arguments = {**run["arguments"], "pretrained_model_name_or_path": run["base_model"]}
+    arguments |= {"tokenizer": tokenizer} if tokenizer else {}
     try:
         return find_bases(argparse.Namespace(**arguments))
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Finds the model that a flag names, a folder or a hub id, and checks that it is a Stable Diffusion pipeline."""
+"""Finds the model that a flag names (a folder, a hub id, one file), and checks that it is a Stable Diffusion."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from models.folders import PARTS, ModelFolder, list_variants, list_weights
+from models.one_file import convert_one_file
 from models.pickles import convert_pickles, list_pickles
 from runtime.errors import UserError, first_line, hub_error_reason
 from runtime.paths import OUTPUTS
@@ -25,6 +26,7 @@ class ModelOptions:
     variant: str | None = None  # of the weights, for the parts that have it
     cache_dir: Path | None = None  # None: the hub's own cache
     pickles_to: Path | None = None  # pickled weights are converted below this folder; None: they are refused
+    tokenizer: Path | None = None  # of a base of one file; None: CLIP's, from the hub
 
 
 DEFAULT_OPTIONS = ModelOptions()
@@ -34,7 +36,8 @@ def find_bases(args: argparse.Namespace) -> tuple[ModelFolder, ModelFolder]:
     """(the base model, the model its UNet is from), which differ only with --non_ema_revision."""
     name, flag = args.pretrained_model_name_or_path, "--pretrained_model_name_or_path"
     pickles_to = OUTPUTS / "converted" if args.allow_pickle else None
-    options = ModelOptions(args.revision, args.variant, args.cache_dir, pickles_to)
+    tokenizer = getattr(args, "tokenizer", None)  # runs of earlier versions have no such argument
+    options = ModelOptions(args.revision, args.variant, args.cache_dir, pickles_to, tokenizer and Path(tokenizer))
     base = find_model(name, flag, options)
     if args.non_ema_revision is None:
         return base, base
@@ -42,7 +45,7 @@ def find_bases(args: argparse.Namespace) -> tuple[ModelFolder, ModelFolder]:
 
 
 def find_model(name: str, flag: str, options: ModelOptions = DEFAULT_OPTIONS) -> ModelFolder:
-    """The model `name`: a folder, or a download from the hub. Only safetensors weights are used.
+    """The model `name`: a folder, a download from the hub, or the folder made of one file. Only safetensors are used.
 
     Raises UserError that names `flag` if there is no such model or it is not a Stable Diffusion pipeline.
     """
@@ -65,11 +68,12 @@ def find_model(name: str, flag: str, options: ModelOptions = DEFAULT_OPTIONS) ->
 def _find_folder(name: str, asked: str, options: ModelOptions) -> Path:
     folder = Path(name).expanduser()
     if folder.is_file():
-        raise UserError(
-            f"{asked}: a file; a folder in diffusers' format is needed, which diffusers makes from a one-file "
-            "checkpoint: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
-        )
-    return folder if folder.is_dir() else _download(name, asked, options)
+        to, allow_pickle = OUTPUTS / "converted", options.pickles_to is not None
+        return convert_one_file(folder, asked, to, options.tokenizer, allow_pickle, options.cache_dir)
+    found = folder if folder.is_dir() else _download(name, asked, options)
+    if options.tokenizer:
+        raise UserError(f"--tokenizer {options.tokenizer}: it is for a model of one file; {asked} has its own")
+    return found
 
 
 def _download(name: str, asked: str, options: ModelOptions) -> Path:
@@ -83,7 +87,7 @@ def _download(name: str, asked: str, options: ModelOptions) -> Path:
         )
     except Exception as error:  # the hub's errors have no common class (OSError, ValueError, requests' and httpx's)
         raise UserError(
-            f"{asked}: no such folder, and not available from the Hugging Face hub: {hub_error_reason(error)}"
+            f"{asked}: no such folder or file, and not available from the Hugging Face hub: {hub_error_reason(error)}"
         ) from None
     return Path(path)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.folders import loading_errors
+from runtime.files import atomic_folder
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -27,15 +27,11 @@ def convert_pickles(folder: Path, pickles: Sequence[Path], to: Path) -> Path:
     converted = to / f"{folder.name}-{_hash_content(folder, pickles)[:8]}"
     if converted.is_dir():
         return converted
-    to.mkdir(parents=True, exist_ok=True)
-    partial, names = Path(tempfile.mkdtemp(dir=to, prefix=".")), {path.name for path in pickles}
-    shutil.copytree(folder, partial, dirs_exist_ok=True, ignore=lambda _, found: [n for n in found if n in names])
-    for path in pickles:
-        _convert(path, folder, partial / path.parent.name)
-    try:
-        partial.rename(converted)  # last, so that a folder of this name is complete
-    except OSError:  # another process was faster
-        shutil.rmtree(partial)
+    names = {path.name for path in pickles}
+    with atomic_folder(converted) as partial:
+        shutil.copytree(folder, partial, dirs_exist_ok=True, ignore=lambda _, found: [n for n in found if n in names])
+        for path in pickles:
+            _convert(path, folder, partial / path.parent.name)
     return converted
 
 

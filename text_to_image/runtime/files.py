@@ -17,7 +17,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
 
     Without `durable` a crash of the machine may leave `path` empty: for files that can be made again.
     """
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    partial = _partial_name(path)
     try:
         yield partial
         if path.exists():
@@ -27,6 +27,33 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a folder to fill. At the end of the block it becomes `path`; on an error it is removed.
+
+    Where another process makes `path` meanwhile, that one stays. What killed processes left there is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_partial_files(path.parent)
+    partial = _partial_name(path)
+    try:
+        partial.mkdir()
+        yield partial
+        for written in partial.rglob("*"):
+            flush_to_disk(written)
+        try:
+            partial.rename(path)
+        except OSError:
+            if not path.is_dir():  # otherwise another process was faster
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -54,11 +81,11 @@ def remove_partial_files(folder: Path) -> None:
 
 
 def remove_stale_partial_files(folder: Path) -> None:
-    """Removes half-written files of this host's dead processes only: other processes may be writing to `folder`."""
+    """Removes what this host's dead processes left half written: other processes may be writing to `folder`."""
     for path in folder.glob(f".*.{socket.gethostname()}.*.part"):
         pid = path.name.split(".")[-2]
         if pid.isdecimal() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def hash_key(*facts: str | int) -> str:

@@ -101,6 +101,11 @@ def expanded_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def absolute_path(text: str) -> Path:
+    """As `expanded_path`, and found from any folder: for what a run records and reads again later."""
+    return expanded_path(text).absolute()
+
+
 def utf8_text(text: str) -> str:
     """Text that can be written to a file: Python turns a byte that is not UTF-8 into a lone surrogate."""
     if any("\ud800" <= character <= "\udfff" for character in text):

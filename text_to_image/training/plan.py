@@ -206,9 +206,9 @@ def describe_run(
 
 
 def base_name(name: str) -> str:
-    """A hub id as it is, a folder so that it is found from anywhere."""
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else name
+    """A hub id as it is, a folder or file so that it is found from anywhere."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def example_prompts(plan: Plan, short_captions: bool) -> list[str]:

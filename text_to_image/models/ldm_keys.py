@@ -1,14 +1,14 @@
 """Weight names of the original Stable Diffusion code ('LDM', one-file checkpoints), worked out from diffusers' names.
 
-Every table and function here goes one way, {diffusers key: LDM key}. To read a file instead, build the map from the
-keys of a diffusers model's state dict and turn it round.
+Every table and map here goes one way, {diffusers key: LDM key}. To read a file, `turn_round` a map that was built from
+the keys of a diffusers model's state dict.
 
 The LDM UNet keeps its layers in three flat lists: input_blocks, middle_block and output_blocks. The index of a layer
 follows from how many layers the blocks before it have, so UNets of any depth are covered.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 
@@ -50,6 +50,7 @@ OPEN_CLIP_OUTER_KEYS = {
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
 }
+OPEN_CLIP_FUSED = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.")
 OPEN_CLIP_VIT_H_LAYERS = 24  # Stable Diffusion 2 uses all but the last
 
 
@@ -76,7 +77,19 @@ def text_encoder_to_ldm(state_dict: StateDict, open_clip: bool) -> StateDict:
     plain = {key: weight for key, weight in plain.items() if not key.endswith("position_ids")}
     if not open_clip:
         return {CLIP_PREFIX + key: weight for key, weight in plain.items()}
-    return {OPEN_CLIP_PREFIX + key: weight for key, weight in _open_clip_items(plain)}
+    fused = {
+        OPEN_CLIP_PREFIX + ldm_key: plain[keys[0]] if len(keys) == 1 else torch.cat([plain[key] for key in keys])
+        for ldm_key, keys in turn_round(open_clip_key_map(plain)).items()
+    }
+    return fused | _last_layer_of_vit_h(fused)
+
+
+def turn_round(key_map: dict[str, str]) -> dict[str, list[str]]:
+    """{LDM key: the diffusers keys of the weights it holds}: one key, or Q, K and V in the order of their fusion."""
+    turned: dict[str, list[str]] = {}
+    for key in sorted(key_map, key=lambda key: [part not in key for part in OPEN_CLIP_FUSED]):
+        turned.setdefault(key_map[key], []).append(key)
+    return turned
 
 
 # --- UNet -----------------------------------------------------------------------------------------------------------
@@ -179,30 +192,25 @@ def _vae_key(key: str, last_up_block: int) -> str:
 # --- text encoder ---------------------------------------------------------------------------------------------------
 
 
-def _open_clip_items(state_dict: StateDict) -> Iterator[tuple[str, torch.Tensor]]:
-    """(OpenCLIP key, weight) of the whole text encoder."""
-    layers: dict[int, StateDict] = {}
-    for key, weight in state_dict.items():
-        if match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", key):
-            layers.setdefault(int(match[1]), {})[match[2]] = weight
-        elif key in OPEN_CLIP_OUTER_KEYS:
-            yield OPEN_CLIP_OUTER_KEYS[key], weight
-        else:
-            raise UserError(f"its text encoder has {key}, which OpenCLIP's does not have")
-    if len(layers) == OPEN_CLIP_VIT_H_LAYERS - 1:
-        # Other programs build the whole ViT-H and expect weights for the last layer too, although it is never used.
-        layers[OPEN_CLIP_VIT_H_LAYERS - 1] = {
-            key: weight.clone() for key, weight in layers[OPEN_CLIP_VIT_H_LAYERS - 2].items()
-        }
-    for number, layer in layers.items():
-        for key, weight in _open_clip_layer_items(layer):
-            yield f"transformer.resblocks.{number}.{key}", weight
+def open_clip_key_map(keys: Iterable[str]) -> dict[str, str]:
+    """{CLIP key: OpenCLIP key}, without OPEN_CLIP_PREFIX; Q, K and V share one. UserError for an unknown key."""
+    return {key: OPEN_CLIP_OUTER_KEYS.get(key) or _open_clip_layer_key(key) for key in keys}
 
 
-def _open_clip_layer_items(layer: StateDict) -> Iterator[tuple[str, torch.Tensor]]:
-    for parameter in ("weight", "bias"):
-        fused = torch.cat([layer[f"self_attn.{projection}_proj.{parameter}"] for projection in "qkv"])
-        yield f"attn.in_proj_{parameter}", fused
-    for key, weight in layer.items():
-        if not re.match(r"self_attn\.[qkv]_proj\.", key):
-            yield _replace_layer(key, OPEN_CLIP_LAYERS), weight
+def _open_clip_layer_key(key: str) -> str:
+    match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", key)
+    if not match:
+        raise UserError(f"its text encoder has {key}, which OpenCLIP's does not have")
+    number, rest = match.groups()
+    if any(projection in rest for projection in OPEN_CLIP_FUSED):
+        return f"transformer.resblocks.{number}.attn.in_proj_{rest.rpartition('.')[2]}"
+    return f"transformer.resblocks.{number}.{_replace_layer(rest, OPEN_CLIP_LAYERS)}"
+
+
+def _last_layer_of_vit_h(weights: StateDict) -> StateDict:
+    """A copy of layer 23 as layer 24 where a model has 23: other programs build the whole ViT-H and expect weights for
+    the last layer too, although it is never used."""
+    first, last = (f"{OPEN_CLIP_PREFIX}transformer.resblocks.{OPEN_CLIP_VIT_H_LAYERS - n}." for n in (2, 1))
+    if any(key.startswith(last) for key in weights):
+        return {}
+    return {last + key.removeprefix(first): weights[key].clone() for key in weights if key.startswith(first)}

@@ -1,0 +1,299 @@
+"""Makes a diffusers folder of a one-file checkpoint, as half of the world's Stable Diffusion models are; once, and
+without a change to any weight.
+"""
+
+import functools
+import hashlib
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from models.ldm_keys import (
+    OPEN_CLIP_VIT_H_LAYERS,
+    VAE_PREFIX,
+    StateDict,
+    open_clip_key_map,
+    turn_round,
+    unet_key_map,
+    vae_key_map,
+)
+from models.one_file_configs import (
+    EMA_PREFIX,
+    CheckpointFile,
+    Sampling,
+    Shape,
+    check_kind,
+    make_configs,
+    read_sampling,
+)
+from models.pickles import PICKLE_SUFFIXES
+from models.tokenizer_files import (
+    check_vocabulary,
+    find_tokenizer,
+    hash_tokenizer,
+    locate_tokenizer_files,
+    write_tokenizer,
+)
+from runtime.errors import UserError, WorkError, advice_for, first_line
+from runtime.files import atomic_folder
+from runtime.paths import display_path
+
+SUFFIX = ".safetensors"
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# What files hold beside the weights that are used: the noise schedule, the parts of CLIP that only compare texts with
+# images, and the EMA where there are other weights.
+NOT_USED = re.compile(
+    r"betas|(\w+_)?alphas_cumprod(_prev)?|posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|"
+    r"scale_factor|v_pred|ztsnr|model_ema\..+|cond_stage_model\.("
+    r"(transformer\.)?((text_model\.)?embeddings\.position_ids|logit_scale|text_projection(\.weight)?)|"
+    rf"model\.(text_projection|logit_scale|attn_mask|transformer\.resblocks\.{OPEN_CLIP_VIT_H_LAYERS - 1}\..+))"
+)
+NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is made of a file: configs, and for each part the weights in the file that it is made of."""
+
+    kind: str  # in words: version, prediction type, which of two sets of weights
+    configs: dict[str, dict[str, Any]]
+    parts: dict[str, dict[str, list[str]]]  # {part: {name in the file: its diffusers keys}}
+    shapes: dict[str, dict[str, Shape]]  # {part: {diffusers key: shape}}
+
+
+def convert_one_file(
+    path: Path, asked: str, to: Path, tokenizer: Path | None, allow_pickle: bool, cache_dir: Path | None
+) -> Path:
+    """The diffusers folder below `to` that holds the weights of `path`; made only once, as its name follows from the
+    content of the file, of the .yaml beside it and of `tokenizer` (None: CLIP's, from the hub).
+
+    UserError that begins with `asked` if the file is not a whole Stable Diffusion 1.x or 2.x, or cannot be read.
+    """
+    _check_suffix(path, asked, allow_pickle)
+    tokenizer = find_tokenizer(tokenizer) if tokenizer else None
+    converted = to / f"{path.stem}-{_hash_content(path, tokenizer)[:8]}"
+    if converted.is_dir():
+        return converted
+    with open_checkpoint(path, asked) as file:
+        conversion = plan_conversion(file, asked)
+        words = locate_tokenizer_files(tokenizer, asked, cache_dir)
+        _check_disk_space(path, to)
+        print(f"converting {display_path(path)} ({conversion.kind}) into {display_path(converted)}", flush=True)
+        with atomic_folder(converted) as partial:
+            write_tokenizer(words, file.version, partial / "tokenizer")
+            check_vocabulary(partial, conversion.configs["text_encoder"]["vocab_size"], asked)
+            write_folder(file, conversion, partial, asked)
+    return converted
+
+
+def _check_suffix(path: Path, asked: str, allow_pickle: bool) -> None:
+    if path.suffix in PICKLE_SUFFIXES and not allow_pickle:
+        raise UserError(
+            f"{asked}: a pickle, which can run code when it is read; use a .safetensors file, or, if you trust its "
+            "maker, let training convert it with --allow_pickle"
+        )
+    if path.suffix not in (SUFFIX, *PICKLE_SUFFIXES):
+        raise UserError(f"{asked}: not a model; name a folder in diffusers' format, a hub id or a {SUFFIX} file")
+
+
+def _hash_content(path: Path, tokenizer: Path | None) -> str:
+    digest = hashlib.sha256()
+    for part in (path, path.with_suffix(".yaml")):
+        if part.is_file():
+            with open(part, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    digest.update(hash_tokenizer(tokenizer).encode() if tokenizer else b"")
+    return digest.hexdigest()
+
+
+def _check_disk_space(path: Path, to: Path) -> None:
+    existing = next(folder for folder in (to, *to.parents) if folder.is_dir())
+    needed, free = path.stat().st_size, shutil.disk_usage(existing).free
+    if needed > free:
+        raise WorkError(
+            f"{to}: {path.name} as a folder takes {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; make room"
+        )
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_checkpoint(path: Path, asked: str) -> Iterator[CheckpointFile]:
+    """The file, of which only the header is read. A pickle is read as a whole, and no code in it is run."""
+    if path.suffix != SUFFIX:
+        weights = _load_pickle(path, asked)
+        shapes = {key: tuple(weight.shape) for key, weight in weights.items()}
+        yield CheckpointFile(path, shapes, {}, lambda key: weights[key].clone())
+        return
+    try:
+        file = safe_open(path, "pt")
+    except (OSError, SafetensorError) as error:
+        if advice_for(error) or isinstance(error, PermissionError):
+            raise
+        raise UserError(f"{asked}: {_why_not_safetensors(path)} ({first_line(error)})") from None
+    with file as opened:
+        keys = opened.keys()
+        shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in keys}
+        yield CheckpointFile(path, shapes, opened.metadata() or {}, opened.get_tensor)
+
+
+def _why_not_safetensors(path: Path) -> str:
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if zipfile.is_zipfile(path) or head[:1] == b"\x80":
+        return "a pickle, though it is named as a safetensors file; rename it to .ckpt if you trust its maker"
+    if head.startswith(b"version https://git-lfs"):
+        return "a note of Git LFS in place of the file; `git lfs pull` fetches it"
+    return "not a whole safetensors file; download it again"
+
+
+def _load_pickle(path: Path, asked: str) -> StateDict:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling arbitrary bytes raises almost anything
+        if advice_for(error) or isinstance(error, PermissionError):
+            raise
+        raise UserError(f"{asked}: cannot be read as weights alone: {first_line(error)}") from None
+    weights = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    items = weights.items() if isinstance(weights, dict) else ()
+    return {key: weight for key, weight in items if isinstance(weight, torch.Tensor)}
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def plan_conversion(file: CheckpointFile, asked: str) -> Conversion:
+    """UserError for a file of another kind, and one that names the weights that are missing, too many or misshapen."""
+    check_kind(file, asked)
+    sampling = read_sampling(file, asked)
+    configs = make_configs(file, sampling, asked)
+    shapes = _shapes_of_model(configs)
+    parts = {
+        "unet": {file.unet_name(name): keys for name, keys in turn_round(unet_key_map(shapes["unet"])).items()},
+        "vae": {VAE_PREFIX + name: keys for name, keys in turn_round(vae_key_map(shapes["vae"])).items()},
+        "text_encoder": _text_encoder_names(file, shapes["text_encoder"]),
+    }
+    wanted = {name for names in parts.values() for name in names}
+    extra = [name for name in file.shapes if name not in wanted and not NOT_USED.fullmatch(name)]
+    _refuse_weights(f"{asked}: weights are missing", wanted - file.shapes.keys())
+    _refuse_weights(f"{asked}: it has weights that Stable Diffusion {file.version}.x does not have", extra)
+    conversion = Conversion(_describe(file, sampling), configs, parts, shapes)
+    _refuse_weights(
+        f"{asked}: weights have other sizes than the rest of the file asks for", _misshapen(file, conversion)
+    )
+    return conversion
+
+
+def _describe(file: CheckpointFile, sampling: Sampling) -> str:
+    zero_snr = ", zero terminal SNR" if sampling.zero_snr else ""
+    ema = ""
+    if file.has_ema and file.has_unet:
+        ema = f"; its weights are taken, as other programs do, and those of their EMA ({EMA_PREFIX}*) left out"
+    elif file.has_ema:
+        ema = f"; the weights of the EMA ({EMA_PREFIX}*) are taken, as it has no others"
+    return f"Stable Diffusion {file.version}.x, {sampling.prediction_type}{zero_snr}{ema}"
+
+
+def _shapes_of_model(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Shape]]:
+    """{part: {key of its state dict: shape}}, of models without data."""
+    with torch.device("meta"):
+        models: dict[str, torch.nn.Module] = {
+            "unet": UNet2DConditionModel.from_config(configs["unet"]),
+            "vae": AutoencoderKL.from_config(configs["vae"]),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
+        }
+    return {
+        part: {
+            key.removeprefix("text_model."): tuple(weight.shape)
+            for key, weight in model.state_dict().items()
+            if not key.endswith("position_ids")
+        }
+        for part, model in models.items()
+    }
+
+
+def _text_encoder_names(file: CheckpointFile, keys: Iterable[str]) -> dict[str, list[str]]:
+    if file.version == 1:
+        return {f"{file.clip_prefix}{key}": [key] for key in keys}
+    return {f"{file.clip_prefix}{name}": fused for name, fused in turn_round(open_clip_key_map(keys)).items()}
+
+
+def _misshapen(file: CheckpointFile, conversion: Conversion) -> list[str]:
+    """The names in the file whose weights cannot become those of the model."""
+    found = []
+    for part, names in conversion.parts.items():
+        for name, keys in names.items():
+            first, *rest = conversion.shapes[part][keys[0]]
+            wanted, shape = (first * len(keys), *rest), file.shapes[name]
+            if shape != wanted and shape != (*wanted, 1, 1):  # the VAE's attention: a 1x1 convolution in the file
+                found.append(f"{name} {shape}")
+    return found
+
+
+def _refuse_weights(message: str, names: Iterable[str]) -> None:
+    names = sorted(names)
+    if names:
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        raise UserError(f"{message}: {', '.join(names[:NAMES_SHOWN])}{more}")
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def write_folder(file: CheckpointFile, conversion: Conversion, folder: Path, asked: str) -> None:
+    """Writes all but the tokenizer, one part after the other."""
+    for part, name in WEIGHTS.items():
+        _write_json(folder / part / "config.json", conversion.configs[part])
+        save_file(read_part(file, conversion, part, asked), folder / part / name, {"format": "pt"})
+        (folder / part / name).chmod((folder / part / "config.json").stat().st_mode)  # save_file: for its owner only
+    scheduler = conversion.configs["scheduler"]
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    _write_json(folder / "model_index.json", {**MODEL_INDEX, "scheduler": ["diffusers", scheduler["_class_name"]]})
+
+
+def read_part(file: CheckpointFile, conversion: Conversion, part: str, asked: str) -> StateDict:
+    """A part's weights under diffusers' names, in the file's own precision; in fp32 where that is not one for all."""
+    prefix = "text_model." if part == "text_encoder" else ""  # the layout that every version of transformers reads
+    weights: StateDict = {}
+    for name, keys in conversion.parts[part].items():
+        for key, weight in zip(keys, file.read(name).chunk(len(keys)), strict=True):
+            weights[prefix + key] = weight.reshape(conversion.shapes[part][key]).clone()
+    found = {weight.dtype for weight in weights.values()}
+    if not found.issubset(DTYPES):
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found.difference(DTYPES)))
+        raise UserError(f"{asked}: its {part} is stored as {names}; fp16, bf16 and fp32 can be used")
+    widest = functools.reduce(torch.promote_types, found)
+    return {key: weight.to(widest).contiguous() for key, weight in weights.items()}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,83 @@
+"""The tokenizer of a one-file model, which the file does not hold: from a folder, or CLIP's from the hub."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from transformers import CLIPTokenizer
+
+from models.folders import loading_errors
+from runtime.errors import UserError, hub_error_reason
+
+CLIP = "openai/clip-vit-large-patch14"  # Stable Diffusion 2.x has the same vocabulary
+VOCABULARY = ("vocab.json", "merges.txt")
+CONFIG = "tokenizer_config.json"
+OTHER_FILES = ("tokenizer.json", CONFIG, "special_tokens_map.json", "added_tokens.json")
+PADDING = {1: "<|endoftext|>", 2: "!"}  # by the version of Stable Diffusion
+
+
+def find_tokenizer(folder: Path) -> Path:
+    """`folder` itself, or the `tokenizer/` in it. UserError if neither holds a CLIP tokenizer."""
+    for candidate in (folder / "tokenizer", folder):
+        if all((candidate / name).is_file() for name in VOCABULARY) or (candidate / "tokenizer.json").is_file():
+            return candidate
+    raise UserError(
+        f"--tokenizer {folder}: no tokenizer in this folder (vocab.json and merges.txt), nor in a tokenizer/ below it"
+    )
+
+
+def hash_tokenizer(folder: Path) -> str:
+    """64 hex digits of the files that make a tokenizer."""
+    digest = hashlib.sha256()
+    for path in _files_in(folder):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [folder / name for name in (*VOCABULARY, *OTHER_FILES) if (folder / name).is_file()]
+
+
+def locate_tokenizer_files(folder: Path | None, asked: str, cache_dir: Path | None) -> list[Path]:
+    """The files in `folder`; None: CLIP's vocabulary, from the hub or its cache.
+
+    UserError that says how to bring a tokenizer, where the hub cannot be reached.
+    """
+    if folder:
+        return _files_in(folder)
+    try:
+        return [Path(hf_hub_download(CLIP, name, cache_dir=cache_dir)) for name in VOCABULARY]
+    except Exception as error:  # the hub's errors have no common class
+        raise UserError(
+            f"{asked}: a file holds no tokenizer, and {CLIP} is not available from the Hugging Face hub "
+            f"({hub_error_reason(error)}); run `bash job.sh setup` with this MODEL where there is internet, or name "
+            "a folder that holds a tokenizer: --tokenizer FOLDER"
+        ) from None
+
+
+def write_tokenizer(files: list[Path], version: int, to: Path) -> None:
+    """The folder `to` of these files; without a config among them, with that of Stable Diffusion 1.x or 2.x, which
+    differ in what they pad with."""
+    to.mkdir()
+    for path in files:
+        shutil.copyfile(path, to / path.name)
+    if (to / CONFIG).exists():
+        return
+    end = "<|endoftext|>"
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": "<|startoftext|>"}
+    config |= {"eos_token": end, "unk_token": end, "pad_token": PADDING[version]}
+    (to / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def check_vocabulary(folder: Path, words: int, asked: str) -> None:
+    """UserError if the tokenizer in `folder`/tokenizer does not have as many tokens as the text encoder."""
+    with loading_errors(folder, "tokenizer"):
+        found = len(CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+    if found != words:
+        raise UserError(
+            f"{asked}: the tokenizer has {found} tokens, the text encoder in the file {words}; name the tokenizer "
+            "that belongs to it: --tokenizer FOLDER"
+        )

@@ -250,6 +250,26 @@ def test_an_adapter_that_is_no_plain_lora_is_refused_by_its_kind(tiny_model, tmp
         load_generation_unet(find_weights(str(tiny_model), loras=[str(tmp_path / "other.safetensors")]), torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("layer", "width", "complaint"),
+    [
+        (LAYER.replace("blocks.1", "blocks.3"), 16, "this model has no down_blocks.3"),
+        (LAYER.replace("to_q", "to_k"), 24, "attn1.to_k takes 24 values, in this model 16"),
+    ],
+)
+@pytest.mark.parametrize("is_kohyas", [True, False])
+def test_a_lora_of_another_base_is_refused(tiny_model, tmp_path, layer, width, complaint, is_kohyas):
+    """Though the first of its layers has a place: diffusers would take that one alone."""
+    tensors = {}
+    for name, size in ((LAYER, 16), (layer, width)):
+        kohya = "lora_unet_" + name.replace(".", "_")
+        down, up = [f"{kohya}.lora_{end}" if is_kohyas else f"unet.{name}.lora.{end}" for end in ("down", "up")]
+        tensors |= {f"{down}.weight": torch.zeros(2, size), f"{up}.weight": torch.zeros(16, 2)}
+    save_file(tensors, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=f"other.safetensors: for another base: .*{complaint}"):
+        load_generation_unet(find_weights(str(tiny_model), loras=[str(tmp_path / "other.safetensors")]), torch.float32)
+
+
 def test_a_loras_run_counts_whatever_base_is_named(runs, tiny_model):
     found = find_weights(str(tiny_model), loras=[str(runs["lora"] / "checkpoint-2")])
     assert found.run["trigger"] == "sks" and trigger_warning(found, ["jeans"])

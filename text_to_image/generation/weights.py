@@ -17,7 +17,7 @@ from models.defaults import REAL_MODEL
 from models.finding import find_bases, find_model
 from models.folders import PARTS, FolderLike, ModelFolder, fingerprint_file, fingerprint_model, loading_errors
 from models.loading import load_text_encoder, load_unet
-from models.lora import LORA_FILE, fuse_into_text_encoder, refuse_other_adapters
+from models.lora import LORA_FILE, fuse_into_text_encoder, refuse_other_adapters, refuse_other_bases
 from models.sampling import load_sampler
 from runs.checkpoints import complete_checkpoints, find_missing_file
 from runs.records import RUN_FILE, read_run
@@ -243,6 +243,8 @@ def _lora_state(file: Path, unet: UNet2DConditionModel | None) -> tuple[dict, di
         raise UserError(
             f"{file}: not a LoRA for Stable Diffusion 1.x or 2.x: it has {min(state, default='no weights')}"
         )
+    if unet:
+        refuse_other_bases(file, state, unet)
     return state, alphas, metadata
 
 

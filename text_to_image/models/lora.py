@@ -98,6 +98,28 @@ def refuse_other_adapters(file: Path) -> None:
             raise UserError(f"{file}: a {kind} adapter ({found}); only plain LoRAs can be used")
 
 
+def refuse_other_bases(file: Path, state: dict[str, torch.Tensor], unet: UNet2DConditionModel) -> None:
+    """UserError where layers of the LoRA `state`, under diffusers' names, have no place in `unet`.
+
+    diffusers leaves such layers out as long as one of the others has a place.
+    """
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    unet_state = {name: tensor for name, tensor in state.items() if name.startswith("unet.")}
+    if unet_state and not any(".lora_A." in name for name in unet_state):
+        unet_state = convert_unet_state_dict_to_peft(unet_state)
+    linears_and_convs = (torch.nn.Linear, torch.nn.Conv2d)
+    widths = {name: m.weight.shape[1] for name, m in unet.named_modules() if isinstance(m, linears_and_convs)}
+    for name, down in unet_state.items():
+        layer, is_down, _ = name.removeprefix("unet.").partition(".lora_A.")
+        if is_down and layer not in widths:
+            raise UserError(f"{file}: for another base: this model has no {layer}")
+        if is_down and down.shape[1] != widths[layer]:
+            raise UserError(
+                f"{file}: for another base: {layer} takes {down.shape[1]} values, in this model {widths[layer]}"
+            )
+
+
 def fuse_into_text_encoder(text_encoder: CLIPTextModel) -> None:
     """Adds the loaded adapter to the weights that it stands beside and takes it off, so that another can follow."""
     from diffusers.loaders.lora_base import fuse_text_encoder_lora

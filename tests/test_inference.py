@@ -17,6 +17,7 @@ from generated_folder import QUICK, pixels, rows
 from generation import image_generator
 from generation.generate import generate
 from inference import parse_args
+from models.lora import LORA_FILE
 from models.samplers import SamplingSettings
 from runtime.errors import UserError, WorkError
 
@@ -59,7 +60,8 @@ def test_which_weights_generate_is_what_was_asked_for(monkeypatch, tiny_model):
 
     monkeypatch.setattr("generation.generate.find_weights", find)
     flags = ["--checkpoint", "checkpoint-2", "--lora", "x", "--lora_scale", "0.5", "--prompt", "x"]
-    with pytest.raises(UserError, match=r"'checkpoint-2', 'x', 0\.5\)"):
+    flags += ["--lora", "y", "--lora_scale", "2"]
+    with pytest.raises(UserError, match=r"'checkpoint-2', \['x', 'y'\], \[0\.5, 2\.0\]\)"):
         generate(parse_args(["--model", str(tiny_model), *flags]))
 
 
@@ -176,6 +178,7 @@ def test_a_long_prompt_is_read_as_training_read_its_captions_and_the_cut_is_said
         (["--scheduler", "none"], "--scheduler"),
         (["--scheduler", "lcm", "--steps", "60"], "--steps 60.*--scheduler lcm"),
         (["--lora", "no/such-lora"], "--lora no/such-lora"),
+        (["--lora", "x", "--lora", "y", "--lora_scale", "1"], "--lora_scale is missing"),
     ],
 )
 def test_wrong_input_is_refused_by_name(monkeypatch, tmp_path, flags, named):
@@ -269,10 +272,13 @@ def test_the_trigger_phrase_is_mentioned_where_a_prompt_lacks_it(images_of, fini
 
 
 def test_a_lora_brings_its_base_and_a_checkpoint_is_the_newest_runs(monkeypatch, finished_run, tmp_path):
-    args = parse_args(["--lora", str(finished_run), "--lora_scale", "0.5", "--prompt", "x"])
-    assert (args.model, args.lora, args.lora_scale) == (str(finished_run), None, 0.5)
+    scales = ["--lora_scale", "0.5", "--lora_scale", "2"]
+    args = parse_args(["--lora", str(finished_run), "--lora", "another", *scales, "--prompt", "x"])
+    assert (args.model, args.lora, args.lora_scale) == (str(finished_run), ["another"], [0.5, 2.0])
+    file = parse_args(["--lora", str(finished_run / LORA_FILE), "--prompt", "x"])
+    assert (file.model, file.lora, file.lora_scale) == (str(finished_run), [], [])
     checkpoint = parse_args(["--lora", str(finished_run / "checkpoint-2"), "--prompt", "x"])
-    assert (checkpoint.model, checkpoint.lora, checkpoint.checkpoint) == (str(finished_run), None, "checkpoint-2")
+    assert (checkpoint.model, checkpoint.lora, checkpoint.checkpoint) == (str(finished_run), [], "checkpoint-2")
     monkeypatch.setattr(inference, "newest_run", lambda: finished_run)
     monkeypatch.setattr(inference, "newest_finished_run", lambda: tmp_path)
     assert parse_args(["--checkpoint", "latest"]).model == str(finished_run)

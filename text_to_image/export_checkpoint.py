@@ -1,5 +1,5 @@
-"""Writes a model as one .safetensors file that AUTOMATIC1111, ComfyUI and
-InvokeAI load.
+"""Writes a model, or a LoRA, as one .safetensors file that AUTOMATIC1111,
+ComfyUI and InvokeAI load.
 """
 
 import argparse
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from runs.records import newest_finished_run, newest_run
 from runtime.errors import UserError, exit_with, require_packages
-from runtime.flags import FlagParser, YesNo, absolute_path, expanded_path
+from runtime.flags import FlagParser, YesNo, absolute_path, expanded_path, non_negative_float
 
 EXAMPLES = """\
   python text_to_image/export_checkpoint.py --to jeans.safetensors
@@ -15,8 +15,15 @@ EXAMPLES = """\
   python text_to_image/export_checkpoint.py --model output/pictures-1a2b3c4d \\
     --to ~/webui/models/Stable-diffusion/jeans.safetensors --title "My jeans"
 
+  python text_to_image/export_checkpoint.py --model output/pictures-1a2b3c4d \\
+    --to jeans.safetensors --lora_only
+
+  python text_to_image/export_checkpoint.py \\
+    --model stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+    --lora style.safetensors --lora_scale 0.8 --to styled.safetensors
+
 The model must be a Stable Diffusion 1.x or 2.x. A LoRA (a run with --lora_rank)
-is fused into its base.
+is fused into its base, unless --lora_only writes it by itself.
 
 AUTOMATIC1111 needs a .yaml beside a file of Stable Diffusion 2.x, or of 1.x
 with v prediction. It is written too, under the same name.
@@ -51,6 +58,19 @@ def build_parser() -> FlagParser:
         "CLIP's, from the hub)",
     )  # fmt: skip
     parser.add_argument(
+        "--lora_only", action="store_true",
+        help="write only the LoRA that the run in --model trained, not the model with it (default: the whole model)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lora", action="append", metavar="FILE",
+        help="a LoRA to fuse into --model: a .safetensors file, a folder or a hub id; may be given several times "
+        "(default: none)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lora_scale", action="append", type=non_negative_float, metavar="X",
+        help="strength of the LoRA; with several --lora one for each, in the same order (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
         "--dtype", choices=("fp16", "bf16", "fp32"), default="fp16",
         help="precision of the weights in the file; fp32 makes it twice as large (default: %(default)s)",
     )  # fmt: skip
@@ -67,22 +87,35 @@ def build_parser() -> FlagParser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The checked arguments, with the default model filled in. UserError where one is missing."""
+    """The checked arguments, with the default model filled in; `lora` and `lora_scale` are lists.
+
+    UserError where one is missing or two contradict each other.
+    """
     args = build_parser().parse_args(argv)
     if not args.to:
         raise UserError("--to is needed: the file to write, such as jeans.safetensors")
+    if args.lora_only and (args.lora or args.lora_scale):
+        raise UserError("--lora_only writes the LoRA of the run in --model as it is: without --lora and --lora_scale")
+    if args.lora and not args.model:
+        raise UserError("--lora needs --model: the base that the LoRA is fused into")
     model = args.model or (newest_run() if args.checkpoint else newest_finished_run())
     if not model:
         raise UserError("--model is needed: there is no finished run in output/")
-    return argparse.Namespace(**{**vars(args), "model": str(model)})
+    lists = {"lora": args.lora or [], "lora_scale": args.lora_scale or []}
+    return argparse.Namespace(**{**vars(args), **lists, "model": str(model)})
 
 
 def main() -> None:
     args = parse_args()
     require_packages()
-    from exporting.export import export_checkpoint
+    if args.lora_only:
+        from exporting.lora_file import export_lora
 
-    export_checkpoint(args)
+        export_lora(args)
+    else:
+        from exporting.export import export_checkpoint
+
+        export_checkpoint(args)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 from generation.request_list import GenerationRequest, read_requests
 from models.defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, merge_defaults
 from models.samplers import DEFAULT_SAMPLER, SAMPLERS
-from runs.records import newest_finished_run, newest_run, read_run
+from runs.records import RESULT_FILES, newest_finished_run, newest_run, read_run
 from runtime.errors import UserError, exit_with, require_packages
 from runtime.flags import (
     FlagParser,
@@ -85,10 +85,11 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
     flag("--checkpoint", metavar="NAME",
          help="a checkpoint of the run in --model, such as checkpoint-100 or latest, with its EMA weights if it has "
               "them; checkpoint-100/unet uses the other weights (default: the run's result)")
-    flag("--lora", metavar="FOLDER",
-         help="a LoRA for the model: a folder, a .safetensors file or a hub id (default: none)")
-    flag("--lora_scale", type=non_negative_float, default=1.0, metavar="X",
-         help="strength of the LoRA; 0 turns it off (default: 1)")
+    flag("--lora", action="append", metavar="FOLDER",
+         help="a LoRA for the model: a folder, a .safetensors file or a hub id; may be given several times, they add "
+              "up (default: none)")
+    flag("--lora_scale", action="append", type=non_negative_float, metavar="X",
+         help="strength of the LoRA, 0 turns it off; with several --lora one for each, in the same order (default: 1)")
     flag("--tokenizer", type=absolute_path, metavar="FOLDER",
          help="the tokenizer of a --model that is one file: its folder, or one with a tokenizer/ in it (default: "
               "CLIP's, from the hub)")
@@ -147,19 +148,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags, checked, with the model filled in.
 
     `requests` holds the prompts, `origins` where each value is from, `model_named` whether a flag names the model.
+    `lora` and `lora_scale` are lists.
 
     Raises UserError for wrong flags, prompts or defaults of the model.
     """
     parser = build_parser()
     given: dict[str, Any] = given_flags(parser, argv)
     model_named = bool(given.keys() & {"model", "lora"})
+    if 0 < len(given.get("lora_scale", ())) < len(given.get("lora", ())):
+        raise UserError("--lora_scale is missing for some of the --lora: give one for each, in the same order")
     given |= choose_model(given)
     folder = Path(given["model"]).expanduser()
     run = read_run(folder) or {}
     given["requests"] = choose_requests(given, run)
     names = vars(parser.parse_args([]))
     args = merge_defaults(parser, given, defaults_file(folder, run), set(names) - MODEL_MAY_SET)
-    return argparse.Namespace(**vars(args), model_named=model_named)
+    lists = {"lora": args.lora or [], "lora_scale": args.lora_scale or []}
+    return argparse.Namespace(**{**vars(args), **lists}, model_named=model_named)
 
 
 def choose_requests(given: dict[str, Any], run: dict[str, Any]) -> list[GenerationRequest]:
@@ -173,19 +178,20 @@ def choose_requests(given: dict[str, Any], run: dict[str, Any]) -> list[Generati
     return requests
 
 
-def choose_model(given: dict[str, Any]) -> dict[str, str | None]:
+def choose_model(given: dict[str, Any]) -> dict[str, Any]:
     """--model, with the --lora and --checkpoint that follow from it.
 
-    Without --model: the run that made the --lora, else the newest finished run (with --checkpoint: the newest run),
-    else the starter model.
+    Without --model: the run that made the first --lora, else the newest finished run (with --checkpoint: the newest
+    run), else the starter model.
     """
     model, lora, checkpoint = (given.get(name) for name in ("model", "lora", "checkpoint"))
-    if model is None and lora is not None:
-        folder = Path(lora).expanduser()
+    if model is None and lora:
+        name = lora[0] if Path(lora[0]).name not in RESULT_FILES else str(Path(lora[0]).parent)
+        folder = Path(name).expanduser()
         if read_run(folder):
-            return {"model": lora, "lora": None, "checkpoint": checkpoint}
-        if read_run(folder.parent):
-            return {"model": str(folder.parent), "lora": None, "checkpoint": folder.name}
+            return {"model": name, "lora": lora[1:], "checkpoint": checkpoint}
+        if not folder.is_file() and read_run(folder.parent):
+            return {"model": str(folder.parent), "lora": lora[1:], "checkpoint": folder.name}
     newest = newest_run if checkpoint else newest_finished_run
     return {"model": model or str(newest() or STARTER), "lora": lora, "checkpoint": checkpoint}
 

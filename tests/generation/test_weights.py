@@ -1,5 +1,6 @@
 """Which weights generate is what the flags ask for."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from generation.weights import (
     load_generation_unet,
     trigger_warning,
 )
-from models.folders import ModelFolder
+from models.folders import PARTS, ModelFolder, fingerprint_model
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE
 from runs.checkpoints import MANIFEST
@@ -74,11 +75,11 @@ def test_the_latest_checkpoint_of_an_unfinished_run_is_used_with_its_base(runs, 
 
 def test_a_lora_has_the_strength_that_is_asked_for(runs, tiny_model):
     base = state_of(load_unet(tiny_model))
-    whole, half, none = (unet_of(runs["lora"], lora_scale=scale) for scale in (1.0, 0.5, 0.0))
+    whole, half, none = (unet_of(runs["lora"], lora_scales=[scale]) for scale in (1.0, 0.5, 0.0))
     assert same(none, base) and not same(whole, base, 1e-4)
     assert same(half, {name: (base[name] + whole[name]) / 2 for name in base}, 1e-5)
-    assert same(unet_of(tiny_model, lora=str(runs["lora"])), whole)
-    assert same(unet_of(tiny_model, lora=str(runs["lora"] / LORA_FILE)), whole)
+    assert same(unet_of(tiny_model, loras=[str(runs["lora"])]), whole)
+    assert same(unet_of(tiny_model, loras=[str(runs["lora"] / LORA_FILE)]), whole)
     checkpoint = find_weights(str(runs["lora"]), "latest")
     assert checkpoint.loras == ((runs["lora"] / "checkpoint-2" / LORA_FILE, 1.0),)
 
@@ -99,10 +100,32 @@ def test_a_base_that_is_gone_is_named(runs, tmp_path):
         find_weights(str(folder))
 
 
-def test_two_loras_add_up_and_the_scale_is_the_last_ones(runs, tiny_model):
+def test_loras_add_up_each_with_its_own_scale(runs, tiny_model):
     base, one = state_of(load_unet(tiny_model)), unet_of(runs["lora"])
-    both = unet_of(runs["lora"], lora=str(runs["lora"]), lora_scale=0.5)
-    assert same(both, {name: one[name] + (one[name] - base[name]) / 2 for name in base}, 1e-5)
+    early = unet_of(tiny_model, loras=[str(runs["lora"] / "checkpoint-1")])
+
+    def added(late_scale: float, early_scale: float) -> dict[str, torch.Tensor]:
+        both = {name: (one[name] - base[name], early[name] - base[name]) for name in base}
+        return {name: base[name] + late_scale * late + early_scale * soon for name, (late, soon) in both.items()}
+
+    named = [str(runs["lora"]), str(runs["lora"] / "checkpoint-1")]
+    assert not same(one, early, 1e-4)
+    assert same(unet_of(tiny_model, loras=named), added(1, 1), 1e-5)
+    assert same(unet_of(tiny_model, loras=named, lora_scales=[0.25, 2.0]), added(0.25, 2.0), 1e-5)
+    own = {"loras": named[1:]}  # the run's own LoRA comes first, its scale may be left out
+    assert same(unet_of(runs["lora"], **own, lora_scales=[0.5]), added(1, 0.5), 1e-5)
+    assert same(unet_of(runs["lora"], **own, lora_scales=[0.5, 2.0]), added(0.5, 2.0), 1e-5)
+
+
+def test_pictures_with_one_lora_keep_their_names(runs, tiny_model):
+    """The fingerprint enters the file names, the recorded name stands in images.jsonl."""
+    file = runs["lora"] / LORA_FILE
+    found = find_weights(str(tiny_model), loras=[str(file)], lora_scales=[0.5])
+    parts = [part for part in PARTS if part != "unet"]
+    facts = f"{fingerprint_model(found.base, parts)} {fingerprint_model(found.base, ['unet'])}"
+    facts += f" {hashlib.sha256(file.read_bytes()).hexdigest()} 0.5"
+    assert found.fingerprint() == hashlib.sha256(facts.encode()).hexdigest()
+    assert found.recorded_name == f"{tiny_model} + lora/{LORA_FILE} at 0.5"
 
 
 def test_a_lora_in_kohyas_format_is_read_with_its_alpha(tiny_model, tmp_path):
@@ -113,7 +136,7 @@ def test_a_lora_in_kohyas_format_is_read_with_its_alpha(tiny_model, tmp_path):
     name = "lora_unet_" + LAYER.replace(".", "_")
     tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
     save_file(tensors, tmp_path / "style.safetensors")
-    changed = unet_of(tiny_model, lora=str(tmp_path / "style.safetensors"))
+    changed = unet_of(tiny_model, loras=[str(tmp_path / "style.safetensors")])
     assert torch.allclose(changed[f"{LAYER}.weight"], base[f"{LAYER}.weight"] + up @ down / 2, atol=1e-5)
     assert same({**changed, f"{LAYER}.weight": base[f"{LAYER}.weight"]}, base)
 
@@ -125,20 +148,42 @@ def test_a_loras_weights_for_the_text_encoder_are_used(tiny_model, tmp_path):
     save_file(tensors, tmp_path / LORA_FILE)
     tokens = torch.tensor([[1, 2, 3]])
     plain, changed, none = (
-        load_generation_text_encoder(find_weights(str(tiny_model), lora=lora, lora_scale=scale), torch.float32)(
+        load_generation_text_encoder(find_weights(str(tiny_model), loras=loras, lora_scales=scales), torch.float32)(
             tokens
         )[0]
-        for lora, scale in ((None, 1.0), (str(tmp_path), 1.0), (str(tmp_path), 0.0))
+        for loras, scales in (([], []), ([str(tmp_path)], [1.0]), ([str(tmp_path)], [0.0]))
     )
     assert not torch.allclose(plain, changed, atol=1e-4)
     assert torch.allclose(plain, load_text_encoder(tiny_model)(tokens)[0]) and torch.allclose(plain, none, atol=1e-6)
+
+
+def test_several_loras_change_the_text_encoder_together(tiny_model, tmp_path):
+    """In kohya's names, with an alpha of half the rank."""
+    base = load_text_encoder(tiny_model).state_dict()
+    expected = dict(base)
+    for number, scale in enumerate((1.0, 0.5)):
+        torch.manual_seed(number)
+        tensors = {}
+        for layer in ("q_proj", "out_proj"):
+            down, up = torch.randn(2, 16), torch.randn(16, 2)
+            name = f"lora_te_text_model_encoder_layers_0_self_attn_{layer}"
+            tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+            tensors[f"{name}.alpha"] = torch.tensor(1.0)
+            [key] = [key for key in base if key.endswith(f"layers.0.self_attn.{layer}.weight")]
+            expected[key] = expected[key] + scale * up @ down / 2
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+    loras = [str(tmp_path / f"{number}.safetensors") for number in range(2)]
+    weights = find_weights(str(tiny_model), loras=loras, lora_scales=[1.0, 0.5])
+    changed = load_generation_text_encoder(weights, torch.float32).state_dict()
+    assert same(changed, expected, 1e-5)
+    assert same(state_of(load_generation_unet(weights, torch.float32)), state_of(load_unet(tiny_model)))
 
 
 def test_other_weights_have_another_fingerprint(runs, tiny_model):
     checkpoints = ("checkpoint-1", "checkpoint-2", "checkpoint-2/unet")
     several = [find_weights(str(tiny_model)), find_weights(str(runs["unet"]))]
     several += [find_weights(str(runs["unet"]), name) for name in checkpoints]
-    several += [find_weights(str(runs["lora"]), lora_scale=scale) for scale in (0.5, 1.0)]
+    several += [find_weights(str(runs["lora"]), lora_scales=[scale]) for scale in (0.5, 1.0)]
     assert len({weights.fingerprint() for weights in several}) == len(several)
     assert find_weights(str(tiny_model)).fingerprint() == several[0].fingerprint()
 
@@ -161,19 +206,22 @@ def test_prompts_without_the_trigger_phrase_are_counted(runs, tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "lora", "scale", "complaint"),
+    ("checkpoint", "loras", "scales", "complaint"),
     [
-        ("checkpoint-9", None, 1, "checkpoint-9: .*checkpoint-1, checkpoint-2"),
-        ("../unet", None, 1, "--checkpoint"),
-        ("checkpoint-1/vae", None, 1, "vae.*unet, unet_ema"),
-        (None, "no/such-lora", 1, "--lora no/such-lora"),
-        (None, None, 0.5, "--lora_scale 0.5"),
+        ("checkpoint-9", [], [], "checkpoint-9: .*checkpoint-1, checkpoint-2"),
+        ("../unet", [], [], "--checkpoint"),
+        ("checkpoint-1/vae", [], [], "vae.*unet, unet_ema"),
+        (None, ["no/such-lora"], [], "--lora no/such-lora"),
+        (None, [], [0.5], "--lora_scale 0.5"),
+        (None, ["LORA", "LORA"], [0.5], "--lora_scale is given 1 times, --lora 2 times"),
+        (None, ["LORA"], [0.5, 1.0], "--lora_scale is given 2 times, --lora 1 times"),
     ],
 )
-def test_missing_weights_are_refused_by_name(runs, monkeypatch, checkpoint, lora, scale, complaint):
+def test_missing_weights_are_refused_by_name(runs, monkeypatch, checkpoint, loras, scales, complaint):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    loras = [lora.replace("LORA", str(runs["lora"])) for lora in loras]
     with pytest.raises(UserError, match=complaint):
-        find_weights(str(runs["unet"]), checkpoint, lora, scale)
+        find_weights(str(runs["unet"]), checkpoint, loras, scales)
 
 
 def test_a_checkpoint_needs_a_run_and_a_lora_its_base(runs, tiny_model, tmp_path):
@@ -184,16 +232,45 @@ def test_a_checkpoint_needs_a_run_and_a_lora_its_base(runs, tiny_model, tmp_path
         find_weights(str(tmp_path))
     (tmp_path / "other.safetensors").write_bytes(b"\0" * 8)
     with pytest.raises(UserError, match="other.safetensors"):
-        load_generation_unet(find_weights(str(tiny_model), lora=str(tmp_path / "other.safetensors")), torch.float32)
+        load_generation_unet(find_weights(str(tiny_model), loras=[str(tmp_path / "other.safetensors")]), torch.float32)
 
 
 def test_a_lora_of_another_kind_of_model_is_refused(tiny_model, tmp_path):
     save_file({"transformer.blocks.0.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "flux.safetensors")
     with pytest.raises(UserError, match="flux.safetensors"):
-        load_generation_unet(find_weights(str(tiny_model), lora=str(tmp_path / "flux.safetensors")), torch.float32)
+        load_generation_unet(find_weights(str(tiny_model), loras=[str(tmp_path / "flux.safetensors")]), torch.float32)
+
+
+@pytest.mark.parametrize(("part", "kind"), [("dora_scale", "DoRA"), ("hada_w1_a", "LoHa"), ("lokr_w1", "LoKr")])
+def test_an_adapter_that_is_no_plain_lora_is_refused_by_its_kind(tiny_model, tmp_path, part, kind):
+    name = "lora_unet_" + LAYER.replace(".", "_")
+    tensors = {f"{name}.{end}": torch.zeros(2, 2) for end in ("lora_down.weight", "lora_up.weight", part)}
+    save_file(tensors, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=f"other.safetensors: a {kind} adapter"):
+        load_generation_unet(find_weights(str(tiny_model), loras=[str(tmp_path / "other.safetensors")]), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("layer", "width", "complaint"),
+    [
+        (LAYER.replace("blocks.1", "blocks.3"), 16, "this model has no down_blocks.3"),
+        (LAYER.replace("to_q", "to_k"), 24, "attn1.to_k takes 24 values, in this model 16"),
+    ],
+)
+@pytest.mark.parametrize("is_kohyas", [True, False])
+def test_a_lora_of_another_base_is_refused(tiny_model, tmp_path, layer, width, complaint, is_kohyas):
+    """Though the first of its layers has a place: diffusers would take that one alone."""
+    tensors = {}
+    for name, size in ((LAYER, 16), (layer, width)):
+        kohya = "lora_unet_" + name.replace(".", "_")
+        down, up = [f"{kohya}.lora_{end}" if is_kohyas else f"unet.{name}.lora.{end}" for end in ("down", "up")]
+        tensors |= {f"{down}.weight": torch.zeros(2, size), f"{up}.weight": torch.zeros(16, 2)}
+    save_file(tensors, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=f"other.safetensors: for another base: .*{complaint}"):
+        load_generation_unet(find_weights(str(tiny_model), loras=[str(tmp_path / "other.safetensors")]), torch.float32)
 
 
 def test_a_loras_run_counts_whatever_base_is_named(runs, tiny_model):
-    found = find_weights(str(tiny_model), lora=str(runs["lora"] / "checkpoint-2"))
+    found = find_weights(str(tiny_model), loras=[str(runs["lora"] / "checkpoint-2")])
     assert found.run["trigger"] == "sks" and trigger_warning(found, ["jeans"])
     assert found.scheduler_overrides == found.run["arguments"]

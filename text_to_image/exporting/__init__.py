@@ -1,1 +1,1 @@
-"""One-file checkpoints that AUTOMATIC1111, ComfyUI and InvokeAI load."""
+"""One-file checkpoints and LoRAs that AUTOMATIC1111, ComfyUI and InvokeAI load."""

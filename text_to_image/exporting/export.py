@@ -40,7 +40,8 @@ def export_checkpoint(args: argparse.Namespace) -> None:
     check_output_path(args.to, args.overwrite)
     remove_stale_partial_files(args.to.absolute().parent)
     quiet_libraries()
-    source, dtype = find_weights(args.model, args.checkpoint, tokenizer=args.tokenizer), DTYPES[args.dtype]
+    source = find_weights(args.model, args.checkpoint, args.lora, args.lora_scale, args.tokenizer)
+    dtype = DTYPES[args.dtype]
     model = read_checkpoint_format(source.base, source.scheduler_overrides)
     config = ldm_config_yaml(model)
     check_disk_space(args.to, source.base, dtype)
@@ -58,14 +59,15 @@ def export_checkpoint(args: argparse.Namespace) -> None:
     _print_usage_notes(model, metadata, source.base)
 
 
-def check_output_path(path: Path, overwrite: bool) -> None:
-    """UserError if the file cannot or must not be written."""
+def check_output_path(path: Path, overwrite: bool, with_config: bool = True) -> None:
+    """UserError if the file, or the .yaml that may go with it, cannot or must not be written."""
     if path.suffix != SUFFIX or path.is_dir():
         raise UserError(f"--to {path}: name a file that ends in {SUFFIX}")
     if not path.absolute().parent.is_dir():
         raise UserError(f"--to {path}: there is no folder {path.parent}")
     # AUTOMATIC1111 would read a .yaml left over from another model together with the new file.
-    existing = [str(file) for file in (path, path.with_suffix(".yaml")) if file.exists()]
+    files = (path, path.with_suffix(".yaml")) if with_config else (path,)
+    existing = [str(file) for file in files if file.exists()]
     if existing and not overwrite:
         raise UserError(f"--to {path}: {' and '.join(existing)} exists; choose another name, or add --overwrite")
 
@@ -103,9 +105,14 @@ def collect_weights(source: GenerationWeights, version: int, dtype: torch.dtype)
     weights: StateDict = {}
     for part, load in part_loaders(source).items():
         weights |= {key: weight.contiguous() for key, weight in to_ldm[part](load(dtype).state_dict()).items()}
+    check_finite(weights)
+    return weights
+
+
+def check_finite(weights: StateDict) -> None:
+    """UserError that names a weight which the precision of the file cannot hold."""
     if non_finite := next((key for key, weight in weights.items() if not weight.isfinite().all()), None):
         raise UserError(f"{non_finite} is infinite or NaN in this precision; try --dtype bf16 or fp32")
-    return weights
 
 
 def _marks(model: CheckpointFormat) -> StateDict:

@@ -1,12 +1,14 @@
-"""What a one-file checkpoint says about its model: ModelSpec metadata, and the .yaml that AUTOMATIC1111 reads."""
+"""What a one-file checkpoint or LoRA says about itself: its metadata, and the .yaml that AUTOMATIC1111 reads."""
 
 import datetime
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
 from models.folders import FolderLike, ModelShape, loading_errors, read_shape
+from models.lora import LoraLayer
 from models.one_file_configs import LDM_PARAMETERIZATION, MODELSPEC_PREDICTION
 from runtime.errors import UserError
 
@@ -83,9 +85,7 @@ def modelspec_metadata(model: CheckpointFormat, run: dict, title: str) -> dict[s
 
     `run` is the content of the model's run.json, empty if it has none.
     """
-    side = model.shape.native_size
-    sizes = run.get("sizes") or [{"height": side, "width": side, "pictures": 0}]
-    most_common = max(sizes, key=lambda size: size["pictures"])
+    most_common = _most_common_size(model, run)
     date = run.get("finished_at") or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     trigger = run.get("arguments", {}).get("trigger")
     fields = {
@@ -99,6 +99,56 @@ def modelspec_metadata(model: CheckpointFormat, run: dict, title: str) -> dict[s
         **({"trigger_phrase": trigger} if trigger else {}),
     }
     return {f"modelspec.{name}": value for name, value in fields.items()}
+
+
+def _most_common_size(model: CheckpointFormat, run: dict) -> dict[str, int]:
+    """{height, width, pictures}: pixels, and how many pictures of that size the run was trained on."""
+    side = model.shape.native_size
+    sizes = run.get("sizes") or [{"height": side, "width": side, "pictures": 0}]
+    return max(sizes, key=lambda size: size["pictures"])
+
+
+def lora_metadata(model: CheckpointFormat, run: dict, title: str, layer: LoraLayer) -> dict[str, str]:
+    """ModelSpec's metadata, and those that kohya's scripts write (train_network.py), which name base and strength.
+
+    AUTOMATIC1111 tells the version of the base by `ss_v2`, shows `ss_sd_model_name`, and offers the words in
+    `ss_tag_frequency`. `layer` is one of the LoRA's, which all have the same rank and alpha.
+    """
+    base, rank = _shown_base(run["base_model"]), len(layer.down)
+    modelspec = modelspec_metadata(model, run, title)
+    modelspec["modelspec.architecture"] += "/lora"
+    modelspec["modelspec.description"] = f"a LoRA of rank {rank} and alpha {layer.alpha:g} for {base}"
+    size, arguments = _most_common_size(model, run), run["arguments"]
+    pictures = sum(size["pictures"] for size in run.get("sizes", ()))
+    velocity = "_v" if model.version == 2 and model.prediction_type == "v_prediction" else ""
+    facts = {
+        "network_module": "networks.lora",
+        "network_dim": rank,
+        "network_alpha": float(layer.alpha),
+        "v2": model.version == 2,
+        "base_model_version": f"sd_v{model.version}{velocity}",
+        "sd_model_name": base,
+        "zero_terminal_snr": model.zero_snr,
+        "output_name": title,
+        "resolution": f"({size['width']}, {size['height']})",
+        "num_train_images": pictures,
+        "max_train_steps": run.get("steps"),
+        "learning_rate": arguments.get("learning_rate"),
+        "seed": run.get("seed"),
+        "tag_frequency": _tag_frequency(arguments, pictures),
+    }
+    return modelspec | {f"ss_{name}": str(value) for name, value in facts.items() if value is not None}
+
+
+def _shown_base(base_model: str) -> str:
+    """Its hub id, or the name of its folder: the rest of a local path says nothing to others."""
+    return Path(base_model).name if Path(base_model).is_absolute() else base_model
+
+
+def _tag_frequency(arguments: dict, pictures: int) -> str | None:
+    """JSON of {data set: {phrase: pictures}} for the trigger phrase; None without one."""
+    trigger, dataset = arguments.get("trigger"), Path(arguments.get("dataset") or "pictures").name
+    return json.dumps({dataset: {trigger: pictures}}) if trigger else None
 
 
 # --- the .yaml ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from models.defaults import REAL_MODEL
 from models.finding import ModelOptions, find_bases, find_model
 from models.folders import PARTS, FolderLike, ModelFolder, fingerprint_file, fingerprint_model, loading_errors
 from models.loading import load_text_encoder, load_unet
-from models.lora import LORA_FILE
+from models.lora import LORA_FILE, fuse_into_text_encoder, refuse_other_adapters, refuse_other_bases
 from models.sampling import load_sampler
 from runs.checkpoints import complete_checkpoints, find_missing_file
 from runs.records import RUN_FILE, read_run
@@ -87,32 +87,43 @@ class GenerationWeights:
 def find_weights(
     model: str,
     checkpoint: str | None = None,
-    lora: str | None = None,
-    lora_scale: float = 1.0,
+    loras: Sequence[str] = (),
+    lora_scales: Sequence[float] = (),
     tokenizer: Path | None = None,
 ) -> GenerationWeights:
-    """What the flags of the same names ask for; loads no weight.
+    """What the flags of these names ask for; loads no weight.
 
     `model` is a diffusers folder, a run's folder, a hub id or one file, for which `tokenizer` is; `checkpoint` names
-    one of that run's, or 'latest', and means its EMA weights unless it ends in '/unet'; `lora` is a folder, a file or
-    a hub id. Raises UserError where one of them is missing or not usable.
+    one of that run's, or 'latest', and means its EMA weights unless it ends in '/unet'; each of `loras` is a folder, a
+    file or a hub id. `lora_scales` are their strengths in the same order; where the run is a LoRA itself, its own may
+    stand before them. Raises UserError where one of them is missing or not usable.
     """
     folder = Path(model).expanduser()
     run = read_run(folder) or {}
-    unet, lora_files = _trained_parts(folder, run, checkpoint)
-    if (unet or lora_files) and not _is_pipeline(folder):
+    unet, own_loras = _trained_parts(folder, run, checkpoint)
+    if (unet or own_loras) and not _is_pipeline(folder):
         base, unet_base = _find_bases_of_run(model, run, tokenizer)
     else:
         base = unet_base = _find_pipeline(model, folder, run, tokenizer)
-    if lora is not None:
-        lora_files.append(_find_lora(lora))
-        run = run or _run_of_lora(lora_files[-1])
-    if lora_scale != 1 and not lora_files:
-        raise UserError(f"--lora_scale {lora_scale:g}: there is no LoRA; name one with --lora FOLDER")
-    scales = [1.0] * len(lora_files[:-1]) + [lora_scale]  # --lora_scale is the last one's
-    loras = tuple(ScaledLora(file, scale) for file, scale in zip(lora_files, scales, strict=False))
+    files = own_loras + [_find_lora(lora) for lora in loras]
+    run = run or next((found for file in files if (found := _run_of_lora(file))), {})
+    scales = _choose_scales(lora_scales, len(own_loras), len(loras))
+    scaled = tuple(ScaledLora(file, scale) for file, scale in zip(files, scales, strict=True))
     unet_folder, unet_part = (unet.parent, unet.name) if unet else (unet_base, "unet")
-    return GenerationWeights(model, base, unet_folder, unet_part, loras, run)
+    return GenerationWeights(model, base, unet_folder, unet_part, scaled, run)
+
+
+def _choose_scales(asked: Sequence[float], own: int, named: int) -> list[float]:
+    """The strength of each LoRA: of the model's `own` (one or none), then of those that --lora names."""
+    if not own + named:
+        if wrong := [scale for scale in asked if scale != 1]:
+            raise UserError(f"--lora_scale {wrong[0]:g}: there is no LoRA; name one with --lora FOLDER")
+        return []
+    if len(asked) not in {0, named, own + named}:
+        raise UserError(
+            f"--lora_scale is given {len(asked)} times, --lora {named} times; give one for each, in the same order"
+        )
+    return [1.0] * (own + named - len(asked)) + list(asked)
 
 
 def _trained_parts(folder: Path, run: dict[str, Any], checkpoint: str | None) -> tuple[Path | None, list[Path]]:
@@ -202,14 +213,15 @@ def load_generation_unet(weights: GenerationWeights, dtype: torch.dtype) -> UNet
     for file, scale in weights.loras:
         with loading_errors(file.parent, file.name):
             state, alphas, metadata = _lora_state(file, unet)
-            StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, metadata=metadata)
-            unet.fuse_lora(lora_scale=scale)
-            unet.unload_lora()
+            if any(name.startswith("unet.") for name in state):
+                StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, metadata=metadata)
+                unet.fuse_lora(lora_scale=scale)
+                unet.unload_lora()
     return unet.to(dtype, memory_format=torch.channels_last).eval()
 
 
 def load_generation_text_encoder(weights: GenerationWeights, dtype: torch.dtype) -> CLIPTextModel:
-    """The text encoder, changed by the LoRAs that have a part for it."""
+    """The text encoder with the LoRAs fused that have a part for it, in fp32 before it becomes `dtype`."""
     text_encoder = load_text_encoder(weights.base)
     for file, scale in weights.loras:
         with loading_errors(file.parent, file.name):
@@ -218,6 +230,7 @@ def load_generation_text_encoder(weights: GenerationWeights, dtype: torch.dtype)
                 StableDiffusionPipeline.load_lora_into_text_encoder(
                     state, alphas, text_encoder, "text_encoder", lora_scale=scale, metadata=metadata
                 )
+                fuse_into_text_encoder(text_encoder)
     return text_encoder.to(dtype).eval()
 
 
@@ -226,6 +239,7 @@ def _lora_state(file: Path, unet: UNet2DConditionModel | None) -> tuple[dict, di
 
     Raises UserError for a LoRA of another kind of model: diffusers would load nothing from it, without a word.
     """
+    refuse_other_adapters(file)
     state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
         file.parent, weight_name=file.name, use_safetensors=True, return_lora_metadata=True,
         unet_config=unet.config if unet else None,
@@ -234,6 +248,8 @@ def _lora_state(file: Path, unet: UNet2DConditionModel | None) -> tuple[dict, di
         raise UserError(
             f"{file}: not a LoRA for Stable Diffusion 1.x or 2.x: it has {min(state, default='no weights')}"
         )
+    if unet:
+        refuse_other_bases(file, state, unet)
     return state, alphas, metadata
 
 

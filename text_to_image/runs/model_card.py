@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runs.records import read_run
+from runs.records import is_lora, read_run
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -58,7 +58,7 @@ def make_model_card(folder: Path, repository: str) -> str:
     assert run is not None  # only a finished run is uploaded
     base_path = Path(run["base_model"])
     base = base_path.name if base_path.is_absolute() else run["base_model"]  # a local path says nothing to others
-    load = LOAD_LORA if _is_lora(run) else LOAD_PIPELINE
+    load = LOAD_LORA if is_lora(run) else LOAD_PIPELINE
     return TEMPLATE.format(
         metadata=_metadata(run).to_yaml(),
         mark=GENERATED_MARK,
@@ -73,10 +73,6 @@ def make_model_card(folder: Path, repository: str) -> str:
     )
 
 
-def _is_lora(run: Mapping[str, Any]) -> bool:
-    return run["trained"] != "UNet"
-
-
 def _metadata(run: Mapping[str, Any]) -> ModelCardData:
     """The card's YAML header, which the hub reads."""
     from huggingface_hub import ModelCardData
@@ -85,7 +81,7 @@ def _metadata(run: Mapping[str, Any]) -> ModelCardData:
         library_name="diffusers",
         pipeline_tag="text-to-image",
         base_model=None if Path(run["base_model"]).is_absolute() else run["base_model"],
-        tags=["stable-diffusion", "stable-diffusion-diffusers", "text-to-image", *(["lora"] if _is_lora(run) else [])],
+        tags=["stable-diffusion", "stable-diffusion-diffusers", "text-to-image", *(["lora"] if is_lora(run) else [])],
     )
 
 

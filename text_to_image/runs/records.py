@@ -116,6 +116,11 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> None:
         raise WorkError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
+def is_lora(run: Mapping[str, Any]) -> bool:
+    """Whether the run trains a LoRA, and not the whole UNet."""
+    return run.get("trained", "UNet") != "UNet"
+
+
 def remove_run(folder: Path) -> None:
     """Removes a run's checkpoints and result; other files stay.
 

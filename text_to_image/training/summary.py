@@ -12,7 +12,7 @@ from data.augmentation import AFFINE_VARIANTS
 from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
 from models.folders import count_parameters
 from models.text_encoding import count_tokens
-from runs.records import without_secrets
+from runs.records import is_lora, without_secrets
 from runtime.paths import SCRIPTS, display_path
 from training.memory_rows import memory_rows
 from training.plan import Plan, writing_word
@@ -173,8 +173,18 @@ def _names(names: list[str], most: int = 10) -> str:
 
 
 def closing_lines(folder: Path, run: dict) -> Rows:
-    """Where the model is and the command that generates with it, ready to paste."""
-    script = shlex.quote(display_path(SCRIPTS / "inference.py"))
-    prompt = shlex.quote(run["example_prompts"][0])
-    command = f"python {script} --model {shlex.quote(display_path(folder))} --prompt {prompt}"
-    return [("the model", display_path(folder)), ("generate with it", command)]
+    """Where the model is and the commands that use it, ready to paste."""
+    model, prompt = shlex.quote(display_path(folder)), shlex.quote(run["example_prompts"][0])
+    rows = [
+        ("the model", display_path(folder)),
+        ("generate with it", f"python {_script('inference.py')} --model {model} --prompt {prompt}"),
+    ]
+    if is_lora(run):
+        file = shlex.quote(f"{folder.name}.safetensors")
+        command = f"python {_script('export_checkpoint.py')} --model {model} --to {file} --lora_only"
+        rows.append(("other programs", command))
+    return rows
+
+
+def _script(name: str) -> str:
+    return shlex.quote(display_path(SCRIPTS / name))

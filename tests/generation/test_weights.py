@@ -109,6 +109,8 @@ def test_loras_add_up_each_with_its_own_scale(runs, tiny_model):
         return {name: base[name] + late_scale * late + early_scale * soon for name, (late, soon) in both.items()}
 
     named = [str(runs["lora"]), str(runs["lora"] / "checkpoint-1")]
+    described = find_weights(str(tiny_model), loras=named, lora_scales=[0.25, 1.0]).describe()
+    assert described.endswith(f"{LORA_FILE} at 0.25 and the LoRA {named[1]}/{LORA_FILE}")
     assert not same(one, early, 1e-4)
     assert same(unet_of(tiny_model, loras=named), added(1, 1), 1e-5)
     assert same(unet_of(tiny_model, loras=named, lora_scales=[0.25, 2.0]), added(0.25, 2.0), 1e-5)
@@ -126,6 +128,7 @@ def test_pictures_with_one_lora_keep_their_names(runs, tiny_model):
     facts += f" {hashlib.sha256(file.read_bytes()).hexdigest()} 0.5"
     assert found.fingerprint() == hashlib.sha256(facts.encode()).hexdigest()
     assert found.recorded_name == f"{tiny_model} + lora/{LORA_FILE} at 0.5"
+    assert found.describe() == f"{tiny_model} with the LoRA {file} at 0.5"
 
 
 def test_a_lora_in_kohyas_format_is_read_with_its_alpha(tiny_model, tmp_path):

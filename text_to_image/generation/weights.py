@@ -69,12 +69,12 @@ class GenerationWeights:
 
     def describe(self) -> str:
         """One line: the folders and files that the weights come from."""
-        parts = [display_path(self.base)]
+        parts = []
         if self.has_own_unet:
             parts.append(f"the UNet of {display_path(self.unet)}")
         for file, scale in self.loras:
             parts.append(f"the LoRA {display_path(file)}{'' if scale == 1 else f' at {scale:g}'}")
-        return " with ".join(parts)
+        return " with ".join([display_path(self.base), *([" and ".join(parts)] if parts else [])])
 
     def fingerprint(self) -> str:
         """A hash of all weights and configs."""

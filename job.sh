@@ -24,8 +24,7 @@
 # Choices come from the environment, for example
 #   DATASET=~/pictures MODEL=stable-diffusion-v1-5/stable-diffusion-v1-5 sbatch job.sh
 #
-#   MODEL           what is fine-tuned: a folder, a hub id or one .safetensors file (unset: the small starter model of
-#                   this repository)
+#   MODEL           what is fine-tuned: a folder, a hub id or one .safetensors file (unset: this repository's starter)
 #   CAPTIONER       captions the pictures that have no caption: a folder or a hub id (unset: the small starter
 #                   captioner, for rendered garments only; with MODEL Salesforce/blip-image-captioning-large)
 #   DATASET         the folder of pictures, or a hub id (unset: dataset/)

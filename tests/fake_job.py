@@ -9,10 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clone import ROOT
+from runtime.devices import _cpu_precision
 
 CHOICES = ("MODEL", "CAPTIONER", "DATASET", "EPOCHS", "OUTPUT_DIR", "PROMPT", "NUM_IMAGES", "VENV",
            "CAPTION_ARGS", "TRAIN_ARGS", "INFERENCE_ARGS", "ACCELERATE_USE_CPU", "VIRTUAL_ENV", "CONDA_PREFIX",
            "MODULES", "TORCH_INDEX_URL", "TMPDIR", "model", "train_dir")  # fmt: skip
+
+# What job.sh adds on a CPU that computes in bf16.
+CPU_PRECISION = ["--mixed_precision", precision] if (precision := _cpu_precision()) else []
 
 RECORDING_SCRIPT = """import json, os, sys
 from pathlib import Path

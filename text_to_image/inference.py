@@ -10,7 +10,7 @@ from typing import Any
 from generation.request_list import GenerationRequest, read_requests
 from models.defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, merge_defaults
 from models.samplers import DEFAULT_SAMPLER, SAMPLERS
-from runs.records import RESULT_FILES, newest_finished_run, newest_run, read_run
+from runs.records import RESULT_FILES, is_lora, newest_finished_run, newest_run, read_run
 from runtime.errors import UserError, exit_with, require_packages
 from runtime.flags import (
     FlagParser,
@@ -192,8 +192,10 @@ def choose_model(given: dict[str, Any]) -> dict[str, Any]:
             return {"model": name, "lora": lora[1:], "checkpoint": checkpoint}
         if not folder.is_file() and read_run(folder.parent):
             return {"model": str(folder.parent), "lora": lora[1:], "checkpoint": folder.name}
-    newest = newest_run if checkpoint else newest_finished_run
-    return {"model": model or str(newest() or STARTER), "lora": lora, "checkpoint": checkpoint}
+    newest = None if model else (newest_run if checkpoint else newest_finished_run)()
+    if lora and newest and is_lora(read_run(newest) or {}):
+        raise UserError(f"--lora {lora[0]}: name its base with --model; the newest run is a LoRA itself")
+    return {"model": model or str(newest or STARTER), "lora": lora, "checkpoint": checkpoint}
 
 
 def defaults_file(folder: Path, run: dict[str, Any]) -> Path:

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from fake_job import FakeJob, run, status, write_executable
+from fake_job import CPU_PRECISION, FakeJob, run, status, write_executable
 
 
 @pytest.fixture
@@ -94,7 +94,8 @@ def test_a_task_of_an_array_has_its_seed_its_folders_and_its_own_number(restart,
     array = {"SLURM_ARRAY_JOB_ID": 5, "SLURM_ARRAY_TASK_ID": 2}
     done = restart(0, srun, OUTPUT_DIR="the run", **array)
     assert done.returncode == 0, done.stderr
-    assert "--output_dir the run-2 --seed 2" in (tmp_path / "job.log.srun").read_text()
+    flags = " ".join(["--output_dir the run-2", *CPU_PRECISION, "--seed 2"])
+    assert flags in (tmp_path / "job.log.srun").read_text()
     assert f"{job.repository}/Generated_sample/task-2" in job.log.read_text()
     restart(0, stops_after(5), **array)
     assert (tmp_path / "job.log.requeues").read_text().splitlines()[-1] == "requeue 5_2"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clone import ROOT, changes, make_clone
-from fake_job import FakeJob, environment, make_dataset, run, status, write_executable
+from fake_job import CPU_PRECISION, FakeJob, environment, make_dataset, run, status, write_executable
 from tiny_model import make_tiny_model
 
 
@@ -27,7 +27,7 @@ def test_without_choices_the_data_set_of_the_repository_is_used(job):
     dataset = str(job.repository / "dataset")
     assert list(calls) == ["img_captioning", "train_text_to_image", "inference"]
     assert calls["img_captioning"] == ["--image_dir", dataset]
-    assert calls["train_text_to_image"] == ["--dataset", dataset, "--epochs", "100"]
+    assert calls["train_text_to_image"] == ["--dataset", dataset, "--epochs", "100", *CPU_PRECISION]
     assert calls["inference"] == ["--model", "/runs/my model", "--num_images", "3", "--resume"]
 
 
@@ -42,7 +42,7 @@ def test_choices_come_from_the_environment(job, tmp_path):
     assert calls["img_captioning"] == ["--image_dir", "own data", "--model", "some/captioner", "--recursive"]
     assert calls["train_text_to_image"] == [
         "--dataset", "own data", "--epochs", "7", "--pretrained_model_name_or_path", "some/model",
-        "--output_dir", "the run", "--seed", "1", "--validation_prompts", "a b", "$HOME",
+        "--output_dir", "the run", *CPU_PRECISION, "--seed", "1", "--validation_prompts", "a b", "$HOME",
     ]  # fmt: skip
     assert calls["inference"] == [
         "--model", "/runs/my model", "--num_images", "2", "--resume", "--prompt=a dress with $HOME and 'quotes'",
@@ -61,7 +61,7 @@ def test_a_home_folder_in_quotes_is_found(job, tmp_path):
     assert done.returncode == 0, done.stderr
     home = str(tmp_path / "home")
     assert calls["img_captioning"] == ["--image_dir", f"{home}/my data", "--model", f"{home}/blip"]
-    assert calls["train_text_to_image"][1::2] == [f"{home}/my data", "100", f"{home}/sd15", home]
+    assert calls["train_text_to_image"][1::2] == [f"{home}/my data", "100", f"{home}/sd15", home, *CPU_PRECISION[1:]]
     assert calls["inference"][-1] == "--prompt=~/is a word"
 
 
@@ -122,7 +122,7 @@ def test_a_missing_tmpdir_is_replaced_and_safe_path_does_no_harm(job):
 )
 def test_a_gpu_is_used_in_the_precision_it_has(job, gpu, on_cpu, precision):
     flags = job(FAKE_GPU=gpu, ACCELERATE_USE_CPU=on_cpu, TRAIN_ARGS="--mixed_precision no")[1]["train_text_to_image"]
-    expected = ["--mixed_precision", precision] if precision else []
+    expected = ["--mixed_precision", precision] if precision else CPU_PRECISION
     assert flags[4:] == [*expected, "--mixed_precision", "no"]
 
 

@@ -18,7 +18,8 @@ from exporting.file_metadata import lora_metadata, read_checkpoint_format
 from generation.weights import find_weights
 from models.ldm_keys import StateDict
 from models.loading import DTYPES, quiet_libraries
-from models.lora import LoraLayer, read_lora_layers
+from models.lora import LORA_FILE, LoraLayer, read_lora_layers
+from runs.records import is_lora, read_run
 from runtime.errors import UserError, WorkError, advice_for, first_line
 from runtime.files import atomic_write, remove_stale_partial_files
 from runtime.paths import display_path
@@ -33,11 +34,10 @@ def export_lora(args: argparse.Namespace) -> None:
     read back as it was.
     """
     check_output_path(args.to, args.overwrite, with_config=False)
+    _check_is_lora(args.model)
     remove_stale_partial_files(args.to.absolute().parent)
     quiet_libraries()
     source = find_weights(args.model, args.checkpoint, tokenizer=args.tokenizer)
-    if not source.loras:
-        raise UserError(f"--lora_only: {args.model} is no LoRA but a whole model; leave --lora_only out to write that")
     file, layers = source.loras[0].file, read_lora_layers(source.loras[0].file)
     print(f"exporting {display_path(file)}, in {args.dtype}", flush=True)
 
@@ -51,6 +51,13 @@ def export_lora(args: argparse.Namespace) -> None:
     size, architecture = args.to.stat().st_size / 1e6, metadata["modelspec.architecture"]
     print(f"{display_path(args.to)}: {size:.3g} MB, {architecture}; {verified}")
     _print_usage_notes(metadata, model.has_standard_sizes)
+
+
+def _check_is_lora(model: str) -> None:
+    """UserError where `model` is no LoRA's run, before a whole model is fetched or converted for nothing."""
+    folder = Path(model).expanduser()
+    if not (is_lora(read_run(folder) or {}) or (folder / LORA_FILE).is_file()):
+        raise UserError(f"--lora_only: {model} is no LoRA's run; leave --lora_only out to write a whole model")
 
 
 def to_kohya(layers: dict[str, LoraLayer], dtype: torch.dtype) -> StateDict:

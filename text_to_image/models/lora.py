@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LORA_FILE = "pytorch_lora_weights.safetensors"
 DOWN_KEY = re.compile(r"unet\.(?P<layer>.+)\.(lora\.down|lora_A)\.weight")
 # Other adapters under kohya's names. diffusers drops the one and refuses the rest without saying why.
-OTHER_ADAPTERS = {".dora_scale": "DoRA", ".hada_": "LoHa", ".lokr_": "LoKr"}
+OTHER_ADAPTERS = {".dora_scale": "DoRA", ".lora_magnitude_vector": "DoRA", ".hada_": "LoHa", ".lokr_": "LoKr"}
 LORA_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # the attention's projections, as in diffusers' example
 
 
@@ -92,7 +92,7 @@ def lora_layers(state: dict[str, torch.Tensor], alpha: float | None) -> dict[str
 def refuse_other_adapters(file: Path) -> None:
     """UserError that says what the file is where it is not a plain LoRA."""
     with safe_open(file, "pt") as opened:
-        names = [name for name in opened.keys() if name.startswith("lora_")]  # noqa: SIM118 (it is not iterable)
+        names = list(opened.keys())
     for part, kind in OTHER_ADAPTERS.items():
         if found := next((name for name in names if part in name), None):
             raise UserError(f"{file}: a {kind} adapter ({found}); only plain LoRAs can be used")

@@ -88,7 +88,7 @@ def check_kind(file: CheckpointFile, asked: str) -> None:
         )
     if not file.vae_shape("encoder.conv_in.weight"):
         raise UserError(f"{asked}: it has no VAE ({VAE_PREFIX}*); a whole model is needed")
-    channels = (file.unet_shape("input_blocks.0.0.weight") or (0, 0))[1]
+    channels = (*(file.unet_shape("input_blocks.0.0.weight") or ()), 0, 0)[1]
     if channels != (file.vae_shape("post_quant_conv.weight") or (0,))[0] or file.unet_shape("label_emb.0.0.weight"):
         raise UserError(
             f"{asked}: not a text-to-image model of Stable Diffusion 1.x or 2.x (inpainting, depth, unCLIP or another "
@@ -162,7 +162,9 @@ def make_configs(file: CheckpointFile, sampling: Sampling, asked: str) -> dict[s
     unet_levels, vae_levels = _unet_levels(file), _vae_levels(file)
     text = _text_encoder_config(file)
     _check_layers(file.version, unet_levels, vae_levels, text, asked)
-    cells = int(sampling.setting("image_size", 96 if _is_768_v(file, sampling) else 64))
+    # The .yaml that came with the 2.x models for 768 px says 64, which is what most say without meaning it.
+    stated = int(sampling.setting("image_size", 64))
+    cells = 96 if stated == 64 and _is_768_v(file, sampling) else stated
     unet = _unet_config(file, unet_levels, cells)
     vae = _vae_config(file, vae_levels, cells, sampling.setting("scale_factor", VAE_SCALE))
     if unet["cross_attention_dim"] != text["hidden_size"]:

@@ -31,8 +31,10 @@ def best_mixed_precision() -> str | None:
 
 def best_training_precision() -> str | None:
     """As `best_mixed_precision`; on the CPU 'bf16' where it has instructions for that, which makes a step faster."""
-    if choose_device().type == "cuda":
-        return best_mixed_precision()
+    return best_mixed_precision() if choose_device().type == "cuda" else _cpu_precision()
+
+
+def _cpu_precision() -> str | None:
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux

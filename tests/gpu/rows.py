@@ -97,7 +97,8 @@ def _timed(group: str, measurement: Measurement) -> Row:
     except Exception:
         lines = traceback.format_exc().strip().splitlines()
         row.status, row.reason = FAILED, "\n".join(lines[-TRACEBACK_LINES:])
-    faulthandler.cancel_dump_traceback_later()
+    finally:  # or it would end whatever this process does next
+        faulthandler.cancel_dump_traceback_later()
     row.seconds = round(time.perf_counter() - begun, 1)
     return row
 

@@ -18,7 +18,7 @@ from exporting.file_metadata import lora_metadata, read_checkpoint_format
 from generation.weights import find_weights
 from models.ldm_keys import StateDict
 from models.loading import DTYPES, quiet_libraries
-from models.lora import LORA_FILE, LoraLayer, read_lora_layers
+from models.lora import LoraLayer, read_lora_layers
 from runs.records import is_lora, read_run
 from runtime.errors import UserError, WorkError, advice_for, first_line
 from runtime.files import atomic_write, remove_stale_partial_files
@@ -55,8 +55,7 @@ def export_lora(args: argparse.Namespace) -> None:
 
 def _check_is_lora(model: str) -> None:
     """UserError where `model` is no LoRA's run, before a whole model is fetched or converted for nothing."""
-    folder = Path(model).expanduser()
-    if not (is_lora(read_run(folder) or {}) or (folder / LORA_FILE).is_file()):
+    if not is_lora(read_run(Path(model).expanduser()) or {}):
         raise UserError(f"--lora_only: {model} is no LoRA's run; leave --lora_only out to write a whole model")
 
 

@@ -120,9 +120,8 @@ class MasterWeights:
         self.parameters = [torch.nn.Parameter(master) for master in masters]
         self.processes = processes
         self._chunks = split_into_chunks(self.parameters)
-        self._accumulated = (
-            False  # whether the gradients of a step are in the masters, in fp32, or still in the copies
-        )
+        # Whether the gradients of a step are in the masters, in fp32, or still in the copies:
+        self._accumulated = False
         self.scale = torch.ones(())  # of the clipped gradients
         unet.to(torch.bfloat16)
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from background import run_script
 from clone import ROOT
+from gpu_pictures import random_crops
 from pictures import PAIRS, RenderStream, pair_specs, picture_specs
-from pretrain_on_gpu import VAE_WIDTHS, Trainer, random_crops, widened_vae
+from pretrain_on_gpu import VAE_WIDTHS, Trainer, widened_vae
 from render_garments import render, sample_spec
 from runtime.paths import STARTER
 

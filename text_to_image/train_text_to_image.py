@@ -113,7 +113,7 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     flag("--center_crop", action=YesNo, default=False,
          help="cut a square from the middle of each picture (default: no, whole pictures in buckets)")
     flag("--random_flip", action=YesNo, default=False,
-         help="mirror half of the pictures, and left and right in their captions (default: no)")
+         help="mirror half of the pictures, and left and right in their English captions (default: no)")
     flag("--random_affine", type=up_to_half, default=0.0, metavar="A",
          help="train on 15 affine variants of each picture as well: up to A smaller (0.1: 10 %%), shifted and "
               "rotated, so that results do not all have its place; 0: none (default: 0)")

@@ -15,7 +15,7 @@ from models.text_encoding import count_tokens
 from runs.records import is_lora, without_secrets
 from runtime.paths import SCRIPTS, display_path
 from training.memory_rows import memory_rows
-from training.plan import Plan, writing_word
+from training.plan import Plan, unmirrored_word
 from training.setup import PreparedRun
 
 Rows = list[tuple[str, str]]
@@ -92,9 +92,10 @@ def _bucket_rows(plan: Plan) -> Rows:
 def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:
     rows = []
     if args.random_flip:
-        kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := writing_word(p))]
+        kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := unmirrored_word(p))]
         line = f"{len(plan.pictures) - len(kept)} of {len(plan.pictures)} pictures are mirrored half of the time"
-        line += f"; never those whose captions mention writing: {_names(kept)}" if kept else ""
+        if kept:
+            line += f"; never those whose captions mention writing, or a side not in English: {_names(kept)}"
         rows.append(("mirrored", line))
     if args.random_affine:
         most, angle = args.random_affine, math.degrees(args.random_affine / 4)

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TextIO
 
+from runtime.locales import support_any_locale
+
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 # Required packages and the oldest versions whose interfaces are used; requirements.txt has the tested versions.
 PACKAGES = {"torch": (2, 6), "diffusers": (0, 42), "transformers": (5, 0), "accelerate": (1, 0)}
@@ -67,6 +69,7 @@ class Stopped(BaseException):
 
 def exit_with(work: Callable[[], int | None]) -> NoReturn:
     """Runs a script's main call and exits with its code. An expected error is one line on stderr; a bug propagates."""
+    support_any_locale()
     code: int | None
     try:
         code = work() or EXIT_DONE

@@ -51,12 +51,15 @@ def caption_or_check(args: argparse.Namespace, stop: StopSignals | None = None) 
     # Heavy imports come after all that can be refused without them.
     if args.existing == "keep" and (complete := file.completion_message()):
         print(complete, flush=True)
-        return _print_summary(args, file)
-    model = args.model or _starter_captioner()
-    require_packages()
-    from captioning.caption_folder import caption_folder
+        _print_summary(args, file)
+    else:
+        model = args.model or _starter_captioner()
+        require_packages()
+        from captioning.caption_folder import caption_folder
 
-    caption_folder(args, file, model, stop)
+        caption_folder(args, file, model, stop)
+    if flags := file.training_flags():
+        print(f"training reads these captions with {flags}")
 
 
 def _print_summary(args: argparse.Namespace, file: CaptionFile) -> None:
@@ -102,7 +105,8 @@ def add_folder_flags(group: argparse._ArgumentGroup) -> None:
               "(default: no)")
     flag("--output", type=expanded_path, metavar="FILE",
          help=f"the file that the captions go into (default: {METADATA} in FOLDER). File names in it are relative to "
-              f"FOLDER; in a {METADATA} further up they are relative to its own folder, as `datasets` reads it")
+              f"FOLDER; in a {METADATA} further up they are relative to its own folder, as `datasets` reads it. "
+              "Training reads it with --metadata_file FILE")
     flag("--existing", choices=("keep", "replace"), default="keep",
          help="rows that exist: 'keep' leaves them alone; 'replace' gives all pictures a new caption, in place; the "
               f"rows' other keys stay, and so does the old file, as {METADATA}.backup-N (default: keep)")

@@ -70,6 +70,14 @@ def test_the_hash_changes_with_a_pixel_and_with_a_caption(tmp_path):
     assert len({before, changed, hash_dataset(read_pictures(folder, True))}) == 3
 
 
+def test_the_same_captions_in_another_file_are_the_same_data_set(tmp_path):
+    folder = write_captioned_folder(tmp_path / "data", {"1.png": "a", "2.png": "b"})
+    inside = read_pictures(folder, True)
+    elsewhere = (folder / "metadata.jsonl").rename(tmp_path / "mine.jsonl")
+    outside = read_pictures(folder, True, metadata_file=elsewhere)
+    assert outside == inside and hash_dataset(outside) == hash_dataset(inside)
+
+
 def test_bad_rows_and_bad_pictures_are_listed_together(tmp_path):
     folder = write_captioned_folder(tmp_path / "data", {"whole.jpg": "a", "cut.jpg": "b", "null.jpg": "c"})
     (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:-200])

@@ -107,6 +107,30 @@ def test_what_is_missing_is_named(tmp_path, folder):
     assert "no pictures in" in refusal(tmp_path / "no pictures")
 
 
+def test_another_file_has_names_relative_to_the_pictures_unless_it_is_a_metadata_jsonl_further_up(tmp_path):
+    pictures, elsewhere = tmp_path / "up" / "pictures", tmp_path / "captions.jsonl"
+    pictures.mkdir(parents=True)
+    (pictures / "a.jpg").write_bytes(b"a picture")
+    elsewhere.write_text(json.dumps({"file_name": "a.jpg", "text": "a"}))
+    above = tmp_path / "up" / "metadata.jsonl"
+    above.write_text(json.dumps({"file_name": "pictures/a.jpg", "text": "a"}))
+    for path in (elsewhere, above):
+        assert [row.file_name for row in read_captions(pictures, path=path)] == ["a.jpg"]
+    above.write_text(json.dumps({"file_name": "a.jpg", "text": "a"}))
+    with pytest.raises(UserError, match="line 1: .*a.jpg.* is not in .*pictures/"):
+        read_captions(pictures, path=above)
+    elsewhere.write_text("{")
+    with pytest.raises(UserError, match="captions.jsonl, line 1: not JSON"):
+        read_captions(pictures, path=elsewhere)
+    with pytest.raises(UserError, match="--metadata_file .*none.jsonl: no such file"):
+        read_captions(pictures, path=tmp_path / "none.jsonl")
+
+
+def test_where_the_folder_cannot_be_written_captions_are_to_go_elsewhere(folder, monkeypatch):
+    monkeypatch.setattr("data.metadata.os.access", lambda path, mode: False)
+    assert "--output FILE" in refusal(folder) and "--metadata_file FILE" in refusal(folder)
+
+
 def test_a_folder_without_metadata_has_no_rows_yet(folder):
     assert read_existing_captions(folder) == []
 

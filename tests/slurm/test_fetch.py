@@ -53,7 +53,7 @@ def fetched(folder, tmp_path, monkeypatch):
         monkeypatch.setattr(models.finding, "find_bases", lambda args: (tmp_path, tmp_path))
         record = tmp_path / "record"
         flags = argparse.Namespace(recursive=False, allow_pickle=allow_pickle, trust_remote_code=False)
-        fetch(record, captioner, flags, argparse.Namespace(dataset=str(folder)))
+        fetch(record, captioner, flags, argparse.Namespace(dataset=str(folder), metadata_file=None))
         return asked, record.read_text() if record.exists() else ""
 
     return run

@@ -1,5 +1,6 @@
 """The metadata file that the captions of a folder of pictures are in, and which of the pictures have a row there."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ from data.image_files import (
     find_unsupported_files,
     no_pictures_message,
 )
-from data.metadata import LINK_ADVICE, ScannedRow, scan_rows
+from data.metadata import LINK_ADVICE, ScannedRow, names_prefix, scan_rows
 from runtime.errors import UserError
 
 
@@ -53,6 +54,17 @@ class CaptionFile:
         pictures = self.pictures() if among is None else among
         return [picture for picture in pictures if PurePosixPath(self.name_of(picture)) not in named]
 
+    def advice_elsewhere(self) -> str:
+        """What to do where the file cannot be written."""
+        advice = "name another file with --output, and to training with --metadata_file"
+        return f"{advice}; to keep the rows of this one, copy it there first" if self.path.exists() else advice
+
+    def training_flags(self) -> str | None:
+        """The flags with which training reads the file; None where it is in the folder, so that --dataset will do."""
+        if self.path.resolve() == (self.image_dir / METADATA).resolve():
+            return None
+        return f"--dataset {shlex.quote(str(self.image_dir))} --metadata_file {shlex.quote(str(self.path))}"
+
     def completion_message(self) -> str | None:
         """Says that every picture has a row, and how many captions are empty; None where a picture has no row."""
         rows = self.rows()
@@ -77,10 +89,7 @@ def locate_caption_file(image_dir: Path, output: Path | None, recursive: bool) -
     path = output or image_dir / METADATA
     if path.is_dir():
         raise UserError(f"--output {path}: a folder; name a file, such as {path / METADATA}")
-    folder, above = image_dir.resolve(), path.parent.resolve()
-    is_above = path.name == METADATA and folder.is_relative_to(above)
-    prefix = PurePosixPath(folder.relative_to(above).as_posix()) if is_above else PurePosixPath()
-    return CaptionFile(path, image_dir, prefix, recursive)
+    return CaptionFile(path, image_dir, names_prefix(path, image_dir), recursive)
 
 
 def require_pictures_or_rows(file: CaptionFile) -> None:

@@ -38,11 +38,16 @@ class Picture:
 
 
 def read_pictures(
-    folder: Path, short_captions: bool, column: str = "text", trigger: str | None = None
+    folder: Path,
+    short_captions: bool,
+    column: str = "text",
+    trigger: str | None = None,
+    metadata_file: Path | None = None,
 ) -> list[Picture]:
     """All pictures of a captioned folder; `short_captions` adds shorter forms of each caption.
 
-    Raises UserError that lists every bad row and every picture that cannot be read.
+    The captions are in the folder's metadata.jsonl, or in `metadata_file`. Raises UserError that lists every bad row
+    and every picture that cannot be read.
     """
     pictures = []
 
@@ -54,7 +59,7 @@ def read_pictures(
         groups = _caption_groups(row.captions, short_captions, trigger)
         pictures.append(Picture(row.path(folder), width, height, groups, trigger))
 
-    read_captions(folder, column, check=add_picture)
+    read_captions(folder, column, add_picture, metadata_file)
     return pictures
 
 

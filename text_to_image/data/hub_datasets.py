@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 def find_dataset(args: argparse.Namespace) -> Path:
     """The captioned folder that --dataset names: itself, its `train/`, or one written from a data set of the hub.
 
-    Raises UserError where a name that looks like a hub id cannot be had; a missing folder is refused when it is read.
+    With --metadata_file it is always itself. Raises UserError where a name that looks like a hub id
+    cannot be had; a missing folder is refused when it is read.
     """
     folder = Path(args.dataset).expanduser()
+    if args.metadata_file:
+        if not folder.is_dir():
+            raise UserError(f"--metadata_file needs a folder of pictures, and --dataset {args.dataset} is none")
+        return folder
     if folder.is_dir():
         return _local_dataset(args, folder)
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", args.dataset)

@@ -5,6 +5,7 @@ Needs only the standard library, so that a bad data set is refused before anythi
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -44,32 +45,37 @@ class ScannedRow:
 RowCheck = Callable[[CaptionRow], None]  # raises ValueError where it refuses the row
 
 
-def read_captions(folder: Path, column: str = "text", check: RowCheck | None = None) -> list[CaptionRow]:
-    """The rows of `folder`/metadata.jsonl in file order, captions under the key `column`.
+def read_captions(
+    folder: Path, column: str = "text", check: RowCheck | None = None, path: Path | None = None
+) -> list[CaptionRow]:
+    """The rows of `folder`/metadata.jsonl, or of the file `path`, in file order; captions under the key `column`.
 
     `check` is called with each row that is right so far. Raises UserError that lists every bad row, or says that there
     is no file, no row or no picture.
     """
     folder = Path(folder)
-    if not (folder / METADATA).is_file():
-        raise UserError(_missing_metadata_message(folder))
-    rows = read_existing_captions(folder, column, check)
+    if not (path or folder / METADATA).is_file():
+        raise UserError(_missing_metadata_message(folder, path))
+    rows = read_existing_captions(folder, column, check, path)
     if not rows:
-        raise UserError(f"{folder / METADATA} has no rows; {_how_to_caption(folder)}")
+        raise UserError(f"{path or folder / METADATA} has no rows; {_how_to_caption(folder, path)}")
     return rows
 
 
-def read_existing_captions(folder: Path, column: str = "text", check: RowCheck | None = None) -> list[CaptionRow]:
+def read_existing_captions(
+    folder: Path, column: str = "text", check: RowCheck | None = None, path: Path | None = None
+) -> list[CaptionRow]:
     """As `read_captions`, but a missing or empty metadata.jsonl has no rows instead of being refused."""
-    path = Path(folder) / METADATA
+    path = path or Path(folder) / METADATA
     if not path.exists():
         return []
+    prefix = names_prefix(path, Path(folder))
     rows: list[CaptionRow] = []
     faults: list[str] = []
     first_lines: dict[PurePosixPath, int] = {}
     for number, raw in _numbered_lines(path):
         try:
-            row = _checked_row(Path(folder), number, raw, column)
+            row = _checked_row(Path(folder), number, raw, column, prefix)
             first = first_lines.setdefault(PurePosixPath(row.file_name), number)
             if first != number:
                 raise ValueError(_second_row_message(row.file_name, first))
@@ -77,9 +83,19 @@ def read_existing_captions(folder: Path, column: str = "text", check: RowCheck |
                 check(row)
             rows.append(row)
         except ValueError as fault:
-            faults.append(f"{METADATA}, line {number}: {fault}")
+            faults.append(f"{path.name}, line {number}: {fault}")
     _refuse(path, faults)
     return rows
+
+
+def names_prefix(path: Path, folder: Path) -> PurePosixPath:
+    """What stands before the names of the pictures in `folder` in the metadata file `path`; usually nothing.
+
+    In a metadata.jsonl further up names are relative to its own folder, as `datasets` reads them.
+    """
+    below, above = folder.resolve(), path.parent.resolve()
+    is_above = path.name == METADATA and below.is_relative_to(above)
+    return PurePosixPath(below.relative_to(above).as_posix()) if is_above else PurePosixPath()
 
 
 def scan_rows(path: Path, folder: Path, column: str = "text") -> list[ScannedRow]:
@@ -139,9 +155,13 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, raw
 
 
-def _checked_row(folder: Path, number: int, raw: bytes, column: str) -> CaptionRow:
+def _checked_row(folder: Path, number: int, raw: bytes, column: str, prefix: PurePosixPath) -> CaptionRow:
     row = parse_row(raw)
     file_name = file_name_of(row)
+    if prefix != PurePosixPath():
+        if not PurePosixPath(file_name).is_relative_to(prefix):
+            raise ValueError(f"{_shown(file_name)} is not in {folder}, whose names in this file begin with {prefix}/")
+        file_name = PurePosixPath(file_name).relative_to(prefix).as_posix()
     _check_picture(folder, file_name)
     return CaptionRow(file_name, _captions_of(row, column), number)
 
@@ -211,12 +231,18 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _missing_metadata_message(folder: Path) -> str:
+def _missing_metadata_message(folder: Path, path: Path | None) -> str:
+    if path:
+        return f"--metadata_file {path}: no such file; {_how_to_caption(folder, path)}"
     if find_image_files(folder):
-        return f"no {METADATA} in {folder}; {_how_to_caption(folder)}"
+        return f"no {METADATA} in {folder}; {_how_to_caption(folder, None)}"
     return no_pictures_message(folder)
 
 
-def _how_to_caption(folder: Path) -> str:
-    script = SCRIPTS / "img_captioning.py"
-    return f'caption the pictures with: python "{script}" --image_dir "{folder}"'
+def _how_to_caption(folder: Path, path: Path | None) -> str:
+    command = f'caption the pictures with: python "{SCRIPTS / "img_captioning.py"}" --image_dir "{folder}"'
+    if path:
+        return f'{command} --output "{path}"'
+    if os.access(folder, os.W_OK):
+        return command
+    return f"{command} --output FILE (the folder cannot be written to), and train with --metadata_file FILE"

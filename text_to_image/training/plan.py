@@ -85,7 +85,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     with accelerator.local_main_process_first():  # one of a node downloads
         folder = find_dataset(args)
         base, unet_base = find_bases(args)
-    pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger)
+    pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger, args.metadata_file)
     known = {picture.path for picture in pictures}
     without_caption = [path for path in find_nested_image_files(folder) if path not in known]
     pictures, held_out = hold_out(args, pictures)

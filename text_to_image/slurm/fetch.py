@@ -17,7 +17,7 @@ from runtime.errors import exit_with, require_packages
 from slurm.check_flags import split_counted
 
 
-def pictures_without_caption(folder: Path, metadata_file: Path | None, recursive: bool) -> list[Path]:
+def pictures_without_caption(folder: Path, recursive: bool, metadata_file: Path | None = None) -> list[Path]:
     """Those that only a captioner can caption; captions are in `metadata_file`, or in the folder's own.
 
     UserError where training would not take the folder.
@@ -38,7 +38,7 @@ def fetch(record: Path, captioner: str, captioning: argparse.Namespace, training
     from models.finding import find_bases
 
     print(f"the model: {find_bases(training)[0]}")
-    uncaptioned = pictures_without_caption(find_dataset(training), training.metadata_file, captioning.recursive)
+    uncaptioned = pictures_without_caption(find_dataset(training), captioning.recursive, training.metadata_file)
     if uncaptioned and captioner and not Path(captioner).is_dir():
         from captioning.captioner_loading import download_captioner  # imports torch, which takes seconds
 

@@ -52,7 +52,9 @@ def fetched(folder, tmp_path, monkeypatch):
         monkeypatch.setattr(captioning.captioner_loading, "download_captioner", download)
         monkeypatch.setattr(models.finding, "find_bases", lambda args: (tmp_path, tmp_path))
         record = tmp_path / "record"
-        flags = argparse.Namespace(recursive=False, allow_pickle=allow_pickle, trust_remote_code=False)
+        flags = argparse.Namespace(
+            recursive=False, existing="keep", allow_pickle=allow_pickle, trust_remote_code=False
+        )
         fetch(record, captioner, flags, argparse.Namespace(dataset=str(folder)))
         return asked, record.read_text() if record.exists() else ""
 

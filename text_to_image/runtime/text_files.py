@@ -1,0 +1,28 @@
+"""Text files that people bring are UTF-8, with or without a byte order mark; others are refused by name."""
+
+import codecs
+from pathlib import Path
+
+from runtime.errors import UserError
+
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_file(path: Path) -> bytes:
+    """The content without a UTF-8 byte order mark. UserError where the file cannot be read or is UTF-16."""
+    try:
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    # UTF-16 often comes without its mark. Then every other byte of English is a NUL, which UTF-8 reads without complaint.
+    if content.startswith(UTF_16_MARKS) or b"\0" in content[:100]:
+        raise UserError(f"{path}: UTF-16, or no text at all; save the file as UTF-8")
+    return content
+
+
+def read_utf8(path: Path) -> str:
+    """The text, without a byte order mark. UserError where the file cannot be read or is not UTF-8."""
+    try:
+        return read_file(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None

@@ -69,28 +69,31 @@ def find_faults(file: CaptionFile) -> list[Finding]:
     measured = prefetch(lambda path: measure_image(path, file.name_of(path)), paths)
     bar = progress_bar(measured, total=len(paths), desc="checking the pictures", unit="picture")
     images = [facts for _, facts in bar]
-    return [*audit_files(file, rows), *audit_images(images), *audit_rows(rows, [facts.name for facts in images])]
+    in_files = [*audit_files(file, rows), *audit_caption_files(file, rows)]
+    return [*in_files, *audit_images(images), *audit_rows(rows, [facts.name for facts in images])]
 
 
 def audit_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterator[Finding]:
     """Files that are neither captioned nor trained on."""
     for path in file.unsupported_files():
         yield Finding("in a format that cannot be read (save them as JPEG or PNG)", file.name_of(path))
+    for path in file.without_row(rows, among=file.nested_pictures()):
+        kind = "in sub-folders, without a row (--recursive captions them)"
+        yield Finding(kind, file.name_of(path), wrong=False)
+
+
+def audit_caption_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterator[Finding]:
+    """Captions that are not read, or that contradict a row."""
     for name in unread_metadata_files(file.root) if file.is_of_data_set else ():
-        yield Finding(
-            "with captions that are not read (metadata.csv beside metadata.jsonl, other splits)", name, False
-        )
-    for path in find_differing_sidecars(
-        [(file.root / row.file_name, row.captions) for row in rows if not row.picture_fault]
-    ):
+        kind = "with captions that are not read (metadata.csv beside metadata.jsonl; other splits)"
+        yield Finding(kind, name, wrong=False)
+    captions = [(file.root / row.file_name, row.captions) for row in rows if not row.picture_fault]
+    for path in find_differing_sidecars(captions):
         kind = "text files that differ from the row of their picture (--existing replace takes them, or mend the row)"
         yield Finding(kind, path.relative_to(file.root).as_posix())
     for path in file.without_row(rows, among=file.pictures_of_other_files()):
         kind = "in sub-folders with a metadata file, without a row in it (caption that sub-folder)"
         yield Finding(kind, file.name_of(path))
-    for path in file.without_row(rows, among=file.nested_pictures()):
-        kind = "in sub-folders, without a row (--recursive captions them)"
-        yield Finding(kind, file.name_of(path), wrong=False)
 
 
 def audit_images(images: Sequence[ImageFacts]) -> Iterator[Finding]:

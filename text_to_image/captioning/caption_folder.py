@@ -180,8 +180,10 @@ def _make_writer(args: argparse.Namespace, file: CaptionFile, model: str, stop: 
 
 
 def _finish_caption(text: str, args: argparse.Namespace) -> str:
-    """The caption as it is written: without 'Here is a caption:', cut to --max_words, with --trigger in front; empty if
-    the model said nothing."""
+    """The caption as it is written; empty if the model said nothing.
+
+    'Here is a caption:' is cut off, then what is beyond --max_words; --trigger is put in front.
+    """
     return with_trigger(cut_words(without_announcement(text), args.max_words), args.trigger) if text else ""
 
 

@@ -255,7 +255,7 @@ def _refuse(files: Sequence[MetadataFile], faults: Sequence[str]) -> None:
 
 def _missing_metadata_message(folder: Path) -> str:
     pictures = find_image_files(folder)
-    if near_miss := near_miss_message(folder) or near_miss_message(folder / "train"):
+    if near_miss := near_miss_message(folder):
         return near_miss
     if not pictures:
         return no_pictures_message(folder)

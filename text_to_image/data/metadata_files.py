@@ -79,14 +79,15 @@ def pictures_without_row(files: Sequence[MetadataFile], known: Iterable[Path]) -
 
 
 def near_miss_message(folder: Path) -> str | None:
-    """Names a file that is probably meant as the folder's metadata file; None where there is a right one, or none."""
-    if not folder.is_dir() or own_metadata_file(folder):
+    """Names a file that is probably meant as the metadata file of the folder or its `train/`; None where none is, or
+    where the folder has the right one."""
+    if own_metadata_file(folder):
         return None
-    if (folder / PARQUET).exists():
-        return f"{folder / PARQUET} has the captions; training reads it as it is, and nothing is captioned"
-    near = sorted(path.name for path in folder.iterdir() if NEAR_MISS.fullmatch(path.name) and path.is_file())
-    if not near:
+    files = [path for here in (folder, folder / "train") if here.is_dir() for path in sorted(here.iterdir())]
+    if parquet := next((path for path in files if path.name == PARQUET), None):
+        return f"{parquet} has the captions; training reads it as it is, and nothing is captioned"
+    if not (near := next((path for path in files if NEAR_MISS.fullmatch(path.name) and path.is_file()), None)):
         return None
-    comma = re.search(r"\.csv\b", near[0], re.IGNORECASE)
+    comma = re.search(r"\.csv\b", near.name, re.IGNORECASE)
     name, content = (METADATA_CSV, "columns file_name,text") if comma else (METADATA, "a JSON object in each line")
-    return f"{folder / near[0]} is not read: rename it to {name} ({content}); move it away if it does not hold the captions"
+    return f"{near} is not read; if it holds the captions, rename it to {name} ({content}), else move it away"

@@ -14,7 +14,7 @@ def read_file(path: Path) -> bytes:
         content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    # UTF-16 often comes without its mark. Then every other byte of English is a NUL, which UTF-8 reads without complaint.
+    # UTF-16 often comes without its mark. Every other byte of English is a NUL then, a character of UTF-8, too.
     if content.startswith(UTF_16_MARKS) or b"\0" in content[:100]:
         raise UserError(f"{path}: UTF-16, or no text at all; save the file as UTF-8")
     return content

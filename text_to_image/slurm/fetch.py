@@ -13,11 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import img_captioning
 import train_text_to_image
+from data.metadata_writer import Existing
 from runtime.errors import exit_with, require_packages
 from slurm.check_flags import split_counted
 
 
-def pictures_without_caption(folder: Path, recursive: bool, existing: str = "keep") -> list[Path]:
+def pictures_without_caption(folder: Path, recursive: bool, existing: Existing = "keep") -> list[Path]:
     """Those that only a captioner can caption. UserError where training would not take the folder."""
     from captioning.caption_file import locate_caption_file, refuse_outside_links, require_pictures_or_rows
     from data.sidecars import Sidecars

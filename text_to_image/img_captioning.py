@@ -12,7 +12,7 @@ from captioning.caption_file import (
     require_pictures_or_rows,
 )
 from data.image_files import METADATA
-from runtime.errors import UserError, exit_with, require_packages
+from runtime.errors import UserError, escape_control_chars, exit_with, require_packages
 from runtime.flags import FlagParser, expanded_path, positive_int
 from runtime.paths import DATASET, STARTER, STARTER_CAPTIONER
 from runtime.stopping import StopSignals
@@ -58,7 +58,7 @@ def caption_or_check(args: argparse.Namespace, stop: StopSignals | None = None) 
         print(complete, flush=True)
         return _print_summary(args, file)
     refuse_other_column(file)
-    refuse_misspelt_names(file, file.pending(args.existing))
+    refuse_misspelt_names(file)
     model = args.model or _starter_captioner()
     require_packages()
     from captioning.caption_folder import caption_folder
@@ -76,7 +76,8 @@ def csv_message(file: CaptionFile, existing: str) -> str:
     message = (
         f"{len(pictures) - len(without)} of {len(pictures)} pictures have a row in {file.path}, which stays as it is"
     )
-    return message + (f"; add rows by hand for the others, such as {without[0].name}" if without else "")
+    others = f"; add rows by hand for the others, such as {escape_control_chars(without[0].name)}" if without else ""
+    return message + others
 
 
 def _print_summary(args: argparse.Namespace, file: CaptionFile) -> None:

@@ -101,6 +101,14 @@ def test_captions_in_a_csv_file_are_found_and_nothing_is_written(folder, caption
     assert not list(folder.glob("*.jsonl*"))
 
 
+def test_a_csv_file_beside_a_jsonl_file_is_wrong(folder, caption, capsys):
+    write(folder, *({"file_name": f"{n}.png", "text": f"{n}"} for n in range(4)))
+    (folder / "metadata.csv").write_text("file_name,text\n0.png,a dog\n")
+    with pytest.raises(WorkError):
+        caption("--check", model=False)
+    assert "not read" in (said := capsys.readouterr().out) and "metadata.csv" in said
+
+
 @pytest.mark.parametrize("name", ["Metadata.jsonl", "metadata.json", "metadata.parquet", "train/metadata.jsonl.txt"])
 @pytest.mark.parametrize("flags", [(), ("--check",), ("--existing", "replace")])
 def test_nothing_is_captioned_beside_a_file_that_may_hold_the_captions(folder, caption, name, flags):

@@ -52,16 +52,23 @@ def test_two_rows_for_one_picture_are_found_whatever_their_form(tmp_path):
         ("below\\b.png", "below/b.png"),
         ("C:\\pictures\\IMG_1.JPG", "IMG_1.JPG"),
         ("b.png", "below/b.png"),
-        ("中文圖片 1.jpg", "中文图片 1.jpg"),
+        ("cafe.png", "café.png"),
         ("IMG_2.JPG", None),
         ("other.jpg", None),
     ],
 )
 def test_a_near_miss_is_named_with_the_file_that_it_probably_means(tmp_path, written, meant):
-    make(tmp_path, "IMG_1.JPG", "below/b.png", "中文图片 1.jpg", "a.png")
+    make(tmp_path, "IMG_1.JPG", "below/b.png", "café.png", "a.png")
     with pytest.raises(MissingPicture, match="is missing") as caught:
         PictureNames(tmp_path).find(written)
     assert caught.value.probably == meant and (meant or "") in str(caught.value)
+
+
+def test_a_name_in_other_characters_is_asked_about_and_not_taken_for_sure(tmp_path):
+    make(tmp_path, "中文图片 1.jpg", "中文图片 2.jpg")
+    with pytest.raises(MissingPicture, match='is "中文图片 1.jpg" meant') as caught:
+        PictureNames(tmp_path).find("中文圖片 1.jpg")
+    assert caught.value.probably is None
 
 
 def test_the_nearest_of_several_is_named(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from captioning.caption_file import CaptionFile
 from captioning.image_facts import BLANK, BLURRED, HASH_BITS, TINY, ImageFacts, find_near_duplicates, measure_image
+from data.image_files import METADATA_CSV
 from data.metadata import ScannedRow
 from data.metadata_files import unread_metadata_files
 from data.sidecars import find_differing_sidecars
@@ -86,7 +87,7 @@ def audit_caption_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterat
     """Captions that are not read, or that contradict a row."""
     for name in unread_metadata_files(file.root) if file.is_of_data_set else ():
         kind = "with captions that are not read (metadata.csv beside metadata.jsonl; other splits)"
-        yield Finding(kind, name, wrong=False)
+        yield Finding(kind, name, wrong=name == METADATA_CSV)
     captions = [(file.root / row.file_name, row.captions) for row in rows if not row.picture_fault]
     for path in find_differing_sidecars(captions):
         kind = "text files that differ from the row of their picture (--existing replace takes them, or mend the row)"

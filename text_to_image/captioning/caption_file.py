@@ -139,10 +139,11 @@ def refuse_outside_links(file: CaptionFile) -> None:
         )
 
 
-def refuse_misspelt_names(file: CaptionFile, pending: Iterable[Path]) -> None:
-    """UserError where a picture that would be captioned has a row under a name that is almost its own."""
-    names = {file.name_of(path) for path in pending}
-    if faults := [f"{row.where}: {row.picture_fault}" for row in file.rows() if row.meant in names]:
+def refuse_misspelt_names(file: CaptionFile) -> None:
+    """UserError where a picture without a row has one under a name that is almost its own."""
+    rows = file.rows()
+    names = {file.name_of(path) for path in file.without_row(rows)}
+    if faults := [f"{row.where}: {row.picture_fault}" for row in rows if row.meant in names]:
         raise UserError("\n  ".join([f"{file.path} names pictures that are not there; mend the names:", *faults]))
 
 

@@ -7,6 +7,7 @@ from captioning.caption_writers import CaptionWriter
 from captioning.image_loading import find_fault
 from data.dataset import with_trigger
 from data.sidecars import Sidecar, Sidecars
+from runtime.errors import escape_control_chars
 from runtime.prefetching import prefetch
 from runtime.progress import progress_bar
 from runtime.stopping import StopSignals
@@ -39,7 +40,7 @@ def write_sidecar_captions(writer: CaptionWriter, trigger: str | None, stop: Sto
     writer.write()
     if taken := {path: sidecar for path, sidecar in sidecars.items() if file.name_of(path) not in faults}:
         print(f"pictures with a text file beside them: {len(taken)}; its captions are in {file.path}")
-        print(f"  understood as {describe_sidecars(taken)}", flush=True)
+        print(escape_control_chars(f"  understood as {describe_sidecars(taken)}"), flush=True)
     return faults
 
 

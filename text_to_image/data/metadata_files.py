@@ -49,17 +49,15 @@ def find_metadata_files(folder: Path, leave_out: Path | None = None) -> list[Met
     Without hidden sub-folders, those of other splits ('validation') and the folder `leave_out`.
     """
     folder = Path(folder)
-    out = leave_out.resolve() if leave_out else None
+    left_out = leave_out.resolve() if leave_out else None
     files = []
     for name, subfolders, _ in os.walk(folder):  # a folder that cannot be listed has no file
         here = Path(name)
-        subfolders[:] = sorted(
-            (sub for sub in subfolders if not sub.startswith((".", "__")) and (here / sub).resolve() != out),
-            key=natural_key,
-        )
-        prefix = PurePosixPath(here.relative_to(folder).as_posix())
-        if (path := own_metadata_file(here)) and not OTHER_SPLITS.intersection(prefix.parts):
-            files.append(MetadataFile(path, folder, prefix))
+        subfolders[:] = sorted((sub for sub in subfolders if not sub.startswith((".", "__"))), key=natural_key)
+        if left_out and here.resolve() == left_out or here.name in OTHER_SPLITS and here != folder:
+            subfolders.clear()
+        elif path := own_metadata_file(here):
+            files.append(MetadataFile(path, folder, PurePosixPath(here.relative_to(folder).as_posix())))
     return files
 
 

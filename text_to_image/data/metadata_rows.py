@@ -56,7 +56,7 @@ def found(row: dict, key: str) -> str:
 
 def shown(value: object) -> str:
     """A value as it is written in JSON, shortened, without characters that a terminal would obey."""
-    text = escape_control_chars(json.dumps(value, ensure_ascii=False)).replace("\n", " ")
+    text = escape_control_chars(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

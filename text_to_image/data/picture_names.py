@@ -20,12 +20,12 @@ def same_name_key(name: str) -> str:
 
 
 class MissingPicture(ValueError):
-    """A row names a picture that is not there; `probably` is the file that it means, or None."""
+    """A row names a picture that is not there: `probably` it means this file, or `perhaps` that with a like name."""
 
-    def __init__(self, name: str, probably: str | None):
-        super().__init__(
-            f"the picture {shown(name)} is missing" + (f"; {shown(probably)} is meant?" if probably else "")
-        )
+    def __init__(self, name: str, probably: str | None, perhaps: str | None):
+        meant = probably or perhaps
+        question = f"; is {shown(meant)} meant?" if meant else ""
+        super().__init__(f"the picture {shown(name)} is missing{question}")
         self.probably = probably
 
 
@@ -50,7 +50,7 @@ class PictureNames:
         if not inside:
             raise ValueError(f"`file_name` is a link out of the folder: {shown(name)}; {LINK_ADVICE}")
         if size is None:
-            raise MissingPicture(name, self._similar(name))
+            raise MissingPicture(name, self._similar(name), self._close(name))
         if not size:
             raise ValueError(f"the picture {shown(name)} is an empty file")
         return on_disk
@@ -72,18 +72,20 @@ class PictureNames:
         return self._listed[folder]
 
     def _similar(self, name: str) -> str | None:
-        """The picture whose name differs only in case, blanks, dashes, underscores, suffix or folder, or hardly at
-        all."""
+        """The picture whose name differs only in case, accents, blanks, dashes, underscores, suffix or folder."""
         *folders, last = re.split(r"[/\\]", name)
-        key = _similarity_key(last)
-        close = get_close_matches(key, self._keys_by_digits.get(_digits(key), ()), n=1, cutoff=CLOSE)
-        candidates = self._by_similarity.get(key) or self._by_similarity.get(close[0] if close else "", [])
 
         def likeness(candidate: str) -> tuple[bool, int]:
             path = PurePosixPath(candidate)
             return path.suffix.lower() == PurePosixPath(last).suffix.lower(), len({*path.parts} & {*folders})
 
-        return max(candidates, key=likeness, default=None)
+        return max(self._by_similarity.get(_similarity_key(last), ()), key=likeness, default=None)
+
+    def _close(self, name: str) -> str | None:
+        """A picture whose name is like it, such as one in traditional instead of simplified characters."""
+        key = _similarity_key(re.split(r"[/\\]", name)[-1])
+        close = get_close_matches(key, self._keys_by_digits.get(_digits(key), ()), n=1, cutoff=CLOSE)
+        return self._by_similarity[close[0]][0] if close else None
 
     @cached_property
     def _keys_by_digits(self) -> dict[str, list[str]]:
@@ -102,8 +104,9 @@ class PictureNames:
 
 
 def _similarity_key(name: str) -> str:
-    """The name without case, blanks, dashes, underscores and the suffixes of pictures."""
-    key = unicodedata.normalize("NFKC", name).casefold().strip().replace("%20", " ")
+    """The name without case, accents, blanks, dashes, underscores and the suffixes of pictures."""
+    letters = (c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+    key = "".join(letters).casefold().strip().replace("%20", " ")
     while PurePosixPath(key).suffix in IMAGE_SUFFIXES:
         key = key[: -len(PurePosixPath(key).suffix)]
     return re.sub(r"[\s_-]+", "", key)

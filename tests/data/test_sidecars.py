@@ -91,3 +91,8 @@ def test_a_trigger_before_most_rows_is_no_edit_and_a_tag_taken_from_one_file_is(
     assert differing(tmp_path, triggered) == []
     plain = {f"{number}.jpg": [f"dog {number}", "a dog"] for number in range(4)}
     assert differing(tmp_path, {**plain, "2.jpg": ["best, dog 2", "best, a dog"]}) == ["2.txt"]
+
+
+def test_one_that_cannot_be_read_is_named_where_there_is_a_row(tmp_path):
+    (tmp_path / "a.txt").write_bytes("für".encode("latin-1"))
+    assert differing(tmp_path, {"a.jpg": ["für"]}) == ["a.txt"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.picture_names import same_name_key
+from runtime.errors import UserError
 from runtime.text_files import read_utf8
 
 SUFFIXES = (".txt", ".caption")
@@ -34,11 +35,12 @@ class Sidecars:
         Of several the first with a text counts: `1.jpg.txt`, `1.txt`, `1.jpg.caption`, `1.caption`. UserError names a
         file that is not UTF-8.
         """
-        for suffix in SUFFIXES:
-            for name in (f"{picture.name}{suffix}", f"{picture.stem}{suffix}"):
-                if (path := self._find(picture.parent, name)) and (sidecar := _read(path)):
-                    return sidecar
-        return None
+        return next(filter(None, map(_read, self.files(picture))), None)
+
+    def files(self, picture: Path) -> list[Path]:
+        """The text files that belong to the picture."""
+        names = [f"{stem}{suffix}" for suffix in SUFFIXES for stem in (picture.name, picture.stem)]
+        return [path for name in names if (path := self._find(picture.parent, name))]
 
     def _find(self, folder: Path, name: str) -> Path | None:
         names = self._list(folder).get(_key(name), [])
@@ -58,12 +60,17 @@ class Sidecars:
 def find_differing_sidecars(rows: Iterable[tuple[Path, Sequence[str]]]) -> list[Path]:
     """The text files that say something else than the row of their picture; `rows` are (picture, captions).
 
-    A trigger that stands before most captions, and was put there when they became rows, makes no difference.
+    A trigger that stands before most captions, and was put there when they became rows, makes no difference. Files
+    that cannot be read are among them: they say something else, and a row is there to be trained on.
     """
-    sidecars = Sidecars()
-    pairs = [(sidecar, row) for picture, row in rows if row and (sidecar := sidecars.read(picture))]
+    sidecars, unreadable, pairs = Sidecars(), [], []
+    for picture, row in rows:
+        try:
+            pairs += [(sidecar, row)] if row and (sidecar := sidecars.read(picture)) else []
+        except UserError:
+            unreadable += sidecars.files(picture)[:1]
     trigger = _common_trigger([(sidecar.captions[0], row[0]) for sidecar, row in pairs])
-    return [
+    return unreadable + [
         sidecar.path
         for sidecar, row in pairs
         if _text(row) not in (_text(sidecar.captions), _text([f"{trigger}, {text}" for text in sidecar.captions]))

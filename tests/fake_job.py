@@ -28,6 +28,7 @@ def build_parser():
         parser.add_argument(flag, type=positive_int)
     for flag in ("--recursive", "--resume", "--wait"):
         parser.add_argument(flag, action="store_true")
+    parser.add_argument("--existing")
     for flag in ("--image_dir", "--model", "--output_dir", "--pretrained_model_name_or_path", "--prompt"):
         parser.add_argument(flag)
     for flag in ("--dataset", "--mixed_precision", "--negative_prompt", "--seed", "--steps", "--validation_prompts"):

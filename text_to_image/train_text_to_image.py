@@ -34,7 +34,7 @@ EXAMPLES = """\
 
 The folder holds pictures and metadata.jsonl, one row for each picture:
   {"file_name": "1.jpg", "text": "A pair of denim jeans on white."}
-img_captioning.py writes it. The result loads with
+img_captioning.py writes it; a metadata.csv is read, too. The result loads with
 diffusers.StableDiffusionPipeline.from_pretrained and with inference.py.
 """
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -133,7 +133,7 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     flag("--prior_prompts", action="append", type=utf8_text, metavar="TEXT",
          help="a prompt for them, repeatable (default: the first sentence of each caption)")
     flag("--caption_column", default="text", metavar="NAME",
-         help="the key of the captions in metadata.jsonl or a hub data set (default: text)")
+         help="the key of the captions in the rows of metadata.jsonl, metadata.csv or a hub data set (default: text)")
     flag("--image_column", default="image", metavar="NAME",
          help="the pictures' column in a hub data set (default: image)")
     flag("--dataset_config_name", metavar="NAME", help="which configuration of a hub data set (default: its only one)")

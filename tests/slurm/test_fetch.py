@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import captioning.captioner_loading
+import img_captioning
 import models.finding
 from runtime.errors import UserError
 from slurm.fetch import fetch, pictures_without_caption
@@ -52,7 +53,7 @@ def fetched(folder, tmp_path, monkeypatch):
         monkeypatch.setattr(captioning.captioner_loading, "download_captioner", download)
         monkeypatch.setattr(models.finding, "find_bases", lambda args: (tmp_path, tmp_path))
         record = tmp_path / "record"
-        flags = argparse.Namespace(recursive=False, allow_pickle=allow_pickle, trust_remote_code=False)
+        flags = img_captioning.parse_args(["--allow_pickle"] if allow_pickle else [])
         fetch(record, captioner, flags, argparse.Namespace(dataset=str(folder)))
         return asked, record.read_text() if record.exists() else ""
 

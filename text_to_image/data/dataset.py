@@ -9,6 +9,7 @@ from pathlib import Path
 from data.caption_variants import caption_variants, suggest_prompts
 from data.images import read_image_size
 from data.metadata import CaptionRow, read_captions
+from data.metadata_files import MetadataFile
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,13 @@ class Picture:
 
 
 def read_pictures(
-    folder: Path, short_captions: bool, column: str = "text", trigger: str | None = None
+    folder: Path,
+    short_captions: bool,
+    column: str = "text",
+    trigger: str | None = None,
+    files: Sequence[MetadataFile] | None = None,
 ) -> list[Picture]:
-    """All pictures of a captioned folder; `short_captions` adds shorter forms of each caption.
+    """All pictures of a captioned folder, or of the rows in `files`; `short_captions` adds shorter forms of captions.
 
     Raises UserError that lists every bad row and every picture that cannot be read.
     """
@@ -54,7 +59,7 @@ def read_pictures(
         groups = _caption_groups(row.captions, short_captions, trigger)
         pictures.append(Picture(row.path(folder), width, height, groups, trigger))
 
-    read_captions(folder, column, check=add_picture)
+    read_captions(folder, column, add_picture, files)
     return pictures
 
 

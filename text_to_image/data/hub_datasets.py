@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.image_files import METADATA
+from data.metadata_files import own_metadata_file
 from runtime.errors import UserError, hub_error_reason
 from runtime.files import hash_key
 
@@ -23,16 +24,18 @@ def find_dataset(args: argparse.Namespace) -> Path:
     """
     folder = Path(args.dataset).expanduser()
     if folder.is_dir():
-        return _local_dataset(args, folder)
+        return find_captioned_folder(folder) or _write_folder(args, _load_split(args))
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", args.dataset)
     return _write_folder(args, _load_split(args)) if is_hub_id else folder
 
 
-def _local_dataset(args: argparse.Namespace, folder: Path) -> Path:
+def find_captioned_folder(folder: Path) -> Path | None:
+    """Where the captions of a local data set are, or belong: itself or its `train/`; None where parquet files have
+    them."""
     for captioned in (folder, folder / "train"):
-        if (captioned / METADATA).exists():
+        if own_metadata_file(captioned):
             return captioned
-    return _write_folder(args, _load_split(args)) if any(folder.rglob("*.parquet")) else folder
+    return None if any(folder.rglob("*.parquet")) else folder
 
 
 def _load_split(args: argparse.Namespace) -> "datasets.Dataset":

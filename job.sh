@@ -168,7 +168,7 @@ say_captions() {
     [[ -n "$pictures" ]] || fail 2 "DATASET=$dataset: no folder of pictures, so there are no captions to be written"
     forget_restarts
     say
-    say "== nothing is trained yet: read the captions in ${METADATA_FILE:-$pictures/metadata.jsonl}, and correct what is wrong"
+    say "== nothing is trained yet: read the captions in $(caption_file), and correct what is wrong"
 }
 
 say_result() {

@@ -28,7 +28,7 @@ def build_parser():
         parser.add_argument(flag, type=positive_int)
     for flag in ("--recursive", "--resume", "--wait"):
         parser.add_argument(flag, action="store_true")
-    for flag in ("--image_dir", "--metadata_file", "--model", "--output", "--output_dir", "--prompt",
+    for flag in ("--existing", "--image_dir", "--metadata_file", "--model", "--output", "--output_dir", "--prompt",
                  "--pretrained_model_name_or_path"):
         parser.add_argument(flag)
     for flag in ("--dataset", "--mixed_precision", "--negative_prompt", "--seed", "--steps", "--validation_prompts"):

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from captioning.caption_file import (
     CaptionFile,
     locate_caption_file,
+    refuse_misspelt_names,
+    refuse_other_column,
     refuse_outside_links,
     require_pictures_or_rows,
 )
 from data.image_files import METADATA
-from runtime.errors import UserError, exit_with, require_packages
+from runtime.errors import UserError, escape_control_chars, exit_with, require_packages
 from runtime.flags import FlagParser, expanded_path, positive_int
 from runtime.paths import DATASET, STARTER, STARTER_CAPTIONER
 from runtime.stopping import StopSignals
@@ -28,9 +30,11 @@ EXAMPLES = """\
 
 Captions go into metadata.jsonl in the folder as they are made. Rows that exist
 stay as they are, byte for byte: correct captions by hand, and run the command
-again when there are new pictures or after it was stopped. Where a picture
-without a row has a text file beside it (1.txt for 1.jpg), each line of that is
-a caption, taken as it is; only --trigger is put in front.
+again when there are new pictures or after it was stopped. Where a picture that
+is to be captioned has a text file beside it (1.txt, 1.jpg.txt or 1.caption for
+1.jpg), each line of that is a caption, or all of it where blank lines make it
+paragraphs; only --trigger is put in front. Captions in a metadata.csv are read
+and never changed.
 
 exit codes: 0 done; 1 some pictures could not be captioned (the others are), or
 --check found something wrong; 2 a mistake in a flag or a file, named in one
@@ -40,7 +44,7 @@ REAL_CAPTIONER = "Salesforce/blip-image-captioning-large"
 
 
 def caption_or_check(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
-    file = locate_caption_file(args.image_dir, args.output, args.recursive)
+    file = locate_caption_file(args.image_dir, args.output, args.recursive, args.caption_column)
     require_pictures_or_rows(file)
     if args.check:
         require_packages()
@@ -49,10 +53,13 @@ def caption_or_check(args: argparse.Namespace, stop: StopSignals | None = None) 
         return run_audit(file)
     refuse_outside_links(file)
     # Heavy imports come after all that can be refused without them.
-    if args.existing == "keep" and (complete := file.completion_message()):
+    complete = csv_message(file, args.existing) if file.is_csv else file.completion_message(args.existing)
+    if complete:
         print(complete, flush=True)
         _print_summary(args, file)
     else:
+        refuse_other_column(file)
+        refuse_misspelt_names(file)
         model = args.model or _starter_captioner()
         require_packages()
         from captioning.caption_folder import caption_folder
@@ -60,6 +67,20 @@ def caption_or_check(args: argparse.Namespace, stop: StopSignals | None = None) 
         caption_folder(args, file, model, stop)
     if flags := file.training_flags():
         print(f"training reads these captions with {flags}")
+
+
+def csv_message(file: CaptionFile, existing: str) -> str:
+    """How many pictures have a row in the metadata.csv. UserError where --existing asks to change it."""
+    if existing != "keep":
+        raise UserError(
+            f"--existing {existing}: {file.path} is read and never changed; write the captions there, or move it away"
+        )
+    pictures, without = file.pictures(), file.without_row(file.rows())
+    message = (
+        f"{len(pictures) - len(without)} of {len(pictures)} pictures have a row in {file.path}, which stays as it is"
+    )
+    others = f"; add rows by hand for the others, such as {escape_control_chars(without[0].name)}" if without else ""
+    return message + others
 
 
 def _print_summary(args: argparse.Namespace, file: CaptionFile) -> None:
@@ -101,15 +122,18 @@ def add_folder_flags(group: argparse._ArgumentGroup) -> None:
          help="the pictures; large ones are scaled down to a longer side of 1536 pixels for the captioner, to save "
               "memory (default: the repository's dataset/)")
     flag("--recursive", action="store_true",
-         help="also the pictures in sub-folders, except hidden ones and those with a metadata.jsonl of their own "
+         help="also the pictures in sub-folders, except hidden ones and those with a metadata file of their own "
               "(default: no)")
     flag("--output", type=expanded_path, metavar="FILE",
          help=f"the file that the captions go into (default: {METADATA} in FOLDER). File names in it are relative to "
               f"FOLDER; in a {METADATA} further up they are relative to its own folder, as `datasets` reads it. "
               "Training reads it with --metadata_file FILE")
-    flag("--existing", choices=("keep", "replace"), default="keep",
-         help="rows that exist: 'keep' leaves them alone; 'replace' gives all pictures a new caption, in place; the "
-              f"rows' other keys stay, and so does the old file, as {METADATA}.backup-N (default: keep)")
+    flag("--existing", choices=("keep", "fill", "replace"), default="keep",
+         help="rows that exist: 'keep' leaves them alone; 'fill' captions those whose text is empty; 'replace' gives "
+              "all pictures a new caption, from the text file beside them where there is one. The rows' other keys "
+              f"stay, and so does the file that 'replace' changes, as {METADATA}.backup-N (default: keep)")
+    flag("--caption_column", default="text", metavar="NAME",
+         help="the key of the captions in the rows, as in training (default: text)")
     flag("--limit", type=positive_int, metavar="N",
          help="caption N pictures in this run, not counting those that cannot be read; run the command again for the "
               "next N (default: all)")
@@ -119,9 +143,9 @@ def add_folder_flags(group: argparse._ArgumentGroup) -> None:
     flag("--check", action="store_true",
          help="caption nothing, only check the data: for duplicates and near duplicates; for pictures that are "
               "broken, tiny (below 256 pixels), blank, blurred or in a format that cannot be read; for equal or empty "
-              "captions, rows without a picture, pictures without a row. Exit code 1 if any is found. Pictures "
-              "rotated by EXIF or in sub-folders are listed but not wrong. A run that captions ends with the same "
-              "list, which does not change its exit code")
+              "captions, rows without a picture, pictures without a row, text files that differ from the row. Exit "
+              "code 1 if any is found. Pictures rotated by EXIF or in sub-folders are listed but not wrong. A run "
+              "that captions ends with the same list, which does not change its exit code")
 
 
 def add_model_flags(group: argparse._ArgumentGroup) -> None:

@@ -34,7 +34,7 @@ EXAMPLES = """\
 
 The folder holds pictures and metadata.jsonl, one row for each picture:
   {"file_name": "1.jpg", "text": "A pair of denim jeans on white."}
-img_captioning.py writes it. The result loads with
+img_captioning.py writes it; a metadata.csv is read, too. The result loads with
 diffusers.StableDiffusionPipeline.from_pretrained and with inference.py.
 """
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -136,7 +136,7 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
          help="the captions, where they cannot be in the folder of pictures; what img_captioning.py --output wrote. "
               "Names in it are relative to --dataset (default: metadata.jsonl in --dataset)")
     flag("--caption_column", default="text", metavar="NAME",
-         help="the key of the captions in metadata.jsonl or a hub data set (default: text)")
+         help="the key of the captions in the rows of metadata.jsonl, metadata.csv or a hub data set (default: text)")
     flag("--image_column", default="image", metavar="NAME",
          help="the pictures' column in a hub data set (default: image)")
     flag("--dataset_config_name", metavar="NAME", help="which configuration of a hub data set (default: its only one)")

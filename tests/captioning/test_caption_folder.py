@@ -12,8 +12,10 @@ from PIL import Image
 
 from captioning import caption_folder
 from captioning.caption_file import locate_caption_file
+from captioning.caption_writers import CaptionWriter
 from data.image_files import METADATA
 from data.metadata import read_captions
+from data.metadata_files import MetadataFile
 from data.metadata_writer import append_captions
 from img_captioning import caption_or_check, parse_args
 from runtime.errors import UserError, WorkError
@@ -195,9 +197,8 @@ def test_each_caption_stands_in_the_row_of_its_own_picture(tmp_path, tmp_path_fa
     (tmp_path / "5 of mine.png").write_bytes((tmp_path / "5.png").read_bytes())
     append_captions(tmp_path, [("5 of mine.png", "mine")])
     args = parse_args(["--image_dir", str(tmp_path), "--batch_size", "8"])
-    failures = caption_folder.caption_pending(
-        args, locate_caption_file(tmp_path, None, False), SaysWhatItSees(), "a stub"
-    )
+    writer = CaptionWriter(locate_caption_file(tmp_path, None, False))
+    failures = caption_folder.caption_pending(args, writer, SaysWhatItSees(), "a stub")
     assert [line.partition(":")[0] for line in failures] == ["3.png", "11.png", "12.png"]
     captions = captions_of(tmp_path)
     assert captions.pop("5 of mine.png") == "mine" and len(captions) == 17
@@ -225,7 +226,7 @@ def test_another_file_is_written_and_the_folders_own_left_alone(folder, caption,
     assert json.loads(output.read_text().splitlines()[0])["file_name"] == "11 (1).JPG"
     flags = capsys.readouterr().out.splitlines()[-1].partition("--dataset ")[2].split(" --metadata_file ")
     assert flags == [str(folder), str(output)]
-    assert len(read_captions(folder, path=output)) == 3
+    assert len(read_captions(folder, files=[MetadataFile(output, folder)])) == 3
 
 
 def test_a_folder_that_cannot_be_written_is_one_line_before_the_model_is_loaded(caption):

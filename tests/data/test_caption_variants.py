@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.caption_variants import caption_variants, first_sentence, suggest_prompts
+from data.caption_variants import caption_variants, first_sentence, suggest_prompts, without_announcement
 
 LONG = (
     "A single pair of denim jeans laid flat on a white background, seen from the back. The blue denim is faded. "
@@ -104,3 +104,48 @@ def test_an_abbreviation_within_a_sentence_does_not_end_it():
         first_sentence("A shirt of size 3.5 e.g. for children. It is blue.")
         == "A shirt of size 3.5 e.g. for children."
     )
+
+
+@pytest.mark.parametrize(
+    "announcement",
+    [
+        "Here is a detailed caption:",
+        "Here's a short, factual caption in one sentence:",
+        "Sure! Here is a caption for the image:",
+        "Certainly. Here's a description of the image.",
+        "Of course!",
+        "Below is a suitable prompt:",
+        "Caption:",
+        "**Image description:**",
+        "A detailed caption for this photo:",
+        "The image shows:",
+        "Here is your image:",
+    ],
+)
+def test_what_announces_a_caption_is_in_no_shorter_variant(announcement):
+    caption = f"{announcement} A red car on a road. It is new."
+    (whole,), *shorter = caption_variants(caption)
+    assert whole == caption and tuple(shorter) == caption_variants("A red car on a road. It is new.")[1:] + (
+        ("A red car on a road. It is new.",),
+    )
+    assert without_announcement(caption) == "A red car on a road. It is new."
+    assert first_sentence(caption) == "A red car on a road." and suggest_prompts(caption)[0] == "red car"
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "A label with a description: size 40",
+        "This is a photo of a cat with a caption: hello",
+        "A laptop showing a prompt: white text",
+        "Caption:",
+        "sure-footed goats on a rock",
+        "The price tag: a white one",
+    ],
+)
+def test_a_caption_about_captions_is_no_announcement(caption):
+    assert without_announcement(caption) == caption
+
+
+def test_here_is_no_subject():
+    assert "red car" in caption_variants("Here is a red car on a road.")[1]

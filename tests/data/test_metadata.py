@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data.metadata import read_captions, read_existing_captions, scan_rows
+from data.metadata import describe_captions, read_captions, read_existing_captions, scan_rows
+from data.metadata_files import find_metadata_files
 from runtime.errors import UserError
 
 
@@ -115,15 +116,15 @@ def test_another_file_has_names_relative_to_the_pictures_unless_it_is_a_metadata
     above = tmp_path / "up" / "metadata.jsonl"
     above.write_text(json.dumps({"file_name": "pictures/a.jpg", "text": "a"}))
     for path in (elsewhere, above):
-        assert [row.file_name for row in read_captions(pictures, path=path)] == ["a.jpg"]
+        assert names_of(pictures, named=path) == ["a.jpg"]
     above.write_text(json.dumps({"file_name": "a.jpg", "text": "a"}))
     with pytest.raises(UserError, match="line 1: .*a.jpg.* is not in .*pictures/"):
-        read_captions(pictures, path=above)
+        names_of(pictures, named=above)
     elsewhere.write_text("{")
     with pytest.raises(UserError, match="captions.jsonl, line 1: not JSON"):
-        read_captions(pictures, path=elsewhere)
+        names_of(pictures, named=elsewhere)
     with pytest.raises(UserError, match="--metadata_file .*none.jsonl: no such file"):
-        read_captions(pictures, path=tmp_path / "none.jsonl")
+        names_of(pictures, named=tmp_path / "none.jsonl")
 
 
 def test_where_the_folder_cannot_be_written_captions_are_to_go_elsewhere(folder, monkeypatch):
@@ -157,3 +158,135 @@ def test_rows_without_a_readable_name_are_refused_all_at_once(folder):
     with pytest.raises(UserError, match="^2 bad rows in .*\n.*line 2: not JSON.*\n.*line 3: `file_name` must be"):
         scan_rows(folder / "metadata.jsonl", folder)
     assert scan_rows(folder / "none.jsonl", folder) == []
+
+
+# --- metadata.csv, and what only looks like a metadata file ---------------------------------------------------------
+
+
+CSV = 'file_name,text,n\na.jpg,"a dog, sitting\nin the grass",1\n\nb.PNG,"a ""big"" cat",2\n'
+
+
+def test_a_csv_file_is_read_as_imagefolder_reads_it(folder, tmp_path_factory):
+    datasets = pytest.importorskip("datasets")
+    (folder / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + CSV.encode())
+    rows = read_captions(folder)
+    assert [(row.file_name, row.line) for row in rows] == [("a.jpg", 2), ("b.PNG", 5)]
+    split = datasets.load_dataset(
+        "imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path_factory.mktemp("cache"))
+    )
+    assert [row.captions[0] for row in rows] == split["text"] == ["a dog, sitting\nin the grass", 'a "big" cat']
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("file_name,text\na.jpg,a dog, sitting\n", "metadata.csv, line 2: 3 values for 2 columns"),
+        ("file_name,text\na.jpg,a dog\nb.PNG,\n", "metadata.csv, line 3: `text` is empty"),
+        ("file_name,text\na.jpg\n", "metadata.csv, line 2: `text` must be"),
+        ('file_name,text\na.jpg,"a dog\n', "metadata.csv, line 2: not CSV"),
+        ("file_name;text\na.jpg;a dog\n", "file_name;text"),
+        ("a.jpg,a dog\n", "columns file_name and text"),
+        ("file_name,caption\na.jpg,a dog\n", "--caption_column caption"),
+        ("file_name,text\na.jpg,caf\xe9\n".encode("latin-1"), "metadata.csv: not UTF-8"),
+        ("file_name,text\na.jpg,a dog\n".encode("utf-16"), "metadata.csv: UTF-16"),
+    ],
+)
+def test_a_csv_file_that_is_not_right_is_refused_with_the_line(folder, content, complaint):
+    (folder / "metadata.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert complaint in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Metadata.jsonl", "metadata.json", "metadata.jsonl.txt", "METADATA.CSV", "meta_data.jsonl", "metadata (1).jsonl"],
+)
+def test_a_near_miss_of_the_metadata_file_is_named(folder, name):
+    (folder / name).write_text("{}")
+    right = "metadata.csv" if "CSV" in name else "metadata.jsonl"
+    assert name in refusal(folder) and f"rename it to {right}" in refusal(folder)
+    write(folder, {"file_name": "a.jpg", "text": "a dog"})
+    assert len(read_captions(folder)) == 1
+
+
+def test_other_files_are_no_near_misses(folder):
+    for name in ("metadata.jsonl.backup-1", "notes.json", "images.jsonl", ".metadata.jsonl.lock"):
+        (folder / name).touch()
+    assert "no metadata.jsonl" in refusal(folder)
+
+
+@pytest.mark.parametrize("lines", [['[{"file_name": "a.jpg"},', "{}]"], ["[", "{}", "]"], ["{", '"file_name": 1}']])
+def test_json_that_is_not_in_lines_is_one_message(folder, lines):
+    write(folder, *lines)
+    assert "a row in each line" in refusal(folder) and "bad row" not in refusal(folder)
+
+
+def test_utf_16_is_one_message_that_names_the_file(folder):
+    (folder / "metadata.jsonl").write_bytes('{"file_name": "a.jpg", "text": "a"}\n'.encode("utf-16-le"))
+    assert "metadata.jsonl: UTF-16" in refusal(folder)
+
+
+def test_text_files_are_mentioned_where_rows_are_missing(folder):
+    (folder / "A.TXT").write_text("a dog")
+    assert "1 of 4 have a text file" in refusal(folder)
+
+
+# --- another key ----------------------------------------------------------------------------------------------------
+
+
+def test_another_key_that_holds_the_caption_is_named(folder):
+    write(folder, {"file_name": "a.jpg", "caption": "a dog"}, {"file_name": "b.PNG", "what": "a", "tags": "b"})
+    message = refusal(folder)
+    assert "line 1" in message and "--caption_column caption" in message and "--caption_column tags" in message
+    assert [row.other_column for row in scan_rows(folder / "metadata.jsonl", folder)] == ["caption", "tags"]
+    write(folder, {"file_name": "a.jpg", "text": "", "caption": "a dog"}, {"file_name": "b.PNG", "x": "1", "y": "2"})
+    assert "--caption_column" not in refusal(folder)
+    assert [row.is_empty for row in scan_rows(folder / "metadata.jsonl", folder)] == [True, True]
+
+
+# --- sub-folders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nested(folder):
+    """Pictures in the folder and in three sub-folders; all but one sub-folder have rows of their own."""
+    for name in ("dogs", "cans", "validation"):
+        (folder / name).mkdir()
+        (folder / name / "1.jpg").write_bytes(b"a picture")
+        write(folder / name, {"file_name": "1.jpg", "text": f"{name}"})
+    return folder
+
+
+def names_of(folder: Path, **settings) -> list[str]:
+    return [row.file_name for row in read_captions(folder, files=find_metadata_files(folder, **settings))]
+
+
+def test_rows_of_sub_folders_are_read_as_imagefolder_reads_them(nested, tmp_path_factory):
+    assert names_of(nested) == ["cans/1.jpg", "dogs/1.jpg"]
+    write(nested, {"file_name": "a.jpg", "text": "a"})
+    assert names_of(nested) == ["a.jpg", "cans/1.jpg", "dogs/1.jpg"]
+    assert names_of(nested, leave_out=nested / "cans") == ["a.jpg", "dogs/1.jpg"]
+    assert describe_captions(nested, find_metadata_files(nested), "text") == {
+        "from the metadata files of sub-folders, too": ["cans", "dogs"],
+        "NOT READ": ["validation/"],
+    }
+
+
+def test_faults_of_sub_folders_are_named_with_the_sub_folder(nested):
+    write(nested / "dogs", {"file_name": "../a.jpg", "text": "a"}, {"file_name": "2.jpg", "text": "a"})
+    assert "dogs/metadata.jsonl, line 1: `file_name` must stay" in refusal(nested)
+    assert 'dogs/metadata.jsonl, line 2: the picture "dogs/2.jpg" is missing' in refusal(nested)
+
+
+def test_a_picture_may_have_the_same_caption_in_two_files_and_no_other(nested):
+    write(nested, {"file_name": "dogs/1.jpg", "text": "dogs"})
+    assert names_of(nested) == ["dogs/1.jpg", "cans/1.jpg"]
+    write(nested, {"file_name": "dogs/1.jpg", "text": "another"})
+    message = refusal(nested)
+    assert "dogs/metadata.jsonl, line 1" in message and "another caption in metadata.jsonl, line 1" in message
+
+
+def test_a_csv_file_beside_a_jsonl_file_is_not_read_and_said_so(folder):
+    write(folder, {"file_name": "a.jpg", "text": "mine"})
+    (folder / "metadata.csv").write_text("file_name,text\na.jpg,theirs\n")
+    assert [row.captions for row in read_captions(folder)] == [("mine",)]
+    assert describe_captions(folder, find_metadata_files(folder), "text") == {"NOT READ": ["metadata.csv"]}

@@ -104,10 +104,11 @@ def test_captions_that_are_written_are_read_again(folder, rows):
     end=st.sampled_from(["\n", "\r\n"]),
     ascii_only=st.booleans(),
     new=rows,
-    replace=st.booleans(),
+    existing=st.sampled_from(["keep", "fill", "replace"]),
 )
-def test_rows_of_other_pictures_stay_byte_for_byte(folder, before, spaces, end, ascii_only, new, replace):
-    """Whatever their spaces, line ends, escapes and further keys; without `replace` every row stays."""
+def test_rows_of_other_pictures_stay_byte_for_byte(folder, before, spaces, end, ascii_only, new, existing):
+    """Whatever their spaces, line ends, escapes and further keys; only 'replace' changes a caption."""
+    replace = existing == "replace"
     lines = {
         name: json.dumps({"more": [1, {}], "text": text, "file_name": name}, ensure_ascii=ascii_only, separators=(
             f",{spaces}", f":{spaces}"
@@ -115,7 +116,7 @@ def test_rows_of_other_pictures_stay_byte_for_byte(folder, before, spaces, end, 
         for name, text in before.items()
     }  # fmt: skip
     (folder / METADATA).write_bytes("".join(line + end for line in lines.values()).encode())
-    write_captions(folder / METADATA, new, replace)
+    write_captions(folder / METADATA, new, existing)
     after = (folder / METADATA).read_bytes().split(end.encode())
     for number, (name, line) in enumerate(lines.items()):
         if name not in new or not replace:

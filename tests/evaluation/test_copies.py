@@ -163,6 +163,9 @@ def test_training_pictures_are_those_in_metadata_jsonl_else_all(folder):
     assert len(training_pictures(dataset)) == 3
     (dataset / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "jeans"}\n')
     assert training_pictures(dataset) == [dataset / "1.png"]
+    (dataset / "metadata.jsonl").rename(dataset / "metadata.csv")
+    (dataset / "metadata.csv").write_text("file_name,caption\n2.png,jeans\n")  # another key: only pictures count
+    assert training_pictures(dataset) == [dataset / "2.png"]
 
 
 def test_the_sheet_is_written_beside_the_pictures_and_does_not_change_a_second_check(folder, last_line, training):

@@ -81,6 +81,7 @@ def test_a_real_model_gets_a_real_captioner_unless_one_is_named(job):
         ({"CAPTION_ARGS": "--model some/captioner"}, "CAPTIONER"),
         ({"CAPTION_ARGS": "--output=elsewhere"}, "METADATA_FILE"),
         ({"CAPTION_ARGS": "--existing replace"}, "by hand"),
+        ({"CAPTION_ARGS": "--recursive --existing=replace"}, "by hand"),
         ({"TRAIN_ARGS": "--no_such_flag"}, "--no_such_flag"),
         ({"TRAIN_ARGS": "--validation_prompts 'a"}, "TRAIN_ARGS"),
         ({"INFERENCE_ARGS": "--step 30"}, "--step"),
@@ -163,6 +164,18 @@ def test_captions_can_be_had_alone_to_be_read_before_training(job):
     assert done.returncode == 2 and "DATASET=some/dataset" in done.stderr and not calls
 
 
+def test_a_job_may_fill_rows_that_are_empty(job):
+    assert job(CAPTION_ARGS="--existing fill --recursive")[1]["img_captioning"][2:] == [
+        "--existing", "fill", "--recursive",
+    ]  # fmt: skip
+
+
+def test_captions_in_a_csv_file_are_where_they_are_to_be_read(job):
+    rows = job.repository / "dataset" / "metadata.jsonl"
+    rows.rename(rows.with_suffix(".csv"))
+    assert f"{job.repository}/dataset/metadata.csv" in job(arguments=["captions"])[0].stdout
+
+
 def test_what_is_captioned_is_what_training_takes(job, tmp_path):
     def captioned() -> list[str] | None:
         return job(DATASET="own data")[1].get("img_captioning")
@@ -172,7 +185,7 @@ def test_what_is_captioned_is_what_training_takes(job, tmp_path):
     assert captioned() == ["--image_dir", "own data"]
     (folder / "train" / "0.parquet").touch()
     assert captioned() is None
-    (folder / "train" / "metadata.jsonl").touch()
+    (folder / "train" / "metadata.csv").touch()
     assert captioned() == ["--image_dir", "own data/train"]
     (folder / "metadata.jsonl").touch()
     assert captioned() == ["--image_dir", "own data"]

@@ -156,6 +156,20 @@ def test_what_is_left_out_is_named_before_the_first_step(run, tmp_path, capsys):
     assert "NOT READABLE, left out: phone.HEIC (save them as JPEG or PNG)" in said
 
 
+def test_captions_of_sub_folders_are_trained_on_and_what_contradicts_a_row_is_named(run, tmp_path, capsys):
+    folder = write_captioned_folder(tmp_path / "data", {"1.jpg": "a shirt"})
+    for name in ("dogs", "held out"):
+        write_captioned_folder(folder / name, {"2.jpg": "a dog", "3.jpg": "another dog"})
+    (folder / "dogs" / "3.jpg").rename(folder / "dogs" / "3.JPG")
+    (folder / "dogs" / "metadata.jsonl").write_text('{"file_name": "2.jpg", "text": "a dog"}\n')
+    (folder / "1.TXT").write_text("a red shirt")
+    run("out", *STEPS, "--dry_run", "--validation_dir", folder / "held out", dataset=folder)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"pictures 2 in {folder}, and 2 held out" in said
+    assert "sub-folders, too: dogs" in said and "WITHOUT A CAPTION, left out: dogs/3.JPG" in said
+    assert "TEXT FILES that differ from the row of their picture, which counts: 1.TXT" in said
+
+
 @pytest.mark.usefixtures("few_sampling_steps")
 def test_words_that_would_stand_for_your_pictures_and_for_the_bases_own_are_named(run, capsys):
     usual = [*STEPS, "--prior_images", 2, "--dry_run"]

@@ -7,7 +7,10 @@ from pathlib import PurePosixPath
 
 from captioning.caption_file import CaptionFile
 from captioning.image_facts import BLANK, BLURRED, HASH_BITS, TINY, ImageFacts, find_near_duplicates, measure_image
+from data.image_files import METADATA_CSV
 from data.metadata import ScannedRow
+from data.metadata_files import unread_metadata_files
+from data.sidecars import find_differing_sidecars
 from runtime.errors import UserError, WorkError, escape_control_chars
 from runtime.prefetching import prefetch
 from runtime.progress import progress_bar
@@ -67,7 +70,8 @@ def find_faults(file: CaptionFile) -> list[Finding]:
     measured = prefetch(lambda path: measure_image(path, file.name_of(path)), paths)
     bar = progress_bar(measured, total=len(paths), desc="checking the pictures", unit="picture")
     images = [facts for _, facts in bar]
-    return [*audit_files(file, rows), *audit_images(images), *audit_rows(rows, [facts.name for facts in images])]
+    in_files = [*audit_files(file, rows), *audit_caption_files(file, rows)]
+    return [*in_files, *audit_images(images), *audit_rows(rows, [facts.name for facts in images])]
 
 
 def audit_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterator[Finding]:
@@ -77,6 +81,20 @@ def audit_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterator[Findi
     for path in file.without_row(rows, among=file.nested_pictures()):
         kind = "in sub-folders, without a row (--recursive captions them)"
         yield Finding(kind, file.name_of(path), wrong=False)
+
+
+def audit_caption_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterator[Finding]:
+    """Captions that are not read, or that contradict a row."""
+    for name in unread_metadata_files(file.root) if file.is_of_data_set else ():
+        kind = "with captions that are not read (metadata.csv beside metadata.jsonl; other splits)"
+        yield Finding(kind, name, wrong=name == METADATA_CSV)
+    captions = [(file.root / row.file_name, row.captions) for row in rows if not row.picture_fault]
+    for path in find_differing_sidecars(captions):
+        kind = "text files that differ from the row of their picture (--existing replace takes them, or mend the row)"
+        yield Finding(kind, path.relative_to(file.root).as_posix())
+    for path in file.without_row(rows, among=file.pictures_of_other_files()):
+        kind = "in sub-folders with a metadata file, without a row in it (caption that sub-folder)"
+        yield Finding(kind, file.name_of(path))
 
 
 def audit_images(images: Sequence[ImageFacts]) -> Iterator[Finding]:
@@ -110,10 +128,10 @@ def audit_rows(rows: Sequence[ScannedRow], picture_names: Iterable[str]) -> Iter
     """Faults of rows, and the pictures that have no row."""
     for row in rows:
         if row.picture_fault:
-            yield Finding("rows without a picture", f"line {row.line}: {row.picture_fault}")
+            yield Finding("rows without a picture", f"{row.where}: {row.picture_fault}")
     for row in rows:
         if row.caption_fault:
-            yield Finding("rows without a caption", f"line {row.line}: {row.caption_fault}")
+            yield Finding("rows without a caption", f"{row.where}: {row.caption_fault}")
     yield from find_equal_captions(rows)
     named = {PurePosixPath(row.file_name) for row in rows}
     for name in picture_names:
@@ -123,12 +141,12 @@ def audit_rows(rows: Sequence[ScannedRow], picture_names: Iterable[str]) -> Iter
 
 def find_equal_captions(rows: Iterable[ScannedRow]) -> Iterator[Finding]:
     """Captions that several rows have, whatever their case and spaces."""
-    lines: dict[str, list[int]] = {}
+    lines: dict[str, list[str]] = {}
     for row in rows:
         for caption in dict.fromkeys(" ".join(caption.casefold().split()) for caption in row.captions):
-            lines.setdefault(caption, []).append(row.line)
+            lines.setdefault(caption, []).append(str(row.line) if row.is_own else row.where)
     for caption, numbers in lines.items():
         if len(numbers) > 1:
             shown = caption if len(caption) <= 60 else caption[:57] + "..."
-            listed = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
+            listed = ", ".join(numbers[:10]) + (", ..." if len(numbers) > 10 else "")
             yield Finding("equal captions", f"lines {listed}: {shown}")

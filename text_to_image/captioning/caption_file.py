@@ -7,12 +7,23 @@ from pathlib import Path, PurePosixPath
 
 from data.image_files import (
     METADATA,
+    METADATA_FILES,
     find_image_files,
     find_nested_image_files,
     find_unsupported_files,
     no_pictures_message,
 )
-from data.metadata import LINK_ADVICE, ScannedRow, names_prefix, scan_rows
+from data.metadata import ScannedRow, scan_captions, scan_rows
+from data.metadata_files import (
+    MetadataFile,
+    find_metadata_files,
+    named_metadata_file,
+    near_miss_message,
+    own_metadata_file,
+    pictures_without_row,
+)
+from data.metadata_writer import Existing
+from data.picture_names import LINK_ADVICE
 from runtime.errors import UserError
 
 
@@ -24,11 +35,22 @@ class CaptionFile:
     image_dir: Path
     prefix: PurePosixPath  # from the folder that the names are relative to, to `image_dir`
     recursive: bool
+    column: str = "text"
 
     @property
     def root(self) -> Path:
         """The folder that the names are relative to."""
         return self.image_dir if self.prefix == PurePosixPath() else self.path.parent
+
+    @property
+    def is_of_data_set(self) -> bool:
+        """Whether training on `root` reads this file."""
+        return MetadataFile(self.path, self.root).is_of_folder
+
+    @property
+    def is_csv(self) -> bool:
+        """Then it is somebody else's, and only read."""
+        return self.path.suffix.lower() == ".csv"
 
     def pictures(self) -> list[Path]:
         return find_image_files(self.image_dir, self.recursive)
@@ -42,11 +64,18 @@ class CaptionFile:
             return []
         return [path for path in find_nested_image_files(self.image_dir) if path.parent != self.image_dir]
 
+    def pictures_of_other_files(self) -> list[Path]:
+        """The pictures in sub-folders that have a metadata file of their own."""
+        return pictures_without_row(find_metadata_files(self.image_dir), ()) if self.is_of_data_set else []
+
     def name_of(self, picture: Path) -> str:
         return (self.prefix / picture.relative_to(self.image_dir).as_posix()).as_posix()
 
     def rows(self) -> list[ScannedRow]:
-        return scan_rows(self.path, self.root)
+        """Where training reads the file, also the rows of sub-folders with a metadata file of their own."""
+        if self.is_of_data_set:
+            return scan_captions(self.root, self.column)
+        return scan_rows(self.path, self.root, self.column)
 
     def without_row(self, rows: Iterable[ScannedRow], among: Iterable[Path] | None = None) -> list[Path]:
         """The pictures that no row names, of `among` or of all."""
@@ -60,36 +89,52 @@ class CaptionFile:
         return f"{advice}; to keep the rows of this one, copy it there first" if self.path.exists() else advice
 
     def training_flags(self) -> str | None:
-        """The flags with which training reads the file; None where it is in the folder, so that --dataset will do."""
-        if self.path.resolve() == (self.image_dir / METADATA).resolve():
-            return None
+        """The flags with which training reads the file; None where --dataset with the folder of pictures will do."""
+        if self.is_of_data_set:
+            return f"--dataset {shlex.quote(str(self.root))}" if self.prefix.parts else None
         return f"--dataset {shlex.quote(str(self.image_dir))} --metadata_file {shlex.quote(str(self.path))}"
 
-    def completion_message(self) -> str | None:
-        """Says that every picture has a row, and how many captions are empty; None where a picture has no row."""
+    def pending(self, existing: Existing) -> list[Path]:
+        """The pictures that are to be captioned."""
+        if existing == "replace":
+            return self.pictures()
         rows = self.rows()
-        if self.without_row(rows):
+        return [*(self.with_empty_row(rows) if existing == "fill" else ()), *self.without_row(rows)]
+
+    def with_empty_row(self, rows: Iterable[ScannedRow]) -> list[Path]:
+        """The pictures in the folder whose row in this file has an empty caption."""
+        names = [PurePosixPath(row.file_name) for row in rows if row.is_empty and row.is_own and not row.picture_fault]
+        prefix = self.prefix
+        return [self.image_dir / name.relative_to(prefix) for name in names if name.is_relative_to(prefix)]
+
+    def completion_message(self, existing: Existing = "keep") -> str | None:
+        """Says that every picture has a row, and how many have no caption; None where one is to be captioned."""
+        if existing == "replace" or self.pending(existing):
             return None
-        pictures = len(self.pictures())
+        rows, pictures = self.rows(), len(self.pictures())
         message = f"all {pictures} pictures in {self.image_dir} have a row"
         if not pictures:
             message = f"no pictures directly in {self.image_dir}, and {len(rows)} rows for other pictures"
         if not (empty := sum(row.caption_fault is not None for row in rows)):
             return message
         captions = "1 caption is" if empty == 1 else f"{empty} captions are"
-        return f"{message}; {captions} empty: write it by hand, or remove the row and run this again"
+        return f"{message}; {captions} empty or not there: write it by hand, or let --existing fill do it"
 
 
-def locate_caption_file(image_dir: Path, output: Path | None, recursive: bool) -> CaptionFile:
-    """metadata.jsonl in `image_dir`, or the file `output`. UserError where that is a folder.
+def locate_caption_file(image_dir: Path, output: Path | None, recursive: bool, column: str = "text") -> CaptionFile:
+    """The metadata file in `image_dir`, or the file `output`. UserError where that is a folder or cannot be written.
 
     Names are relative to `image_dir`; in a metadata.jsonl further up they are relative to its folder, as `datasets`
     reads them.
     """
-    path = output or image_dir / METADATA
+    path = output or own_metadata_file(image_dir) or image_dir / METADATA
     if path.is_dir():
         raise UserError(f"--output {path}: a folder; name a file, such as {path / METADATA}")
-    return CaptionFile(path, image_dir, names_prefix(path, image_dir), recursive)
+    if output and path.suffix.lower() == ".csv" and not path.exists():
+        raise UserError(f"--output {path}: captions are written as lines of JSON; name a file such as {METADATA}")
+    if not output and (near_miss := near_miss_message(image_dir)):
+        raise UserError(near_miss)
+    return CaptionFile(path, image_dir, named_metadata_file(path, image_dir).names_begin, recursive, column)
 
 
 def require_pictures_or_rows(file: CaptionFile) -> None:
@@ -100,7 +145,7 @@ def require_pictures_or_rows(file: CaptionFile) -> None:
 
 def refuse_outside_links(file: CaptionFile) -> None:
     """UserError where a picture of a metadata.jsonl is a link out of the folder: training would refuse its row."""
-    if file.path.name != METADATA:
+    if file.path.name not in METADATA_FILES:
         return
     root = file.root.resolve()
     if outside := [file.name_of(path) for path in file.pictures() if not path.resolve().is_relative_to(root)]:
@@ -108,6 +153,23 @@ def refuse_outside_links(file: CaptionFile) -> None:
         raise UserError(
             f"{file.image_dir}: {links} out of the folder, which training refuses: {outside[0]}; {LINK_ADVICE}"
         )
+
+
+def refuse_misspelt_names(file: CaptionFile) -> None:
+    """UserError where a picture without a row has one under a name that is almost its own."""
+    rows = file.rows()
+    names = {file.name_of(path) for path in file.without_row(rows)}
+    if faults := [f"{row.where}: {row.picture_fault}" for row in rows if row.meant in names]:
+        raise UserError("\n  ".join([f"{file.path} names pictures that are not there; mend the names:", *faults]))
+
+
+def refuse_other_column(file: CaptionFile) -> None:
+    """UserError where the rows have their captions under another key than the one that would be written."""
+    rows = file.rows()
+    if any(row.captions for row in rows):
+        return
+    if other := next((row for row in rows if row.other_column), None):
+        raise UserError(f"{file.path}, {other.where}: {other.caption_fault}")
 
 
 def remove_partial_caption_files(file: CaptionFile) -> None:

@@ -18,7 +18,8 @@ from captioning.captioner_loading import load_captioner
 from captioning.captioners import Captioner
 from captioning.image_loading import open_ahead
 from captioning.lengths import cut_words, load_caption_tokenizer, print_lengths
-from captioning.sidecars import write_sidecar_captions
+from captioning.sidecar_captions import read_sidecars, write_sidecar_captions
+from data.caption_variants import without_announcement
 from data.dataset import with_trigger
 from data.metadata_writer import Captions
 from runtime.devices import keep_freed_memory
@@ -33,7 +34,7 @@ CAPTION_FLAGS = ("model", "prompt", "max_new_tokens", "trigger", "max_words")  #
 
 
 def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str, stop: StopSignals | None = None) -> None:
-    """Captions the pictures that `file` has no row for, or all with --existing replace; then checks the data.
+    """Captions the pictures that `file` has no row for, and those that --existing names; then checks the data.
 
     Raises UserError where the model cannot be loaded or, without --wait, another run writes into the file. Raises
     WorkError that names the pictures without a caption, once all the others have theirs.
@@ -72,21 +73,26 @@ def _take_lock(lock: RunLock, wait: bool) -> None:
 
 def _write_captions(args: argparse.Namespace, file: CaptionFile, model: str, stop: StopSignals) -> list[str]:
     """Returns a line for each picture that got no caption."""
-    if args.existing == "keep":
-        with CaptionWriter(file, _print_captions, stop.undisturbed) as writer:
-            faults = write_sidecar_captions(writer, args.trigger, stop)
-        without_row = {file.name_of(path) for path in file.without_row(file.rows())}
-        if without_row <= faults.keys():  # so no captioner is needed
-            print(file.completion_message() or f"all other pictures in {file.image_dir} have a row", flush=True)
-            return _print_faults(faults)
-    captioner = load_captioner(
+    captioner = None
+    if args.existing == "replace" and len(read_sidecars(pictures := file.pictures())) < len(pictures):
+        captioner = _load_captioner(args, model)  # before the first row is replaced: it may not be there
+    with _make_writer(args, file, model, stop) as writer:
+        faults = write_sidecar_captions(writer, args.trigger, stop)
+    if {file.name_of(path) for path in writer.pending()} <= faults.keys():  # so no captioner is needed
+        writer.finish()
+        print(file.completion_message() or f"all other pictures in {file.image_dir} have a row", flush=True)
+        return _print_faults(faults)
+    return caption_pending(args, writer, captioner or _load_captioner(args, model), model, stop)
+
+
+def _load_captioner(args: argparse.Namespace, model: str) -> Captioner:
+    return load_captioner(
         model,
         args.prompt,
         args.max_new_tokens,
         allow_pickle=args.allow_pickle,
         trust_remote_code=args.trust_remote_code,
     )
-    return caption_pending(args, file, captioner, model, stop)
 
 
 def _print_summary(args: argparse.Namespace, file: CaptionFile, tokenizer: CLIPTokenizer, failed: bool) -> None:
@@ -101,11 +107,10 @@ def _print_summary(args: argparse.Namespace, file: CaptionFile, tokenizer: CLIPT
 
 
 def caption_pending(
-    args: argparse.Namespace, file: CaptionFile, captioner: Captioner, model: str, stop: StopSignals | None = None
+    args: argparse.Namespace, writer: CaptionWriter, captioner: Captioner, model: str, stop: StopSignals | None = None
 ) -> list[str]:
     """Captions the pictures that are to be captioned, at most --limit; returns a line for each that got no caption."""
-    stop = stop or StopSignals()
-    writer = _make_writer(args, file, model, stop)
+    stop, file = stop or StopSignals(), writer.file
     pending, backups_before = writer.pending(), len(writer.backups)
     limit = min(args.limit or len(pending), len(pending))
     total = _count_pictures(len(file.pictures()))
@@ -163,8 +168,8 @@ def caption_batch(
 
 
 def _make_writer(args: argparse.Namespace, file: CaptionFile, model: str, stop: StopSignals) -> CaptionWriter:
-    if args.existing == "keep":
-        return CaptionWriter(file, _print_captions, stop.undisturbed)
+    if args.existing != "replace":
+        return CaptionWriter(file, _print_captions, stop.undisturbed, args.existing)
     settings = {**{flag: getattr(args, flag) for flag in CAPTION_FLAGS}, "model": model}
     writer = ReplacingCaptionWriter(file, _print_captions, stop.undisturbed, settings)
     if writer.resumed:
@@ -175,8 +180,11 @@ def _make_writer(args: argparse.Namespace, file: CaptionFile, model: str, stop: 
 
 
 def _finish_caption(text: str, args: argparse.Namespace) -> str:
-    """The caption as it is written: cut to --max_words, with --trigger in front; empty if the model said nothing."""
-    return with_trigger(cut_words(text, args.max_words), args.trigger) if text else ""
+    """The caption as it is written; empty if the model said nothing.
+
+    'Here is a caption:' is cut off, then what is beyond --max_words; --trigger is put in front.
+    """
+    return with_trigger(cut_words(without_announcement(text), args.max_words), args.trigger) if text else ""
 
 
 def _print_captions(captions: Captions) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from captioning.caption_file import CaptionFile
-from data.metadata_writer import Captions, write_captions
+from data.metadata_writer import Captions, Existing, write_captions
 from runtime.errors import WorkError
 from runtime.files import atomic_write, write_text_atomically
 
@@ -24,7 +24,7 @@ WRITING_SHARE = 0.05  # of the time, at most: each write rewrites the whole file
 
 
 class CaptionWriter(AbstractContextManager):
-    """Adds rows for pictures that have none; the rows that exist stay as they are.
+    """Adds rows for pictures that have none; the rows that exist stay as they are, unless 'fill' finds one empty.
 
     Captions wait in memory while writing them would take more than WRITING_SHARE of the time; leaving the `with` block
     writes the rest. Each write happens inside `uninterrupted()` and ends with `on_written(captions)`, which gets the
@@ -36,15 +36,16 @@ class CaptionWriter(AbstractContextManager):
         file: CaptionFile,
         on_written: Callable[[Captions], None] = lambda captions: None,
         uninterrupted: Callable[[], AbstractContextManager] = nullcontext,
+        existing: Existing = "keep",
     ):
-        self.file, self.on_written, self.uninterrupted = file, on_written, uninterrupted
+        self.file, self.on_written, self.uninterrupted, self.existing = file, on_written, uninterrupted, existing
         self.backups: list[str] = []  # names of copies of the file
         self.waiting: dict[str, str | Sequence[str]] = {}
         self.next_write = 0.0  # by time.perf_counter
 
     def pending(self) -> list[Path]:
         """The pictures that are to be captioned."""
-        return self.file.without_row(self.file.rows())
+        return self.file.pending(self.existing)
 
     def add(self, captions: Captions) -> None:
         self.waiting |= captions
@@ -64,7 +65,7 @@ class CaptionWriter(AbstractContextManager):
 
     def _put(self, captions: Captions) -> Captions:
         """Returns the captions that are in the file now: a row that somebody else has added meanwhile stays."""
-        return write_captions(self.file.path, captions)
+        return write_captions(self.file.path, captions, self.existing, self.file.column)
 
     def finish(self) -> None:
         """To be called once every pending picture has been tried."""
@@ -100,7 +101,7 @@ class ReplacingCaptionWriter(CaptionWriter):
         uninterrupted: Callable[[], AbstractContextManager] = nullcontext,
         settings: Mapping[str, object] | None = None,
     ):
-        super().__init__(file, on_written, uninterrupted)
+        super().__init__(file, on_written, uninterrupted, "replace")
         self.journal_path = file.path.with_name(f".{file.path.name}.replacing")
         self.settings = dict(settings or {})
         file.rows()  # refuses a file that cannot be read
@@ -127,7 +128,7 @@ class ReplacingCaptionWriter(CaptionWriter):
 
     def _put(self, captions: Captions) -> Captions:
         self._back_up_changes()
-        write_captions(self.file.path, captions, replace=True)
+        super()._put(captions)
         # The journal after the file: a run killed in between makes one backup too many and writes the same captions
         # again; the other way round it would leave some out.
         self.journal.done += captions

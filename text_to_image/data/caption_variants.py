@@ -28,8 +28,24 @@ WITHOUT_NOUN = re.compile(
 # What captioners say before they name the subject.
 LEAD_IN = re.compile(
     r"^(?:in\s+(?:the|this)\s+(?:photo|photograph|picture|image),?\s+)?"
-    r"(?:(?:there(?:\s+(?:is|are)|['’]s)|(?:this|it)\s+is|it['’]s|these\s+are|(?:we|you|one)\s+(?:can\s+)?sees?"
+    r"(?:(?:t?here(?:\s+(?:is|are)|['’]s)|(?:this|it)\s+is|it['’]s|these\s+are|(?:we|you|one)\s+(?:can\s+)?sees?"
     r"|(?:the|this)\s+(?:photo|photograph|picture|image)\s+(?:shows|depicts|features))\s+)?",
+    re.IGNORECASE,
+)
+# What chat models say before the caption; it tells nothing of the picture.
+CONSENT = r"(?:sure(?:\s+thing)?|certainly|absolutely|of\s+course|okay|ok)[,.!:]+\s*"
+CAPTION_NOUN = r"(?:alt[ -]?text|caption|description|prompt|response|summary)s?"
+CAPTION_WORDS = (  # 'a detailed caption for this image', but not 'a shirt with a description'
+    r"(?:(?:a|an|the|my|your)\s+)?"
+    r"(?:(?:brief|concise|detailed|factual|full|generated|image|long|one-sentence|photo|picture|possible|short|simple"
+    rf"|suitable|training),?\s+)*{CAPTION_NOUN}(?:\s+(?:of|for)\s+(?:the|this|your)\s+(?:image|photo|photograph|picture))?"
+)
+ANNOUNCEMENT = re.compile(
+    rf"[*#\"\s]*(?:{CONSENT})?[*#\"\s]*(?:"
+    rf"(?:here(?:\s+(?:is|are)|['’]s)|(?:this|below|the\s+following)\s+is)(?:\s+(?!of\b|with\b)[^\s.:!?]+){{0,6}}?\s+{CAPTION_NOUN}\b[^.:!?]*[:.]"
+    r"|here(?:\s+is|['’]s)\s+(?:the|your)\s+(?:image|photo|photograph|picture)\s*:"
+    r"|(?:the|this)\s+(?:image|photo|photograph|picture)\s+(?:shows|depicts|features)\s*:"
+    rf"|{CAPTION_WORDS}[*\s]*:)[*\"\s]*|[*#\s]*{CONSENT}",
     re.IGNORECASE,
 )
 PRONOUNS = frozenset({"he", "it", "one", "she", "that", "there", "these", "they", "this", "those", "we", "you"})
@@ -48,7 +64,7 @@ def caption_variants(caption: str) -> tuple[tuple[str, ...], ...]:
     caption is a single sentence, which would otherwise be chosen only one time in three. Repeated forms are left out.
     """
     caption = " ".join(caption.split())
-    first, *others = SENTENCE_END.split(caption)
+    first, *others = SENTENCE_END.split(without_announcement(caption))
     subject = _subject(first)
     bare_subject = _without_determiner(subject)
     groups = [
@@ -60,8 +76,14 @@ def caption_variants(caption: str) -> tuple[tuple[str, ...], ...]:
     return _without_repeats(groups)
 
 
+def without_announcement(caption: str) -> str:
+    """'Here is a detailed caption: A red car.' → 'A red car.'; a caption that is nothing else stays."""
+    match = ANNOUNCEMENT.match(caption)
+    return (caption[match.end() :] if match else "") or caption
+
+
 def first_sentence(caption: str) -> str:
-    return SENTENCE_END.split(" ".join(caption.split()))[0]
+    return SENTENCE_END.split(without_announcement(" ".join(caption.split())))[0]
 
 
 def suggest_prompts(caption: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from data.caption_variants import caption_variants, suggest_prompts
 from data.images import read_image_size
 from data.metadata import CaptionRow, read_captions
+from data.metadata_files import MetadataFile
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def read_pictures(
     short_captions: bool,
     column: str = "text",
     trigger: str | None = None,
-    metadata_file: Path | None = None,
+    files: Sequence[MetadataFile] | None = None,
 ) -> list[Picture]:
-    """All pictures of a captioned folder; `short_captions` adds shorter forms of each caption.
+    """All pictures of a captioned folder, or of the rows in `files`; `short_captions` adds shorter forms of captions.
 
     The captions are in the folder's metadata.jsonl, or in `metadata_file`. Raises UserError that lists every bad row
     and every picture that cannot be read.
@@ -59,7 +60,7 @@ def read_pictures(
         groups = _caption_groups(row.captions, short_captions, trigger)
         pictures.append(Picture(row.path(folder), width, height, groups, trigger))
 
-    read_captions(folder, column, add_picture, metadata_file)
+    read_captions(folder, column, add_picture, files)
     return pictures
 
 

@@ -1,29 +1,32 @@
-"""metadata.jsonl, the captions of a folder of pictures: read and checked here, written by metadata_writer.
+"""The captions of a folder of pictures: the rows of its metadata files, read and checked; metadata_writer writes them.
 
 One JSON object a line, `{"file_name": "11 (1).JPG", "text": "..."}`; `text` may be a list of captions for the picture.
 Needs only the standard library, so that a bad data set is refused before anything heavy is imported.
 """
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data.image_files import METADATA, find_image_files, no_pictures_message
+from data.metadata_files import MetadataFile, find_metadata_files, near_miss_message, unread_metadata_files
+from data.metadata_rows import file_name_of, found, read_rows, shown
+from data.picture_names import PictureNames
+from data.sidecars import Sidecars, find_differing_sidecars
 from runtime.errors import UserError
 from runtime.paths import SCRIPTS
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-LINK_ADVICE = "copy the picture, or make a hard link to it (`cp -l`)"
+# Keys under which other tools keep captions, the likeliest first.
+CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "description", "txt", "tags")
 
 
 @dataclass(frozen=True)
 class CaptionRow:
     """A row that passed every check: a picture inside the folder, at least one caption, the line number from 1."""
 
-    file_name: str
+    file_name: str  # on disk, from the folder of the data set
     captions: tuple[str, ...]
     line: int
 
@@ -40,62 +43,58 @@ class ScannedRow:
     line: int
     picture_fault: str | None
     caption_fault: str | None
+    is_empty: bool  # its caption is to be written yet
+    other_column: str | None  # another key that holds its caption
+    meant: str | None  # the picture that it probably means, where the one that it names is missing
+    is_own: bool  # in the folder's own file, not in one of a sub-folder
+    where: str  # the line, with the file where that is not the folder's own
 
 
 RowCheck = Callable[[CaptionRow], None]  # raises ValueError where it refuses the row
 
 
 def read_captions(
-    folder: Path, column: str = "text", check: RowCheck | None = None, path: Path | None = None
+    folder: Path, column: str = "text", check: RowCheck | None = None, files: Sequence[MetadataFile] | None = None
 ) -> list[CaptionRow]:
-    """The rows of `folder`/metadata.jsonl, or of the file `path`, in file order; captions under the key `column`.
+    """The rows of the folder's metadata files (or of `files`) in order, captions under the key `column`.
 
     `check` is called with each row that is right so far. Raises UserError that lists every bad row, or says that there
     is no file, no row or no picture.
     """
     folder = Path(folder)
-    if not (path or folder / METADATA).is_file():
-        raise UserError(_missing_metadata_message(folder, path))
-    rows = read_existing_captions(folder, column, check, path)
+    files = find_metadata_files(folder) if files is None else files
+    if not any(file.path.is_file() for file in files):
+        raise UserError(_missing_metadata_message(folder, files))
+    rows = read_existing_captions(folder, column, check, files)
     if not rows:
-        raise UserError(f"{path or folder / METADATA} has no rows; {_how_to_caption(folder, path)}")
+        raise UserError(f"{files[0].path} has no rows; {_how_to_caption(folder, files)}")
     return rows
 
 
 def read_existing_captions(
-    folder: Path, column: str = "text", check: RowCheck | None = None, path: Path | None = None
+    folder: Path, column: str = "text", check: RowCheck | None = None, files: Sequence[MetadataFile] | None = None
 ) -> list[CaptionRow]:
-    """As `read_captions`, but a missing or empty metadata.jsonl has no rows instead of being refused."""
-    path = path or Path(folder) / METADATA
-    if not path.exists():
-        return []
-    prefix = names_prefix(path, Path(folder))
+    """As `read_captions`, but without a file or in an empty one there are no rows, instead of a refusal."""
+    files = find_metadata_files(folder) if files is None else files
     rows: list[CaptionRow] = []
     faults: list[str] = []
-    first_lines: dict[PurePosixPath, int] = {}
-    for number, raw in _numbered_lines(path):
-        try:
-            row = _checked_row(Path(folder), number, raw, column, prefix)
-            first = first_lines.setdefault(PurePosixPath(row.file_name), number)
-            if first != number:
-                raise ValueError(_second_row_message(row.file_name, first))
-            if check:
-                check(row)
-            rows.append(row)
-        except ValueError as fault:
-            faults.append(f"{path.name}, line {number}: {fault}")
-    _refuse(path, faults)
+    seen = _SeenRows(Path(folder))
+    for file in files:
+        for number, raw in read_rows(file.path):
+            try:
+                row = _checked_row(seen, file, number, raw, column)
+                if row and check:
+                    check(row)
+                rows += [row] if row else []
+            except ValueError as fault:
+                faults.append(f"{file.where(number)}: {fault}")
+    _refuse(files, faults)
     return rows
 
 
-def names_prefix(path: Path, folder: Path) -> PurePosixPath:
-    """What stands before the names of the pictures in `folder` in the metadata file `path`; usually nothing.
-
-    In a metadata.jsonl further up names are relative to its own folder, as `datasets` reads them.
-    """
-    below, above = folder.resolve(), path.parent.resolve()
-    is_above = path.name == METADATA and below.is_relative_to(above)
-    return PurePosixPath(below.relative_to(above).as_posix()) if is_above else PurePosixPath()
+def scan_captions(folder: Path, column: str = "text") -> list[ScannedRow]:
+    """The rows of all metadata files of the folder, bad ones too, as `scan_rows` returns them."""
+    return _scan(find_metadata_files(folder), Path(folder), column)
 
 
 def scan_rows(path: Path, folder: Path, column: str = "text") -> list[ScannedRow]:
@@ -103,146 +102,179 @@ def scan_rows(path: Path, folder: Path, column: str = "text") -> list[ScannedRow
 
     File names are relative to `folder`. Raises UserError that lists the rows from which no file name can be read.
     """
+    return _scan([MetadataFile(path, folder)] if path.exists() else [], folder, column)
+
+
+def describe_captions(folder: Path, files: Sequence[MetadataFile], column: str) -> dict[str, list[str]]:
+    """Which files the captions are from, and which say something else; nothing where all is in one metadata.jsonl."""
+    rows = _scan(files, folder, column)
+    nested = [file.prefix.as_posix() for file in files if file.prefix.parts]
+    elsewhere = [str(file.path) for file in files if not file.is_of_folder]
+    passed_over = [file.full_name(file.path.name) for file in find_metadata_files(folder)] if elsewhere else []
+    pairs = [(folder / row.file_name, row.captions) for row in rows if not row.picture_fault]
+    differing = [path.relative_to(folder).as_posix() for path in find_differing_sidecars(pairs)]
+    notes = {
+        "from": elsewhere,
+        "from the metadata files of sub-folders, too": nested,
+        "NOT READ": passed_over or unread_metadata_files(folder),
+        "TEXT FILES that differ from the row of their picture, which counts": differing,
+    }
+    return {words: names for words, names in notes.items() if names}
+
+
+def other_caption_column(row: dict, column: str) -> str | None:
+    """The key of a row without `column` that seems to hold its caption; None where no key does."""
+    if column in row:
+        return None
+    texts = [key for key in row if key != "file_name" and _readable(row, key)]
+    return next((key for key in CAPTION_COLUMNS if key in texts), texts[0] if len(texts) == 1 else None)
+
+
+def lacks_caption(row: dict, column: str) -> bool:
+    """Whether the caption of a row is still to be written: empty, null, or missing with no other key in its place."""
+    text = row.get(column)
+    blank = all(caption is None or caption == "" or str(caption).isspace() for caption in _as_list(text))
+    return blank and other_caption_column(row, column) is None
+
+
+class _SeenRows:
+    """Which picture has which row, over all files; a picture has one row, or the same captions in two files."""
+
+    def __init__(self, folder: Path):
+        self.names = PictureNames(folder)
+        self._first: dict[Path, tuple[MetadataFile, int, tuple[str, ...]]] = {}
+
+    def is_repeated(self, name: str, row: dict, file: MetadataFile, line: int, column: str) -> bool:
+        """Whether the row of another file says the same. Raises ValueError for a second row that is none of those."""
+        captions = _readable(row, column)
+        first_file, first_line, first_captions = self._first.setdefault(Path(name), (file, line, captions))
+        if (first_file, first_line) == (file, line):
+            return False
+        if first_file == file:
+            raise ValueError(f"{shown(name)} has a row already, line {first_line}; `{column}` may be a list")
+        if first_captions != captions:
+            raise ValueError(
+                f"{shown(name)} has another caption in {first_file.where(first_line)}; remove one of the two rows"
+            )
+        return True
+
+
+def _checked_row(
+    seen: _SeenRows, file: MetadataFile, line: int, raw: dict | ValueError, column: str
+) -> CaptionRow | None:
+    """None for a row that another file has, too."""
+    if isinstance(raw, ValueError):
+        raise raw
+    name = seen.names.find(file.full_name(file_name_of(raw)))
+    captions = _captions_of(raw, column)
+    return None if seen.is_repeated(name, raw, file, line, column) else CaptionRow(name, captions, line)
+
+
+def _scan(files: Sequence[MetadataFile], folder: Path, column: str) -> list[ScannedRow]:
     rows: list[ScannedRow] = []
     faults: list[str] = []
-    first_lines: dict[PurePosixPath, int] = {}
-    for number, raw in _numbered_lines(path) if path.exists() else ():
-        try:
-            row = parse_row(raw)
-            name = file_name_of(row)
-        except ValueError as fault:
-            faults.append(f"{path.name}, line {number}: {fault}")
-            continue
-        first = first_lines.setdefault(PurePosixPath(name), number)
-        picture_fault = _fault(_check_picture, folder, name) if first == number else _second_row_message(name, first)
-        rows.append(ScannedRow(name, _readable(row, column), number, picture_fault, _fault(_captions_of, row, column)))
-    _refuse(path, faults)
+    seen = _SeenRows(folder)
+    for file in files:
+        for number, raw in read_rows(file.path):
+            try:
+                rows += _scanned_row(seen, file, number, raw, column)
+            except ValueError as fault:
+                faults.append(f"{file.where(number)}: {fault}")
+    _refuse(files, faults)
     return rows
 
 
-def parse_row(raw: bytes) -> dict:
-    """The JSON object in one line of the file. Raises ValueError that says why there is none."""
+def _scanned_row(
+    seen: _SeenRows, file: MetadataFile, line: int, raw: dict | ValueError, column: str
+) -> list[ScannedRow]:
+    """The row in a list, which is empty for a row that another file has, too."""
+    if isinstance(raw, ValueError):
+        raise raw
+    name = file.full_name(file_name_of(raw))
+    picture_fault = meant = None
     try:
-        row = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}, column {error.colno}") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits, brackets thousands deep
-        raise ValueError("not JSON that can be read") from None
-    if not isinstance(row, dict):
-        raise ValueError(f'expected {{"file_name": ..., "text": ...}}, found {_shown(row)}')
-    return row
-
-
-def file_name_of(row: dict) -> str:
-    """Raises ValueError where the row names no file."""
-    name = row.get("file_name")
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"`file_name` must be the name of a picture, found {_found(row, 'file_name')}")
-    return name
-
-
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, bytes) of each line that is not blank, without the file's byte order mark."""
+        name = seen.names.find(name)
+    except ValueError as fault:
+        picture_fault, meant = str(fault), getattr(fault, "probably", None)
     try:
-        content = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    # Only \n ends a line: str.splitlines() would also cut a caption at U+2028.
-    for number, raw in enumerate(content.split(b"\n"), start=1):
-        if raw.strip():
-            yield number, raw
-
-
-def _checked_row(folder: Path, number: int, raw: bytes, column: str, prefix: PurePosixPath) -> CaptionRow:
-    row = parse_row(raw)
-    file_name = file_name_of(row)
-    if prefix != PurePosixPath():
-        if not PurePosixPath(file_name).is_relative_to(prefix):
-            raise ValueError(f"{_shown(file_name)} is not in {folder}, whose names in this file begin with {prefix}/")
-        file_name = PurePosixPath(file_name).relative_to(prefix).as_posix()
-    _check_picture(folder, file_name)
-    return CaptionRow(file_name, _captions_of(row, column), number)
-
-
-def _check_picture(folder: Path, file_name: str) -> None:
-    """Raises ValueError unless `file_name` is a file inside `folder` that is not empty."""
-    if PurePosixPath(file_name).is_absolute() or ".." in PurePosixPath(file_name).parts:
-        raise ValueError(f"`file_name` must stay inside the folder, found {_shown(file_name)}")
-    path = folder / file_name
-    try:
-        inside = path.resolve().is_relative_to(folder.resolve())  # a link may lead out of it, too
-        size = path.stat().st_size if path.is_file() else None
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a lone surrogate, links in a circle
-        raise ValueError(f"`file_name` cannot be a file: {_shown(file_name)}") from None
-    if not inside:
-        raise ValueError(f"`file_name` is a link out of the folder: {_shown(file_name)}; {LINK_ADVICE}")
-    if not size:
-        raise ValueError(f"the picture {_shown(file_name)} is {'missing' if size is None else 'an empty file'}")
+        if seen.is_repeated(name, raw, file, line, column):
+            return []
+    except ValueError as fault:
+        picture_fault = str(fault)
+    return [
+        ScannedRow(
+            file_name=name,
+            captions=_readable(raw, column),
+            line=line,
+            picture_fault=picture_fault,
+            caption_fault=_fault(raw, column),
+            is_empty=lacks_caption(raw, column),
+            other_column=other_caption_column(raw, column),
+            meant=meant,
+            is_own=not file.prefix.parts,
+            where=file.where(line) if file.prefix.parts else f"line {line}",
+        )
+    ]
 
 
 def _captions_of(row: dict, column: str) -> tuple[str, ...]:
     """Raises ValueError unless `column` is a caption or a list of captions, none of them empty."""
     text = row.get(column)
-    captions: list[Any] = text if isinstance(text, list) else [text]
+    captions: list[Any] = _as_list(text)
+    if other := other_caption_column(row, column):
+        raise ValueError(f"it has no `{column}`, but `{other}`; name that with --caption_column {other}")
     if not captions or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"`{column}` must be a caption or a list of captions, found {_found(row, column)}")
+        raise ValueError(f"`{column}` must be a caption or a list of captions, found {found(row, column)}")
     if not all(caption.strip() for caption in captions):
         raise ValueError(f"`{column}` is empty" if isinstance(text, str) else f"a caption in `{column}` is empty")
     if any("\ud800" <= character <= "\udfff" for caption in captions for character in caption):
-        raise ValueError(f"`{column}` holds half a character (a lone surrogate): {_found(row, column)}")
+        raise ValueError(f"`{column}` holds half a character (a lone surrogate): {found(row, column)}")
     return tuple(captions)
+
+
+def _as_list(text: object) -> list:
+    return text if isinstance(text, list) else [text]
 
 
 def _readable(row: dict, column: str) -> tuple[str, ...]:
     """The captions of a row that are not empty."""
-    text = row.get(column)
-    captions = text if isinstance(text, list) else [text]
-    return tuple(caption for caption in captions if isinstance(caption, str) and caption.strip())
+    return tuple(caption for caption in _as_list(row.get(column)) if isinstance(caption, str) and caption.strip())
 
 
-def _fault(check: Callable[..., object], *arguments: object) -> str | None:
-    """The message of the ValueError that `check` raises; None where it raises none."""
+def _fault(row: dict, column: str) -> str | None:
+    """Why training would refuse the captions of the row; None where it takes them."""
     try:
-        check(*arguments)
+        _captions_of(row, column)
     except ValueError as fault:
         return str(fault)
     return None
 
 
-def _refuse(path: Path, faults: Sequence[str]) -> None:
+def _refuse(files: Sequence[MetadataFile], faults: Sequence[str]) -> None:
     if faults:
         count = "1 bad row" if len(faults) == 1 else f"{len(faults)} bad rows"
-        raise UserError("\n  ".join([f"{count} in {path}:", *faults]))
+        place = files[0].path if len(files) == 1 else files[0].folder
+        raise UserError("\n  ".join([f"{count} in {place}:", *faults]))
 
 
-def _second_row_message(file_name: str, line: int) -> str:
-    return f"{_shown(file_name)} has a row already, line {line}; `text` may be a list"
+def _missing_metadata_message(folder: Path, files: Sequence[MetadataFile]) -> str:
+    if files:
+        return f"--metadata_file {files[0].path}: no such file; {_how_to_caption(folder, files)}"
+    pictures = find_image_files(folder)
+    if near_miss := near_miss_message(folder):
+        return near_miss
+    if not pictures:
+        return no_pictures_message(folder)
+    sidecars = Sidecars()
+    beside = sum(sidecars.read(path) is not None for path in pictures)
+    texts = f" ({beside} of {len(pictures)} have a text file beside them, which becomes the caption)" if beside else ""
+    return f"no {METADATA} in {folder}; {_how_to_caption(folder)}{texts}"
 
 
-def _found(row: dict, key: str) -> str:
-    return _shown(row[key]) if key in row else f"none (keys: {', '.join(map(_shown, row)) or 'none'})"
-
-
-def _shown(value: object) -> str:
-    """A value as shortened ASCII JSON: control characters in a data set must not reach the terminal."""
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _missing_metadata_message(folder: Path, path: Path | None) -> str:
-    if path:
-        return f"--metadata_file {path}: no such file; {_how_to_caption(folder, path)}"
-    if find_image_files(folder):
-        return f"no {METADATA} in {folder}; {_how_to_caption(folder, None)}"
-    return no_pictures_message(folder)
-
-
-def _how_to_caption(folder: Path, path: Path | None) -> str:
+def _how_to_caption(folder: Path, files: Sequence[MetadataFile] = ()) -> str:
     command = f'caption the pictures with: python "{SCRIPTS / "img_captioning.py"}" --image_dir "{folder}"'
-    if path:
-        return f'{command} --output "{path}"'
+    if elsewhere := next((file.path for file in files if not file.is_of_folder), None):
+        return f'{command} --output "{elsewhere}"'
     if os.access(folder, os.W_OK):
         return command
     return f"{command} --output FILE (the folder cannot be written to), and train with --metadata_file FILE"

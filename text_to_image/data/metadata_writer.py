@@ -2,14 +2,20 @@
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from data.metadata import BYTE_ORDER_MARK, METADATA, file_name_of, parse_row
+from data.image_files import METADATA
+from data.metadata import lacks_caption
+from data.metadata_rows import file_name_of, parse_row
+from data.picture_names import same_name_key
 from runtime.errors import WorkError
 from runtime.files import atomic_write
 
 Captions = Mapping[str, str | Sequence[str]]  # file_name → its caption or captions
+Existing = Literal["keep", "fill", "replace"]  # rows that are there: untouched; captioned if empty; captioned anew
 
 
 def append_captions(folder: Path, captions: Sequence[tuple[str, str]]) -> None:
@@ -17,21 +23,22 @@ def append_captions(folder: Path, captions: Sequence[tuple[str, str]]) -> None:
     write_captions(Path(folder) / METADATA, dict(captions))
 
 
-def write_captions(path: Path, captions: Captions, replace: bool = False, column: str = "text") -> Captions:
+def write_captions(
+    path: Path, captions: Captions, existing: Existing = "keep", column: str = "text"
+) -> dict[str, str | Sequence[str]]:
     """Adds a row for each picture that has none, and returns the captions that it wrote.
 
-    `replace`: the row of a picture that has one gets the new caption in its place. All other bytes stay. The file is
-    written atomically, so that it never ends in half a row, even if the process is killed. Raises WorkError where it
-    cannot be written.
+    With `existing` 'replace' the row of a picture that has one gets the new caption in its place, with 'fill' only a
+    row whose caption is empty. All other bytes stay. The file is written atomically, so that it never ends in half a
+    row, even if the process is killed. Raises WorkError where it cannot be written.
     """
     path = Path(path).resolve()  # replaces what a link leads to, and not the link
     try:
         content = path.read_bytes() if path.exists() else b""
-        replaced, new = _replace_captions(content, captions, column)
-        written = captions if replace else new
+        content, written, new = _replace_captions(content, captions, existing, column)
         if written:
             with atomic_write(path) as beside:
-                beside.write_bytes(_append_rows(replaced if replace else content, new, column))
+                beside.write_bytes(_append_rows(content, new, column))
     except OSError as error:
         raise WorkError(f"cannot write {path}: {error.strerror}") from None
     return written
@@ -39,26 +46,35 @@ def write_captions(path: Path, captions: Captions, replace: bool = False, column
 
 def _append_rows(content: bytes, captions: Captions, column: str) -> bytes:
     line_end = b"\r\n" if re.search(rb"\r\n[^\n]*\Z", content) else b"\n"  # as the last line of the file has it
-    if captions and content.removeprefix(BYTE_ORDER_MARK) and not content.endswith(b"\n"):
+    if captions and content.removeprefix(BOM_UTF8) and not content.endswith(b"\n"):
         content += line_end
     rows = (json.dumps({"file_name": name, column: text}, ensure_ascii=False) for name, text in captions.items())
     return content + b"".join(row.encode("utf-8") + line_end for row in rows)
 
 
-def _replace_captions(content: bytes, captions: Captions, column: str) -> tuple[bytes, Captions]:
-    """The content with the new captions in the rows that exist, and the captions of pictures without a row."""
-    by_name = {PurePosixPath(name): text for name, text in captions.items()}
-    lines, found = content.split(b"\n"), set()
+def _replace_captions(
+    content: bytes, captions: Captions, existing: Existing, column: str
+) -> tuple[bytes, dict[str, str | Sequence[str]], dict[str, str | Sequence[str]]]:
+    """The content with the new captions in rows that exist; the captions to be written, and those without a row."""
+    names = {_key(name): name for name in captions}
+    lines, found, kept = content.split(b"\n"), set(), set()
     for index, line in enumerate(lines):
         try:
-            name = PurePosixPath(file_name_of(parse_row(line.removeprefix(BYTE_ORDER_MARK))))
-        except ValueError:
-            continue  # a blank line
-        if name in by_name:
-            lines[index] = _replace_caption(line.decode("utf-8"), column, by_name[name]).encode("utf-8")
-            found.add(name)
-    new = {name: text for name, text in captions.items() if PurePosixPath(name) not in found}
-    return b"\n".join(lines), new
+            row = parse_row(line.removeprefix(BOM_UTF8))
+            name = names[_key(file_name_of(row))]
+        except (ValueError, KeyError):
+            continue  # a blank line, or another picture
+        found.add(name)
+        if existing == "replace" or existing == "fill" and lacks_caption(row, column):
+            lines[index] = _replace_caption(line.decode("utf-8"), column, captions[name]).encode("utf-8")
+        else:
+            kept.add(name)
+    written = {name: text for name, text in captions.items() if name not in kept}
+    return b"\n".join(lines), written, {name: text for name, text in written.items() if name not in found}
+
+
+def _key(name: str) -> PurePosixPath:
+    return PurePosixPath(same_name_key(name))
 
 
 def _replace_caption(row: str, column: str, caption: str | Sequence[str]) -> str:

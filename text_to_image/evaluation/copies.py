@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.image_files import find_image_files
 from data.images import open_image, read_image_size, save_image
-from data.metadata import read_existing_captions
+from data.metadata import scan_captions
 from evaluation.calibration import calibrate
 from evaluation.copies_report import CopyReport, Diversity, NearestMatch, make_copies_sheet, print_report
 from evaluation.similarity import FeatureSimilarity, ImageSimilarity, StructuralSimilarity
@@ -96,9 +96,12 @@ def generated_pictures(folder: Path) -> list[Path]:
 
 
 def training_pictures(folder: Path) -> list[Path]:
-    """The pictures that metadata.jsonl names; without that file all in the folder. UserError if there are none."""
-    found = find_image_files(folder)
-    if not (pictures := [row.path(folder) for row in read_existing_captions(folder)] or found):
+    """The pictures that have a row, whatever their captions; without rows all in the folder. UserError if there are
+    none, or if one is missing."""
+    found, rows = find_image_files(folder), scan_captions(folder)
+    if wrong := next((row for row in rows if row.picture_fault), None):
+        raise UserError(f"--dataset {folder}: {wrong.where}: {wrong.picture_fault}")
+    if not (pictures := [folder / row.file_name for row in rows] or found):
         raise UserError(f"--dataset {folder}: no pictures in it")
     return pictures
 

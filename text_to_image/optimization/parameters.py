@@ -142,8 +142,9 @@ class MasterWeights:
     def clip_gradients(self, accelerator: Accelerator, max_norm: float) -> torch.Tensor:
         """Has the gradients scaled to at most `max_norm` together; returns the norm that they have."""
         holders: Sequence[torch.Tensor] = self.parameters if self._accumulated else self.copies
-        norms = torch._foreach_norm(_gradients(holders), 2, dtype=torch.float32)
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        # Each is summed in fp32 and rounded to bf16. Asking for fp32 copies the gradients first: ten times the time.
+        norms = torch._foreach_norm(_gradients(holders), 2)
+        norm = torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float32)
         self.scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 

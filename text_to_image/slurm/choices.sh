@@ -34,27 +34,30 @@ read_words() {
 
 # Refuses what has a variable of its own, and what must not happen again at each restart.
 check_caption_args() {
+    case " $* " in
+        *' --existing replace '* | *' --existing=replace '*) fail 2 'CAPTION_ARGS: a job that is started again would '\
+'replace captions that you have corrected; run img_captioning.py --existing replace by hand' ;;
+    esac
     local word
     for word in "$@"; do
         case "$word" in
             --model | --model=*) fail 2 'CAPTION_ARGS: the captioner is named by CAPTIONER' ;;
             --image_dir | --image_dir=*) fail 2 'CAPTION_ARGS: the folder is named by DATASET' ;;
             --output | --output=*) fail 2 'CAPTION_ARGS: the file is named by METADATA_FILE' ;;
-            --existing | --existing=*) fail 2 'CAPTION_ARGS: a job that is started again would replace captions that '\
-'you have corrected; run img_captioning.py --existing replace by hand' ;;
         esac
     done
 }
 
 # The folder in which pictures may lack a caption, of those that training reads; empty where parquet files have them.
 captioned_folder() {
-    if [[ -e "$dataset/metadata.jsonl" || (-n "${METADATA_FILE-}" && -d "$dataset") ]]; then
-        echo "$dataset"
-    elif [[ -e "$dataset/train/metadata.jsonl" ]]; then
-        echo "$dataset/train"
-    elif [[ -d "$dataset" && -z "$(find "$dataset/" -name '*.parquet' -print -quit)" ]]; then
-        echo "$dataset"
-    fi
+    "$venv/bin/python" "$scripts/slurm/captioned_folder.py" "$dataset" ${METADATA_FILE:+"$METADATA_FILE"}
+}
+
+# The file in which its captions are to be read.
+caption_file() {
+    local name=metadata.jsonl
+    [[ -e "$pictures/$name" || ! -e "$pictures/metadata.csv" ]] || name=metadata.csv
+    printf '%s' "${METADATA_FILE:-$pictures/$name}"
 }
 
 # Sets the flags of the three scripts. What stands later wins, so CAPTION_ARGS, TRAIN_ARGS and INFERENCE_ARGS do.

@@ -13,23 +13,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import img_captioning
 import train_text_to_image
+from data.metadata_writer import Existing
 from runtime.errors import exit_with, require_packages
 from slurm.check_flags import split_counted
 
 
-def pictures_without_caption(folder: Path, recursive: bool, metadata_file: Path | None = None) -> list[Path]:
+def pictures_without_caption(
+    folder: Path, recursive: bool, existing: Existing = "keep", metadata_file: Path | None = None
+) -> list[Path]:
     """Those that only a captioner can caption; captions are in `metadata_file`, or in the folder's own.
 
     UserError where training would not take the folder.
     """
     from captioning.caption_file import locate_caption_file, refuse_outside_links, require_pictures_or_rows
-    from captioning.sidecars import read_sidecar
+    from data.sidecars import Sidecars
 
     captions = locate_caption_file(folder, metadata_file, recursive)
     require_pictures_or_rows(captions)
     refuse_outside_links(captions)
     print(f"the data set: {len(captions.pictures())} pictures in {folder}")
-    return [path for path in captions.without_row(captions.rows()) if not read_sidecar(path)]
+    sidecars = Sidecars()
+    pending = [] if captions.is_csv else captions.pending(existing)
+    return [path for path in pending if not sidecars.read(path)]
 
 
 def fetch(record: Path, captioner: str, captioning: argparse.Namespace, training: argparse.Namespace) -> None:
@@ -38,7 +43,8 @@ def fetch(record: Path, captioner: str, captioning: argparse.Namespace, training
     from models.finding import find_bases
 
     print(f"the model: {find_bases(training)[0]}")
-    uncaptioned = pictures_without_caption(find_dataset(training), captioning.recursive, training.metadata_file)
+    folder, named = find_dataset(training), training.metadata_file
+    uncaptioned = pictures_without_caption(folder, captioning.recursive, captioning.existing, named)
     if uncaptioned and captioner and not Path(captioner).is_dir():
         from captioning.captioner_loading import download_captioner  # imports torch, which takes seconds
 

@@ -5,7 +5,7 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,8 @@ from data.caption_variants import first_sentence
 from data.dataset import Picture, hash_dataset, read_pictures
 from data.hub_datasets import find_dataset
 from data.image_files import find_nested_image_files, find_unsupported_files
+from data.metadata import describe_captions
+from data.metadata_files import find_metadata_files, pictures_without_row
 from data.mirroring import why_not_mirrored
 from models.defaults import guidance_scale_of
 from models.finding import find_bases
@@ -50,6 +52,7 @@ class Plan:
     prior_prompts: list[str]  # one for each of the base's own pictures
     held_out_sizes: list[Size]
     interpolation: str
+    caption_notes: dict[str, list[str]] = field(default_factory=dict)  # what to know of the captions: files
 
     @property
     def buckets(self) -> list[Bucket]:
@@ -85,9 +88,11 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     with accelerator.local_main_process_first():  # one of a node downloads
         folder = find_dataset(args)
         base, unet_base = find_bases(args)
-    pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger, args.metadata_file)
+    files = find_metadata_files(folder, leave_out=args.validation_dir, named=args.metadata_file)
+    pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger, files)
     known = {picture.path for picture in pictures}
     without_caption = [path for path in find_nested_image_files(folder) if path not in known]
+    without_caption += pictures_without_row(files, known)
     pictures, held_out = hold_out(args, pictures)
     shape = read_shape(base)
     sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
@@ -97,6 +102,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     return Plan(
         folder=folder,
         without_caption=[str(path.relative_to(folder)) for path in without_caption],
+        caption_notes=describe_captions(folder, files, args.caption_column),
         unreadable=[path.name for path in find_unsupported_files(folder)],
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),

@@ -38,6 +38,7 @@ def run_summary(run: PreparedRun) -> Rows:
         *_bucket_rows(plan),
         *_augmentation_rows(args, plan),
         ("captions", _captions_line(args, plan, tokenizer)),
+        *(("", f"{what}: {_names(files)}") for what, files in plan.caption_notes.items()),
         *_cut_prompt_rows(args, plan, tokenizer),
         *_same_words_rows(plan),
         ("steps", _steps_line(args, plan, run.resume.first_step)),

@@ -1,9 +1,8 @@
-"""Captions in text files beside the pictures."""
+"""Captions in text files beside the pictures become rows: which, when, and in place of what."""
 
 import pytest
 from PIL import Image
 
-from captioning.sidecars import read_sidecar
 from data.metadata import read_captions
 from img_captioning import caption_or_check, parse_args
 from runtime.errors import UserError, WorkError
@@ -14,24 +13,9 @@ def folder(tmp_path):
     for name in ("a.jpg", "b.PNG", "c.jpg", "d.jpg"):
         Image.new("RGB", (40, 60), (10, 20, len(name))).save(tmp_path / name)
     (tmp_path / "a.txt").write_text("a blue pair of jeans\n", encoding="utf-8-sig")
-    (tmp_path / "b.caption").write_bytes("jeans,  from the back\r\n\r\nein Paar Jeans für Änne\r\n".encode())
+    (tmp_path / "b.caption").write_bytes("jeans,  from the back\r\nein Paar Jeans für Änne\r\n".encode())
     (tmp_path / "c.txt").write_text(" \n")
     return tmp_path
-
-
-def test_a_text_file_has_a_caption_in_each_line(folder):
-    assert read_sidecar(folder / "a.jpg") == ["a blue pair of jeans"]
-    assert read_sidecar(folder / "b.PNG") == ["jeans, from the back", "ein Paar Jeans für Änne"]
-    assert read_sidecar(folder / "c.jpg") == read_sidecar(folder / "d.jpg") == []
-    assert read_sidecar(folder / f"{'x' * 250}.jpg") == []  # `.caption` would be too long a name
-    (folder / "c.caption").write_text("jeans\u2028seen from the back", encoding="utf-8")
-    assert read_sidecar(folder / "c.jpg") == ["jeans seen from the back"]
-
-
-def test_one_that_is_not_utf_8_is_named(folder):
-    (folder / "d.txt").write_bytes("für".encode("latin-1"))
-    with pytest.raises(UserError, match=r"d\.txt: not UTF-8 \(byte 2\)"):
-        read_sidecar(folder / "d.jpg")
 
 
 def test_they_become_rows_before_a_captioner_is_loaded(folder, capsys):
@@ -59,11 +43,64 @@ def test_a_broken_picture_is_named_without_a_captioner_where_it_is_all_that_is_l
     assert [row.file_name for row in read_captions(folder)] == ["a.jpg", "b.PNG", "c.jpg"]
 
 
-def test_a_replacement_is_the_captioners(folder):
+def test_a_replacement_writes_nothing_where_its_captioner_is_not_there(folder):
     with pytest.raises(UserError, match="no/such-captioner"):
-        caption_or_check(
-            parse_args(["--image_dir", str(folder), "--model", "no/such-captioner", "--existing", "replace"])
-        )
+        run(folder, "--existing", "replace")
+    assert not (folder / "metadata.jsonl").exists()
+
+
+def run(folder, *flags: str) -> None:
+    caption_or_check(parse_args(["--image_dir", str(folder), "--model", "no/such-captioner", *flags]))
+
+
+def captions_of(folder) -> dict[str, tuple[str, ...]]:
+    return {row.file_name: row.captions for row in read_captions(folder)}
+
+
+@pytest.fixture
+def edited(folder, capsys):
+    """All rows are from text files, of which one was edited since."""
+    for name in "cd":
+        (folder / f"{name}.txt").write_text(f"picture {name}")
+    run(folder)
+    (folder / "c.txt").write_text("corrected")
+    capsys.readouterr()
+    return folder
+
+
+def test_an_edited_one_is_named_and_its_row_stays(edited, capsys):
+    before = (edited / "metadata.jsonl").read_bytes()
+    for flags in ([], ["--existing", "fill"]):
+        run(edited, *flags)
+        said = capsys.readouterr().out
+        assert "differ" in said and "c.txt" in said and "a.txt" not in said
+    with pytest.raises(WorkError):
+        run(edited, "--check")
+    assert (edited / "metadata.jsonl").read_bytes() == before
+
+
+def test_a_replacement_takes_an_edited_one_and_keeps_the_old_rows(edited, capsys):
+    before = (edited / "metadata.jsonl").read_bytes()
+    run(edited, "--existing", "replace")
+    assert captions_of(edited)["c.jpg"] == ("corrected",) and "c.txt" not in capsys.readouterr().out
+    assert (edited / "metadata.jsonl.backup-1").read_bytes() == before
+    assert sorted(path.name for path in edited.glob("*.jsonl*")) == ["metadata.jsonl", "metadata.jsonl.backup-1"]
+    assert not list(edited.glob(".*"))
+
+
+def test_what_was_understood_is_printed(folder, capsys):
+    (folder / "c.txt").write_text("A jeans.\n\nIt is blue.")
+    (folder / "d.txt").write_text("plain")
+    run(folder)
+    said = capsys.readouterr().out
+    assert "paragraphs of one caption: 1 (c.txt)" in said and "one a line: 1 (b.caption)" in said
+    assert captions_of(folder)["c.jpg"] == ("A jeans. It is blue.",)
+
+
+def test_one_of_other_bytes_is_refused_before_a_row_is_written(folder):
+    (folder / "d.txt").write_bytes("dog".encode("utf-16-le"))
+    with pytest.raises(UserError, match="d.txt: UTF-16"):
+        run(folder)
     assert not (folder / "metadata.jsonl").exists()
 
 

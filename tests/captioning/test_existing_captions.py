@@ -1,0 +1,163 @@
+"""Captions that are there are found and left alone; empty rows are filled."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captioning import caption_folder
+from data.metadata import read_captions
+from img_captioning import caption_or_check, parse_args
+from runtime.errors import UserError, WorkError
+
+
+class SaysBlue:
+    no_caption_message = "no words"
+
+    def caption(self, images):
+        return ["Here is a short caption: blue"] * len(images)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(4):
+        Image.new("RGB", (300, 260), (60 * number, 20, 200)).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def caption(folder, monkeypatch):
+    """Captions with a stub of a captioner; with `model` False a captioner must not be needed."""
+
+    def run(*flags: str, model: bool = True) -> None:
+        monkeypatch.setattr(caption_folder, "load_captioner", lambda *_, **__: SaysBlue() if model else 1 / 0)
+        caption_or_check(parse_args(["--image_dir", str(folder), "--model", "stub", *flags]))
+
+    return run
+
+
+def write(folder: Path, *rows: dict) -> bytes:
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return (folder / "metadata.jsonl").read_bytes()
+
+
+def texts(folder: Path) -> dict[str, object]:
+    rows = map(json.loads, (folder / "metadata.jsonl").read_text().splitlines())
+    return {row["file_name"]: row.get("text") for row in rows}
+
+
+# --- --existing fill ------------------------------------------------------------------------------------------------
+
+
+def test_filling_captions_empty_rows_in_place_from_text_files_first(folder, caption, capsys):
+    write(folder, {"file_name": "2.png", "n": 1, "text": ""}, {"file_name": "0.png", "text": "mine"},
+          {"text": None, "file_name": "1.png"}, {"file_name": "gone.png", "text": ""})  # fmt: skip
+    (folder / "1.TXT").write_text("by hand")
+    (folder / "0.txt").write_text("another")
+    caption("--existing", "fill", "--trigger", "sks")
+    assert texts(folder) == {
+        "2.png": "sks, blue", "0.png": "mine", "1.png": "sks, by hand", "gone.png": "", "3.png": "sks, blue",
+    }  # fmt: skip
+    assert "0.txt" in capsys.readouterr().out  # it differs from its row
+    assert sorted(path.name for path in folder.glob("*.jsonl*")) == ["metadata.jsonl"]
+    before = (folder / "metadata.jsonl").read_bytes()
+    caption("--existing", "fill", model=False)  # nothing is left to do
+    assert (folder / "metadata.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("row", "filled"),
+    [({"text": ""}, True), ({"text": " \n"}, True), ({"text": None}, True), ({"text": []}, True), ({}, True),
+     ({"text": ["", " "]}, True), ({"text": ["a", ""]}, False), ({"text": 5}, False), ({"text": "a"}, False)],
+)  # fmt: skip
+def test_only_an_empty_caption_is_filled(folder, caption, row, filled):
+    write(folder, {"file_name": "0.png", **row}, *({"file_name": f"{n}.png", "text": f"{n}"} for n in (1, 2, 3)))
+    caption("--existing", "fill")
+    assert texts(folder)["0.png"] == ("blue" if filled else row.get("text"))
+
+
+def test_without_fill_an_empty_row_stays_and_the_way_out_is_named(folder, caption, capsys):
+    before = write(folder, *({"file_name": f"{n}.png", "text": ""} for n in range(4)))
+    caption(model=False)
+    assert "4 captions are empty" in (said := capsys.readouterr().out) and "--existing fill" in said
+    assert (folder / "metadata.jsonl").read_bytes() == before
+
+
+# --- metadata.csv ---------------------------------------------------------------------------------------------------
+
+
+def test_captions_in_a_csv_file_are_found_and_nothing_is_written(folder, caption, capsys):
+    (folder / "metadata.csv").write_text("file_name,text\n0.png,a dog\n1.png,a cat\n")
+    caption(model=False)
+    said = capsys.readouterr().out
+    assert "2 of 4 pictures have a row" in said and "2.png" in said and "tokens of 2 captions" in said
+    with pytest.raises(WorkError):
+        caption("--check", model=False)
+    assert "pictures without a row: 2" in capsys.readouterr().out
+    for existing in ("fill", "replace"):
+        with pytest.raises(UserError, match=f"--existing {existing}: .*metadata.csv"):
+            caption("--existing", existing, model=False)
+    assert not list(folder.glob("*.jsonl*"))
+
+
+def test_a_csv_file_beside_a_jsonl_file_is_wrong(folder, caption, capsys):
+    write(folder, *({"file_name": f"{n}.png", "text": f"{n}"} for n in range(4)))
+    (folder / "metadata.csv").write_text("file_name,text\n0.png,a dog\n")
+    with pytest.raises(WorkError):
+        caption("--check", model=False)
+    assert "not read" in (said := capsys.readouterr().out) and "metadata.csv" in said
+
+
+@pytest.mark.parametrize("name", ["Metadata.jsonl", "metadata.json", "metadata.parquet", "train/metadata.jsonl.txt"])
+@pytest.mark.parametrize("flags", [(), ("--check",), ("--existing", "replace")])
+def test_nothing_is_captioned_beside_a_file_that_may_hold_the_captions(folder, caption, name, flags):
+    (folder / "train").mkdir()
+    (folder / name).write_text("[]")
+    with pytest.raises(UserError, match=name):
+        caption(*flags, model=False)
+
+
+# --- another key, misspelt names, sub-folders -----------------------------------------------------------------------
+
+
+def test_captions_under_another_key_are_named_and_completed_with_it(folder, caption, capsys):
+    before = write(folder, *({"file_name": f"{n}.png", "caption": f"{n}"} for n in range(3)))
+    for existing in ("keep", "fill", "replace"):
+        with pytest.raises(UserError, match=r"line 1: .*--caption_column caption"):
+            caption("--existing", existing, model=False)
+    assert (folder / "metadata.jsonl").read_bytes() == before
+    caption("--caption_column", "caption")
+    assert [row.captions for row in read_captions(folder, "caption")] == [("0",), ("1",), ("2",), ("blue",)]
+
+
+def test_a_picture_with_a_row_under_almost_its_name_is_not_captioned(folder, caption):
+    before = write(folder, {"file_name": "0.PNG", "text": "mine"}, {"file_name": "train\\1.png", "text": "mine"})
+    with pytest.raises(UserError, match=r'line 1: .*"0.png".*\n.*line 2: .*"1.png"'):
+        caption(model=False)
+    assert (folder / "metadata.jsonl").read_bytes() == before
+
+
+def test_sub_folders_with_rows_of_their_own_are_read_and_not_captioned(folder, caption, capsys):
+    (folder / "dogs").mkdir()
+    for number in range(4):
+        (folder / f"{number}.png").rename(folder / "dogs" / f"{number}.png")
+    write(folder / "dogs", *({"file_name": f"{n}.png", "text": f"{n}"} for n in range(3)))
+    for flags in ((), ("--recursive",)):
+        caption(*flags, model=False)
+        assert "no pictures directly in" in capsys.readouterr().out
+    with pytest.raises(WorkError):
+        caption("--check", model=False)
+    assert "dogs/3.png" in capsys.readouterr().out
+    assert not (folder / "metadata.jsonl").exists()
+
+
+def test_advice_for_a_folder_without_pictures_leads_somewhere(folder, tmp_path, caption):
+    above = folder / "above"
+    (above / "validation").mkdir(parents=True)
+    (folder / "0.png").rename(above / "validation" / "0.png")
+    write(above / "validation", {"file_name": "0.png", "text": "a"})
+    for flags in ((), ("--recursive",)):
+        with pytest.raises(UserError, match="validation has pictures with captions") as caught:
+            caption_or_check(parse_args(["--image_dir", str(above), *flags]))
+        assert "--recursive" not in str(caught.value)

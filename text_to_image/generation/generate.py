@@ -145,8 +145,9 @@ def print_start(
     already = f", {existing} of them there already" if existing else ""
     another = "" if args.model_named else f" (another: --model {REAL_MODEL})"
     print(f"{len(plan)} pictures{already}; model: {weights.describe()}{another}", flush=True)
-    if line := trigger_warning(weights, [request.prompt for request in args.requests]):
-        print(escape_control_chars(line), flush=True)
+    for line in (weights.schedule_note, trigger_warning(weights, [request.prompt for request in args.requests])):
+        if line:
+            print(escape_control_chars(line), flush=True)
 
 
 def print_end(folder: Path, files: Mapping[PlannedImage, str], sheet: Path) -> None:

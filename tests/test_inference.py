@@ -284,6 +284,13 @@ def test_a_lora_brings_its_base_and_a_checkpoint_is_the_newest_runs(monkeypatch,
     assert parse_args(["--checkpoint", "latest"]).model == str(finished_run)
 
 
+def test_a_lora_without_a_base_is_refused_where_the_newest_run_is_a_lora_itself(monkeypatch, tmp_path):
+    (tmp_path / "run.json").write_text('{"trained": "LoRA of rank 4", "example_prompts": ["x"]}')
+    monkeypatch.setattr(inference, "newest_finished_run", lambda: tmp_path)
+    with pytest.raises(UserError, match="--lora elsewhere.safetensors: name its base with --model"):
+        parse_args(["--lora", "elsewhere.safetensors"])
+
+
 def test_bf16_generates_nearly_the_same_under_another_name(images_of):
     [exact], [rough] = (
         images_of("--prompt", "jeans", "--num_images", 1, "--dtype", d, folder=d) for d in ("fp32", "bf16")

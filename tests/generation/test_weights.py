@@ -92,12 +92,89 @@ def test_a_lora_is_used_with_the_unet_that_it_was_trained_on(runs, tiny_model, t
     assert (found.base.path, found.unet) == (tiny_model, other / "unet") and "other revision" in found.describe()
 
 
-def test_a_base_that_is_gone_is_named(runs, tmp_path):
-    folder = shutil.copytree(runs["lora"], tmp_path / "run")
-    run = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**run, "base_model": str(tmp_path / "gone")}))
-    with pytest.raises(UserError, match=str(tmp_path / "gone")):
+@pytest.fixture
+def changed_run(runs, tmp_path):
+    """`changed_run(kind, name, facts, arguments)`: a copy of a run with other facts in its run.json."""
+
+    def change(kind: str, name: str, facts: dict | None = None, arguments: dict | None = None) -> Path:
+        folder = shutil.copytree(runs[kind], tmp_path / name)
+        run = json.loads((folder / "run.json").read_text())
+        run["arguments"] |= arguments or {}
+        (folder / "run.json").write_text(json.dumps(run | (facts or {})))
+        return folder
+
+    return change
+
+
+@pytest.mark.parametrize("gone", ["folder", "file.safetensors"])
+def test_a_base_that_is_gone_is_named_with_the_way_to_name_it_anew(changed_run, tiny_model, tmp_path, gone):
+    lora = changed_run("lora", "run", {"base_model": str(tmp_path / gone)})
+    for checkpoint, named in ((None, lora), ("checkpoint-1", lora / "checkpoint-1")):
+        with pytest.raises(UserError, match=f"{tmp_path / gone} is gone.*--model BASE --lora {named}$"):
+            find_weights(str(lora), checkpoint)
+    assert find_weights(str(tiny_model), loras=[str(lora)]).run["trigger"] == "sks"
+    whole = changed_run("unet", "whole", {"base_model": str(tmp_path / gone)})
+    (whole / "model_index.json").unlink()
+    with pytest.raises(UserError, match=f"{tmp_path / gone} is gone") as caught:
+        find_weights(str(whole), "latest")
+    assert "--lora" not in str(caught.value)
+
+
+def test_a_tokenizer_that_is_gone_is_named(changed_run, tmp_path):
+    (tmp_path / "base.safetensors").write_bytes(b"")
+    facts, arguments = {"base_model": str(tmp_path / "base.safetensors")}, {"tokenizer": str(tmp_path / "words")}
+    with pytest.raises(UserError, match=f"tokenizer {tmp_path / 'words'} is gone.*--tokenizer FOLDER"):
+        find_weights(str(changed_run("lora", "run", facts, arguments)))
+
+
+def test_a_base_that_is_no_longer_usable_is_named_with_the_way_to_name_another(changed_run, tmp_path):
+    (tmp_path / "spoiled").mkdir()
+    folder = changed_run("lora", "run", {"base_model": str(tmp_path / "spoiled")})
+    with pytest.raises(UserError, match=f"{tmp_path / 'spoiled'}.*--model BASE --lora {folder}$"):
         find_weights(str(folder))
+
+
+VELOCITY = {"prediction_type": "v_prediction"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [({}, VELOCITY), (VELOCITY, {**VELOCITY, "rescale_betas_zero_snr": True})]
+)
+def test_two_loras_on_different_noise_schedules_are_refused(changed_run, tiny_model, first, second):
+    one, two = changed_run("lora", "one", arguments=first), changed_run("lora", "two", arguments=second)
+    for model, loras in ((tiny_model, [one, two]), (one, [two])):
+        with pytest.raises(UserError, match=f"{one.name}/.* was trained for .*{two.name}/.* for v_prediction"):
+            find_weights(str(model), loras=[str(lora) for lora in loras])
+    same = find_weights(str(tiny_model), loras=[str(two), str(two / "checkpoint-1")])
+    assert load_generation_sampler(same, "ddim").config.prediction_type == "v_prediction"
+
+
+def test_a_lora_on_another_noise_schedule_than_the_models_is_said(changed_run, runs, tiny_model):
+    lora = changed_run("lora", "velocity", arguments=VELOCITY)
+    for model in (tiny_model, runs["unet"]):
+        note = find_weights(str(model), loras=[str(lora)]).schedule_note
+        assert "velocity/" in note and "v_prediction" in note and "epsilon" in note
+    assert find_weights(str(lora)).schedule_note is None
+    assert find_weights(str(tiny_model), loras=[str(runs["lora"])]).schedule_note is None
+
+
+def test_a_loras_own_base_says_its_noise_schedule_where_the_run_does_not(changed_run, tiny_model, tmp_path):
+    base = shutil.copytree(tiny_model, tmp_path / "velocity base")
+    config = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
+    (base / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | VELOCITY))
+    lora = changed_run("lora", "run", {"base_model": str(base)})
+    assert "v_prediction" in find_weights(str(tiny_model), loras=[str(lora)]).schedule_note
+    assert find_weights(str(lora)).schedule_note is None
+
+
+def test_the_trigger_phrases_of_all_loras_are_asked_for(changed_run, runs, tiny_model):
+    other = changed_run("lora", "other", {"trigger": "zwx coat"})
+    for model, loras in ((tiny_model, [runs["lora"], other]), (runs["lora"], [other])):
+        found = find_weights(str(model), loras=[str(lora) for lora in loras])
+        assert found.triggers == ("sks", "zwx coat")
+        said = trigger_warning(found, ["SKS jeans", "a ZWX coat"]).splitlines()
+        assert ["sks" in said[0], "zwx coat" in said[1]] == [True, True] and "1 of 2" in said[0]
+        assert trigger_warning(found, ["sks jeans, zwx coat"]) is None
 
 
 def test_loras_add_up_each_with_its_own_scale(runs, tiny_model):

@@ -21,7 +21,7 @@ from models.lora import LORA_FILE
 from models.lora_files import check_lora_fits, files_of_lora, fuse_lora, read_lora_file
 from models.sampling import load_sampler
 from runs.checkpoints import complete_checkpoints, find_missing_file
-from runs.records import RUN_FILE, is_lora, read_run
+from runs.records import RUN_FILE, read_run
 from runtime.errors import UserError
 from runtime.paths import REPOSITORY, display_path
 
@@ -101,7 +101,7 @@ def find_weights(
     model_run = read_run(folder) or {}
     unet, own_loras = _trained_parts(folder, model_run, checkpoint)
     if (unet or own_loras) and not _is_pipeline(folder):
-        base, unet_base = _find_bases_of_run(model, model_run, tokenizer)
+        base, unet_base = _find_bases_of_run(model, model_run, tokenizer, own_loras)
     else:
         base = unet_base = _find_pipeline(model, folder, model_run, tokenizer)
     scales = choose_scales(lora_scales, len(own_loras), len(loras))
@@ -142,8 +142,13 @@ def _find_pipeline(model: str, folder: Path, run: dict[str, Any], tokenizer: Pat
     return find_model(model, "--model", ModelOptions(tokenizer=tokenizer))
 
 
-def _find_bases_of_run(model: str, run: dict[str, Any], tokenizer: Path | None) -> tuple[ModelFolder, ModelFolder]:
-    """(the base that the run trained, the pipeline whose UNet it started from); `tokenizer` wins over the run's."""
+def _find_bases_of_run(
+    model: str, run: dict[str, Any], tokenizer: Path | None, loras: Sequence[Path]
+) -> tuple[ModelFolder, ModelFolder]:
+    """(the base that the run trained, the pipeline whose UNet it started from); `tokenizer` wins over the run's.
+
+    `loras` is what the run trained, if that is a LoRA: UserError says how to name another base for it.
+    """
     if not run:
         raise UserError(
             f"--model {model}: a LoRA without {RUN_FILE}, so its base is not known; name both: "
@@ -151,23 +156,16 @@ def _find_bases_of_run(model: str, run: dict[str, Any], tokenizer: Path | None) 
         )
     arguments = {**run["arguments"], "pretrained_model_name_or_path": run["base_model"]}
     arguments |= {"tokenizer": tokenizer} if tokenizer else {}
-    _check_base_is_there(model, run["base_model"], arguments.get("tokenizer"), is_lora(run))
+    other = f"; if it has moved, name it where it is now: --model BASE --lora {loras[0].parent}" if loras else ""
+    base, words = Path(run["base_model"]), arguments.get("tokenizer")
+    if base.is_absolute() and not base.exists():
+        raise UserError(f"--model {model}: its base {base} is gone; put it back (a link will do){other}")
+    if words and not Path(words).exists():
+        raise UserError(f"--model {model}: its base's tokenizer {words} is gone; name it: --tokenizer FOLDER")
     try:
         return find_bases(argparse.Namespace(**arguments))
     except UserError as error:
-        raise UserError(f"--model {model}: what it was trained on: {error}") from None
-
-
-def _check_base_is_there(model: str, base: str, tokenizer: str | Path | None, is_lora_run: bool) -> None:
-    """UserError that names what is gone of the base of a run, and how to name it where it is now."""
-    if Path(base).is_absolute() and not Path(base).exists():
-        other = f", or name it where it is now: --model BASE --lora {model}" if is_lora_run else ""
-        raise UserError(f"--model {model}: its base {base} is gone; put it back (a link will do){other}")
-    if tokenizer and not Path(tokenizer).exists():
-        raise UserError(
-            f"--model {model}: the tokenizer of its base, {tokenizer}, is gone; name it where it is now: "
-            "--tokenizer FOLDER"
-        )
+        raise UserError(f"--model {model}: what it was trained on: {error}{other}") from None
 
 
 def _find_checkpoint(folder: Path, run: dict[str, Any], asked: str) -> tuple[Path, str]:

@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
+from generation.loras import find_lora
 from generation.weights import (
     find_weights,
     load_generation_sampler,
@@ -165,6 +166,28 @@ def test_a_loras_own_base_says_its_noise_schedule_where_the_run_does_not(changed
     lora = changed_run("lora", "run", {"base_model": str(base)})
     assert "v_prediction" in find_weights(str(tiny_model), loras=[str(lora)]).schedule_note
     assert find_weights(str(lora)).schedule_note is None
+
+
+def test_what_a_file_says_of_its_training_counts_too(runs, tiny_model, tmp_path):
+    """As kohya's scripts and export_checkpoint.py write it."""
+    tensors = {f"unet.{LAYER}.lora_A.weight": torch.zeros(2, 16), f"unet.{LAYER}.lora_B.weight": torch.zeros(16, 2)}
+    metadata = {"modelspec.prediction_type": "v", "modelspec.trigger_phrase": "zwx coat"}
+    save_file(tensors, tmp_path / "style.safetensors", metadata)
+    found = find_weights(str(tiny_model), loras=[str(tmp_path / "style.safetensors")])
+    assert "v_prediction" in found.schedule_note and found.triggers == ("zwx coat",)
+    assert load_generation_sampler(found, "ddim").config.prediction_type == "epsilon"  # as the model says
+    with pytest.raises(UserError, match="style.safetensors was trained for v_prediction"):
+        find_weights(str(tiny_model), loras=[str(tmp_path / "style.safetensors"), str(runs["lora"])])
+
+
+def test_a_peft_adapter_of_the_hub_is_found(monkeypatch, tmp_path):
+    def download(name: str, file: str) -> str:
+        if file == LORA_FILE:
+            raise ValueError("no such file")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("generation.loras.hf_hub_download", download)
+    assert find_lora("someone/adapter") == tmp_path / "adapter_model.safetensors"
 
 
 def test_the_trigger_phrases_of_all_loras_are_asked_for(changed_run, runs, tiny_model):

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from safetensors import safe_open
 
-from models.folders import FolderLike
+from models.folders import FolderLike, loading_errors
 from models.lora import LORA_FILE
 from models.lora_files import PEFT_CONFIG, PEFT_FILE
+from models.one_file_configs import MODELSPEC_PREDICTION
 from runs.records import read_run
 from runtime.errors import UserError, hub_error_reason
 from runtime.paths import display_path
@@ -50,12 +51,10 @@ def find_lora(name: str) -> Path:
 def _download_lora(name: str) -> Path:
     try:
         return Path(hf_hub_download(name, LORA_FILE))
-    except EntryNotFoundError:  # peft's files then
-        with contextlib.suppress(Exception):
+    except Exception as error:  # the hub's errors have no common class
+        with contextlib.suppress(Exception):  # peft's files then
             hf_hub_download(name, PEFT_CONFIG)
             return Path(hf_hub_download(name, PEFT_FILE))
-        raise UserError(f"--lora {name}: the hub has neither {LORA_FILE} nor {PEFT_FILE} in it") from None
-    except Exception as error:  # the hub's errors have no common class
         raise UserError(
             f"--lora {name}: no such file or folder, and not found on the hub: {hub_error_reason(error)}"
         ) from None
@@ -72,6 +71,25 @@ def _lora_in(folder: Path, name: str) -> Path:
 def run_of_lora(file: Path) -> dict[str, Any]:
     """run.json of the run that trained it: beside the file, or above its checkpoint."""
     return read_run(file.parent) or read_run(file.parent.parent) or {}
+
+
+def recorded_facts(file: Path) -> dict[str, Any]:
+    """As `run_of_lora`, else what the file's own metadata say in its way (ModelSpec's and kohya's keys)."""
+    if run := run_of_lora(file):
+        return run
+    with loading_errors(file.parent, file.name), safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
+    predictions = {name: prediction for prediction, name in MODELSPEC_PREDICTION.items()}
+    prediction_type = predictions.get(metadata.get("modelspec.prediction_type", ""))
+    if metadata.get("ss_v_parameterization") == "True":
+        prediction_type = "v_prediction"
+    if not prediction_type:
+        return {}
+    arguments = {
+        "prediction_type": prediction_type,
+        "rescale_betas_zero_snr": metadata.get("ss_zero_terminal_snr") == "True",
+    }
+    return {"trigger": metadata.get("modelspec.trigger_phrase"), "arguments": arguments}
 
 
 # --- the noise schedule that they were trained on -------------------------------------------------------------------

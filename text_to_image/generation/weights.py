@@ -12,7 +12,15 @@ import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from generation.loras import ScaledLora, choose_scales, find_lora, run_of_lora, schedule_note, trained_schedule
+from generation.loras import (
+    ScaledLora,
+    choose_scales,
+    find_lora,
+    recorded_facts,
+    run_of_lora,
+    schedule_note,
+    trained_schedule,
+)
 from models.defaults import REAL_MODEL
 from models.finding import ModelOptions, find_bases, find_model
 from models.folders import PARTS, FolderLike, ModelFolder, fingerprint_file, fingerprint_model
@@ -109,16 +117,16 @@ def find_weights(
     unet_folder, unet_part = (unet.parent, unet.name) if unet else (unet_base, "unet")
     for file in files:
         check_lora_fits(file, unet_folder, unet_part, base)
-    runs = {file: run_of_lora(file) for file in files}
+    facts = {file: recorded_facts(file) for file in files}
     return GenerationWeights(
         name=model,
         base=base,
         unet_folder=unet_folder,
         unet_part=unet_part,
         loras=tuple(ScaledLora(file, scale) for file, scale in zip(files, scales, strict=True)),
-        run=model_run or next(filter(None, runs.values()), {}),
-        triggers=tuple(dict.fromkeys(t for run in (model_run, *runs.values()) if (t := run.get("trigger")))),
-        schedule_note=schedule_note(runs, trained_schedule(model_run, base), base),
+        run=model_run or next(filter(None, map(run_of_lora, files)), {}),
+        triggers=tuple(dict.fromkeys(t for run in (model_run, *facts.values()) if (t := run.get("trigger")))),
+        schedule_note=schedule_note(facts, trained_schedule(model_run, base), base),
     )
 
 

@@ -45,9 +45,13 @@ def export_checkpoint(args: argparse.Namespace) -> None:
     model = read_checkpoint_format(source.base, source.scheduler_overrides)
     config = ldm_config_yaml(model)
     check_disk_space(args.to, source.base, dtype)
-    print(f"exporting {source.describe()}, in {args.dtype}", flush=True)
+    print(
+        "\n".join(filter(None, [f"exporting {source.describe()}, in {args.dtype}", source.schedule_note])), flush=True
+    )
 
     metadata = {"format": "pt", **modelspec_metadata(model, source.run, args.title or args.to.stem)}
+    if source.triggers:
+        metadata["modelspec.trigger_phrase"] = ", ".join(source.triggers)
     with atomic_write(args.to) as temporary:
         write_file(temporary, collect_weights(source, model.version, dtype) | _marks(model), metadata)
         verified = verify_file(temporary, source, dtype, model.shape) if args.verify else "not verified"

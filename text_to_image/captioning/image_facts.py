@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.images import EXIF_ORIENTATION, TURNS_BY_ORIENTATION, open_image, read_image_size
+from data.images import is_animation, is_turned, open_image, read_image_size
 
 TINY = 256  # pixels; a shorter side below this is enlarged twofold and more for Stable Diffusion 1.5
 BLUR_SIDE = 512  # pixels, the longer side at which blur is measured, since it depends on the size
@@ -33,6 +33,7 @@ class ImageFacts:
     width: int = 0
     height: int = 0
     rotated_by_exif: bool = False
+    animated: bool = False
     pixel_hash: bytes = b""
     perceptual_hash: bytes = b""
     mean_colour: tuple[float, ...] = ()  # red, green, blue
@@ -45,16 +46,16 @@ def measure_image(path: Path, name: str) -> ImageFacts:
     try:
         width, height = read_image_size(path)
         picture = open_image(path)
-        with Image.open(path) as image:
-            rotated = image.getexif().get(EXIF_ORIENTATION) in TURNS_BY_ORIENTATION
-    except (OSError, ValueError) as error:
+        turned, animated = is_turned(path), is_animation(path)
+    except ValueError as error:
         return ImageFacts(name, fault=str(error))
     contrast, blur = _measure_contrast_and_blur(picture, width, height)
     return ImageFacts(
         name=name,
         width=width,
         height=height,
-        rotated_by_exif=rotated,
+        rotated_by_exif=turned,
+        animated=animated,
         pixel_hash=_pixel_hash(picture),
         perceptual_hash=_perceptual_hash(picture),
         mean_colour=tuple(np.asarray(picture.resize((16, 16), Image.Resampling.BOX)).mean((0, 1)).tolist()),

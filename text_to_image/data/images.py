@@ -1,8 +1,5 @@
 """Image files: checked and measured, opened upright in sRGB on white, turned into pixel values, saved atomically."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from itertools import chain, product
@@ -13,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageCms, ImageOps
 
+from data.decoding import open_picture
 from runtime.errors import WorkError
 from runtime.files import atomic_write
 
-PIXEL_LIMIT = 150_000_000  # more is refused: a small file can decompress to all of the memory
 JPEG_QUALITY = 95
 EXIF_ORIENTATION = 274
 TURNS_BY_ORIENTATION = {
@@ -42,29 +39,24 @@ def read_image_size(path: Path) -> tuple[int, int]:
     Decodes the picture, so that a truncated file is found now and not in the middle of a run. Raises ValueError that
     says what is wrong with it.
     """
-    with _faults_as_value_errors(), _quiet_pillow(), Image.open(path) as image:
+    with open_picture(path) as image:
         width, height = image.size
-        if width * height > PIXEL_LIMIT:
-            raise ValueError(f"{width} x {height} pixels, more than the limit of {PIXEL_LIMIT:,}")
-        swapped = image.getexif().get(EXIF_ORIENTATION) in SIDES_SWAPPED
         image.draft("RGB", (max(width // 8, 1), max(height // 8, 1)))  # a JPEG at an eighth: six times faster
         _to_rgb(image.crop((0, 0, 1, 1)))  # crop decodes all of it; one pixel goes the way that open_image goes
+        swapped = _read_orientation(image) in SIDES_SWAPPED
     return (height, width) if swapped else (width, height)
 
 
-@contextmanager
-def _faults_as_value_errors() -> Iterator[None]:
-    """Turns what Pillow raises for files that it cannot read into ValueErrors in plain words."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise ValueError("no such file") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"more pixels than the limit of {PIXEL_LIMIT:,}") from None
-    except Image.UnidentifiedImageError:
-        raise ValueError("not a picture that Pillow can read") from None
-    except (OSError, SyntaxError, EOFError) as error:  # Pillow raises SyntaxError for broken PNG chunks
-        raise ValueError(f"damaged ({error})") from None
+def is_turned(path: Path) -> bool:
+    """Whether the EXIF orientation turns or mirrors the picture. Raises ValueError as `read_image_size`."""
+    with open_picture(path) as image:
+        return image.getexif().get(EXIF_ORIENTATION) in TURNS_BY_ORIENTATION
+
+
+def is_animation(path: Path) -> bool:
+    """Whether the first of several frames is read. Not of an MPO, whose other pictures are views of the same."""
+    with open_picture(path) as image:
+        return image.format != "MPO" and getattr(image, "is_animated", False)
 
 
 def load_pixel_values(path: Path, height: int, width: int, interpolation: str = "lanczos") -> torch.Tensor:
@@ -81,10 +73,10 @@ def load_pixel_values(path: Path, height: int, width: int, interpolation: str = 
 def open_image(path: Path, min_side: int | None = None) -> Image.Image:
     """The picture in sRGB, upright by its EXIF orientation, on white where it is transparent.
 
-    For files that `read_image_size` accepts. With `min_side` a large JPEG may be decoded at a fraction of its size, no
-    side shorter than that: this is faster and takes less memory.
+    With `min_side` a large JPEG may be decoded at a fraction of its size, no side shorter than that, which is faster
+    and takes less memory. Raises ValueError as `read_image_size`.
     """
-    with _quiet_pillow(), Image.open(path) as file:
+    with open_picture(path) as file:
         if min_side:
             file.draft(None, (min_side, min_side))
         picture = _to_rgb(_upright(file))
@@ -94,8 +86,14 @@ def open_image(path: Path, min_side: int | None = None) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     """As ImageOps.exif_transpose, which also rewrites the EXIF data and fails where any of it is malformed."""
-    turn = TURNS_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    image.load()
+    turn = TURNS_BY_ORIENTATION.get(_read_orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def _read_orientation(image: Image.Image) -> int:
+    """What is left to be done when the picture is decoded: Pillow turns a TIFF itself and drops the tag."""
+    return image.getexif().get(EXIF_ORIENTATION, 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -159,15 +157,6 @@ def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> I
     result = ImageCms.applyTransform(image, transform)
     assert result is not None  # it is None only when the image is changed in place
     return result
-
-
-@contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Silences Pillow's warnings about EXIF faults and about large pictures, for which we have our own limit."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-        yield
 
 
 def save_image(image: Image.Image, path: Path, **settings: Any) -> Path:

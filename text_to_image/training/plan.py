@@ -17,7 +17,7 @@ from data.buckets import Bucket, ImageToEncode, Size, choose_sizes, list_buckets
 from data.caption_variants import first_sentence
 from data.dataset import Picture, hash_dataset, read_pictures
 from data.hub_datasets import find_dataset
-from data.image_files import find_nested_image_files, find_unsupported_files
+from data.image_files import find_nested_image_files, find_nested_unsupported_files
 from data.mirroring import mentions_writing
 from models.defaults import guidance_scale_of
 from models.finding import find_bases
@@ -34,7 +34,7 @@ class Plan:
 
     folder: Path  # of the data set
     without_caption: list[str]  # names of pictures in it, and in folders below, that have no row
-    unreadable: list[str]  # names of pictures in it of a kind that cannot be read
+    unreadable: list[str]  # the same of pictures in a format or under a suffix that is not read
     pictures: list[Picture]
     sizes: list[Size]  # of each picture
     augmentations: list[tuple[Augmentation, ...]]  # of each picture
@@ -88,6 +88,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger)
     known = {picture.path for picture in pictures}
     without_caption = [path for path in find_nested_image_files(folder) if path not in known]
+    unreadable = [path for path in find_nested_unsupported_files(folder) if path not in known]
     pictures, held_out = hold_out(args, pictures)
     shape = read_shape(base)
     sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
@@ -97,7 +98,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     return Plan(
         folder=folder,
         without_caption=[str(path.relative_to(folder)) for path in without_caption],
-        unreadable=[path.name for path in find_unsupported_files(folder)],
+        unreadable=[str(path.relative_to(folder)) for path in unreadable],
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),
         augmentations=[

@@ -111,6 +111,13 @@ def test_a_tiff_is_turned_once_like_a_jpeg(tmp_path, orientation, compression):
     assert is_turned(tmp_path / "a.tiff") == is_turned(tmp_path / "b.png") == (orientation > 1)
 
 
+def test_a_picture_whose_exif_data_are_junk_is_whole(tmp_path):
+    for name in ("a.jpg", "b.png", "c.webp"):
+        Image.new("RGB", (24, 16), "red").save(tmp_path / name, exif=b"Exif\0\0junk that is no EXIF")
+        assert open_image(tmp_path / name).size == read_image_size(tmp_path / name) == (24, 16)
+        assert not is_turned(tmp_path / name)
+
+
 def png_with(path: Path, **settings) -> Path:
     Image.new("RGB", (9, 9), "red").save(path, **settings)
     return path

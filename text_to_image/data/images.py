@@ -50,7 +50,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
 def is_turned(path: Path) -> bool:
     """Whether the EXIF orientation turns or mirrors the picture. Raises ValueError as `read_image_size`."""
     with open_picture(path) as image:
-        return image.getexif().get(EXIF_ORIENTATION) in TURNS_BY_ORIENTATION
+        return _read_orientation(image) in TURNS_BY_ORIENTATION
 
 
 def is_animation(path: Path) -> bool:
@@ -92,8 +92,14 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _read_orientation(image: Image.Image) -> int:
-    """What is left to be done when the picture is decoded: Pillow turns a TIFF itself and drops the tag."""
-    return image.getexif().get(EXIF_ORIENTATION, 1)
+    """What the EXIF data say; 1 where they say nothing or are broken, as other programs take them.
+
+    Of a decoded picture it is what is left to be done: Pillow turns a TIFF itself as it decodes it, and drops the tag.
+    """
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # Pillow raises SyntaxError, struct.error, ...
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

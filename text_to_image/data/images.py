@@ -30,6 +30,8 @@ BYTE_MODES = {"La": "LA", "P": "RGBA", "PA": "RGBA", "YCbCr": "RGB"}
 # The white level of grey pictures of more than 8 bits, by the first letters of their mode. I (8 or 16 bits kept in 32)
 # and F (0 to 1, or bytes kept as fractions) do not state theirs: it is the first level of which the brightest pixel is
 # at most twice, since resampling overshoots and no real picture is wholly darker than 2 of 255.
+# A TIFF of 12 bits says so, and Pillow keeps its values as they are in 16.
+BITS_PER_SAMPLE, TWELVE_BITS = 258, (4095,)
 WHITE_LEVELS = {"I;16": (65535,), "I": (255, 65535, 2**31 - 1), "F": (1, 255, 65535)}
 
 
@@ -114,7 +116,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_bytes(image: Image.Image) -> Image.Image:
     """In L, LA, RGB, RGBA, CMYK or LAB: one byte a channel, no palette."""
-    levels = WHITE_LEVELS.get(image.mode[:4])
+    levels = _white_levels(image)
     if levels is None:
         return image.convert(BYTE_MODES[image.mode]) if image.mode in BYTE_MODES else image
     # Pillow would clip grey values above 255 instead of scaling them.
@@ -125,6 +127,12 @@ def _to_bytes(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:
         grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
     return grey
+
+
+def _white_levels(image: Image.Image) -> tuple[int, ...] | None:
+    """What the white of a grey picture of more than 8 bits may be; None for other pictures."""
+    is_of_12_bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE) == (12,)
+    return TWELVE_BITS if is_of_12_bits else WHITE_LEVELS.get(image.mode[:4])
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

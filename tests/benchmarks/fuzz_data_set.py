@@ -5,7 +5,7 @@
 
 Training's check and its reading of the pictures must end with exit code 0 or 2, captioning, --check and check_copies
 with 0, 1 or 2; what is refused is named, and the whole picture beside it goes on. No traceback, no hang, and nothing
-written or changed in the folder.
+written or changed in the folder. A picture for which this does not hold is kept in the working directory.
 """
 
 import argparse

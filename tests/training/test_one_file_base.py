@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from export_checkpoint import parse_args
+from exporting.export import export_checkpoint
 from generated_folder import pixels
 from generation.weights import find_weights
 from models.loading import load_unet
@@ -82,3 +85,18 @@ def test_inference_generates_with_a_file_what_it_generates_with_the_folder(image
     [expected] = images_of(*size, model=folder, folder="with folder")
     [found] = images_of(*size, "--tokenizer", folder, model=file, folder="with file")
     assert np.array_equal(pixels(found), pixels(expected))
+
+
+def test_a_ckpt_is_generated_with_and_exported_where_pickles_are_allowed(images_of, folder, file, tmp_path):
+    torch.save({"state_dict": load_file(file)}, tmp_path / "base.ckpt")
+    size = ["--prompt", "denim jeans", "--num_images", 1, "--height", 64, "--width", 64, "--tokenizer", folder]
+    to = ["--model", tmp_path / "base.ckpt", "--to", tmp_path / "again.safetensors", "--dtype", "fp32", "--no_verify"]
+    export = [str(word) for word in [*to, "--tokenizer", folder]]
+    with pytest.raises(UserError, match=r"base\.ckpt: a pickle.*add --allow_pickle"):
+        images_of(*size, model=tmp_path / "base.ckpt")
+    with pytest.raises(UserError, match=r"base\.ckpt: a pickle.*add --allow_pickle"):
+        export_checkpoint(parse_args(export))
+    assert images_of(*size, "--allow_pickle", model=tmp_path / "base.ckpt")
+    export_checkpoint(parse_args([*export, "--allow_pickle"]))
+    again, expected = load_file(tmp_path / "again.safetensors"), load_file(file)
+    assert again.keys() == expected.keys() and all(torch.equal(again[key], expected[key]) for key in expected)

@@ -40,7 +40,7 @@ def export_checkpoint(args: argparse.Namespace) -> None:
     check_output_path(args.to, args.overwrite)
     remove_stale_partial_files(args.to.absolute().parent)
     quiet_libraries()
-    source = find_weights(args.model, args.checkpoint, args.lora, args.lora_scale, args.tokenizer)
+    source = find_weights(args.model, args.checkpoint, args.lora, args.lora_scale, args.tokenizer, args.allow_pickle)
     dtype = DTYPES[args.dtype]
     model = read_checkpoint_format(source.base, source.scheduler_overrides)
     config = ldm_config_yaml(model)

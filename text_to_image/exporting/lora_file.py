@@ -37,7 +37,7 @@ def export_lora(args: argparse.Namespace) -> None:
     _check_is_lora(args.model)
     remove_stale_partial_files(args.to.absolute().parent)
     quiet_libraries()
-    source = find_weights(args.model, args.checkpoint, tokenizer=args.tokenizer)
+    source = find_weights(args.model, args.checkpoint, tokenizer=args.tokenizer, allow_pickle=args.allow_pickle)
     file, layers = source.loras[0].file, read_lora_layers(source.loras[0].file)
     print(f"exporting {display_path(file)}, in {args.dtype}", flush=True)
 

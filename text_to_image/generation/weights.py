@@ -90,21 +90,24 @@ def find_weights(
     loras: Sequence[str] = (),
     lora_scales: Sequence[float] = (),
     tokenizer: Path | None = None,
+    allow_pickle: bool = False,
 ) -> GenerationWeights:
     """What the flags of these names ask for; loads no weight.
 
-    `model` is a diffusers folder, a run's folder, a hub id or one file, for which `tokenizer` is; `checkpoint` names
-    one of that run's, or 'latest', and means its EMA weights unless it ends in '/unet'; each of `loras` is a folder, a
-    file or a hub id. `lora_scales` are their strengths in the same order; where the run is a LoRA itself, its own may
-    stand before them. Raises UserError where one of them is missing or not usable.
+    `model` is a diffusers folder, a run's folder, a hub id or one file, for which `tokenizer` is; its pickles are
+    refused unless `allow_pickle`. `checkpoint` names one of that run's, or 'latest', and means its EMA weights unless
+    it ends in '/unet'; each of `loras` is a folder, a file or a hub id. `lora_scales` are their strengths in the same
+    order; where the run is a LoRA itself, its own may stand before them. Raises UserError where one of them is missing
+    or not usable.
     """
     folder = Path(model).expanduser()
     run = read_run(folder) or {}
+    options = ModelOptions(tokenizer=tokenizer, allow_pickle=allow_pickle)
     unet, own_loras = _trained_parts(folder, run, checkpoint)
     if (unet or own_loras) and not _is_pipeline(folder):
-        base, unet_base = _find_bases_of_run(model, run, tokenizer)
+        base, unet_base = _find_bases_of_run(model, run, options)
     else:
-        base = unet_base = _find_pipeline(model, folder, run, tokenizer)
+        base = unet_base = _find_pipeline(model, folder, run, options)
     files = own_loras + [_find_lora(lora) for lora in loras]
     run = run or next((found for file in files if (found := _run_of_lora(file))), {})
     scales = _choose_scales(lora_scales, len(own_loras), len(loras))
@@ -140,21 +143,22 @@ def _is_pipeline(folder: Path) -> bool:
     return (folder / "model_index.json").is_file()
 
 
-def _find_pipeline(model: str, folder: Path, run: dict[str, Any], tokenizer: Path | None) -> ModelFolder:
+def _find_pipeline(model: str, folder: Path, run: dict[str, Any], options: ModelOptions) -> ModelFolder:
     if run and not _is_pipeline(folder) and complete_checkpoints(folder):
         raise UserError(f"--model {model}: the run is not finished; --checkpoint latest uses what it has so far")
-    return find_model(model, "--model", ModelOptions(tokenizer=tokenizer))
+    return find_model(model, "--model", options)
 
 
-def _find_bases_of_run(model: str, run: dict[str, Any], tokenizer: Path | None) -> tuple[ModelFolder, ModelFolder]:
-    """(the base that the run trained, the pipeline whose UNet it started from); `tokenizer` wins over the run's."""
+def _find_bases_of_run(model: str, run: dict[str, Any], options: ModelOptions) -> tuple[ModelFolder, ModelFolder]:
+    """(the base that the run trained, the pipeline whose UNet it started from); `options` win over the run's."""
     if not run:
         raise UserError(
             f"--model {model}: a LoRA without {RUN_FILE}, so its base is not known; name both: "
             f"--model {REAL_MODEL} --lora {model}"
         )
     arguments = {**run["arguments"], "pretrained_model_name_or_path": run["base_model"]}
-    arguments |= {"tokenizer": tokenizer} if tokenizer else {}
+    asked = {"tokenizer": options.tokenizer, "allow_pickle": options.allow_pickle}
+    arguments |= {name: value for name, value in asked.items() if value}
     try:
         return find_bases(argparse.Namespace(**arguments))
     except UserError as error:

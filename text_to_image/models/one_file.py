@@ -117,7 +117,7 @@ def _check_suffix(path: Path, asked: str, allow_pickle: bool) -> None:
     if path.suffix in PICKLE_SUFFIXES and not allow_pickle:
         raise UserError(
             f"{asked}: a pickle, which can run code when it is read; use a .safetensors file, or, if you trust its "
-            "maker, let training convert it with --allow_pickle"
+            "maker, add --allow_pickle, which converts it"
         )
     if path.suffix not in (SUFFIX, *PICKLE_SUFFIXES):
         raise UserError(f"{asked}: not a model; name a folder in diffusers' format, a hub id or a {SUFFIX} file")

@@ -23,6 +23,7 @@ WEIGHTS = {
     "text_encoder": "model.safetensors",
 }
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+TOKENS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 VELOCITY = {"modelspec.prediction_type": "v"}
 
 
@@ -111,8 +112,9 @@ def test_zero_terminal_snr_is_kept_both_ways(convert, tmp_path, version):
 def test_a_file_is_converted_once_and_another_content_goes_elsewhere(convert, file_of, folders, tmp_path, capsys):
     first = convert(file_of(1))
     assert "converting" in capsys.readouterr().out and first.name.startswith("m-")
-    made = first.stat().st_mtime_ns
-    assert convert(file_of(1)) == first and first.stat().st_mtime_ns == made and not capsys.readouterr().out
+    made = (first / "unet").stat().st_mtime_ns
+    assert convert(file_of(1)) == first and (first / "unet").stat().st_mtime_ns == made
+    assert not capsys.readouterr().out
     other_tokenizer = shutil.copytree(folders[1] / "tokenizer", tmp_path / "other")
     (other_tokenizer / "special_tokens_map.json").write_text("{}")
     middle = {"first_stage_model.encoder.conv_in.bias": torch.ones(32)}  # neither its size nor its ends differ
@@ -141,6 +143,18 @@ def test_a_full_disk_is_found_before_anything_is_written(convert, file_of, outpu
     with pytest.raises(WorkError, match="1e-06 GB are free"):
         convert(file_of(1))
     assert not outputs.exists()
+
+
+def test_the_space_that_is_needed_is_that_of_the_folder(convert, file_of, weights, outputs, monkeypatch):
+    half = {name: w.half() for name, w in weights[1].items() if name.startswith("model.") and ".out.2." not in name}
+    file = file_of(1, half)  # its UNet becomes fp32, as not all of it is fp16
+    size = sum(weight.numel() * 4 for weight in weights[1].values())
+    assert file.stat().st_size < size - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, size - 1))
+    with pytest.raises(WorkError, match="free"):
+        convert(file)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, size))
+    assert convert(file).is_dir()
 
 
 # --- EMA ------------------------------------------------------------------------------------------------------------
@@ -175,9 +189,11 @@ def test_of_a_file_with_an_average_alone_that_is_taken(convert, file_of, weights
         (1, {"model.diffusion_model.out.0.bias": torch.zeros(3)}, r"other sizes.*out\.0\.bias \(3,\)"),
         (1, {"model.diffusion_model.label_emb.0.0.weight": torch.zeros(3)}, "unCLIP"),
         (1, {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(64, 9, 3, 3)}, "inpainting"),
-        (1, {"model.diffusion_model.out.0.bias": torch.zeros(64, dtype=torch.int8)}, "its unet is stored as int8"),
+        (1, {"model.diffusion_model.out.0.bias": torch.zeros(64, dtype=torch.int8)}, "its unet is stored as I8"),
+        (1, {TOKENS: torch.zeros(3)}, "not built as Stable Diffusion's are"),
+        (1, {TOKENS: torch.zeros(3, 64, 1)}, r"token_embedding\.weight \(3, 64, 1\)"),
         (1, {"conditioner.embedders.0.x": torch.zeros(1)}, "Stable Diffusion XL"),
-        (1, {"cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": None}, "no text encoder"),
+        (1, {TOKENS: None}, "no text encoder"),
         (1, {"first_stage_model.encoder.conv_in.weight": None}, "no VAE"),
         (1, {"model.diffusion_model.input_blocks.0.0.weight": None}, "no model.diffusion_model"),
     ],
@@ -205,6 +221,14 @@ def test_pickles_need_leave_and_are_refused_under_another_name(convert, weights,
     for allowed in (False, True):
         with pytest.raises(UserError, match=r"renamed\.safetensors: a pickle, though it is named"):
             convert(tmp_path / "renamed.safetensors", allow_pickle=allowed)
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_what_else_a_pickle_holds_is_left_out(convert, weights, folders, tmp_path):
+    odd = {3: torch.zeros(1), ("a", "b"): torch.zeros(1), "sparse": torch.zeros(2, 2).to_sparse()}
+    torch.save(weights[1] | odd, tmp_path / "model.ckpt")
+    folder = convert(tmp_path / "model.ckpt", allow_pickle=True)
+    assert all(same(part_of(folder, part), part_of(folders[1], part)) for part in WEIGHTS)
 
 
 def test_a_pickle_that_would_run_code_is_refused(convert, tmp_path):

@@ -115,9 +115,18 @@ def test_statements_that_contradict_each_other_are_refused(convert, file_of, tmp
 
 
 def test_a_file_of_something_else_is_refused_with_what_it_is(convert, tmp_path):
-    for name, key, complaint in (("lora", "lora_unet_x.lora_down.weight", "--lora"), ("other", "x", "but x")):
-        file = write_one_file(tmp_path / f"{name}.safetensors", {key: torch.zeros(1)})
-        with pytest.raises(UserError, match=f"{name}.safetensors: .*{complaint}"):
+    found = {
+        "lora_unet_x.lora_down.weight": "--lora",
+        "x": "but x",
+        "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": "Stable Diffusion 3",
+        "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": "Flux",
+        "double_blocks.0.img_attn.qkv.weight": "Flux",
+        "control_model.input_blocks.0.0.weight": "ControlNet",
+        "down_blocks.0.resnets.0.conv1.weight": "a folder in diffusers' format",
+    }
+    for number, (key, complaint) in enumerate(found.items()):
+        file = write_one_file(tmp_path / f"{number}.safetensors", {key: torch.zeros(1)})
+        with pytest.raises(UserError, match=f"{number}.safetensors: .*{complaint}"):
             convert(file)
 
 
@@ -151,7 +160,8 @@ def full_size_shapes(version: int) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize(("version", "metadata"), [(1, {}), (2, VELOCITY)])
 def test_of_full_size_files_every_weight_has_its_place_and_the_configs_are_those_of_the_hub(version, metadata):
-    file = CheckpointFile(Path("sd.safetensors"), full_size_shapes(version), metadata, torch.empty)
+    shapes = full_size_shapes(version)
+    file = CheckpointFile(Path("sd.safetensors"), shapes, dict.fromkeys(shapes, "F16"), metadata, torch.empty)
     conversion = plan_conversion(file, "--model sd.safetensors")
     unet, text = SIZES[version]
     for expected, config in ((unet, conversion.configs["unet"]), (text, conversion.configs["text_encoder"])):

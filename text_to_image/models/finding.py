@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from models.folders import PARTS, ModelFolder, list_variants, list_weights
-from models.one_file import convert_one_file
+from models.one_file import convert_one_file, is_one_file
 from models.pickles import convert_pickles, list_pickles
 from runtime.errors import UserError, first_line, hub_error_reason
 from runtime.paths import OUTPUTS
@@ -66,7 +66,7 @@ def find_model(name: str, flag: str, options: ModelOptions = DEFAULT_OPTIONS) ->
 
 def _find_folder(name: str, asked: str, options: ModelOptions) -> Path:
     folder = Path(name).expanduser()
-    if folder.is_file():
+    if is_one_file(folder):
         to = OUTPUTS / "converted"
         return convert_one_file(folder, asked, to, options.tokenizer, options.allow_pickle, options.cache_dir)
     found = folder if folder.is_dir() else _download(name, asked, options)

@@ -1,6 +1,7 @@
 """What a one-file checkpoint is, from the names and shapes of its weights, and the configs that diffusers needs."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,14 @@ LDM_PARAMETERIZATION = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 ARCHITECTURE_PREDICTION = {"stable-diffusion-v2-768-v": "v_prediction", "stable-diffusion-v2-512": "epsilon"}
 # Zero terminal SNR in a .yaml. The original code has no name for it; these are diffusers', kohya's and ComfyUI's.
 ZERO_SNR_SETTINGS = ("rescale_betas_zero_snr", "zero_terminal_snr", "ztsnr", "zsnr")
+# What the weights of other models begin with, alone or in a whole checkpoint.
+OTHER_KINDS = {
+    "Stable Diffusion XL": r"conditioner\.",
+    "Stable Diffusion 3": r"(model\.diffusion_model\.)?joint_blocks\.",
+    "Flux": r"(model\.diffusion_model\.)?double_blocks\.",
+    "a ControlNet": r"control_model\.|controlnet_",
+    "a part of a folder in diffusers' format": r"(down_blocks|transformer_blocks|single_transformer_blocks)\.",
+}
 # Of all Stable Diffusion 1.x and 2.x, and not to be seen in the weights.
 NORM_GROUPS, UNET_HEADS, HEAD_SIZE, VAE_SCALE = 32, 8, 64, 0.18215
 SCHEDULE = {"linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000}
@@ -33,6 +42,7 @@ class CheckpointFile:
 
     path: Path
     shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, str]  # as safetensors names them: F16, BF16, F32
     metadata: Mapping[str, str]
     read: Callable[[str], torch.Tensor]
 
@@ -75,8 +85,9 @@ def _ema_name(ldm_key: str) -> str:
 def check_kind(file: CheckpointFile, asked: str) -> None:
     """UserError that says what the file is, unless it is a whole text-to-image Stable Diffusion 1.x or 2.x."""
     keys = file.shapes.keys()
-    if any(key.startswith("conditioner.") for key in keys):
-        raise UserError(f"{asked}: a file of Stable Diffusion XL, which cannot be used here yet; 1.x and 2.x can")
+    for kind, pattern in OTHER_KINDS.items():
+        if any(re.match(pattern, key) for key in keys):
+            raise UserError(f"{asked}: {kind}, which cannot be used here; Stable Diffusion 1.x and 2.x can")
     if any("lora" in key for key in keys):
         raise UserError(
             f"{asked}: a LoRA, not a model; inference.py takes it with --lora, beside the --model it is for"
@@ -228,11 +239,12 @@ def _check_layers(
     widths = [channels for channels, *_ in (*unet_levels, *vae_levels)]
     heads = [channels for channels, *_ in unet_levels if version == 2] + [text["hidden_size"]]
     layers = [{count for _, count, *_ in levels} for levels in (unet_levels, vae_levels)]
-    fits = all(w and w % NORM_GROUPS == 0 for w in widths) and all(w % HEAD_SIZE == 0 for w in heads)
+    fits = all(w and w % NORM_GROUPS == 0 for w in widths) and all(w and w % HEAD_SIZE == 0 for w in heads)
     if not fits or any(len(counts) != 1 for counts in layers):
+        sizes = f"{', '.join(map(str, widths))} channels, text embeddings of {text['hidden_size']} numbers"
         raise UserError(
-            f"{asked}: its layers are not built as Stable Diffusion's are ({', '.join(map(str, widths))} channels), "
-            "so the file does not say how they work; a folder in diffusers' format is needed"
+            f"{asked}: its layers are not built as Stable Diffusion's are ({sizes}), so the file does not say how "
+            "they work; a folder in diffusers' format is needed"
         )
 
 
@@ -311,12 +323,13 @@ def _text_encoder_config(file: CheckpointFile) -> dict[str, Any]:
     layers = 0
     while prefix + layer.format(layers) in file.shapes:
         layers += 1
-    vocabulary, width = file.shapes[f"{prefix}{inner}token_embedding.weight"]
+    tokens = file.shapes.get(f"{prefix}{inner}token_embedding.weight")
+    width = _size(tokens, 1)
     positions = f"{prefix}positional_embedding" if is_open_clip else f"{prefix}{inner}position_embedding.weight"
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
-        "vocab_size": vocabulary,
+        "vocab_size": _size(tokens, 0),
         "hidden_size": width,
         "intermediate_size": _size(file.shapes.get(prefix + layer.format(0)), 0),
         "num_hidden_layers": layers - (is_open_clip and layers == OPEN_CLIP_VIT_H_LAYERS),

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from export_checkpoint import parse_args
 from exporting.export import export_checkpoint
+from models import one_file
 from models.ldm_keys import StateDict
 from models.loading import load_noise_scheduler, load_unet
 from one_file_models import as_ema, make_model, set_zero_snr, write_one_file
@@ -121,6 +122,37 @@ def test_a_file_is_converted_once_and_another_content_goes_elsewhere(convert, fi
     several = [first, convert(file_of(1), other_tokenizer), convert(file_of(1, middle))]
     (tmp_path / "m.yaml").write_text("model: {params: {parameterization: v}}")
     assert len({*several, convert(file_of(1))}) == 4
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(convert, file_of, monkeypatch):
+    file, read = file_of(1), []
+    first = convert(file)
+    hash_content = one_file._hash_content
+    monkeypatch.setattr(one_file, "_hash_content", lambda *words: read.append(words) or hash_content(*words))
+    assert convert(file) == first and not read
+    file_of(1)
+    assert convert(file) == first and len(read) == 1
+    assert convert(file) == first and len(read) == 1
+    (first / "source.json").write_text("[")
+    assert convert(file) == first and len(read) == 2
+
+
+def test_what_was_made_of_a_file_is_used_where_the_file_or_its_tokenizer_is_gone(
+    convert, file_of, folders, tmp_path, capsys
+):
+    tokenizer = shutil.copytree(folders[1] / "tokenizer", tmp_path / "words")
+    file = file_of(1)
+    convert(file, tokenizer)
+    second = convert(file_of(1, {"first_stage_model.encoder.conv_in.bias": torch.ones(32)}), tokenizer)
+    shutil.rmtree(tokenizer)
+    capsys.readouterr()
+    assert convert(file, tokenizer) == second and f"gone: {tokenizer};" in capsys.readouterr().out
+    file.unlink()
+    assert convert(file, tokenizer) == second and f"gone: {file}, {tokenizer};" in capsys.readouterr().out
+    assert convert(file, folders[1]) == second and f"gone: {file};" in capsys.readouterr().out
+    for other in (file.with_name("n.safetensors"), file.with_name("n.ckpt")):
+        with pytest.raises(UserError, match=rf"{other.name}: no such file.*where it is now"):
+            convert(other, folders[1], allow_pickle=True)
 
 
 def test_what_fails_half_way_leaves_nothing(convert, file_of, outputs, monkeypatch):

@@ -116,9 +116,16 @@ def test_a_lora_of_a_file_finds_its_base_and_tokenizer_again_from_anywhere(
         find_weights(str(run))
 
 
-def test_a_finished_run_needs_no_tokenizer(train_run, folder, file):
-    run = train_run("whole", *USUAL, "--tokenizer", folder, model=file)
+def test_a_finished_run_needs_neither_file_nor_tokenizer_and_leaves_a_tokenizer_unused(
+    train_run, folder, file, tokenizer, tmp_path
+):
+    run = train_run("whole", *USUAL, "--max_train_steps", 1, "--tokenizer", tokenizer, model=file)
+    for gone in (tokenizer, tmp_path / "output"):
+        shutil.rmtree(gone)
+    file.unlink()
     assert find_weights(str(run)).base.path == run
+    assert find_weights(str(run), tokenizer=tokenizer).base.path == run
+    assert find_weights(str(run), "latest", tokenizer=tokenizer).base.path == run
 
 
 def test_inference_generates_with_a_file_what_it_generates_with_the_folder(images_of, folder, file):

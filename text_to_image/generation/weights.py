@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,7 +146,8 @@ def _is_pipeline(folder: Path) -> bool:
 def _find_pipeline(model: str, folder: Path, run: dict[str, Any], options: ModelOptions) -> ModelFolder:
     if run and not _is_pipeline(folder) and complete_checkpoints(folder):
         raise UserError(f"--model {model}: the run is not finished; --checkpoint latest uses what it has so far")
-    return find_model(model, "--model", options)
+    # The result of a base of one file has a tokenizer of its own, and job.sh gives inference the flags of training.
+    return find_model(model, "--model", replace(options, tokenizer=None) if run else options)
 
 
 def _find_bases_of_run(model: str, run: dict[str, Any], options: ModelOptions) -> tuple[ModelFolder, ModelFolder]:

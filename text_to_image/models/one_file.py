@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -304,7 +305,8 @@ def _describe(file: CheckpointFile, sampling: Sampling) -> str:
 
 def _shapes_of_model(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Shape]]:
     """{part: {key of its state dict: shape}}, of models without data."""
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers of size 0, where weights are missing
         models: dict[str, torch.nn.Module] = {
             "unet": UNet2DConditionModel.from_config(configs["unet"]),
             "vae": AutoencoderKL.from_config(configs["vae"]),

@@ -70,6 +70,7 @@ MODEL_INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}  # by safetensors' names
+FORMAT = 2  # of converted folders; raise it when another folder is made of the same file
 SOURCE_FILE = "source.json"  # in a converted folder: the file that it was made of
 # What files hold beside the weights that are used: the noise schedule, the parts of CLIP that only compare texts with
 # images, and the EMA where there are other weights.
@@ -155,7 +156,7 @@ def _check_suffix(path: Path, asked: str, allow_pickle: bool) -> None:
 
 
 def _hash_content(path: Path, tokenizer_hash: str | None) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(bytes([FORMAT]))
     for part in (path, path.with_suffix(".yaml")):
         if part.is_file():
             with open(part, "rb") as file:
@@ -179,6 +180,7 @@ def _check_disk_space(path: Path, needed: int, to: Path) -> None:
 def describe_source(path: Path, tokenizer: Path | None) -> dict[str, Any]:
     """What shows without reading it that a file, the .yaml beside it and a tokenizer are those of an earlier start."""
     return {
+        "format": FORMAT,
         "file": str(path.resolve()),
         "state": _state(path),
         "yaml_state": _state(path.with_suffix(".yaml")),
@@ -198,7 +200,7 @@ def _state(path: Path) -> list[int] | None:
 def _find_converted(source: dict[str, Any], to: Path) -> Path | None:
     """The folder that was made of `source`, the last one that was used; what is gone counts by its name alone."""
     names = ["file"]
-    names += ["state", "yaml_state"] if source["state"] else []
+    names += ["format", "state", "yaml_state"] if source["state"] else []
     names += ["tokenizer_hash"] if source["tokenizer_hash"] else ["tokenizer"]
     for record in sorted(to.glob(f"*/{SOURCE_FILE}"), key=lambda record: -record.stat().st_mtime_ns):
         with suppress(OSError, ValueError, AttributeError):  # not ours, or damaged

@@ -3,7 +3,7 @@
 python tests/benchmarks/one_file_size.py
 python tests/benchmarks/one_file_size.py --version 2 --dtype fp32
 
-Random weights. Takes a few minutes, 8 GB of memory (16 GB for fp32) and four times the file on disk (TMPDIR).
+Random weights. Takes a few minutes, 6 GB of memory (11 GB for fp32) and four times the file on disk (TMPDIR).
 """
 
 import argparse

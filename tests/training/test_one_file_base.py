@@ -22,7 +22,8 @@ from run_folder import weights
 from runtime.errors import UserError
 from runtime.paths import OUTPUTS
 
-USUAL = ["--max_train_steps", 3, "--learning_rate", 1e-3, "--seed", 0, "--resolution", 64, "--checkpointing_steps", 1]
+USUAL = ["--max_train_steps", 3, "--learning_rate", 1e-3, "--seed", 0, "--resolution", 32, "--train_batch_size", 1]
+USUAL += ["--checkpointing_steps", 1]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_a_run_from_one_file_that_is_killed_ends_with_the_bits_of_the_folders_ru
 ):
     own = file.rename(tmp_path / f"killed-{uuid.uuid4().hex}.safetensors")  # the script converts into output/
     command = ["--pretrained_model_name_or_path", own, "--tokenizer", folder, "--dataset", captioned_folder, *USUAL]
-    command += ["--output_dir", tmp_path / "file", "--max_train_steps", 6]
+    command += ["--output_dir", tmp_path / "file", "--max_train_steps", 8]
     try:
         [process] = killed = start(tmp_path / "log", 1, *command)
         process.until(lambda: count_rows(tmp_path / "file") >= 2)
@@ -94,7 +95,7 @@ def test_a_run_from_one_file_that_is_killed_ends_with_the_bits_of_the_folders_ru
     finally:
         for converted in (OUTPUTS / "converted").glob(f"{own.stem}-*"):
             shutil.rmtree(converted)
-    expected = train_run("folder", *USUAL, "--max_train_steps", 6, model=folder)
+    expected = train_run("folder", *USUAL, "--max_train_steps", 8, model=folder)
     assert_equal(weights(tmp_path / "file"), weights(expected))
 
 

@@ -58,6 +58,11 @@ def build_parser() -> FlagParser:
         "CLIP's, from the hub)",
     )  # fmt: skip
     parser.add_argument(
+        "--allow_pickle", action="store_true",
+        help="convert a --model whose weights are pickles, which can hold code, into output/converted/; a .ckpt file "
+        "too (default: refuse it)",
+    )  # fmt: skip
+    parser.add_argument(
         "--lora_only", action="store_true",
         help="write only the LoRA that the run in --model trained, or the run in --lora on the base in --model "
         "(default: the whole model)",

@@ -94,6 +94,9 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
     flag("--tokenizer", type=absolute_path, metavar="FOLDER",
          help="the tokenizer of a --model that is one file: its folder, or one with a tokenizer/ in it (default: "
               "CLIP's, from the hub)")
+    flag("--allow_pickle", action="store_true",
+         help="convert a --model whose weights are pickles, which can hold code, into output/converted/; a .ckpt file "
+              "too (default: refuse it)")
 
 
 def add_sampling_flags(group: argparse._ArgumentGroup) -> None:

@@ -111,12 +111,12 @@ def changed_run(runs, tmp_path):
 def test_a_base_that_is_gone_is_named_with_the_way_to_name_it_anew(changed_run, tiny_model, tmp_path, gone):
     lora = changed_run("lora", "run", {"base_model": str(tmp_path / gone)})
     for checkpoint, named in ((None, lora), ("checkpoint-1", lora / "checkpoint-1")):
-        with pytest.raises(UserError, match=f"{tmp_path / gone} is gone.*--model BASE --lora {named}$"):
+        with pytest.raises(UserError, match=f"{tmp_path / gone}.*--model BASE --lora {named}$"):
             find_weights(str(lora), checkpoint)
     assert find_weights(str(tiny_model), loras=[str(lora)]).run["trigger"] == "sks"
     whole = changed_run("unet", "whole", {"base_model": str(tmp_path / gone)})
     (whole / "model_index.json").unlink()
-    with pytest.raises(UserError, match=f"{tmp_path / gone} is gone") as caught:
+    with pytest.raises(UserError, match=f"{tmp_path / gone}") as caught:
         find_weights(str(whole), "latest")
     assert "--lora" not in str(caught.value)
 
@@ -124,7 +124,7 @@ def test_a_base_that_is_gone_is_named_with_the_way_to_name_it_anew(changed_run, 
 def test_a_tokenizer_that_is_gone_is_named(changed_run, tmp_path):
     (tmp_path / "base.safetensors").write_bytes(b"")
     facts, arguments = {"base_model": str(tmp_path / "base.safetensors")}, {"tokenizer": str(tmp_path / "words")}
-    with pytest.raises(UserError, match=f"tokenizer {tmp_path / 'words'} is gone.*--tokenizer FOLDER"):
+    with pytest.raises(UserError, match=f"--tokenizer {tmp_path / 'words'}"):
         find_weights(str(changed_run("lora", "run", facts, arguments)))
 
 

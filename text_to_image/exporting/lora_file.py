@@ -38,7 +38,9 @@ def export_lora(args: argparse.Namespace) -> None:
     _check_is_lora(args.lora[0] if args.lora else args.model)
     remove_stale_partial_files(args.to.absolute().parent)
     quiet_libraries()
-    source = find_weights(args.model, args.checkpoint, args.lora, tokenizer=args.tokenizer)
+    source = find_weights(
+        args.model, args.checkpoint, args.lora, tokenizer=args.tokenizer, allow_pickle=args.allow_pickle
+    )
     file, layers = source.loras[-1].file, read_lora_layers(source.loras[-1].file)
     run = run_of_lora(file)
     print(f"exporting {display_path(file)}, in {args.dtype}", flush=True)

@@ -47,7 +47,7 @@ def generate(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
 
 def _generate(args: argparse.Namespace, stop: StopSignals, state: PartialState) -> None:
     # What the user got wrong is refused here, before weights are loaded:
-    weights = find_weights(args.model, args.checkpoint, args.lora, args.lora_scale, args.tokenizer)
+    weights = find_weights(args.model, args.checkpoint, args.lora, args.lora_scale, args.tokenizer, args.allow_pickle)
     plan = plan_images(args, weights, read_shape(weights.base))
     samplers = load_samplers(weights, plan)
     check_compiler(args.compile)

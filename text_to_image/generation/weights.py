@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from models.folders import PARTS, FolderLike, ModelFolder, fingerprint_file, fin
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE
 from models.lora_files import check_lora_fits, files_of_lora, fuse_lora, read_lora_file
+from models.one_file import is_one_file
 from models.sampling import load_sampler
 from runs.checkpoints import complete_checkpoints, find_missing_file
 from runs.records import RUN_FILE, read_run
@@ -97,21 +98,24 @@ def find_weights(
     loras: Sequence[str] = (),
     lora_scales: Sequence[float] = (),
     tokenizer: Path | None = None,
+    allow_pickle: bool = False,
 ) -> GenerationWeights:
     """What the flags of these names ask for; loads no weight.
 
-    `model` is a diffusers folder, a run's folder, a hub id or one file, for which `tokenizer` is; `checkpoint` names
-    one of that run's, or 'latest', and means its EMA weights unless it ends in '/unet'; each of `loras` is a folder, a
-    file or a hub id. `lora_scales` are their strengths in the same order; where the run is a LoRA itself, its own may
-    stand before them. Raises UserError where one of them is missing or not usable.
+    `model` is a diffusers folder, a run's folder, a hub id or one file, for which `tokenizer` is; its pickles are
+    refused unless `allow_pickle`. `checkpoint` names one of that run's, or 'latest', and means its EMA weights unless
+    it ends in '/unet'; each of `loras` is a folder, a file or a hub id. `lora_scales` are their strengths in the same
+    order; where the run is a LoRA itself, its own may stand before them. Raises UserError where one of them is missing
+    or not usable.
     """
     folder = Path(model).expanduser()
     model_run = read_run(folder) or {}
+    options = ModelOptions(tokenizer=tokenizer, allow_pickle=allow_pickle)
     unet, own_loras = _trained_parts(folder, model_run, checkpoint)
     if (unet or own_loras) and not _is_pipeline(folder):
-        base, unet_base = _find_bases_of_run(model, model_run, tokenizer, own_loras)
+        base, unet_base = _find_bases_of_run(model, model_run, options, own_loras)
     else:
-        base = unet_base = _find_pipeline(model, folder, model_run, tokenizer)
+        base = unet_base = _find_pipeline(model, folder, model_run, options)
     scales = choose_scales(lora_scales, len(own_loras), len(loras))
     files = own_loras + [find_lora(lora) for lora in loras]
     unet_folder, unet_part = (unet.parent, unet.name) if unet else (unet_base, "unet")
@@ -144,16 +148,17 @@ def _is_pipeline(folder: Path) -> bool:
     return (folder / "model_index.json").is_file()
 
 
-def _find_pipeline(model: str, folder: Path, run: dict[str, Any], tokenizer: Path | None) -> ModelFolder:
+def _find_pipeline(model: str, folder: Path, run: dict[str, Any], options: ModelOptions) -> ModelFolder:
     if run and not _is_pipeline(folder) and complete_checkpoints(folder):
         raise UserError(f"--model {model}: the run is not finished; --checkpoint latest uses what it has so far")
-    return find_model(model, "--model", ModelOptions(tokenizer=tokenizer))
+    # The result of a base of one file has a tokenizer of its own, and job.sh gives inference the flags of training.
+    return find_model(model, "--model", replace(options, tokenizer=None) if run else options)
 
 
 def _find_bases_of_run(
-    model: str, run: dict[str, Any], tokenizer: Path | None, loras: Sequence[Path]
+    model: str, run: dict[str, Any], options: ModelOptions, loras: Sequence[Path]
 ) -> tuple[ModelFolder, ModelFolder]:
-    """(the base that the run trained, the pipeline whose UNet it started from); `tokenizer` wins over the run's.
+    """(the base that the run trained, the pipeline whose UNet it started from); `options` win over the run's.
 
     `loras` is what the run trained, if that is a LoRA: UserError says how to name another base for it.
     """
@@ -163,13 +168,12 @@ def _find_bases_of_run(
             f"--model {REAL_MODEL} --lora {model}"
         )
     arguments = {**run["arguments"], "pretrained_model_name_or_path": run["base_model"]}
-    arguments |= {"tokenizer": tokenizer} if tokenizer else {}
+    asked = {"tokenizer": options.tokenizer, "allow_pickle": options.allow_pickle}
+    arguments |= {name: value for name, value in asked.items() if value}
     other = f"; if it has moved, name it where it is now: --model BASE --lora {loras[0].parent}" if loras else ""
-    base, words = Path(run["base_model"]), arguments.get("tokenizer")
-    if base.is_absolute() and not base.exists():
+    base = Path(run["base_model"])
+    if base.is_absolute() and not base.exists() and not is_one_file(base):  # of a file a converted copy may be left
         raise UserError(f"--model {model}: its base {base} is gone; put it back (a link will do){other}")
-    if words and not Path(words).exists():
-        raise UserError(f"--model {model}: its base's tokenizer {words} is gone; name it: --tokenizer FOLDER")
     try:
         return find_bases(argparse.Namespace(**arguments))
     except UserError as error:

@@ -24,6 +24,7 @@ from data.mirroring import mentions_writing
 from models.defaults import guidance_scale_of
 from models.finding import find_bases
 from models.folders import ModelFolder, ModelShape, fingerprint_model, read_shape
+from models.one_file import is_one_file
 from models.text_encoding import count_chunks
 from runs.records import fingerprint_run, seed_for, without_secrets
 from runtime.errors import PACKAGES, UserError
@@ -215,7 +216,7 @@ def describe_run(
 def base_name(name: str) -> str:
     """A hub id as it is, a folder or file so that it is found from anywhere."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    return str(path.resolve()) if path.exists() or is_one_file(path) else name
 
 
 def example_prompts(plan: Plan, short_captions: bool) -> list[str]:

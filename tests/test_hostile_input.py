@@ -54,11 +54,12 @@ def test_a_run_with_checkpoints_in_its_folder_is_no_model_of_pickles(train_run):
     assert find_model(str(out), "--model").path == out
 
 
-def test_a_pickle_that_would_run_code_is_refused_even_where_pickles_are_allowed(own_model, tmp_path):
+def test_a_pickle_that_would_run_code_is_refused_even_where_pickles_are_allowed(own_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("models.finding.OUTPUTS", tmp_path / "output")
     pickled(own_model)
     torch.save(Harmful(tmp_path / "made"), own_model / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match="unet cannot be loaded"):
-        find_model(str(own_model), "--model", ModelOptions(pickles_to=tmp_path / "converted"))
+        find_model(str(own_model), "--model", ModelOptions(allow_pickle=True))
     assert not (tmp_path / "made").exists()
 
 

@@ -232,6 +232,18 @@ def test_a_prompts_file_says_what_is_different_for_each(images_of, tmp_path):
     assert alone.name == paths[2].name and np.abs(pixels(alone) - pixels(paths[2])).max() <= 1
 
 
+def test_lines_of_other_programs_are_generated_as_they_say(images_of, tmp_path, capsys):
+    file = tmp_path / "prompts.txt"
+    file.write_text("# one\nred jeans --n blue --w 48 --h 48 --s 2 --d 5 --am 1\n--prompt (a skirt:1.3) --width 48")
+    images_of("--prompts_file", file, "--num_images", 1, "--height", 48)
+    said, found = capsys.readouterr().out, rows(tmp_path / "pictures")
+    assert [(r["prompt"], r["negative_prompt"], r["seed"], r["steps"], r["width"], r["height"]) for r in found] == [
+        ("red jeans", "blue", 5, 2, 48, 48),
+        ("(a skirt:1.3)", "", 0, 3, 48, 48),
+    ]
+    assert said.count("--am 1 (line 2)") == 1 and said.count("not interpreted") == 1
+
+
 def test_what_was_generated_is_generated_again_from_its_list(images_of, tmp_path):
     paths = images_of("--prompt", "jeans", "--num_images", 3, "--seed", 4, "--scheduler", "euler_a")
     again = images_of("--prompts_file", tmp_path / "pictures" / "images.jsonl", folder="again")
@@ -282,6 +294,13 @@ def test_a_lora_brings_its_base_and_a_checkpoint_is_the_newest_runs(monkeypatch,
     monkeypatch.setattr(inference, "newest_run", lambda: finished_run)
     monkeypatch.setattr(inference, "newest_finished_run", lambda: tmp_path)
     assert parse_args(["--checkpoint", "latest"]).model == str(finished_run)
+
+
+def test_a_lora_without_a_base_is_refused_where_the_newest_run_is_a_lora_itself(monkeypatch, tmp_path):
+    (tmp_path / "run.json").write_text('{"trained": "LoRA of rank 4", "example_prompts": ["x"]}')
+    monkeypatch.setattr(inference, "newest_finished_run", lambda: tmp_path)
+    with pytest.raises(UserError, match="--lora elsewhere.safetensors: name its base with --model"):
+        parse_args(["--lora", "elsewhere.safetensors"])
 
 
 def test_bf16_generates_nearly_the_same_under_another_name(images_of):

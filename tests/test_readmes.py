@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from clone import ROOT, changes, make_clone, repository_files
+from generation.foreign_prompts import KOHYA_OPTIONS, WEBUI_OPTIONS
 
 CODE = ROOT / "text_to_image"
 READMES = [path for path in repository_files() if path.name == "README.md"]
@@ -30,6 +31,7 @@ JOB_STEPS = {"setup", "captions"}
 SHELL_WORDS = {"cd", "export", "source", "tail", "scancel", "scontrol", "squeue", "sinfo", "git", "module", "pip"}
 CHECKERS = {"ruff", "mypy", "pytest", "pre-commit"}
 NEW_FLAGS = {"--debiased_loss"}  # what text_to_image/README.md adds as an example
+PROMPT_OPTIONS = {f"--{option}" for option in (*KOHYA_OPTIONS, *WEBUI_OPTIONS)}  # of lines in a prompts file
 SLURM_FLAGS = {
     "--account", "--array", "--chdir", "--constraint", "--cpus-per-task", "--dependency", "--exclude", "--export",
     "--gpus-per-node", "--gres", "--job-name", "--mail-type", "--mail-user", "--mem", "--nodes", "--ntasks-per-node",
@@ -132,7 +134,9 @@ def unknown_flags(text: str) -> list[str]:
             unknown += [f"{name}: {flag}" for flag in flags_in(words) - flags_of(ROOT / name)]
     scripts = [*CODE.glob("*.py"), *CODE.glob("starter/*.py"), *ROOT.glob("tests/benchmarks/*.py")]
     of_others = {flag for command in commands if not command.script for flag in flags_in(" ".join(command.words))}
-    anywhere = set().union(*map(flags_of, scripts), SLURM_FLAGS, NEW_FLAGS, of_others, {"--all", "--help"})
+    anywhere = set().union(
+        *map(flags_of, scripts), SLURM_FLAGS, PROMPT_OPTIONS, NEW_FLAGS, of_others, {"--all", "--help"}
+    )
     return unknown + [f"any script: {flag}" for flag in sorted(flags_in(text) - anywhere)]
 
 

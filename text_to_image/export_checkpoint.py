@@ -58,8 +58,14 @@ def build_parser() -> FlagParser:
         "CLIP's, from the hub)",
     )  # fmt: skip
     parser.add_argument(
+        "--allow_pickle", action="store_true",
+        help="convert a --model whose weights are pickles, which can hold code, into output/converted/; a .ckpt file "
+        "too (default: refuse it)",
+    )  # fmt: skip
+    parser.add_argument(
         "--lora_only", action="store_true",
-        help="write only the LoRA that the run in --model trained, not the model with it (default: the whole model)",
+        help="write only the LoRA that the run in --model trained, or the run in --lora on the base in --model "
+        "(default: the whole model)",
     )  # fmt: skip
     parser.add_argument(
         "--lora", action="append", metavar="FILE",
@@ -94,8 +100,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = build_parser().parse_args(argv)
     if not args.to:
         raise UserError("--to is needed: the file to write, such as jeans.safetensors")
-    if args.lora_only and (args.lora or args.lora_scale):
-        raise UserError("--lora_only writes the LoRA of the run in --model as it is: without --lora and --lora_scale")
+    if args.lora_only and (len(args.lora or []) > 1 or args.lora_scale):
+        raise UserError("--lora_only writes one LoRA as it is: at most one --lora, and no --lora_scale")
     if args.lora and not args.model:
         raise UserError("--lora needs --model: the base that the LoRA is fused into")
     model = args.model or (newest_run() if args.checkpoint else newest_finished_run())

@@ -142,10 +142,10 @@ def add_folder_flags(group: argparse._ArgumentGroup) -> None:
               "is an error)")
     flag("--check", action="store_true",
          help="caption nothing, only check the data: for duplicates and near duplicates; for pictures that are "
-              "broken, tiny (below 256 pixels), blank, blurred or in a format that cannot be read; for equal or empty "
+              "broken, tiny (below 256 pixels), blank, dark, blurred or in a format not read; for equal or empty "
               "captions, rows without a picture, pictures without a row, text files that differ from the row. Exit "
-              "code 1 if any is found. Pictures rotated by EXIF or in sub-folders are listed but not wrong. A run "
-              "that captions ends with the same list, which does not change its exit code")
+              "code 1 if any is found. Pictures rotated by EXIF, in sub-folders or of several frames are listed but "
+              "not wrong. A run that captions ends with the same list, which does not change its exit code")
 
 
 def add_model_flags(group: argparse._ArgumentGroup) -> None:

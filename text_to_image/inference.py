@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from generation.request_list import GenerationRequest, read_requests
+from generation.request_list import GenerationRequest, PromptsFile, read_requests
 from models.defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, merge_defaults
 from models.samplers import DEFAULT_SAMPLER, SAMPLERS
 from runs.records import RESULT_FILES, is_lora, newest_finished_run, newest_run, read_run
@@ -65,9 +65,10 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
          help="what the pictures show; may be given several times (default: for a model trained here, captions of its "
               "data set and short forms of one)")
     flag("--prompts_file", type=expanded_path, metavar="FILE",
-         help="more prompts: a text file with one prompt per line, or a *.jsonl file with a prompt (or text) in each "
-              "row; a row may also set negative_prompt, seed, steps, scheduler, guidance_scale, guidance_rescale, "
-              "num_images, height and width; the metadata.jsonl of a data set works too")
+         help="more prompts: a text file with one prompt per line (kohya's and AUTOMATIC1111's options are read), or "
+              "a *.jsonl file with a prompt (or text) in each row; a row may also set negative_prompt, seed, steps, "
+              "scheduler, guidance_scale, guidance_rescale, num_images, height and width; the metadata.jsonl of a "
+              "data set works too")
     flag("--model", metavar="MODEL",
          help="the folder of a training run, a folder in diffusers' format, a hub id, or one .safetensors file "
               "(default: the newest finished run in output/, else the starter model)")
@@ -93,6 +94,9 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
     flag("--tokenizer", type=absolute_path, metavar="FOLDER",
          help="the tokenizer of a --model that is one file: its folder, or one with a tokenizer/ in it (default: "
               "CLIP's, from the hub)")
+    flag("--allow_pickle", action="store_true",
+         help="convert a --model whose weights are pickles, which can hold code, into output/converted/; a .ckpt file "
+              "too (default: refuse it)")
 
 
 def add_sampling_flags(group: argparse._ArgumentGroup) -> None:
@@ -147,8 +151,8 @@ def auto_or_positive_int(text: str) -> str | int:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags, checked, with the model filled in.
 
-    `requests` holds the prompts, `origins` where each value is from, `model_named` whether a flag names the model.
-    `lora` and `lora_scale` are lists.
+    `requests` holds the prompts, `prompt_notes` lines about what of their file is not used, `origins` where each value
+    is from, `model_named` whether a flag names the model. `lora` and `lora_scale` are lists.
 
     Raises UserError for wrong flags, prompts or defaults of the model.
     """
@@ -160,22 +164,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     given |= choose_model(given)
     folder = Path(given["model"]).expanduser()
     run = read_run(folder) or {}
-    given["requests"] = choose_requests(given, run)
+    given["requests"], given["prompt_notes"] = choose_requests(given, run)
     names = vars(parser.parse_args([]))
     args = merge_defaults(parser, given, defaults_file(folder, run), set(names) - MODEL_MAY_SET)
     lists = {"lora": args.lora or [], "lora_scale": args.lora_scale or []}
     return argparse.Namespace(**{**vars(args), **lists}, model_named=model_named)
 
 
-def choose_requests(given: dict[str, Any], run: dict[str, Any]) -> list[GenerationRequest]:
+def choose_requests(given: dict[str, Any], run: dict[str, Any]) -> PromptsFile:
     """The prompts of the flags and of --prompts_file, else those that the run suggests."""
-    requests = [GenerationRequest(prompt) for prompt in given.get("prompt", ())]
-    if "prompts_file" in given:
-        requests += read_requests(given["prompts_file"])
+    file = read_requests(given["prompts_file"]) if "prompts_file" in given else PromptsFile([], [])
+    requests = [GenerationRequest(prompt) for prompt in given.get("prompt", ())] + file.requests
     requests = requests or [GenerationRequest(prompt) for prompt in run.get("example_prompts", ())]
     if not requests:
         raise UserError(f"--prompt is needed: {given['model']} was not trained here, so it suggests no prompts")
-    return requests
+    return PromptsFile(requests, file.notes)
 
 
 def choose_model(given: dict[str, Any]) -> dict[str, Any]:

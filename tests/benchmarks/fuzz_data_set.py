@@ -1,8 +1,11 @@
-"""Mutates metadata.jsonl files and pictures and puts each through the trainer's check of a data set.
+"""Mutates metadata.jsonl files and pictures and puts each through what the scripts do with a data set.
 
     python tests/benchmarks/fuzz_data_set.py
+    python tests/benchmarks/fuzz_data_set.py --metadata 0 --pictures 1000 --seed 1
 
-Every one must end with exit code 0 or 2: no traceback, no hang, and nothing written or changed in the folder.
+Training's check and its reading of the pictures must end with exit code 0 or 2, captioning, --check and check_copies
+with 0, 1 or 2; what is refused is named, and the whole picture beside it goes on. No traceback, no hang, and nothing
+written or changed in the folder. A picture for which this does not hold is kept in the working directory.
 """
 
 import argparse
@@ -10,21 +13,30 @@ import contextlib
 import io
 import json
 import random
+import resource
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "text_to_image"))
 
+from captioning.audit import run_audit  # noqa: E402
+from captioning.caption_file import locate_caption_file  # noqa: E402
+from captioning.image_loading import open_ahead  # noqa: E402
 from data.dataset import read_pictures  # noqa: E402
-from runtime.errors import exit_with  # noqa: E402
+from data.images import load_pixel_values  # noqa: E402
+from evaluation.copies import open_pictures  # noqa: E402
+from runtime.errors import WorkError, exit_with  # noqa: E402
 
 LONGEST = 20  # seconds that one check may take
 PIECES = [
@@ -60,47 +72,65 @@ def too_long(*_: object) -> None:
     raise Hang(f"more than {LONGEST} s")
 
 
-def check(folder: Path) -> tuple[int | str, float]:
-    """The exit code, or the name of what went wrong; and how long it took."""
-    before, begun = snapshot(folder), time.perf_counter()
+def run(work: Callable[[], object], folder: Path) -> tuple[int | str, str]:
+    """(the exit code, or what went wrong; all that was printed)."""
+    before, outcome = snapshot(folder), "no end"
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(LONGEST)
-    outcome: int | str = "no end"
     try:
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            exit_with(lambda: read_pictures(folder, True) and None)
+        with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
+            exit_with(lambda: work() and None)
     except SystemExit as ended:
-        outcome = (
-            ended.code
-            if ended.code == 0 or said.getvalue().startswith("error: ")
-            else f"no message: {said.getvalue()}"
-        )
+        outcome = ended.code
+        if outcome and "error: " not in said.getvalue():
+            outcome = f"no message: {said.getvalue()}"
     except BaseException as error:
         outcome = f"{type(error).__name__}: {error}"[:200]
     finally:
         signal.alarm(0)
-    took = time.perf_counter() - begun
-    return outcome if snapshot(folder) == before else "the folder was changed", took
+    return outcome if snapshot(folder) == before else "the folder was changed", said.getvalue()
 
 
 def snapshot(folder: Path) -> dict:
     return {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir()}
 
 
+SIZE = (48, 40)
+
+
 def pictures_of_all_kinds(folder: Path) -> list[Path]:
-    """A small picture in each format, with what formats may carry: EXIF, ICC, palettes, 16 bits, CMYK, frames."""
-    image = Image.effect_noise((48, 40), 60).convert("RGB")
-    exif = image.getexif()
+    """Small pictures in every format, with what it may carry: EXIF, ICC, palettes, 16 bits, CMYK, frames, text."""
+    image = Image.effect_noise(SIZE, 60).convert("RGB")
+    clear, palette, exif, info = image.copy(), image.convert("P"), image.getexif(), PngImagePlugin.PngInfo()
+    clear.putalpha(image.convert("L"))
     exif[274] = 6
-    image.save(folder / "a.jpg", exif=exif)
-    image.convert("CMYK").save(folder / "b.jpg")
-    image.save(folder / "c.png")
-    image.convert("P").save(folder / "d.png", transparency=0)
-    image.convert("I;16").save(folder / "e.png")
-    image.save(folder / "f.webp")
-    image.save(folder / "g.tif", compression="tiff_lzw")
-    image.convert("P").save(folder / "h.gif", save_all=True, append_images=[image.convert("P")] * 2)
-    image.save(folder / "i.bmp")
+    info.add_text("workflow", "node " * 500, zip=True)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    several = {"save_all": True, "append_images": [image.resize((24, 20)).resize(SIZE)] * 2}
+    for name, picture, settings in (
+        ("a.jpg", image, {"exif": exif, "icc_profile": profile}),
+        ("b.jpg", image.convert("CMYK"), {}),
+        ("c.jpg", image, {"progressive": True, "quality": 95}),
+        ("d.jpg", image, {"format": "MPO", "exif": exif, **several}),
+        ("e.png", clear, {"pnginfo": info, "icc_profile": profile, "exif": exif}),
+        ("f.png", palette, {"transparency": 0}),
+        ("g.png", image.convert("I;16"), {}),
+        ("h.png", image, several),
+        ("i.webp", clear, {"exif": exif, "icc_profile": profile}),
+        ("j.webp", image, {"lossless": True}),
+        ("k.webp", image, several),
+        ("l.avif", clear, {"exif": exif, "icc_profile": profile}),
+        ("m.avif", image, several),
+        ("n.tif", image, {"compression": "tiff_lzw", "exif": exif, "icc_profile": profile}),
+        ("o.tif", image, {"exif": exif}),
+        ("p.tif", image, {"compression": "jpeg"}),
+        ("q.tif", image, {"save_all": True, "append_images": [image.copy()]}),
+        ("r.bmp", image, {}),
+        ("s.bmp", palette, {}),
+        ("u.tif", image.convert("F"), {}),
+        ("t.gif", palette, {"transparency": 0, **several}),
+    ):
+        picture.copy().save(folder / name, **settings)  # saving leaves settings of its format in a picture
     return sorted(folder.iterdir())
 
 
@@ -114,8 +144,87 @@ def fuzz_metadata(count: int, work: Path, rng: random.Random) -> Counter:
     outcomes = Counter()
     for _ in range(count):
         (folder / "metadata.jsonl").write_bytes(mutate(good, rng))
-        outcomes[check(folder)[0]] += 1
+        outcomes[run(lambda: read_pictures(folder, True), folder)[0]] += 1
     return outcomes
+
+
+def mutate_picture(content: bytes, rng: random.Random) -> bytes:
+    """Bits flipped, cut off, doubled, fields of the header changed, a huge size stated, or as `mutate`."""
+    way = rng.randrange(6)
+    if way == 0:
+        return mutate(content, rng)
+    if way == 1:
+        return content[: rng.randrange(len(content))]
+    if way == 2:
+        at = rng.randrange(len(content))
+        return content[:at] + content
+    if way == 3:
+        return with_another_size(content, rng)
+    changed, reach = bytearray(content), len(content) if way == 4 else 96
+    for _ in range(rng.choice([1, 2, 4, 16])):
+        at = rng.randrange(min(reach, len(content)))
+        flipped, other = changed[at] ^ 1 << rng.randrange(8), rng.choice([0, 1, 127, 255, rng.randrange(256)])
+        changed[at] = flipped if way == 4 else other
+    return bytes(changed) if way == 4 else with_right_checksum(bytes(changed))
+
+
+def with_another_size(content: bytes, rng: random.Random) -> bytes:
+    """The first number that may be the width or the height made huge or zero, with a checksum that is right again."""
+    for number in rng.sample(SIZE, 2):
+        for kind in rng.sample([">I", "<I", ">H", "<H"], 4):
+            largest = 2 ** (8 * struct.calcsize(kind)) - 1
+            other = rng.choice([0, 1, number + 1, 10_000, 20_000, 40_000, 65_535, 2**31 - 1, 2**32 - 1])
+            if (at := content.find(struct.pack(kind, number), 8)) >= 0:
+                field = struct.pack(kind, min(other, largest))
+                return with_right_checksum(content[:at] + field + content[at + len(field) :])
+    return content
+
+
+def with_right_checksum(content: bytes) -> bytes:
+    """A PNG whose header says what it says on purpose."""
+    if content[12:16] != b"IHDR":
+        return content
+    return content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:]
+
+
+def caption_all(paths: list[Path]) -> None:
+    if faults := [f"{path.name}: {fault}" for path, fault in open_ahead(paths) if isinstance(fault, str)]:
+        raise WorkError("\n".join(faults))
+
+
+def train_on_all(folder: Path) -> None:
+    for picture in read_pictures(folder, True):
+        assert load_pixel_values(picture.path, 16, 24).isfinite().all()
+
+
+def check_all(paths: list[Path], folder: Path) -> None:
+    if faults := open_pictures(paths, "--generated", folder)[1]:
+        raise WorkError("\n".join(faults))
+
+
+def use_picture(folder: Path, name: str) -> str:
+    """The exit codes of the scripts on a folder with this picture and a whole one, or what went wrong."""
+    paths = [folder / name, folder / WHOLE]
+    works = {
+        "training": lambda: train_on_all(folder),
+        "captioning": lambda: caption_all(paths),
+        "check_copies": lambda: check_all(paths, folder),
+        "--check": lambda: run_audit(locate_caption_file(folder, None, False)),
+    }
+    codes = []
+    for what, work in works.items():
+        code, said = run(work, folder)
+        if code not in (0, 2 if what == "training" else 1):
+            return f"{what}: {code}"
+        if what != "--check" and code and (name not in said or WHOLE in said):
+            return f"{what}: not named alone: {said}"
+        codes.append(code)
+    if len({bool(code) for code in codes[:3]}) > 1 or (codes[0] and (not codes[3] or f"{name}: " not in said)):
+        return f"the scripts do not agree: {codes}"
+    return "refused" if codes[0] else "read"
+
+
+WHOLE = "whole.png"
 
 
 def fuzz_pictures(count: int, work: Path, rng: random.Random) -> Counter:
@@ -124,12 +233,19 @@ def fuzz_pictures(count: int, work: Path, rng: random.Random) -> Counter:
     originals, outcomes = pictures_of_all_kinds(good), Counter()
     for number in range(count):
         original = originals[number % len(originals)]
-        folder = work / "picture"
+        suffix = original.suffix if rng.random() < 0.8 else rng.choice(originals).suffix
+        name, folder = f"{original.stem}{suffix}", work / "picture"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        (folder / original.name).write_bytes(mutate(original.read_bytes(), rng))
-        (folder / "metadata.jsonl").write_text(json.dumps({"file_name": original.name, "text": "a"}) + "\n")
-        outcomes[check(folder)[0]] += 1
+        (folder / name).write_bytes(mutate_picture(original.read_bytes(), rng) or b"x")
+        Image.linear_gradient("L").save(folder / WHOLE)
+        rows = [json.dumps({"file_name": picture, "text": f"a {picture}"}) + "\n" for picture in (name, WHOLE)]
+        (folder / "metadata.jsonl").write_text("".join(rows))
+        outcome = use_picture(folder, name)
+        if outcome not in ("read", "refused"):
+            shutil.copy(folder / name, f"{number}-{name}")
+            print(f"{number}, {name}: {outcome}", flush=True)
+        outcomes[outcome] += 1
     return outcomes
 
 
@@ -147,8 +263,9 @@ def main() -> int:
         }
     for what, outcomes in found.items():
         print(f"{sum(outcomes.values())} {what}: " + ", ".join(f"{n} x {code}" for code, n in outcomes.most_common()))
-    print(f"{time.perf_counter() - begun:.0f} s")
-    return any(set(outcomes) - {0, 2} for outcomes in found.values())
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{time.perf_counter() - begun:.0f} s, at most {most:.1f} GB of memory")
+    return any(set(outcomes) - {0, 2, "read", "refused"} for outcomes in found.values())
 
 
 if __name__ == "__main__":

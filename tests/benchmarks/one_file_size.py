@@ -1,9 +1,9 @@
-"""Stable Diffusion 1.5's size there and back: folder → file → folder → file; prints seconds and peak memory of each.
+"""Stable Diffusion's size there and back: folder → file → folder → file; prints seconds and peak memory of each.
 
 python tests/benchmarks/one_file_size.py
-python tests/benchmarks/one_file_size.py --dtype fp32
+python tests/benchmarks/one_file_size.py --version 2 --dtype fp32
 
-Random weights. Takes a few minutes, 8 GB of memory (16 GB for fp32) and four times the file on disk (TMPDIR).
+Random weights. Takes a few minutes, 6 GB of memory (11 GB for fp32) and four times the file on disk (TMPDIR).
 """
 
 import argparse
@@ -19,14 +19,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "text_to_image"), str(ROOT / "tests" / "benchmarks"), str(ROOT / "tests")]
 
 
-def main(dtype: str) -> None:
+def main(version: int, dtype: str) -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder, first, second = (Path(name) / file for file in ("sd15", "first.safetensors", "second.safetensors"))
+        folder, first, second = (Path(name) / file for file in ("model", "first.safetensors", "second.safetensors"))
         print("making the model ...", flush=True)
-        run("make", folder, dtype)
+        run("make", folder, version, dtype)
         make_vocabulary(folder / "tokenizer")
         run("export", folder, first, dtype)
         converted = run("convert", first, folder, Path(name) / "converted")
+        run("convert", first, folder, Path(name) / "converted")  # again: what was made of it is found
         run("export", Path(converted), second, dtype)
         print(run("compare", first, second))
 
@@ -48,17 +49,35 @@ def step(what: str, *words: str) -> None:
     print(f"{what}: {time.perf_counter() - started:.0f} s, {memory:.1f} GB at most\n{result}")
 
 
-def make(folder: str, dtype: str) -> str:
+def make(folder: str, version: str, dtype: str) -> str:
     import sd15_size
     import torch
 
     sd15_size.make_model(Path(folder))
+    if version == "2":
+        make_sd2_parts(Path(folder))
     if dtype == "fp32":
         from diffusers import StableDiffusionPipeline
 
         torch.set_default_dtype(torch.float32)
         StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32).save_pretrained(folder)
     return folder
+
+
+def make_sd2_parts(folder: Path) -> None:
+    """Puts UNet, text encoder and prediction type of Stable Diffusion 2.1 in place of those of 1.5."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from tiny_model import sd_scheduler
+    from unet_configs import SD21
+
+    text = CLIPTextConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu"
+    )
+    for part, model in (("text_encoder", CLIPTextModel(text)), ("unet", UNet2DConditionModel(**SD21))):
+        model.save_pretrained(folder / part)
+    sd_scheduler("v_prediction").save_pretrained(folder / "scheduler")
 
 
 def make_vocabulary(tokenizer: Path) -> None:
@@ -103,7 +122,8 @@ def compare(first: str, second: str) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", type=int, choices=(1, 2), default=1, help="of Stable Diffusion (default: 1)")
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of the weights (default: fp16)")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    step(*args.step) if args.step else main(args.dtype)
+    step(*args.step) if args.step else main(args.version, args.dtype)

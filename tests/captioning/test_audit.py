@@ -75,6 +75,43 @@ def test_blurred_tiny_blank_and_broken_pictures_are_found(folder):
     assert list(kinds) == ["nearly the same picture twice"]  # the soft one and the blurred one
 
 
+def test_a_grey_of_fewer_bits_than_its_file_has_is_called_nearly_black(folder):
+    grey = np.asarray(picture(6).convert("L"), dtype=np.uint16)
+    Image.fromarray(grey * 16).save(folder / "twelve.png")
+    Image.fromarray(grey * 257).save(folder / "sixteen.png")
+    append_captions(folder, [(name, name) for name in ("twelve.png", "sixteen.png")])
+    kinds = found(folder)
+    [dark] = kinds.pop("nearly black")
+    assert dark.startswith("twelve.png: at most 1")
+
+
+def frames(path: Path, *images: Image.Image) -> str:
+    images[0].save(path, save_all=True, append_images=images[1:])
+    return path.name
+
+
+def test_an_animation_is_noted_and_one_that_begins_empty_is_wrong(folder):
+    clear = Image.new("RGBA", (400, 300), (0, 0, 0, 0))
+    names = [frames(folder / f"empty.{kind}", clear, picture(6), picture(7)) for kind in ("gif", "png", "webp")]
+    names.append(frames(folder / "whole.gif", picture(8), picture(9)))
+    append_captions(folder, [(name, name) for name in names])
+    kinds = found(folder)
+    assert [text.split(": the empty first frame")[0] for text in kinds.pop("blank")] == sorted(names[:3])
+    assert set(kinds.pop("of several frames or pages")) == set(names)
+    picture(5).save(folder / "phone.jpg", "MPO", save_all=True, append_images=[picture(6)])
+    assert set(found(folder)["of several frames or pages"]) == set(names)
+
+
+def test_a_picture_with_another_suffix_is_passed_over_by_name_and_measured_where_it_has_a_row(folder):
+    for name, number in (("a.jpg_large", 6), ("b.jpg_large", 7)):
+        picture(number).save(folder / name, "JPEG")
+    (folder / "c.heic").write_bytes(b"no picture")
+    append_captions(folder, [("b.jpg_large", "one with a row"), ("c.heic", "one that training refuses")])
+    kinds = found(folder)
+    assert kinds.pop("in a format that cannot be read") == ["a.jpg_large"]
+    assert kinds.pop("broken")[0].startswith("c.heic: ") and kinds == {}
+
+
 def test_rows_and_captions_that_training_refuses_are_found(folder):
     with open(folder / "metadata.jsonl", "a", encoding="utf-8") as file:
         file.write('{"file_name": "gone.png", "text": "x"}\n{"file_name": "3.png", "text": " "}\n')

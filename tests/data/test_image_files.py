@@ -50,3 +50,24 @@ def test_pictures_in_sub_folders_are_found_but_not_in_hidden_ones_or_ones_with_c
     found = [path.relative_to(folder).as_posix() for path in find_image_files(folder, recursive=True)]
     assert found[:4] == ["9.webp", "10.webp", "a.jpg", "b.PNG"]
     assert found[4:] == ["sub/2/a.png", "sub/10/a.png", "sub/é [1].JPG"]
+
+
+def test_what_looks_like_a_picture_is_named_whatever_its_suffix_and_nothing_else(folder):
+    named = {"a.jpe", "b.tga", "c.jp2", "d.jpg_large", "e", "f.jpg~", "g.webp_small", "h.img", "i.heic_", "j.psd"}
+    starts = {"e": b"\x89PNG\r\n\x1a\n", "g.webp_small": b"RIFF\1\0\0\0WEBPVP8 ", "h.img": b"BM\1\0\0\0\0\0\0\0"}
+    for name in named:
+        (folder / name).write_bytes(
+            starts.get(name, b"\0\0\0\x20ftypheic" if name == "i.heic_" else b"\xff\xd8\xff\xe0")
+        )
+    for name in ("README", "README.md", "a.txt", "metadata.csv", "metadata.jsonl", "report.html", "BMW", "x.bin", "y"):
+        (folder / name).write_bytes(b"BMW cars and other words, " * 2)
+    for name in ("9.mask.png", "contact_sheet.jpg", "copies_sheet.jpg", ".hidden", "z"):
+        (folder / name).write_bytes(b"\x89PNG\r\n\x1a\n" if name != "z" else b"")
+    assert {path.name for path in find_unsupported_files(folder)} == named
+
+
+def test_a_mask_belongs_to_its_picture_and_is_none_itself(folder):
+    for name in ("9.mask.png", "a.MASK.PNG", "alone.mask.png"):
+        (folder / name).touch()
+    names = [path.name for path in find_image_files(folder)]
+    assert names == ["9.webp", "10.webp", "a.jpg", "alone.mask.png", "b.PNG"]

@@ -234,6 +234,15 @@ def test_the_white_of_grey_numbers_is_the_one_that_their_largest_comes_near(tmp_
     assert shown_greys(tmp_path / "grey.tiff", values, kind) == shown
 
 
+def test_a_tiff_that_says_it_has_twelve_bits_is_scaled_by_them(tmp_path):
+    packed = bytes.fromhex("000800fff064")  # 0, 2048, 4095, 100
+    short = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 10 + 9 * 12 + 4, 277: 1, 278: 1, 279: len(packed)}
+    tags = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in short.items())
+    (tmp_path / "grey.tiff").write_bytes(b"II*\0" + struct.pack("<IH", 8, len(short)) + tags + bytes(4) + packed)
+    assert read_image_size(tmp_path / "grey.tiff") == (4, 1)
+    assert [red for red, _, _ in np.asarray(open_image(tmp_path / "grey.tiff"))[0].tolist()] == [0, 128, 255, 6]
+
+
 def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from generation.weights import find_weights, load_generation_unet
 from models.folders import read_shape
 from models.ldm_keys import unet_key_map
 from models.loading import load_text_encoder, load_unet
-from models.lora import LORA_FILE, lora_config, lora_layers
+from models.lora import LORA_FILE, lora_config, lora_layers, write_lora
 from runtime.errors import UserError, WorkError
 from unet_configs import SD15, SD21
 
@@ -84,6 +85,47 @@ def test_plain_diffusers_generates_the_runs_own_picture_with_the_file(exported, 
     own = picture()
     assert np.abs(exact - own).max() < UNSEEN > np.abs(half - own).max()
     assert np.abs(base - own).max() > 2 * UNSEEN < np.abs(weak - own).max()
+
+
+def test_a_lora_of_stable_diffusion_2_makes_the_same_picture_in_plain_diffusers(sd2_model, trained, tmp_path):
+    """Linear projections, v prediction, OpenCLIP."""
+    run, unet = tmp_path / "run", load_unet(sd2_model)
+    unet.add_adapter(lora_config(4, 8.0))
+    torch.manual_seed(0)
+    for name, parameter in unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    write_lora(unet, run)
+    facts = json.loads((trained[0] / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "base_model": str(sd2_model)}))
+    words = ["--model", run, "--to", tmp_path / "sd2.safetensors", "--lora_only", "--dtype", "fp32"]
+    export_lora(parse_args(list(map(str, words))))
+    assert metadata(tmp_path / "sd2.safetensors")["ss_v2"] == "True"
+
+    def picture() -> np.ndarray:
+        return generate_test_image(pipeline, "denim jeans", read_shape(sd2_model))
+
+    pipeline = StableDiffusionPipeline.from_pretrained(sd2_model, dtype=torch.float32)
+    base = picture()
+    pipeline.load_lora_weights(tmp_path, weight_name="sd2.safetensors")
+    exported = picture()
+    pipeline.unload_lora_weights()
+    pipeline.unet = load_generation_unet(find_weights(str(run)), torch.float32)
+    own = picture()
+    assert np.abs(exported - own).max() < UNSEEN and np.abs(base - own).max() > 2 * UNSEEN
+
+
+def test_a_lora_whose_base_has_moved_is_written_with_the_base_named(exported, trained, tiny_model, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "base_model": str(tmp_path / "gone")}))
+    with pytest.raises(UserError, match=f"{tmp_path / 'gone'} is gone.*--model BASE --lora {run}"):
+        exported(model=run)
+    file = exported("--lora", run, model=tiny_model)
+    found, trigger = load_file(file), metadata(file)["modelspec.trigger_phrase"]
+    expected = load_file(exported("--overwrite"))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert trigger == "sks jeans"
 
 
 def test_by_kohyas_rule_the_strength_is_the_runs(exported, trained, tiny_model):
@@ -216,7 +258,7 @@ def test_an_existing_file_stays_unless_overwrite_is_given(exported, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--model", "x", "--lora_only", "--lora", "y"], "--lora_only"),
+        (["--model", "x", "--lora_only", "--lora", "y", "--lora", "z"], "--lora_only"),
         (["--model", "x", "--lora_only", "--lora_scale", "0.5"], "--lora_only"),
         (["--lora", "y"], "--lora needs --model"),
         (["--model", "x", "--lora", "y", "--lora_scale", "-1"], "--lora_scale"),

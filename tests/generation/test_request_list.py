@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from generation.foreign_prompts import syntax_note
 from generation.request_list import GenerationRequest, read_requests
 from runtime.errors import UserError
 from runtime.paths import DATASET
@@ -20,9 +21,15 @@ def file(tmp_path):
     return file
 
 
+def requests_in(path: Path) -> list[GenerationRequest]:
+    requests, notes = read_requests(path)
+    assert notes == []
+    return requests
+
+
 def test_each_line_of_a_text_file_is_a_prompt(file):
     path = file("\ufeffdenim jeans\r\n\n  a red t-shirt, laid flat \nwith a \u2028 separator")
-    assert read_requests(path) == [
+    assert requests_in(path) == [
         GenerationRequest("denim jeans"),
         GenerationRequest("a red t-shirt, laid flat"),
         GenerationRequest("with a \u2028 separator"),
@@ -33,7 +40,7 @@ def test_a_row_may_set_what_differs_for_its_prompt(file):
     row = {"prompt": "jeans", "negative_prompt": "blurred", "seed": 7, "steps": 30, "scheduler": "ddim",
            "guidance_scale": 2.5, "guidance_rescale": 0.7, "num_images": 3, "height": 96, "width": 64}  # fmt: skip
     rows = [row, {"text": "a skirt", "seed": None}, {"prompt": ""}]
-    assert read_requests(file("\n".join(map(json.dumps, rows)), "p.jsonl")) == [
+    assert requests_in(file("\n".join(map(json.dumps, rows)), "p.jsonl")) == [
         GenerationRequest("jeans", "blurred", 7, 30, "ddim", 2.5, 0.7, 3, 96, 64),
         GenerationRequest("a skirt"),
         GenerationRequest(""),
@@ -41,11 +48,11 @@ def test_a_row_may_set_what_differs_for_its_prompt(file):
 
 
 def test_a_data_sets_metadata_is_a_prompts_file(file):
-    requests = read_requests(DATASET / "metadata.jsonl")
+    requests = requests_in(DATASET / "metadata.jsonl")
     rows = [json.loads(line) for line in (DATASET / "metadata.jsonl").read_text().splitlines()]
     assert requests == [GenerationRequest(row["text"]) for row in rows]
     several = {"file_name": "1.jpg", "text": ["jeans", "blue jeans"], "licence": "mine", "width": 4032, "seed": "x"}
-    assert read_requests(file(json.dumps(several), "metadata.jsonl")) == [
+    assert requests_in(file(json.dumps(several), "metadata.jsonl")) == [
         GenerationRequest("jeans"),
         GenerationRequest("blue jeans"),
     ]
@@ -54,7 +61,76 @@ def test_a_data_sets_metadata_is_a_prompts_file(file):
 def test_images_jsonl_is_a_prompts_file_with_its_seeds(file):
     row = {"file_name": "x.png", "prompt": "jeans", "seed": 3, "steps": 20, "scheduler": "ddim", "guidance": 4.0}
     request = GenerationRequest("jeans", seed=3, steps=20, scheduler="ddim", guidance_scale=4.0, num_images=1)
-    assert read_requests(file(json.dumps({**row, "model": "x"}), "images.jsonl")) == [request]
+    assert requests_in(file(json.dumps({**row, "model": "x"}), "images.jsonl")) == [request]
+
+
+KOHYA = "denim jeans on white --n low quality, blurry --w 512 --h 768 --d 1 --l 7.5 --s 28 --ss euler_a"
+WEBUI = """--prompt "a castle, it's old" on a hill --negative_prompt trees --steps 20 --cfg_scale 6 --width 512 """
+WEBUI += """--height 768 --seed 3 --sampler_name "DPM++ 2M SDE Karras" --n_iter 2 --batch_size 3"""
+
+
+def test_kohyas_and_automatic1111s_lines_set_what_they_set_there(file):
+    assert requests_in(file(f"# a comment\n{KOHYA}\n#another\n\n{WEBUI}\na skirt --N red --W 64")) == [
+        GenerationRequest("denim jeans on white", "low quality, blurry", 1, 28, "euler_a", 7.5, None, None, 768, 512),
+        GenerationRequest(
+            "a castle, it's old on a hill", "trees", 3, 20, "dpmpp_2m_sde_karras", 6.0, None, 6, 768, 512
+        ),
+        GenerationRequest("a skirt", "red", width=64),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a shirt -- red, --very red",
+        "a poster --ar 3:2 --v 5",
+        "size --s large, --w wide",
+        "--no people, a street",
+        "a well--worn coat--w 512",
+        "no. #7 --",
+        " #jeans",
+        "--prompts are here",
+    ],
+)
+def test_a_plain_prompt_is_not_torn_apart(file, line):
+    assert requests_in(file(line)) == [GenerationRequest(line.strip())]
+
+
+def test_what_cannot_be_honoured_is_named_with_its_line(file):
+    kohya, webui = "jeans --w 64 --am 0.8 --new thing --ss dpm_2", "--prompt jeans --styles mine --seed -1 --steps 9"
+    requests, [note] = read_requests(file(f"{kohya}\nplain\n{webui}"))
+    assert requests[::2] == [GenerationRequest("jeans", width=64), GenerationRequest("jeans", steps=9)]
+    for option in ("--am 0.8", "--new thing", "--ss dpm_2"):
+        assert f"{option} (line 1)" in note
+    assert "prompts.txt" in note and "--styles mine (line 3)" in note and "--seed -1 (line 3)" in note
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("jeans --w 512px", "line 2: `width`"),
+        ("jeans --w 512 --s many", "line 2: `steps`"),
+        ("--w 512", "line 2: no prompt"),
+        ("--prompt a dog's bone", "line 2: no closing quotation"),
+        ("--prompt jeans --foo 3", "line 2: --foo"),
+        ("--steps 20", "line 2: no --prompt"),
+        ("--prompt jeans --steps", "line 2: --steps"),
+        ("--prompt jeans --width 1.5", "line 2: `width`"),
+        ("--prompt jeans --steps 3 4", "line 2: 4"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_its_line(file, line, complaint):
+    with pytest.raises(UserError, match=f"--prompts_file .*\n  {complaint}"):
+        read_requests(file(f"jeans\n{line}\n"))
+
+
+@pytest.mark.parametrize(
+    "syntax", ["(denim jeans:1.3)", "((cuffs))", "[cuffs]", "<lora:style:0.8>", "BREAK", "[red:blue:0.5]"]
+)
+def test_syntax_of_other_programs_is_said_once(syntax):
+    note = syntax_note([f"a shirt, {syntax} on white", f"jeans {syntax}"])
+    assert note.count(syntax) == 1 and "\n" not in note
+    assert syntax_note(["a shirt (red), 16:9, breakfast: (one", "two:1.5)", "AT BREAKFAST"]) is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
+from generation.loras import find_lora
 from generation.weights import (
     find_weights,
     load_generation_sampler,
@@ -92,12 +93,111 @@ def test_a_lora_is_used_with_the_unet_that_it_was_trained_on(runs, tiny_model, t
     assert (found.base.path, found.unet) == (tiny_model, other / "unet") and "other revision" in found.describe()
 
 
-def test_a_base_that_is_gone_is_named(runs, tmp_path):
-    folder = shutil.copytree(runs["lora"], tmp_path / "run")
-    run = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**run, "base_model": str(tmp_path / "gone")}))
-    with pytest.raises(UserError, match=str(tmp_path / "gone")):
+@pytest.fixture
+def changed_run(runs, tmp_path):
+    """`changed_run(kind, name, facts, arguments)`: a copy of a run with other facts in its run.json."""
+
+    def change(kind: str, name: str, facts: dict | None = None, arguments: dict | None = None) -> Path:
+        folder = shutil.copytree(runs[kind], tmp_path / name)
+        run = json.loads((folder / "run.json").read_text())
+        run["arguments"] |= arguments or {}
+        (folder / "run.json").write_text(json.dumps(run | (facts or {})))
+        return folder
+
+    return change
+
+
+@pytest.mark.parametrize("gone", ["folder", "file.safetensors"])
+def test_a_base_that_is_gone_is_named_with_the_way_to_name_it_anew(changed_run, tiny_model, tmp_path, gone):
+    lora = changed_run("lora", "run", {"base_model": str(tmp_path / gone)})
+    for checkpoint, named in ((None, lora), ("checkpoint-1", lora / "checkpoint-1")):
+        with pytest.raises(UserError, match=f"{tmp_path / gone}.*--model BASE --lora {named}$"):
+            find_weights(str(lora), checkpoint)
+    assert find_weights(str(tiny_model), loras=[str(lora)]).run["trigger"] == "sks"
+    whole = changed_run("unet", "whole", {"base_model": str(tmp_path / gone)})
+    (whole / "model_index.json").unlink()
+    with pytest.raises(UserError, match=f"{tmp_path / gone}") as caught:
+        find_weights(str(whole), "latest")
+    assert "--lora" not in str(caught.value)
+
+
+def test_a_tokenizer_that_is_gone_is_named(changed_run, tmp_path):
+    (tmp_path / "base.safetensors").write_bytes(b"")
+    facts, arguments = {"base_model": str(tmp_path / "base.safetensors")}, {"tokenizer": str(tmp_path / "words")}
+    with pytest.raises(UserError, match=f"--tokenizer {tmp_path / 'words'}"):
+        find_weights(str(changed_run("lora", "run", facts, arguments)))
+
+
+def test_a_base_that_is_no_longer_usable_is_named_with_the_way_to_name_another(changed_run, tmp_path):
+    (tmp_path / "spoiled").mkdir()
+    folder = changed_run("lora", "run", {"base_model": str(tmp_path / "spoiled")})
+    with pytest.raises(UserError, match=f"{tmp_path / 'spoiled'}.*--model BASE --lora {folder}$"):
         find_weights(str(folder))
+
+
+VELOCITY = {"prediction_type": "v_prediction"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [({}, VELOCITY), (VELOCITY, {**VELOCITY, "rescale_betas_zero_snr": True})]
+)
+def test_two_loras_on_different_noise_schedules_are_refused(changed_run, tiny_model, first, second):
+    one, two = changed_run("lora", "one", arguments=first), changed_run("lora", "two", arguments=second)
+    for model, loras in ((tiny_model, [one, two]), (one, [two])):
+        with pytest.raises(UserError, match=f"{one.name}/.* was trained for .*{two.name}/.* for v_prediction"):
+            find_weights(str(model), loras=[str(lora) for lora in loras])
+    same = find_weights(str(tiny_model), loras=[str(two), str(two / "checkpoint-1")])
+    assert load_generation_sampler(same, "ddim").config.prediction_type == "v_prediction"
+
+
+def test_a_lora_on_another_noise_schedule_than_the_models_is_said(changed_run, runs, tiny_model):
+    lora = changed_run("lora", "velocity", arguments=VELOCITY)
+    for model in (tiny_model, runs["unet"]):
+        note = find_weights(str(model), loras=[str(lora)]).schedule_note
+        assert "velocity/" in note and "v_prediction" in note and "epsilon" in note
+    assert find_weights(str(lora)).schedule_note is None
+    assert find_weights(str(tiny_model), loras=[str(runs["lora"])]).schedule_note is None
+
+
+def test_a_loras_own_base_says_its_noise_schedule_where_the_run_does_not(changed_run, tiny_model, tmp_path):
+    base = shutil.copytree(tiny_model, tmp_path / "velocity base")
+    config = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
+    (base / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | VELOCITY))
+    lora = changed_run("lora", "run", {"base_model": str(base)})
+    assert "v_prediction" in find_weights(str(tiny_model), loras=[str(lora)]).schedule_note
+    assert find_weights(str(lora)).schedule_note is None
+
+
+def test_what_a_file_says_of_its_training_counts_too(runs, tiny_model, tmp_path):
+    """As kohya's scripts and export_checkpoint.py write it."""
+    tensors = {f"unet.{LAYER}.lora_A.weight": torch.zeros(2, 16), f"unet.{LAYER}.lora_B.weight": torch.zeros(16, 2)}
+    metadata = {"modelspec.prediction_type": "v", "modelspec.trigger_phrase": "zwx coat"}
+    save_file(tensors, tmp_path / "style.safetensors", metadata)
+    found = find_weights(str(tiny_model), loras=[str(tmp_path / "style.safetensors")])
+    assert "v_prediction" in found.schedule_note and found.triggers == ("zwx coat",)
+    assert load_generation_sampler(found, "ddim").config.prediction_type == "epsilon"  # as the model says
+    with pytest.raises(UserError, match="style.safetensors was trained for v_prediction"):
+        find_weights(str(tiny_model), loras=[str(tmp_path / "style.safetensors"), str(runs["lora"])])
+
+
+def test_a_peft_adapter_of_the_hub_is_found(monkeypatch, tmp_path):
+    def download(name: str, file: str) -> str:
+        if file == LORA_FILE:
+            raise ValueError("no such file")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("generation.loras.hf_hub_download", download)
+    assert find_lora("someone/adapter") == tmp_path / "adapter_model.safetensors"
+
+
+def test_the_trigger_phrases_of_all_loras_are_asked_for(changed_run, runs, tiny_model):
+    other = changed_run("lora", "other", {"trigger": "zwx coat"})
+    for model, loras in ((tiny_model, [runs["lora"], other]), (runs["lora"], [other])):
+        found = find_weights(str(model), loras=[str(lora) for lora in loras])
+        assert found.triggers == ("sks", "zwx coat")
+        said = trigger_warning(found, ["SKS jeans", "a ZWX coat"]).splitlines()
+        assert ["sks" in said[0], "zwx coat" in said[1]] == [True, True] and "1 of 2" in said[0]
+        assert trigger_warning(found, ["sks jeans, zwx coat"]) is None
 
 
 def test_loras_add_up_each_with_its_own_scale(runs, tiny_model):
@@ -244,33 +344,15 @@ def test_a_lora_of_another_kind_of_model_is_refused(tiny_model, tmp_path):
         load_generation_unet(find_weights(str(tiny_model), loras=[str(tmp_path / "flux.safetensors")]), torch.float32)
 
 
-@pytest.mark.parametrize(("part", "kind"), [("dora_scale", "DoRA"), ("hada_w1_a", "LoHa"), ("lokr_w1", "LoKr")])
-def test_an_adapter_that_is_no_plain_lora_is_refused_by_its_kind(tiny_model, tmp_path, part, kind):
-    name = "lora_unet_" + LAYER.replace(".", "_")
-    tensors = {f"{name}.{end}": torch.zeros(2, 2) for end in ("lora_down.weight", "lora_up.weight", part)}
-    save_file(tensors, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=f"other.safetensors: a {kind} adapter"):
-        load_generation_unet(find_weights(str(tiny_model), loras=[str(tmp_path / "other.safetensors")]), torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("layer", "width", "complaint"),
-    [
-        (LAYER.replace("blocks.1", "blocks.3"), 16, "this model has no down_blocks.3"),
-        (LAYER.replace("to_q", "to_k"), 24, "attn1.to_k takes 24 values, in this model 16"),
-    ],
-)
-@pytest.mark.parametrize("is_kohyas", [True, False])
-def test_a_lora_of_another_base_is_refused(tiny_model, tmp_path, layer, width, complaint, is_kohyas):
-    """Though the first of its layers has a place: diffusers would take that one alone."""
+def test_a_lora_of_another_base_is_refused_with_the_counts_before_anything_is_loaded(tiny_model, tmp_path):
+    """Though most of its layers have a place: diffusers would take those alone."""
     tensors = {}
-    for name, size in ((LAYER, 16), (layer, width)):
-        kohya = "lora_unet_" + name.replace(".", "_")
-        down, up = [f"{kohya}.lora_{end}" if is_kohyas else f"unet.{name}.lora.{end}" for end in ("down", "up")]
-        tensors |= {f"{down}.weight": torch.zeros(2, size), f"{up}.weight": torch.zeros(16, 2)}
+    for layer in ("unet.mid_block.nowhere", "unet." + LAYER, "text_encoder.text_model.encoder.layers.0.mlp.fc1"):
+        out = 32 if "mlp" in layer else 16
+        tensors |= {f"{layer}.lora_A.weight": torch.zeros(2, 16), f"{layer}.lora_B.weight": torch.zeros(out, 2)}
     save_file(tensors, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=f"other.safetensors: for another base: .*{complaint}"):
-        load_generation_unet(find_weights(str(tiny_model), loras=[str(tmp_path / "other.safetensors")]), torch.float32)
+    with pytest.raises(UserError, match="other.safetensors: for another base: 2 of 3 layers .*mid_block.nowhere"):
+        find_weights(str(tiny_model), loras=[str(tmp_path / "other.safetensors")])
 
 
 def test_a_loras_run_counts_whatever_base_is_named(runs, tiny_model):

@@ -32,8 +32,8 @@ def convert(folders, outputs):
     """`convert(file)` is the folder that is made of it."""
 
     def run(file: Path, tokenizer: Path | None = folders[1], allow_pickle: bool = False) -> Path:
-        pickles_to = Path("converted") if allow_pickle else None
-        return find_model(str(file), "--model", ModelOptions(tokenizer=tokenizer, pickles_to=pickles_to)).path
+        options = ModelOptions(tokenizer=tokenizer, allow_pickle=allow_pickle)
+        return find_model(str(file), "--model", options).path
 
     return run
 

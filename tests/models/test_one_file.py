@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from export_checkpoint import parse_args
 from exporting.export import export_checkpoint
+from models import one_file
 from models.ldm_keys import StateDict
 from models.loading import load_noise_scheduler, load_unet
 from one_file_models import as_ema, make_model, set_zero_snr, write_one_file
@@ -23,6 +24,7 @@ WEIGHTS = {
     "text_encoder": "model.safetensors",
 }
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+TOKENS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 VELOCITY = {"modelspec.prediction_type": "v"}
 
 
@@ -111,14 +113,46 @@ def test_zero_terminal_snr_is_kept_both_ways(convert, tmp_path, version):
 def test_a_file_is_converted_once_and_another_content_goes_elsewhere(convert, file_of, folders, tmp_path, capsys):
     first = convert(file_of(1))
     assert "converting" in capsys.readouterr().out and first.name.startswith("m-")
-    made = first.stat().st_mtime_ns
-    assert convert(file_of(1)) == first and first.stat().st_mtime_ns == made and not capsys.readouterr().out
+    made = (first / "unet").stat().st_mtime_ns
+    assert convert(file_of(1)) == first and (first / "unet").stat().st_mtime_ns == made
+    assert not capsys.readouterr().out
     other_tokenizer = shutil.copytree(folders[1] / "tokenizer", tmp_path / "other")
     (other_tokenizer / "special_tokens_map.json").write_text("{}")
     middle = {"first_stage_model.encoder.conv_in.bias": torch.ones(32)}  # neither its size nor its ends differ
     several = [first, convert(file_of(1), other_tokenizer), convert(file_of(1, middle))]
     (tmp_path / "m.yaml").write_text("model: {params: {parameterization: v}}")
     assert len({*several, convert(file_of(1))}) == 4
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(convert, file_of, monkeypatch):
+    file, read = file_of(1), []
+    first = convert(file)
+    hash_content = one_file._hash_content
+    monkeypatch.setattr(one_file, "_hash_content", lambda *words: read.append(words) or hash_content(*words))
+    assert convert(file) == first and not read
+    file_of(1)
+    assert convert(file) == first and len(read) == 1
+    assert convert(file) == first and len(read) == 1
+    (first / "source.json").write_text("[")
+    assert convert(file) == first and len(read) == 2
+
+
+def test_what_was_made_of_a_file_is_used_where_the_file_or_its_tokenizer_is_gone(
+    convert, file_of, folders, tmp_path, capsys
+):
+    tokenizer = shutil.copytree(folders[1] / "tokenizer", tmp_path / "words")
+    file = file_of(1)
+    convert(file, tokenizer)
+    second = convert(file_of(1, {"first_stage_model.encoder.conv_in.bias": torch.ones(32)}), tokenizer)
+    shutil.rmtree(tokenizer)
+    capsys.readouterr()
+    assert convert(file, tokenizer) == second and f"gone: {tokenizer};" in capsys.readouterr().out
+    file.unlink()
+    assert convert(file, tokenizer) == second and f"gone: {file}, {tokenizer};" in capsys.readouterr().out
+    assert convert(file, folders[1]) == second and f"gone: {file};" in capsys.readouterr().out
+    for other in (file.with_name("n.safetensors"), file.with_name("n.ckpt")):
+        with pytest.raises(UserError, match=rf"{other.name}: no such file.*where it is now"):
+            convert(other, folders[1], allow_pickle=True)
 
 
 def test_what_fails_half_way_leaves_nothing(convert, file_of, outputs, monkeypatch):
@@ -141,6 +175,18 @@ def test_a_full_disk_is_found_before_anything_is_written(convert, file_of, outpu
     with pytest.raises(WorkError, match="1e-06 GB are free"):
         convert(file_of(1))
     assert not outputs.exists()
+
+
+def test_the_space_that_is_needed_is_that_of_the_folder(convert, file_of, weights, outputs, monkeypatch):
+    half = {name: w.half() for name, w in weights[1].items() if name.startswith("model.") and ".out.2." not in name}
+    file = file_of(1, half)  # its UNet becomes fp32, as not all of it is fp16
+    size = sum(weight.numel() * 4 for weight in weights[1].values())
+    assert file.stat().st_size < size - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, size - 1))
+    with pytest.raises(WorkError, match="free"):
+        convert(file)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, size))
+    assert convert(file).is_dir()
 
 
 # --- EMA ------------------------------------------------------------------------------------------------------------
@@ -175,9 +221,11 @@ def test_of_a_file_with_an_average_alone_that_is_taken(convert, file_of, weights
         (1, {"model.diffusion_model.out.0.bias": torch.zeros(3)}, r"other sizes.*out\.0\.bias \(3,\)"),
         (1, {"model.diffusion_model.label_emb.0.0.weight": torch.zeros(3)}, "unCLIP"),
         (1, {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(64, 9, 3, 3)}, "inpainting"),
-        (1, {"model.diffusion_model.out.0.bias": torch.zeros(64, dtype=torch.int8)}, "its unet is stored as int8"),
+        (1, {"model.diffusion_model.out.0.bias": torch.zeros(64, dtype=torch.int8)}, "its unet is stored as I8"),
+        (1, {TOKENS: torch.zeros(3)}, "not built as Stable Diffusion's are"),
+        (1, {TOKENS: torch.zeros(3, 64, 1)}, r"token_embedding\.weight \(3, 64, 1\)"),
         (1, {"conditioner.embedders.0.x": torch.zeros(1)}, "Stable Diffusion XL"),
-        (1, {"cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": None}, "no text encoder"),
+        (1, {TOKENS: None}, "no text encoder"),
         (1, {"first_stage_model.encoder.conv_in.weight": None}, "no VAE"),
         (1, {"model.diffusion_model.input_blocks.0.0.weight": None}, "no model.diffusion_model"),
     ],
@@ -205,6 +253,14 @@ def test_pickles_need_leave_and_are_refused_under_another_name(convert, weights,
     for allowed in (False, True):
         with pytest.raises(UserError, match=r"renamed\.safetensors: a pickle, though it is named"):
             convert(tmp_path / "renamed.safetensors", allow_pickle=allowed)
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_what_else_a_pickle_holds_is_left_out(convert, weights, folders, tmp_path):
+    odd = {3: torch.zeros(1), ("a", "b"): torch.zeros(1), "sparse": torch.zeros(2, 2).to_sparse()}
+    torch.save(weights[1] | odd, tmp_path / "model.ckpt")
+    folder = convert(tmp_path / "model.ckpt", allow_pickle=True)
+    assert all(same(part_of(folder, part), part_of(folders[1], part)) for part in WEIGHTS)
 
 
 def test_a_pickle_that_would_run_code_is_refused(convert, tmp_path):

@@ -34,6 +34,8 @@ YAML = "model: {{params: {{parameterization: {}, image_size: 48, scale_factor: 0
         (2, {}, YAML.format("eps"), {}, "epsilon"),
         (2, {}, "model: {params: {use_ema: false}}", {}, "epsilon"),
         (2, {}, None, {"modelspec.prediction_type": "epsilon"}, "epsilon"),
+        (2, {}, None, {"modelspec.architecture": "stable-diffusion-v2-768-v"}, "v_prediction"),
+        (2, {}, None, {"modelspec.architecture": "stable-diffusion-v2-512"}, "epsilon"),
     ],
 )
 def test_the_prediction_type_is_in_the_file_or_beside_it(
@@ -50,11 +52,47 @@ def test_the_prediction_type_is_in_the_file_or_beside_it(
         assert (unet["sample_size"], vae["scaling_factor"], scheduler.beta_end) == (48, 0.5, 0.02)
 
 
+@pytest.mark.parametrize("name", ["rescale_betas_zero_snr", "zero_terminal_snr", "ztsnr", "zsnr"])
+def test_zero_terminal_snr_may_be_told_by_the_yaml(convert, file_of, tmp_path, name):
+    found = []
+    for value in ("true", "false"):
+        (tmp_path / "m.yaml").write_text(f"model: {{params: {{parameterization: v, {name}: {value}}}}}")
+        config = load_noise_scheduler(convert(file_of(1))).config
+        found.append((config.prediction_type, config.rescale_betas_zero_snr))
+    assert found == [("v_prediction", True), ("v_prediction", False)]
+
+
+@pytest.mark.parametrize(
+    ("params", "named"),
+    [
+        ("parameterization: flow", "parameterization is 'flow'.*eps, v, x0"),
+        ("parameterization: [v]", "parameterization is"),
+        ("zero_terminal_snr: maybe", "zero_terminal_snr is 'maybe'"),
+        ("image_size: large", "image_size is 'large'"),
+        ("timesteps: 0", "timesteps is 0"),
+        ("linear_end: .nan", "linear_end is nan"),
+        ("scale_factor: true", "scale_factor is True"),
+    ],
+)
+def test_what_a_yaml_says_and_is_not_known_is_refused(convert, file_of, tmp_path, params, named):
+    (tmp_path / "m.yaml").write_text(f"model: {{params: {{{params}}}}}")
+    with pytest.raises(UserError, match=rf"m\.yaml: {named}"):
+        convert(file_of(1))
+
+
+def test_an_unknown_prediction_type_in_the_metadata_is_refused(convert, file_of):
+    with pytest.raises(UserError, match=r"m\.safetensors: modelspec\.prediction_type.*'flow'.*epsilon, v, sample"):
+        convert(file_of(1, metadata={"modelspec.prediction_type": "flow"}))
+
+
 def test_a_2_x_model_has_the_size_that_goes_with_what_it_predicts(convert, file_of):
     velocity = convert(file_of(2))
     noise = convert(file_of(2, metadata={"modelspec.prediction_type": "epsilon"}))
-    sizes = [json.loads((f / "unet" / "config.json").read_text())["sample_size"] for f in (velocity, noise)]
-    assert sizes == [96, 64]
+    file = file_of(2, name="with_yaml")  # as the 2.x models for 768 px came, with a size that is not theirs
+    file.with_suffix(".yaml").write_text("model: {params: {parameterization: v, image_size: 64}}")
+    folders = (velocity, noise, convert(file))
+    sizes = [json.loads((f / "unet" / "config.json").read_text())["sample_size"] for f in folders]
+    assert sizes == [96, 64, 96]
 
 
 def test_a_2_x_file_that_does_not_say_what_it_predicts_is_refused(convert, file_of):
@@ -77,9 +115,18 @@ def test_statements_that_contradict_each_other_are_refused(convert, file_of, tmp
 
 
 def test_a_file_of_something_else_is_refused_with_what_it_is(convert, tmp_path):
-    for name, key, complaint in (("lora", "lora_unet_x.lora_down.weight", "--lora"), ("other", "x", "but x")):
-        file = write_one_file(tmp_path / f"{name}.safetensors", {key: torch.zeros(1)})
-        with pytest.raises(UserError, match=f"{name}.safetensors: .*{complaint}"):
+    found = {
+        "lora_unet_x.lora_down.weight": "--lora",
+        "x": "but x",
+        "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": "Stable Diffusion 3",
+        "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": "Flux",
+        "double_blocks.0.img_attn.qkv.weight": "Flux",
+        "control_model.input_blocks.0.0.weight": "ControlNet",
+        "down_blocks.0.resnets.0.conv1.weight": "a folder in diffusers' format",
+    }
+    for number, (key, complaint) in enumerate(found.items()):
+        file = write_one_file(tmp_path / f"{number}.safetensors", {key: torch.zeros(1)})
+        with pytest.raises(UserError, match=f"{number}.safetensors: .*{complaint}"):
             convert(file)
 
 
@@ -113,7 +160,8 @@ def full_size_shapes(version: int) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize(("version", "metadata"), [(1, {}), (2, VELOCITY)])
 def test_of_full_size_files_every_weight_has_its_place_and_the_configs_are_those_of_the_hub(version, metadata):
-    file = CheckpointFile(Path("sd.safetensors"), full_size_shapes(version), metadata, torch.empty)
+    shapes = full_size_shapes(version)
+    file = CheckpointFile(Path("sd.safetensors"), shapes, dict.fromkeys(shapes, "F16"), metadata, torch.empty)
     conversion = plan_conversion(file, "--model sd.safetensors")
     unet, text = SIZES[version]
     for expected, config in ((unet, conversion.configs["unet"]), (text, conversion.configs["text_encoder"])):

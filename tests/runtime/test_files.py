@@ -64,6 +64,14 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     assert os.listdir(tmp_path) == ["model"] and (tmp_path / "model" / "unet" / "config.json").is_file()
 
 
+def test_what_an_earlier_process_of_the_same_number_left_is_replaced(tmp_path):
+    left = tmp_path / f".model.{socket.gethostname()}.{os.getpid()}.part"  # in a container every job may be process 1
+    (left / "unet").mkdir(parents=True)
+    with atomic_folder(tmp_path / "model") as partial:
+        (partial / "vae").mkdir()
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["vae"]
+
+
 def test_of_two_processes_that_make_the_same_folder_the_first_wins(tmp_path):
     with atomic_folder(tmp_path / "model") as partial:
         (partial / "second").touch()

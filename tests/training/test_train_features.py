@@ -150,10 +150,12 @@ def test_what_is_left_out_is_named_before_the_first_step(run, tmp_path, capsys):
     (folder / "phone.HEIC").touch()
     (folder / "below").mkdir()
     shutil.copy(folder / "square.jpg", folder / "below")
+    shutil.copy(folder / "square.jpg", folder / "below" / "no suffix")
+    shutil.copy(folder / "square.jpg", folder / "square.mask.png")
     run("out", *STEPS, "--dry_run", dataset=folder)
     said = " ".join(capsys.readouterr().out.split())
     assert "WITHOUT A CAPTION, left out: below/square.jpg" in said
-    assert "NOT READABLE, left out: phone.HEIC (save them as JPEG or PNG)" in said
+    assert "NOT READABLE, left out: below/no suffix, phone.HEIC (save them as JPEG or PNG)" in said
 
 
 def test_captions_of_sub_folders_are_trained_on_and_what_contradicts_a_row_is_named(run, tmp_path, capsys):

@@ -3,10 +3,19 @@
 import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from captioning.caption_file import CaptionFile
-from captioning.image_facts import BLANK, BLURRED, HASH_BITS, TINY, ImageFacts, find_near_duplicates, measure_image
+from captioning.image_facts import (
+    BLANK,
+    BLURRED,
+    DARK,
+    HASH_BITS,
+    TINY,
+    ImageFacts,
+    find_near_duplicates,
+    measure_image,
+)
 from data.image_files import METADATA_CSV
 from data.metadata import ScannedRow
 from data.metadata_files import unread_metadata_files
@@ -66,7 +75,8 @@ def print_findings(findings: Sequence[Finding], limit: int | None = None) -> Non
 
 def find_faults(file: CaptionFile) -> list[Finding]:
     """All findings, kind by kind, pictures in order."""
-    rows, paths = file.rows(), file.pictures()
+    rows = file.rows()
+    paths = _pictures_to_measure(file, rows)
     measured = prefetch(lambda path: measure_image(path, file.name_of(path)), paths)
     bar = progress_bar(measured, total=len(paths), desc="checking the pictures", unit="picture")
     images = [facts for _, facts in bar]
@@ -74,10 +84,18 @@ def find_faults(file: CaptionFile) -> list[Finding]:
     return [*in_files, *audit_images(images), *audit_rows(rows, [facts.name for facts in images])]
 
 
+def _pictures_to_measure(file: CaptionFile, rows: Sequence[ScannedRow]) -> list[Path]:
+    """The pictures, and what has a row though its suffix is none of a picture: training reads it, too."""
+    others = file.unsupported_files()
+    without_row = set(file.without_row(rows, among=others))
+    return [*file.pictures(), *(path for path in others if path not in without_row)]
+
+
 def audit_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterator[Finding]:
     """Files that are neither captioned nor trained on."""
-    for path in file.unsupported_files():
-        yield Finding("in a format that cannot be read (save them as JPEG or PNG)", file.name_of(path))
+    for path in file.without_row(rows, among=file.unsupported_files()):
+        kind = "in a format that cannot be read (or under a suffix that is not; save them as .jpg or .png)"
+        yield Finding(kind, file.name_of(path))
     for path in file.without_row(rows, among=file.nested_pictures()):
         kind = "in sub-folders, without a row (--recursive captions them)"
         yield Finding(kind, file.name_of(path), wrong=False)
@@ -103,14 +121,28 @@ def audit_images(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     for image in readable:
         if min(image.width, image.height) < TINY:
             yield Finding(f"tiny (shorter side below {TINY} pixels)", f"{image.name}: {image.width} x {image.height}")
-    yield from (Finding("blank (one colour all over)", image.name) for image in readable if image.contrast < BLANK)
+    yield from find_blank(readable)
     for image in readable:
         if image.blur > BLURRED and image.contrast >= BLANK:
             yield Finding(f"blurred (above {BLURRED} on a scale from 0 to 1)", f"{image.name}: {image.blur:.2f}")
     yield from find_duplicates(readable)
     for image in readable:
+        if image.animated:
+            yield Finding("of several frames or pages (a note: only the first is read)", image.name, wrong=False)
+    for image in readable:
         if image.rotated_by_exif:
             yield Finding("rotated by EXIF (a note: training rotates them, too)", image.name, wrong=False)
+
+
+def find_blank(images: Iterable[ImageFacts]) -> Iterator[Finding]:
+    """Pictures with nothing to see in them, or hardly anything."""
+    for image in images:
+        if image.contrast < BLANK:
+            note = ": the empty first frame of an animation; save another frame as PNG" if image.animated else ""
+            yield Finding("blank (one colour all over)", f"{image.name}{note}")
+        elif image.brightest <= DARK:
+            kind = "nearly black (greys of 10 to 14 bits saved as 16 look so; stretch them to 16 bits)"
+            yield Finding(kind, f"{image.name}: at most {image.brightest} of 255")
 
 
 def find_duplicates(images: Sequence[ImageFacts]) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.images import EXIF_ORIENTATION, TURNS_BY_ORIENTATION, open_image, read_image_size
+from data.images import is_animation, is_turned, open_image, read_image_size
 
 TINY = 256  # pixels; a shorter side below this is enlarged twofold and more for Stable Diffusion 1.5
 BLUR_SIDE = 512  # pixels, the longer side at which blur is measured, since it depends on the size
@@ -16,6 +16,7 @@ BLUR_SIDE = 512  # pixels, the longer side at which blur is measured, since it d
 # with a radius of 3 of 512 pixels they have 0.62 to 0.83, textures least.
 BLURRED = 0.65
 BLANK = 8  # levels of 255 between the darkest and the brightest pixel; below, there is nothing to see
+DARK = 64  # levels of 255; no photograph is wholly darker, but 12 bits of a camera saved as 16 end at 16, 14 at 64
 # Bits of a perceptual hash that differ: 36 and more between different pictures of one kind of garment, mostly 0 to 16
 # after a picture was saved again, made smaller or a little brighter.
 HASH_SIDE, NEAR_BITS = 16, 24
@@ -33,11 +34,13 @@ class ImageFacts:
     width: int = 0
     height: int = 0
     rotated_by_exif: bool = False
+    animated: bool = False
     pixel_hash: bytes = b""
     perceptual_hash: bytes = b""
     mean_colour: tuple[float, ...] = ()  # red, green, blue
     blur: float = 0.0
     contrast: int = 255
+    brightest: int = 255
 
 
 def measure_image(path: Path, name: str) -> ImageFacts:
@@ -45,21 +48,22 @@ def measure_image(path: Path, name: str) -> ImageFacts:
     try:
         width, height = read_image_size(path)
         picture = open_image(path)
-        with Image.open(path) as image:
-            rotated = image.getexif().get(EXIF_ORIENTATION) in TURNS_BY_ORIENTATION
-    except (OSError, ValueError) as error:
+        turned, animated = is_turned(path), is_animation(path)
+    except ValueError as error:
         return ImageFacts(name, fault=str(error))
-    contrast, blur = _measure_contrast_and_blur(picture, width, height)
+    darkest, brightest, blur = _measure_levels_and_blur(picture, width, height)
     return ImageFacts(
         name=name,
         width=width,
         height=height,
-        rotated_by_exif=rotated,
+        rotated_by_exif=turned,
+        animated=animated,
         pixel_hash=_pixel_hash(picture),
         perceptual_hash=_perceptual_hash(picture),
         mean_colour=tuple(np.asarray(picture.resize((16, 16), Image.Resampling.BOX)).mean((0, 1)).tolist()),
         blur=blur,
-        contrast=contrast,
+        contrast=brightest - darkest,
+        brightest=brightest,
     )
 
 
@@ -75,16 +79,16 @@ def _perceptual_hash(picture: Image.Image) -> bytes:
     return np.packbits(imagehash.phash(picture, hash_size=HASH_SIDE).hash).tobytes()
 
 
-def _measure_contrast_and_blur(picture: Image.Image, width: int, height: int) -> tuple[int, float]:
-    """(levels between the darkest and the brightest pixel, blur from 0 to 1; 0 for tiny and blank pictures)."""
+def _measure_levels_and_blur(picture: Image.Image, width: int, height: int) -> tuple[int, int, float]:
+    """(darkest level, brightest level, blur from 0 to 1; 0 for tiny and blank pictures)."""
     from skimage.measure import blur_effect
 
     grey = picture.convert("L")
     grey.thumbnail((BLUR_SIDE, BLUR_SIDE), Image.Resampling.LANCZOS)
     pixels = np.asarray(grey)
-    contrast = int(pixels.max()) - int(pixels.min())
-    blur = blur_effect(pixels) if min(width, height) >= TINY and contrast else 0.0
-    return contrast, float(blur)
+    darkest, brightest = int(pixels.min()), int(pixels.max())
+    blur = blur_effect(pixels) if min(width, height) >= TINY and brightest > darkest else 0.0
+    return darkest, brightest, float(blur)
 
 
 def find_near_duplicates(images: Sequence[ImageFacts]) -> Iterator[tuple[ImageFacts, ImageFacts, int]]:

@@ -24,7 +24,7 @@ def find_fault(path: Path) -> str | None:
         read_image_size(path)
     except UnicodeDecodeError:
         return "its name is not UTF-8, so no row can hold it; rename it"
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         return str(error)
     return None
 

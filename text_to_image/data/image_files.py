@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from runtime.errors import UserError
@@ -10,35 +10,63 @@ from runtime.errors import UserError
 METADATA, METADATA_CSV = "metadata.jsonl", "metadata.csv"
 METADATA_FILES = (METADATA, METADATA_CSV)  # of two in a folder the first is read
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-# Formats of phones and cameras that Pillow does not read without a plug-in.
-UNSUPPORTED_SUFFIXES = frozenset(
+# Formats that are not read: those of phones and cameras, which may lie beside a JPEG made of them, ...
+CAMERA_SUFFIXES = frozenset(
     {".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".orf", ".raf", ".raw", ".rw2"}
 )
+# ... and others.
+OTHER_SUFFIXES = frozenset(
+    {".dds", ".eps", ".exr", ".hdr", ".ico", ".j2k", ".jp2", ".jpe", ".jpx", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm"}
+    | {".psd", ".qoi", ".svg", ".tga", ".xcf"}
+)
+TEXT_SUFFIXES = frozenset({".caption", ".csv", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".txt", ".yaml"})
+# How pictures begin, whatever they are called: JPEG, PNG, GIF, TIFF, JPEG XL, JPEG 2000, Photoshop.
+SIGNATURES = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"),
+    *(b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"8BPS"),
+)
+FTYP_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 # What our scripts write among pictures and no data set contains: sheets, and pictures that a safety checker blackened.
 SHEETS = frozenset({"contact_sheet.jpg", "copies_sheet.jpg"})
 WITHHELD_SUFFIX = "-withheld"
+MASK_SUFFIX = ".mask"  # 1.mask.png beside 1.jpg says where in it something is
 
 
 def find_image_files(folder: Path, recursive: bool = False) -> list[Path]:
-    """The pictures in `folder`, '2.jpg' before '10.jpg', without hidden files. UserError where there is no folder.
+    """The pictures in `folder`, '2.jpg' before '10.jpg'; no hidden ones, no masks. UserError where there is none.
 
     `recursive`: also those in sub-folders, except hidden ones and those with a metadata file of their own.
     """
-    return _find_files(folder, recursive, _is_picture)
+    found = _find_files(folder, recursive, _is_picture)
+    stems = {path.with_suffix("") for path in found}
+    return [path for path in found if not _is_mask(path, stems)]
 
 
 def find_unsupported_files(folder: Path, recursive: bool = False) -> list[Path]:
-    """Pictures in formats that cannot be read, but not a raw file beside the JPEG that was made of it."""
+    """Pictures in formats or under suffixes that are not read, but not a raw file beside the JPEG that was made of it.
+
+    What has no suffix of a picture is told by its first bytes.
+    """
     readable = {path.with_suffix("") for path in find_image_files(folder, recursive)}
-    return [path for path in _find_files(folder, recursive, _is_unsupported) if path.with_suffix("") not in readable]
+    found = _find_files(folder, recursive, _is_unsupported)
+    return [p for p in found if not (p.suffix.lower() in CAMERA_SUFFIXES and p.with_suffix("") in readable)]
 
 
 def find_nested_image_files(folder: Path) -> list[Path]:
     """The pictures in `folder` and below; only those in `folder` itself where a sub-folder cannot be listed."""
+    return _find_nested(find_image_files, folder)
+
+
+def find_nested_unsupported_files(folder: Path) -> list[Path]:
+    """As `find_unsupported_files`, in `folder` and below; only in `folder` where a sub-folder cannot be listed."""
+    return _find_nested(find_unsupported_files, folder)
+
+
+def _find_nested(find: Callable[[Path, bool], list[Path]], folder: Path) -> list[Path]:
     try:
-        return find_image_files(folder, recursive=True)
+        return find(folder, True)
     except OSError:
-        return find_image_files(folder)
+        return find(folder, False)
 
 
 def no_pictures_message(folder: Path, recursive: bool = False) -> str:
@@ -95,8 +123,29 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
+def _is_mask(path: Path, stems: Set[Path]) -> bool:
+    """Whether the picture is the mask of another; `stems` are all pictures without their suffixes."""
+    stem = path.with_suffix("")
+    return stem.suffix.lower() == MASK_SUFFIX and stem.with_suffix("") in stems
+
+
 def _is_unsupported(path: Path) -> bool:
-    return path.suffix.lower() in UNSUPPORTED_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    suffix = path.suffix.lower()
+    if path.name.startswith(".") or suffix in IMAGE_SUFFIXES | TEXT_SUFFIXES or not path.is_file():
+        return False
+    return suffix in CAMERA_SUFFIXES | OTHER_SUFFIXES or _begins_like_a_picture(path)
+
+
+def _begins_like_a_picture(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    is_bitmap = head[:2] == b"BM" and head[6:10] == bytes(4)
+    is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    is_heif = head[4:8] == b"ftyp" and head[8:12] in FTYP_BRANDS
+    return head.startswith(SIGNATURES) or is_bitmap or is_webp or is_heif
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:

@@ -1,8 +1,5 @@
 """Image files: checked and measured, opened upright in sRGB on white, turned into pixel values, saved atomically."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from itertools import chain, product
@@ -13,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageCms, ImageOps
 
+from data.decoding import open_picture
 from runtime.errors import WorkError
 from runtime.files import atomic_write
 
-PIXEL_LIMIT = 150_000_000  # more is refused: a small file can decompress to all of the memory
 JPEG_QUALITY = 95
 EXIF_ORIENTATION = 274
 TURNS_BY_ORIENTATION = {
@@ -33,6 +30,8 @@ BYTE_MODES = {"La": "LA", "P": "RGBA", "PA": "RGBA", "YCbCr": "RGB"}
 # The white level of grey pictures of more than 8 bits, by the first letters of their mode. I (8 or 16 bits kept in 32)
 # and F (0 to 1, or bytes kept as fractions) do not state theirs: it is the first level of which the brightest pixel is
 # at most twice, since resampling overshoots and no real picture is wholly darker than 2 of 255.
+# A TIFF of 12 bits says so, and Pillow keeps its values as they are in 16.
+BITS_PER_SAMPLE, TWELVE_BITS = 258, (4095,)
 WHITE_LEVELS = {"I;16": (65535,), "I": (255, 65535, 2**31 - 1), "F": (1, 255, 65535)}
 
 
@@ -42,29 +41,24 @@ def read_image_size(path: Path) -> tuple[int, int]:
     Decodes the picture, so that a truncated file is found now and not in the middle of a run. Raises ValueError that
     says what is wrong with it.
     """
-    with _faults_as_value_errors(), _quiet_pillow(), Image.open(path) as image:
+    with open_picture(path) as image:
         width, height = image.size
-        if width * height > PIXEL_LIMIT:
-            raise ValueError(f"{width} x {height} pixels, more than the limit of {PIXEL_LIMIT:,}")
-        swapped = image.getexif().get(EXIF_ORIENTATION) in SIDES_SWAPPED
         image.draft("RGB", (max(width // 8, 1), max(height // 8, 1)))  # a JPEG at an eighth: six times faster
         _to_rgb(image.crop((0, 0, 1, 1)))  # crop decodes all of it; one pixel goes the way that open_image goes
+        swapped = _read_orientation(image) in SIDES_SWAPPED
     return (height, width) if swapped else (width, height)
 
 
-@contextmanager
-def _faults_as_value_errors() -> Iterator[None]:
-    """Turns what Pillow raises for files that it cannot read into ValueErrors in plain words."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise ValueError("no such file") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"more pixels than the limit of {PIXEL_LIMIT:,}") from None
-    except Image.UnidentifiedImageError:
-        raise ValueError("not a picture that Pillow can read") from None
-    except (OSError, SyntaxError, EOFError) as error:  # Pillow raises SyntaxError for broken PNG chunks
-        raise ValueError(f"damaged ({error})") from None
+def is_turned(path: Path) -> bool:
+    """Whether the EXIF orientation turns or mirrors the picture. Raises ValueError as `read_image_size`."""
+    with open_picture(path) as image:
+        return _read_orientation(image) in TURNS_BY_ORIENTATION
+
+
+def is_animation(path: Path) -> bool:
+    """Whether the first of several frames is read. Not of an MPO, whose other pictures are views of the same."""
+    with open_picture(path) as image:
+        return image.format != "MPO" and getattr(image, "is_animated", False)
 
 
 def load_pixel_values(path: Path, height: int, width: int, interpolation: str = "lanczos") -> torch.Tensor:
@@ -81,10 +75,10 @@ def load_pixel_values(path: Path, height: int, width: int, interpolation: str = 
 def open_image(path: Path, min_side: int | None = None) -> Image.Image:
     """The picture in sRGB, upright by its EXIF orientation, on white where it is transparent.
 
-    For files that `read_image_size` accepts. With `min_side` a large JPEG may be decoded at a fraction of its size, no
-    side shorter than that: this is faster and takes less memory.
+    With `min_side` a large JPEG may be decoded at a fraction of its size, no side shorter than that, which is faster
+    and takes less memory. Raises ValueError as `read_image_size`.
     """
-    with _quiet_pillow(), Image.open(path) as file:
+    with open_picture(path) as file:
         if min_side:
             file.draft(None, (min_side, min_side))
         picture = _to_rgb(_upright(file))
@@ -94,8 +88,20 @@ def open_image(path: Path, min_side: int | None = None) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     """As ImageOps.exif_transpose, which also rewrites the EXIF data and fails where any of it is malformed."""
-    turn = TURNS_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    image.load()
+    turn = TURNS_BY_ORIENTATION.get(_read_orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def _read_orientation(image: Image.Image) -> int:
+    """What the EXIF data say; 1 where they say nothing or are broken, as other programs take them.
+
+    Of a decoded picture it is what is left to be done: Pillow turns a TIFF itself as it decodes it, and drops the tag.
+    """
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # Pillow raises SyntaxError, struct.error, ...
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -110,7 +116,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_bytes(image: Image.Image) -> Image.Image:
     """In L, LA, RGB, RGBA, CMYK or LAB: one byte a channel, no palette."""
-    levels = WHITE_LEVELS.get(image.mode[:4])
+    levels = _white_levels(image)
     if levels is None:
         return image.convert(BYTE_MODES[image.mode]) if image.mode in BYTE_MODES else image
     # Pillow would clip grey values above 255 instead of scaling them.
@@ -121,6 +127,12 @@ def _to_bytes(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:
         grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
     return grey
+
+
+def _white_levels(image: Image.Image) -> tuple[int, ...] | None:
+    """What the white of a grey picture of more than 8 bits may be; None for other pictures."""
+    is_of_12_bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE) == (12,)
+    return TWELVE_BITS if is_of_12_bits else WHITE_LEVELS.get(image.mode[:4])
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -159,15 +171,6 @@ def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> I
     result = ImageCms.applyTransform(image, transform)
     assert result is not None  # it is None only when the image is changed in place
     return result
-
-
-@contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Silences Pillow's warnings about EXIF faults and about large pictures, for which we have our own limit."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-        yield
 
 
 def save_image(image: Image.Image, path: Path, **settings: Any) -> Path:

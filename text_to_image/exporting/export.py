@@ -18,12 +18,12 @@ from generation.weights import GenerationWeights, find_weights, load_generation_
 from models.folders import FolderLike, ModelShape, count_parameters
 from models.ldm_keys import StateDict, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
 from models.loading import DTYPES, load_vae, quiet_libraries
+from models.one_file import SUFFIX
 from runtime.devices import choose_device
 from runtime.errors import UserError, WorkError, advice_for, first_line
 from runtime.files import atomic_write, remove_stale_partial_files, write_text_atomically
 from runtime.paths import display_path
 
-SUFFIX = ".safetensors"
 HASH_PLACEHOLDER = "0x" + "0" * 64  # as long as the real hash, which is written over it
 SIZE_MARGIN = 1.05  # file size relative to the weights: the header, and the layer that only OpenCLIP's layout has
 HASH_BLOCK = 1 << 24  # bytes
@@ -40,16 +40,20 @@ def export_checkpoint(args: argparse.Namespace) -> None:
     check_output_path(args.to, args.overwrite)
     remove_stale_partial_files(args.to.absolute().parent)
     quiet_libraries()
-    source = find_weights(args.model, args.checkpoint, args.lora, args.lora_scale, args.tokenizer)
+    source = find_weights(args.model, args.checkpoint, args.lora, args.lora_scale, args.tokenizer, args.allow_pickle)
     dtype = DTYPES[args.dtype]
     model = read_checkpoint_format(source.base, source.scheduler_overrides)
     config = ldm_config_yaml(model)
     check_disk_space(args.to, source.base, dtype)
-    print(f"exporting {source.describe()}, in {args.dtype}", flush=True)
+    print(
+        "\n".join(filter(None, [f"exporting {source.describe()}, in {args.dtype}", source.schedule_note])), flush=True
+    )
 
     metadata = {"format": "pt", **modelspec_metadata(model, source.run, args.title or args.to.stem)}
+    if source.triggers:
+        metadata["modelspec.trigger_phrase"] = ", ".join(source.triggers)
     with atomic_write(args.to) as temporary:
-        write_file(temporary, collect_weights(source, model.version, dtype) | _marks(model), metadata)
+        write_file(temporary, collect_weights(source, model.version, dtype) | _schedule_keys(model), metadata)
         verified = verify_file(temporary, source, dtype, model.shape) if args.verify else "not verified"
         _write_config(args.to.with_suffix(".yaml"), config)
     size, architecture = args.to.stat().st_size / 1e9, metadata["modelspec.architecture"]
@@ -115,7 +119,7 @@ def check_finite(weights: StateDict) -> None:
         raise UserError(f"{non_finite} is infinite or NaN in this precision; try --dtype bf16 or fp32")
 
 
-def _marks(model: CheckpointFormat) -> StateDict:
+def _schedule_keys(model: CheckpointFormat) -> StateDict:
     """The empty tensor by which programs know zero terminal SNR, which neither ModelSpec nor the .yaml can say."""
     return {"ztsnr": torch.zeros(0)} if model.zero_snr else {}
 

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 from exporting.export import check_finite, check_output_path, write_file
 from exporting.file_metadata import lora_metadata, read_checkpoint_format
+from generation.loras import run_of_lora
 from generation.weights import find_weights
 from models.ldm_keys import StateDict
 from models.loading import DTYPES, quiet_libraries
-from models.lora import LoraLayer, read_lora_layers
-from runs.records import is_lora, read_run
+from models.lora import LORA_FILE, LoraLayer, read_lora_layers
+from runs.records import is_lora
 from runtime.errors import UserError, WorkError, advice_for, first_line
 from runtime.files import atomic_write, remove_stale_partial_files
 from runtime.paths import display_path
@@ -30,21 +31,26 @@ KOHYA_PREFIX = "lora_unet_"
 def export_lora(args: argparse.Namespace) -> None:
     """Writes the verified file `args.to`, or leaves no trace of it.
 
-    UserError if `args.model` is not the run of a LoRA or `args.to` must not be written; WorkError if the file does not
-    read back as it was.
+    The LoRA is that of the run `args.model`, or the only one of `args.lora`, where `args.model` is its base. UserError
+    if it was not trained here or `args.to` must not be written; WorkError if the file does not read back as it was.
     """
     check_output_path(args.to, args.overwrite, with_config=False)
-    _check_is_lora(args.model)
+    _check_is_lora(args.lora[0] if args.lora else args.model)
     remove_stale_partial_files(args.to.absolute().parent)
     quiet_libraries()
-    source = find_weights(args.model, args.checkpoint, tokenizer=args.tokenizer)
-    file, layers = source.loras[0].file, read_lora_layers(source.loras[0].file)
+    source = find_weights(
+        args.model, args.checkpoint, args.lora, tokenizer=args.tokenizer, allow_pickle=args.allow_pickle
+    )
+    file, layers = source.loras[-1].file, read_lora_layers(source.loras[-1].file)
+    run = run_of_lora(file)
     print(f"exporting {display_path(file)}, in {args.dtype}", flush=True)
+    if source.schedule_note:
+        print(source.schedule_note)
 
     weights = to_kohya(layers, DTYPES[args.dtype])
     check_finite(weights)
-    model, first = read_checkpoint_format(source.base, source.scheduler_overrides), next(iter(layers.values()))
-    metadata = {"format": "pt", **lora_metadata(model, source.run, args.title or args.to.stem, first)}
+    model, first = read_checkpoint_format(source.base, run["arguments"]), next(iter(layers.values()))
+    metadata = {"format": "pt", **lora_metadata(model, run, args.title or args.to.stem, first)}
     with atomic_write(args.to) as temporary:
         write_file(temporary, weights, metadata)
         verified = verify_lora(temporary, layers, DTYPES[args.dtype]) if args.verify else "not verified"
@@ -55,7 +61,7 @@ def export_lora(args: argparse.Namespace) -> None:
 
 def _check_is_lora(model: str) -> None:
     """UserError where `model` is no LoRA's run, before a whole model is fetched or converted for nothing."""
-    if not is_lora(read_run(Path(model).expanduser()) or {}):
+    if not is_lora(run_of_lora(Path(model).expanduser() / LORA_FILE)):
         raise UserError(f"--lora_only: {model} is no LoRA's run; leave --lora_only out to write a whole model")
 
 

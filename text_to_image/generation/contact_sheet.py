@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from data.decoding import open_picture
+
 Colour = str | tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -51,14 +53,14 @@ def make_contact_sheet(paths: Sequence[Path], captions: Sequence[tuple[str, int]
 
 def _picture_size(paths: Sequence[Path]) -> tuple[int, int]:
     """(width, height) that each picture gets: the first one's size, or less where all would exceed MAX_PIXELS."""
-    with Image.open(paths[0]) as first:
+    with open_picture(paths[0]) as first:
         width, height = first.size
     scale = min(1.0, math.sqrt(MAX_PIXELS / (len(paths) * width * height)))
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
 def _paste(sheet: Image.Image, path: Path, place: tuple[int, int], size: tuple[int, int]) -> None:
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         image.thumbnail(size)  # leaves a smaller one as it is
         sheet.paste(image, place)
 

@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from data.images import save_image
 from generation.contact_sheet import make_contact_sheet
+from generation.foreign_prompts import syntax_note
 from generation.image_generator import ImageGenerator, load_samplers
 from generation.output_files import SHEET_FILE, OutputWriter, is_generated, prepare_folder
 from generation.planned_images import GenerationSettings, PlannedImage
@@ -46,7 +47,7 @@ def generate(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
 
 def _generate(args: argparse.Namespace, stop: StopSignals, state: PartialState) -> None:
     # What the user got wrong is refused here, before weights are loaded:
-    weights = find_weights(args.model, args.checkpoint, args.lora, args.lora_scale, args.tokenizer)
+    weights = find_weights(args.model, args.checkpoint, args.lora, args.lora_scale, args.tokenizer, args.allow_pickle)
     plan = plan_images(args, weights, read_shape(weights.base))
     samplers = load_samplers(weights, plan)
     check_compiler(args.compile)
@@ -145,7 +146,10 @@ def print_start(
     already = f", {existing} of them there already" if existing else ""
     another = "" if args.model_named else f" (another: --model {REAL_MODEL})"
     print(f"{len(plan)} pictures{already}; model: {weights.describe()}{another}", flush=True)
-    if line := trigger_warning(weights, [request.prompt for request in args.requests]):
+    prompts = [request.prompt for request in args.requests]
+    negative_prompts = [args.negative_prompt, *(request.negative_prompt or "" for request in args.requests)]
+    notes = [*args.prompt_notes, syntax_note([*prompts, *negative_prompts])]
+    for line in filter(None, [*notes, weights.schedule_note, trigger_warning(weights, prompts)]):
         print(escape_control_chars(line), flush=True)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from data.decoding import open_picture
 from data.image_files import METADATA
 from data.images import save_image
 from data.metadata import scan_rows
@@ -80,9 +81,9 @@ def is_generated(folder: Path, planned: PlannedImage) -> bool:
 def is_intact_image(path: Path) -> bool:
     """Whether the file opens as a picture and decodes to its end."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             image.load()
-    except (OSError, SyntaxError, EOFError, ValueError):
+    except ValueError:
         return False
     return True
 

@@ -2,11 +2,12 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from generation.foreign_prompts import is_comment, parse_foreign_line
 from models.samplers import SAMPLERS
 from runtime.errors import UserError
 from runtime.flags import non_negative_float, positive_int, seed_int, utf8_text, zero_to_one
@@ -55,25 +56,33 @@ REQUEST_KEYS: dict[str, Callable[[str], str | int | float]] = {
 }
 
 
-def read_requests(path: Path) -> list[GenerationRequest]:
+class PromptsFile(NamedTuple):
+    requests: list[GenerationRequest]
+    notes: list[str]  # lines about what is in the file and not used
+
+
+def read_requests(path: Path) -> PromptsFile:
     """The requests in a file: a prompt on each line or, in a *.jsonl file, a JSON object on each line.
 
     A row with `file_name` comes from a data set's metadata.jsonl, of which only the captions are read, or from an
-    images.jsonl, where each row is one picture. Raises UserError that lists every bad line.
+    images.jsonl, where each row is one picture. A line of text may also be one of kohya's or AUTOMATIC1111's. Raises
+    UserError that lists every bad line.
     """
     parse_line = _parse_row if path.suffix.lower() in (".jsonl", ".json", ".ndjson") else _parse_text
     requests: list[GenerationRequest] = []
-    faults = []
+    faults, not_used = [], []
     for number, line in enumerate(_read_lines(path), start=1):
         try:
-            requests += parse_line(line.strip()) if line.strip() else []
+            found = parse_line(line.rstrip()) if line.strip() else ParsedLine([])
+            requests += found.requests
+            not_used += [f"{option} (line {number})" for option in found.not_used]
         except ValueError as fault:
             faults.append(f"line {number}: {fault}")
     if faults:
         raise UserError("\n  ".join([f"--prompts_file {path}:", *faults]))
     if not requests:
         raise UserError(f"--prompts_file {path}: no prompt in it; write one a line, or JSON Lines in a *.jsonl file")
-    return requests
+    return PromptsFile(requests, [f"{path}: not used: {', '.join(not_used)}"] if not_used else [])
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -86,16 +95,26 @@ def _read_lines(path: Path) -> list[str]:
         raise UserError(f"--prompts_file {path}: not UTF-8; save it as UTF-8") from None
 
 
-def _parse_text(line: str) -> list[GenerationRequest]:
-    return [GenerationRequest(line)]
+class ParsedLine(NamedTuple):
+    requests: list[GenerationRequest]
+    not_used: Sequence[str] = ()  # what stands in the line and is not honoured
 
 
-def _parse_row(line: str) -> list[GenerationRequest]:
+def _parse_text(line: str) -> ParsedLine:
+    if is_comment(line):
+        return ParsedLine([], [])
+    if (found := parse_foreign_line(line.strip())) is None:
+        return ParsedLine([GenerationRequest(line.strip())])
+    settings = {key: _as_flag(key, value) for key, value in found.settings.items()}
+    return ParsedLine([GenerationRequest(**settings)], found.not_used)
+
+
+def _parse_row(line: str) -> ParsedLine:
     """A request for each of the row's prompts. Raises ValueError that says what is wrong with the row."""
     row = _json_object(line)
     prompts = _prompts_in(row)
     if "file_name" in row and "prompt" not in row:  # metadata.jsonl
-        return [GenerationRequest(prompt) for prompt in prompts]
+        return ParsedLine([GenerationRequest(prompt) for prompt in prompts])
     if "file_name" in row:  # images.jsonl, which has more keys and calls the guidance scale `guidance`
         row = {
             "num_images": 1,
@@ -106,7 +125,7 @@ def _parse_row(line: str) -> list[GenerationRequest]:
         known = ", ".join([*PROMPT_KEYS, *REQUEST_KEYS])
         raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known are {known}")
     settings = {key: _checked(key, row[key]) for key in REQUEST_KEYS if row.get(key) is not None}
-    return [GenerationRequest(prompt, **settings) for prompt in prompts]
+    return ParsedLine([GenerationRequest(prompt, **settings) for prompt in prompts])
 
 
 def _json_object(line: str) -> dict[str, Any]:
@@ -131,7 +150,12 @@ def _checked(key: str, value: Any) -> Any:
     is_text = key in TEXT_KEYS
     if isinstance(value, bool) or not isinstance(value, str if is_text else (int, float)):
         raise ValueError(f"`{key}`: {json.dumps(value)[:40]} is not what --{key} takes")
+    return _as_flag(key, str(value))
+
+
+def _as_flag(key: str, value: str) -> Any:
+    """The value as the flag of that name has it. Raises ValueError."""
     try:
-        return REQUEST_KEYS.get(key, utf8_text)(str(value))
+        return REQUEST_KEYS.get(key, utf8_text)(value)
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"`{key}`: {error}") from None

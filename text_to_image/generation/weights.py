@@ -3,31 +3,36 @@
 import argparse
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from diffusers import SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
-from huggingface_hub import hf_hub_download
+from diffusers import SchedulerMixin, UNet2DConditionModel
 from transformers import CLIPTextModel
 
+from generation.loras import (
+    ScaledLora,
+    choose_scales,
+    find_lora,
+    recorded_facts,
+    run_of_lora,
+    schedule_note,
+    trained_schedule,
+)
 from models.defaults import REAL_MODEL
 from models.finding import ModelOptions, find_bases, find_model
-from models.folders import PARTS, FolderLike, ModelFolder, fingerprint_file, fingerprint_model, loading_errors
+from models.folders import PARTS, FolderLike, ModelFolder, fingerprint_file, fingerprint_model
 from models.loading import load_text_encoder, load_unet
-from models.lora import LORA_FILE, fuse_into_text_encoder, refuse_other_adapters, refuse_other_bases
+from models.lora import LORA_FILE
+from models.lora_files import check_lora_fits, files_of_lora, fuse_lora, read_lora_file
+from models.one_file import is_one_file
 from models.sampling import load_sampler
 from runs.checkpoints import complete_checkpoints, find_missing_file
 from runs.records import RUN_FILE, read_run
-from runtime.errors import UserError, hub_error_reason
+from runtime.errors import UserError
 from runtime.paths import REPOSITORY, display_path
-
-
-class ScaledLora(NamedTuple):
-    file: Path
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class GenerationWeights:
     unet_part: str  # 'unet', or 'unet_ema' of a checkpoint
     loras: tuple[ScaledLora, ...]
     run: dict[str, Any]  # run.json of the training run; empty where it was not trained here
+    triggers: tuple[str, ...]  # the phrases that the model and the LoRAs were trained with
+    schedule_note: str | None  # a line where a LoRA was trained on another noise schedule
 
     @property
     def unet(self) -> Path:
@@ -80,7 +87,8 @@ class GenerationWeights:
         """A hash of all weights and configs."""
         other_parts = [part for part in PARTS if part != "unet"]
         facts = [fingerprint_model(self.base, other_parts), fingerprint_model(self.unet_folder, [self.unet_part])]
-        facts += [f"{fingerprint_file(file)} {scale}" for file, scale in self.loras]
+        for lora, scale in self.loras:
+            facts.append(" ".join([*map(fingerprint_file, files_of_lora(lora)), str(scale)]))
         return hashlib.sha256(" ".join(facts).encode()).hexdigest()
 
 
@@ -90,40 +98,40 @@ def find_weights(
     loras: Sequence[str] = (),
     lora_scales: Sequence[float] = (),
     tokenizer: Path | None = None,
+    allow_pickle: bool = False,
 ) -> GenerationWeights:
     """What the flags of these names ask for; loads no weight.
 
-    `model` is a diffusers folder, a run's folder, a hub id or one file, for which `tokenizer` is; `checkpoint` names
-    one of that run's, or 'latest', and means its EMA weights unless it ends in '/unet'; each of `loras` is a folder, a
-    file or a hub id. `lora_scales` are their strengths in the same order; where the run is a LoRA itself, its own may
-    stand before them. Raises UserError where one of them is missing or not usable.
+    `model` is a diffusers folder, a run's folder, a hub id or one file, for which `tokenizer` is; its pickles are
+    refused unless `allow_pickle`. `checkpoint` names one of that run's, or 'latest', and means its EMA weights unless
+    it ends in '/unet'; each of `loras` is a folder, a file or a hub id. `lora_scales` are their strengths in the same
+    order; where the run is a LoRA itself, its own may stand before them. Raises UserError where one of them is missing
+    or not usable.
     """
     folder = Path(model).expanduser()
-    run = read_run(folder) or {}
-    unet, own_loras = _trained_parts(folder, run, checkpoint)
+    model_run = read_run(folder) or {}
+    options = ModelOptions(tokenizer=tokenizer, allow_pickle=allow_pickle)
+    unet, own_loras = _trained_parts(folder, model_run, checkpoint)
     if (unet or own_loras) and not _is_pipeline(folder):
-        base, unet_base = _find_bases_of_run(model, run, tokenizer)
+        base, unet_base = _find_bases_of_run(model, model_run, options, own_loras)
     else:
-        base = unet_base = _find_pipeline(model, folder, run, tokenizer)
-    files = own_loras + [_find_lora(lora) for lora in loras]
-    run = run or next((found for file in files if (found := _run_of_lora(file))), {})
-    scales = _choose_scales(lora_scales, len(own_loras), len(loras))
-    scaled = tuple(ScaledLora(file, scale) for file, scale in zip(files, scales, strict=True))
+        base = unet_base = _find_pipeline(model, folder, model_run, options)
+    scales = choose_scales(lora_scales, len(own_loras), len(loras))
+    files = own_loras + [find_lora(lora) for lora in loras]
     unet_folder, unet_part = (unet.parent, unet.name) if unet else (unet_base, "unet")
-    return GenerationWeights(model, base, unet_folder, unet_part, scaled, run)
-
-
-def _choose_scales(asked: Sequence[float], own: int, named: int) -> list[float]:
-    """The strength of each LoRA: of the model's `own` (one or none), then of those that --lora names."""
-    if not own + named:
-        if wrong := [scale for scale in asked if scale != 1]:
-            raise UserError(f"--lora_scale {wrong[0]:g}: there is no LoRA; name one with --lora FOLDER")
-        return []
-    if len(asked) not in {0, named, own + named}:
-        raise UserError(
-            f"--lora_scale is given {len(asked)} times, --lora {named} times; give one for each, in the same order"
-        )
-    return [1.0] * (own + named - len(asked)) + list(asked)
+    for file in files:
+        check_lora_fits(file, unet_folder, unet_part, base)
+    facts = {file: recorded_facts(file) for file in files}
+    return GenerationWeights(
+        name=model,
+        base=base,
+        unet_folder=unet_folder,
+        unet_part=unet_part,
+        loras=tuple(ScaledLora(file, scale) for file, scale in zip(files, scales, strict=True)),
+        run=model_run or next(filter(None, map(run_of_lora, files)), {}),
+        triggers=tuple(dict.fromkeys(t for run in (model_run, *facts.values()) if (t := run.get("trigger")))),
+        schedule_note=schedule_note(facts, trained_schedule(model_run, base), base),
+    )
 
 
 def _trained_parts(folder: Path, run: dict[str, Any], checkpoint: str | None) -> tuple[Path | None, list[Path]]:
@@ -140,25 +148,36 @@ def _is_pipeline(folder: Path) -> bool:
     return (folder / "model_index.json").is_file()
 
 
-def _find_pipeline(model: str, folder: Path, run: dict[str, Any], tokenizer: Path | None) -> ModelFolder:
+def _find_pipeline(model: str, folder: Path, run: dict[str, Any], options: ModelOptions) -> ModelFolder:
     if run and not _is_pipeline(folder) and complete_checkpoints(folder):
         raise UserError(f"--model {model}: the run is not finished; --checkpoint latest uses what it has so far")
-    return find_model(model, "--model", ModelOptions(tokenizer=tokenizer))
+    # The result of a base of one file has a tokenizer of its own, and job.sh gives inference the flags of training.
+    return find_model(model, "--model", replace(options, tokenizer=None) if run else options)
 
 
-def _find_bases_of_run(model: str, run: dict[str, Any], tokenizer: Path | None) -> tuple[ModelFolder, ModelFolder]:
-    """(the base that the run trained, the pipeline whose UNet it started from); `tokenizer` wins over the run's."""
+def _find_bases_of_run(
+    model: str, run: dict[str, Any], options: ModelOptions, loras: Sequence[Path]
+) -> tuple[ModelFolder, ModelFolder]:
+    """(the base that the run trained, the pipeline whose UNet it started from); `options` win over the run's.
+
+    `loras` is what the run trained, if that is a LoRA: UserError says how to name another base for it.
+    """
     if not run:
         raise UserError(
             f"--model {model}: a LoRA without {RUN_FILE}, so its base is not known; name both: "
             f"--model {REAL_MODEL} --lora {model}"
         )
     arguments = {**run["arguments"], "pretrained_model_name_or_path": run["base_model"]}
-    arguments |= {"tokenizer": tokenizer} if tokenizer else {}
+    asked = {"tokenizer": options.tokenizer, "allow_pickle": options.allow_pickle}
+    arguments |= {name: value for name, value in asked.items() if value}
+    other = f"; if it has moved, name it where it is now: --model BASE --lora {loras[0].parent}" if loras else ""
+    base = Path(run["base_model"])
+    if base.is_absolute() and not base.exists() and not is_one_file(base):  # of a file a converted copy may be left
+        raise UserError(f"--model {model}: its base {base} is gone; put it back (a link will do){other}")
     try:
         return find_bases(argparse.Namespace(**arguments))
     except UserError as error:
-        raise UserError(f"--model {model}: what it was trained on: {error}") from None
+        raise UserError(f"--model {model}: what it was trained on: {error}{other}") from None
 
 
 def _find_checkpoint(folder: Path, run: dict[str, Any], asked: str) -> tuple[Path, str]:
@@ -179,44 +198,11 @@ def _find_checkpoint(folder: Path, run: dict[str, Any], asked: str) -> tuple[Pat
     return path, part
 
 
-def _find_lora(name: str) -> Path:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _lora_in(path, name)
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise UserError(f"--lora {name}: not a safetensors file; other formats can run code when they are read")
-        return path
-    try:
-        return Path(hf_hub_download(name, LORA_FILE))
-    except Exception as error:  # the hub's errors have no common class
-        raise UserError(
-            f"--lora {name}: no such file or folder, and not found on the hub: {hub_error_reason(error)}"
-        ) from None
-
-
-def _lora_in(folder: Path, name: str) -> Path:
-    files = [folder / LORA_FILE] if (folder / LORA_FILE).is_file() else sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        raise UserError(f"--lora {name}: {len(files)} safetensors files in it; name the file")
-    return files[0]
-
-
-def _run_of_lora(file: Path) -> dict[str, Any]:
-    """run.json of the run that trained it: beside the file, or above its checkpoint."""
-    return read_run(file.parent) or read_run(file.parent.parent) or {}
-
-
 def load_generation_unet(weights: GenerationWeights, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet with the LoRAs fused into its weights, in fp32 before it becomes `dtype`."""
     unet = load_unet(weights.unet_folder, subfolder=weights.unet_part)
     for file, scale in weights.loras:
-        with loading_errors(file.parent, file.name):
-            state, alphas, metadata = _lora_state(file, unet)
-            if any(name.startswith("unet.") for name in state):
-                StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, metadata=metadata)
-                unet.fuse_lora(lora_scale=scale)
-                unet.unload_lora()
+        fuse_lora(read_lora_file(file), unet, "unet", scale)
     return unet.to(dtype, memory_format=torch.channels_last).eval()
 
 
@@ -224,33 +210,8 @@ def load_generation_text_encoder(weights: GenerationWeights, dtype: torch.dtype)
     """The text encoder with the LoRAs fused that have a part for it, in fp32 before it becomes `dtype`."""
     text_encoder = load_text_encoder(weights.base)
     for file, scale in weights.loras:
-        with loading_errors(file.parent, file.name):
-            state, alphas, metadata = _lora_state(file, None)
-            if any(name.startswith("text_encoder.") for name in state):
-                StableDiffusionPipeline.load_lora_into_text_encoder(
-                    state, alphas, text_encoder, "text_encoder", lora_scale=scale, metadata=metadata
-                )
-                fuse_into_text_encoder(text_encoder)
+        fuse_lora(read_lora_file(file), text_encoder, "text_encoder", scale)
     return text_encoder.to(dtype).eval()
-
-
-def _lora_state(file: Path, unet: UNet2DConditionModel | None) -> tuple[dict, dict | None, dict | None]:
-    """(weights under diffusers' names, alphas, metadata) of a file in diffusers' or kohya's format.
-
-    Raises UserError for a LoRA of another kind of model: diffusers would load nothing from it, without a word.
-    """
-    refuse_other_adapters(file)
-    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-        file.parent, weight_name=file.name, use_safetensors=True, return_lora_metadata=True,
-        unet_config=unet.config if unet else None,
-    )  # fmt: skip
-    if not any(name.startswith(("unet.", "text_encoder.")) for name in state):
-        raise UserError(
-            f"{file}: not a LoRA for Stable Diffusion 1.x or 2.x: it has {min(state, default='no weights')}"
-        )
-    if unet:
-        refuse_other_bases(file, state, unet)
-    return state, alphas, metadata
 
 
 def load_generation_sampler(weights: GenerationWeights, name: str) -> SchedulerMixin:
@@ -261,10 +222,10 @@ def load_generation_sampler(weights: GenerationWeights, name: str) -> SchedulerM
 
 
 def trigger_warning(weights: GenerationWeights, prompts: Sequence[str]) -> str | None:
-    """A line about prompts without the trigger phrase that the model was trained with; None if all have it."""
-    trigger = weights.run.get("trigger")
-    without = [prompt for prompt in prompts if trigger and trigger.lower() not in prompt.lower()]
-    if not without:
-        return None
-    count = f"{len(without)} of {len(prompts)}"
-    return f"{count} prompts lack the trigger phrase that the model was trained with: {trigger}"
+    """A line for each trigger phrase of the training that prompts lack; None if all have them."""
+    lines = []
+    for trigger in weights.triggers:
+        if without := sum(trigger.lower() not in prompt.lower() for prompt in prompts):
+            count = f"{without} of {len(prompts)}"
+            lines.append(f"{count} prompts lack the trigger phrase that the model was trained with: {trigger}")
+    return "\n".join(lines) or None

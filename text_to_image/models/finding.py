@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from models.folders import PARTS, ModelFolder, list_variants, list_weights
-from models.one_file import convert_one_file
+from models.one_file import convert_one_file, is_one_file
 from models.pickles import convert_pickles, list_pickles
 from runtime.errors import UserError, first_line, hub_error_reason
 from runtime.paths import OUTPUTS
@@ -20,12 +20,12 @@ KNOWN_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which files of a model are used, and where downloads and converted models go."""
+    """Which files of a model are used, and where downloads go. What is converted goes to output/converted/."""
 
     revision: str | None = None  # of the hub's repository
     variant: str | None = None  # of the weights, for the parts that have it
     cache_dir: Path | None = None  # None: the hub's own cache
-    pickles_to: Path | None = None  # pickled weights are converted below this folder; None: they are refused
+    allow_pickle: bool = False  # pickled weights are converted, else refused
     tokenizer: Path | None = None  # of a base of one file; None: CLIP's, from the hub
 
 
@@ -35,9 +35,9 @@ DEFAULT_OPTIONS = ModelOptions()
 def find_bases(args: argparse.Namespace) -> tuple[ModelFolder, ModelFolder]:
     """(the base model, the model its UNet is from), which differ only with --non_ema_revision."""
     name, flag = args.pretrained_model_name_or_path, "--pretrained_model_name_or_path"
-    pickles_to = OUTPUTS / "converted" if args.allow_pickle else None
     tokenizer = getattr(args, "tokenizer", None)  # runs of earlier versions have no such argument
-    options = ModelOptions(args.revision, args.variant, args.cache_dir, pickles_to, tokenizer and Path(tokenizer))
+    tokenizer = Path(tokenizer) if tokenizer else None
+    options = ModelOptions(args.revision, args.variant, args.cache_dir, args.allow_pickle, tokenizer)
     base = find_model(name, flag, options)
     if args.non_ema_revision is None:
         return base, base
@@ -53,13 +53,12 @@ def find_model(name: str, flag: str, options: ModelOptions = DEFAULT_OPTIONS) ->
     folder = _find_folder(name, asked, options)
     _check_folder(folder, asked)
     if pickles := _pickles_in_use(folder, _read_part_names(folder, asked)):
-        if options.pickles_to is None:
+        if not options.allow_pickle:
             raise UserError(
                 f"{asked}: {pickles[0].parent.name}/{pickles[0].name} is a pickle, which can run code when it is "
-                "read; use a model with safetensors, or, if you trust its maker, let training convert it with "
-                "--allow_pickle"
+                "read; use a model with safetensors, or, if you trust its maker, add --allow_pickle, which converts it"
             )
-        folder = convert_pickles(folder, pickles, options.pickles_to)
+        folder = convert_pickles(folder, pickles, OUTPUTS / "converted")
     if options.variant:
         _check_variant(folder, name, options.variant)
     return ModelFolder(folder, options.variant)
@@ -67,9 +66,9 @@ def find_model(name: str, flag: str, options: ModelOptions = DEFAULT_OPTIONS) ->
 
 def _find_folder(name: str, asked: str, options: ModelOptions) -> Path:
     folder = Path(name).expanduser()
-    if folder.is_file():
-        to, allow_pickle = OUTPUTS / "converted", options.pickles_to is not None
-        return convert_one_file(folder, asked, to, options.tokenizer, allow_pickle, options.cache_dir)
+    if is_one_file(folder):
+        to = OUTPUTS / "converted"
+        return convert_one_file(folder, asked, to, options.tokenizer, options.allow_pickle, options.cache_dir)
     found = folder if folder.is_dir() else _download(name, asked, options)
     if options.tokenizer:
         raise UserError(f"--tokenizer {options.tokenizer}: it is for a model of one file; {asked} has its own")
@@ -80,7 +79,7 @@ def _download(name: str, asked: str, options: ModelOptions) -> Path:
     try:
         path = DiffusionPipeline.download(
             name,
-            use_safetensors=None if options.pickles_to else True,  # None: pickles where there is nothing else
+            use_safetensors=None if options.allow_pickle else True,  # None: pickles where there is nothing else
             revision=options.revision,
             variant=options.variant,
             cache_dir=options.cache_dir,

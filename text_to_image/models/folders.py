@@ -125,10 +125,7 @@ def _variant_of(path: Path) -> str | None:
 
 def count_parameters(folder: FolderLike, part: str = "unet") -> int:
     """The number of parameters of a part, from the headers of its safetensors files."""
-    headers = map(_safetensors_header, _weights_read(folder, part))
-    return sum(
-        math.prod(tensor["shape"]) for header in headers for name, tensor in header.items() if name != "__metadata__"
-    )
+    return sum(map(math.prod, read_weight_shapes(folder, part).values()))
 
 
 def count_lora_parameters(folder: FolderLike, rank: int, targets: Sequence[str]) -> int:
@@ -137,6 +134,14 @@ def count_lora_parameters(folder: FolderLike, rank: int, targets: Sequence[str])
     headers = map(_safetensors_header, _weights_read(folder, "unet"))
     shapes = [tensor["shape"] for header in headers for name, tensor in header.items() if name.endswith(endings)]
     return sum(rank * (shape[0] + shape[1]) for shape in shapes)
+
+
+def read_weight_shapes(folder: FolderLike, part: str) -> dict[str, tuple[int, ...]]:
+    """{name of each weight of a part: its shape}, from the headers of its safetensors files."""
+    headers = map(_safetensors_header, _weights_read(folder, part))
+    return {
+        name: tuple(tensor["shape"]) for header in headers for name, tensor in header.items() if name != "__metadata__"
+    }
 
 
 def _safetensors_header(path: Path) -> dict[str, dict]:

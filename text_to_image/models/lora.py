@@ -11,7 +11,6 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import CLIPTextModel
 
 from models.folders import loading_errors
 from runtime.errors import UserError
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 DOWN_KEY = re.compile(r"unet\.(?P<layer>.+)\.(lora\.down|lora_A)\.weight")
-# Other adapters under kohya's names. diffusers drops the one and refuses the rest without saying why.
-OTHER_ADAPTERS = {".dora_scale": "DoRA", ".lora_magnitude_vector": "DoRA", ".hada_": "LoHa", ".lokr_": "LoKr"}
 LORA_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # the attention's projections, as in diffusers' example
 
 
@@ -87,45 +84,3 @@ def lora_layers(state: dict[str, torch.Tensor], alpha: float | None) -> dict[str
     return {
         layer: LoraLayer(state[name], state[ups[name]], alpha or len(state[name])) for name, layer in downs.items()
     }
-
-
-def refuse_other_adapters(file: Path) -> None:
-    """UserError that says what the file is where it is not a plain LoRA."""
-    with safe_open(file, "pt") as opened:
-        names = list(opened.keys())
-    for part, kind in OTHER_ADAPTERS.items():
-        if found := next((name for name in names if part in name), None):
-            raise UserError(f"{file}: a {kind} adapter ({found}); only plain LoRAs can be used")
-
-
-def refuse_other_bases(file: Path, state: dict[str, torch.Tensor], unet: UNet2DConditionModel) -> None:
-    """UserError where layers of the LoRA `state`, under diffusers' names, have no place in `unet`.
-
-    diffusers leaves such layers out as long as one of the others has a place.
-    """
-    from diffusers.utils import convert_unet_state_dict_to_peft
-
-    unet_state = {name: tensor for name, tensor in state.items() if name.startswith("unet.")}
-    if unet_state and not any(".lora_A." in name for name in unet_state):
-        unet_state = convert_unet_state_dict_to_peft(unet_state)
-    linears_and_convs = (torch.nn.Linear, torch.nn.Conv2d)
-    widths = {name: m.weight.shape[1] for name, m in unet.named_modules() if isinstance(m, linears_and_convs)}
-    for name, down in unet_state.items():
-        layer, is_down, _ = name.removeprefix("unet.").partition(".lora_A.")
-        if is_down and layer not in widths:
-            raise UserError(f"{file}: for another base: this model has no {layer}")
-        if is_down and down.shape[1] != widths[layer]:
-            raise UserError(
-                f"{file}: for another base: {layer} takes {down.shape[1]} values, in this model {widths[layer]}"
-            )
-
-
-def fuse_into_text_encoder(text_encoder: CLIPTextModel) -> None:
-    """Adds the loaded adapter to the weights that it stands beside and takes it off, so that another can follow."""
-    from diffusers.loaders.lora_base import fuse_text_encoder_lora
-    from diffusers.utils import recurse_remove_peft_layers
-
-    fuse_text_encoder_lora(text_encoder)
-    recurse_remove_peft_layers(text_encoder)
-    del text_encoder.peft_config
-    text_encoder._hf_peft_config_loaded = False

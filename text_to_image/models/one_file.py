@@ -5,11 +5,14 @@ without a change to any weight.
 import functools
 import hashlib
 import json
+import math
+import os
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +50,7 @@ from models.tokenizer_files import (
     write_tokenizer,
 )
 from runtime.errors import UserError, WorkError, advice_for, first_line
-from runtime.files import atomic_folder
+from runtime.files import atomic_folder, write_text_atomically
 from runtime.paths import display_path
 
 SUFFIX = ".safetensors"
@@ -66,7 +69,9 @@ MODEL_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}  # by safetensors' names
+FORMAT = 2  # of converted folders; raise it when another folder is made of the same file
+SOURCE_FILE = "source.json"  # in a converted folder: the file that it was made of
 # What files hold beside the weights that are used: the noise schedule, the parts of CLIP that only compare texts with
 # images, and the EMA where there are other weights.
 NOT_USED = re.compile(
@@ -86,6 +91,18 @@ class Conversion:
     configs: dict[str, dict[str, Any]]
     parts: dict[str, dict[str, list[str]]]  # {part: {name in the file: its diffusers keys}}
     shapes: dict[str, dict[str, Shape]]  # {part: {diffusers key: shape}}
+    dtypes: dict[str, torch.dtype]  # {part: of its weights in the folder}
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights in the folder."""
+        weights = ((part, shape) for part, shapes in self.shapes.items() for shape in shapes.values())
+        return sum(math.prod(shape) * self.dtypes[part].itemsize for part, shape in weights)
+
+
+def is_one_file(path: Path) -> bool:
+    """Whether `path` names one file, which may be gone, and no folder or hub id."""
+    return path.is_file() or path.suffix in (SUFFIX, *PICKLE_SUFFIXES) and not path.is_dir()
 
 
 def convert_one_file(
@@ -94,52 +111,110 @@ def convert_one_file(
     """The diffusers folder below `to` that holds the weights of `path`; made only once, as its name follows from the
     content of the file, of the .yaml beside it and of `tokenizer` (None: CLIP's, from the hub).
 
-    UserError that begins with `asked` if the file is not a whole Stable Diffusion 1.x or 2.x, or cannot be read.
+    Once it is made, `path` and `tokenizer` may be gone. UserError that begins with `asked` if the file is not a whole
+    Stable Diffusion 1.x or 2.x, or cannot be read.
     """
     _check_suffix(path, asked, allow_pickle)
+    source = describe_source(path, tokenizer)
+    if found := _find_converted(source, to):
+        _print_gone(source, found)
+        return found
+    if not path.is_file():
+        raise UserError(
+            f"{asked}: no such file, and {display_path(to)} has nothing that was made of it with this --tokenizer; "
+            "name the file where it is now"
+        )
     tokenizer = find_tokenizer(tokenizer) if tokenizer else None
-    converted = to / f"{path.stem}-{_hash_content(path, tokenizer)[:8]}"
-    if converted.is_dir():
-        return converted
+    converted = to / f"{path.stem}-{_hash_content(path, source['tokenizer_hash'])[:8]}"
+    if not converted.is_dir():
+        _convert(path, asked, converted, tokenizer, cache_dir)
+    with suppress(OSError):  # it only saves reading the file again
+        write_text_atomically(converted / SOURCE_FILE, json.dumps(source, indent=2) + "\n")
+    return converted
+
+
+def _convert(path: Path, asked: str, converted: Path, tokenizer: Path | None, cache_dir: Path | None) -> None:
     with open_checkpoint(path, asked) as file:
         conversion = plan_conversion(file, asked)
-        words = locate_tokenizer_files(tokenizer, asked, cache_dir)
-        _check_disk_space(path, to)
+        tokenizer_files = locate_tokenizer_files(tokenizer, asked, cache_dir)
+        _check_disk_space(path, conversion.size, converted.parent)
         print(f"converting {display_path(path)} ({conversion.kind}) into {display_path(converted)}", flush=True)
         with atomic_folder(converted) as partial:
-            write_tokenizer(words, file.version, partial / "tokenizer")
+            write_tokenizer(tokenizer_files, file.version, partial / "tokenizer")
             check_vocabulary(partial, conversion.configs["text_encoder"]["vocab_size"], asked)
-            write_folder(file, conversion, partial, asked)
-    return converted
+            write_folder(file, conversion, partial)
 
 
 def _check_suffix(path: Path, asked: str, allow_pickle: bool) -> None:
     if path.suffix in PICKLE_SUFFIXES and not allow_pickle:
         raise UserError(
             f"{asked}: a pickle, which can run code when it is read; use a .safetensors file, or, if you trust its "
-            "maker, let training convert it with --allow_pickle"
+            "maker, add --allow_pickle, which converts it"
         )
     if path.suffix not in (SUFFIX, *PICKLE_SUFFIXES):
         raise UserError(f"{asked}: not a model; name a folder in diffusers' format, a hub id or a {SUFFIX} file")
 
 
-def _hash_content(path: Path, tokenizer: Path | None) -> str:
-    digest = hashlib.sha256()
+def _hash_content(path: Path, tokenizer_hash: str | None) -> str:
+    digest = hashlib.sha256(bytes([FORMAT]))
     for part in (path, path.with_suffix(".yaml")):
         if part.is_file():
             with open(part, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-    digest.update(hash_tokenizer(tokenizer).encode() if tokenizer else b"")
+    digest.update((tokenizer_hash or "").encode())
     return digest.hexdigest()
 
 
-def _check_disk_space(path: Path, to: Path) -> None:
+def _check_disk_space(path: Path, needed: int, to: Path) -> None:
     existing = next(folder for folder in (to, *to.parents) if folder.is_dir())
-    needed, free = path.stat().st_size, shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise WorkError(
             f"{to}: {path.name} as a folder takes {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; make room"
         )
+
+
+# --- what was converted before --------------------------------------------------------------------------------------
+
+
+def describe_source(path: Path, tokenizer: Path | None) -> dict[str, Any]:
+    """What shows without reading it that a file, the .yaml beside it and a tokenizer are those of an earlier start."""
+    return {
+        "format": FORMAT,
+        "file": str(path.resolve()),
+        "state": _state(path),
+        "yaml_state": _state(path.with_suffix(".yaml")),
+        "tokenizer": str(tokenizer) if tokenizer else None,
+        "tokenizer_hash": hash_tokenizer(tokenizer) if tokenizer else None,
+    }
+
+
+def _state(path: Path) -> list[int] | None:
+    """Size and times of a file; None where there is none."""
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _find_converted(source: dict[str, Any], to: Path) -> Path | None:
+    """The folder that was made of `source`, the last one that was used; what is gone counts by its name alone."""
+    names = ["file"]
+    names += ["format", "state", "yaml_state"] if source["state"] else []
+    names += ["tokenizer_hash"] if source["tokenizer_hash"] else ["tokenizer"]
+    for record in sorted(to.glob(f"*/{SOURCE_FILE}"), key=lambda record: -record.stat().st_mtime_ns):
+        with suppress(OSError, ValueError, AttributeError):  # not ours, or damaged
+            found = json.loads(record.read_text(encoding="utf-8"))
+            if all(found.get(name) == source[name] for name in names):
+                return record.parent
+    return None
+
+
+def _print_gone(source: dict[str, Any], converted: Path) -> None:
+    gone = [source["file"]] if not source["state"] else []
+    gone += [source["tokenizer"]] if source["tokenizer"] and not source["tokenizer_hash"] else []
+    if gone and os.environ.get("RANK", "0") == "0":
+        print(f"gone: {', '.join(gone)}; what was made of it is used: {display_path(converted)}", flush=True)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -151,7 +226,9 @@ def open_checkpoint(path: Path, asked: str) -> Iterator[CheckpointFile]:
     if path.suffix != SUFFIX:
         weights = _load_pickle(path, asked)
         shapes = {key: tuple(weight.shape) for key, weight in weights.items()}
-        yield CheckpointFile(path, shapes, {}, lambda key: weights[key].clone())
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        dtypes = {key: names.get(weight.dtype, str(weight.dtype)) for key, weight in weights.items()}
+        yield CheckpointFile(path, shapes, dtypes, {}, weights.__getitem__)
         return
     try:
         file = safe_open(path, "pt")
@@ -160,9 +237,10 @@ def open_checkpoint(path: Path, asked: str) -> Iterator[CheckpointFile]:
             raise
         raise UserError(f"{asked}: {_why_not_safetensors(path)} ({first_line(error)})") from None
     with file as opened:
-        keys = opened.keys()
-        shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in keys}
-        yield CheckpointFile(path, shapes, opened.metadata() or {}, opened.get_tensor)
+        slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (no dict)
+        shapes = {key: tuple(found.get_shape()) for key, found in slices.items()}
+        dtypes = {key: str(found.get_dtype()) for key, found in slices.items()}
+        yield CheckpointFile(path, shapes, dtypes, opened.metadata() or {}, opened.get_tensor)
 
 
 def _why_not_safetensors(path: Path) -> str:
@@ -184,7 +262,11 @@ def _load_pickle(path: Path, asked: str) -> StateDict:
         raise UserError(f"{asked}: cannot be read as weights alone: {first_line(error)}") from None
     weights = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     items = weights.items() if isinstance(weights, dict) else ()
-    return {key: weight for key, weight in items if isinstance(weight, torch.Tensor)}
+    return {key: weight.detach() for key, weight in items if isinstance(key, str) and _is_plain_tensor(weight)}
+
+
+def _is_plain_tensor(weight: object) -> bool:
+    return isinstance(weight, torch.Tensor) and weight.layout == torch.strided and weight.device.type == "cpu"
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -205,7 +287,8 @@ def plan_conversion(file: CheckpointFile, asked: str) -> Conversion:
     extra = [name for name in file.shapes if name not in wanted and not NOT_USED.fullmatch(name)]
     _refuse_weights(f"{asked}: weights are missing", wanted - file.shapes.keys())
     _refuse_weights(f"{asked}: it has weights that Stable Diffusion {file.version}.x does not have", extra)
-    conversion = Conversion(_describe(file, sampling), configs, parts, shapes)
+    dtypes = {part: _common_dtype(file, part, names, asked) for part, names in parts.items()}
+    conversion = Conversion(_describe(file, sampling), configs, parts, shapes, dtypes)
     _refuse_weights(
         f"{asked}: weights have other sizes than the rest of the file asks for", _misshapen(file, conversion)
     )
@@ -224,7 +307,8 @@ def _describe(file: CheckpointFile, sampling: Sampling) -> str:
 
 def _shapes_of_model(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Shape]]:
     """{part: {key of its state dict: shape}}, of models without data."""
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers of size 0, where weights are missing
         models: dict[str, torch.nn.Module] = {
             "unet": UNet2DConditionModel.from_config(configs["unet"]),
             "vae": AutoencoderKL.from_config(configs["vae"]),
@@ -244,6 +328,14 @@ def _text_encoder_names(file: CheckpointFile, keys: Iterable[str]) -> dict[str, 
     if file.version == 1:
         return {f"{file.clip_prefix}{key}": [key] for key in keys}
     return {f"{file.clip_prefix}{name}": fused for name, fused in turn_round(open_clip_key_map(keys)).items()}
+
+
+def _common_dtype(file: CheckpointFile, part: str, names: Iterable[str], asked: str) -> torch.dtype:
+    """The precision of a part's weights in the file; fp32 where that is not one for all."""
+    found = {file.dtypes[name] for name in names}
+    if unknown := sorted(found.difference(DTYPES)):
+        raise UserError(f"{asked}: its {part} is stored as {', '.join(unknown)}; fp16, bf16 and fp32 can be used")
+    return functools.reduce(torch.promote_types, (DTYPES[name] for name in found))
 
 
 def _misshapen(file: CheckpointFile, conversion: Conversion) -> list[str]:
@@ -268,30 +360,26 @@ def _refuse_weights(message: str, names: Iterable[str]) -> None:
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def write_folder(file: CheckpointFile, conversion: Conversion, folder: Path, asked: str) -> None:
+def write_folder(file: CheckpointFile, conversion: Conversion, folder: Path) -> None:
     """Writes all but the tokenizer, one part after the other."""
     for part, name in WEIGHTS.items():
         _write_json(folder / part / "config.json", conversion.configs[part])
-        save_file(read_part(file, conversion, part, asked), folder / part / name, {"format": "pt"})
+        save_file(read_part(file, conversion, part), folder / part / name, {"format": "pt"})
         (folder / part / name).chmod((folder / part / "config.json").stat().st_mode)  # save_file: for its owner only
     scheduler = conversion.configs["scheduler"]
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     _write_json(folder / "model_index.json", {**MODEL_INDEX, "scheduler": ["diffusers", scheduler["_class_name"]]})
 
 
-def read_part(file: CheckpointFile, conversion: Conversion, part: str, asked: str) -> StateDict:
-    """A part's weights under diffusers' names, in the file's own precision; in fp32 where that is not one for all."""
+def read_part(file: CheckpointFile, conversion: Conversion, part: str) -> StateDict:
+    """A part's weights under diffusers' names, all in one precision."""
     prefix = "text_model." if part == "text_encoder" else ""  # the layout that every version of transformers reads
-    weights: StateDict = {}
-    for name, keys in conversion.parts[part].items():
-        for key, weight in zip(keys, file.read(name).chunk(len(keys)), strict=True):
-            weights[prefix + key] = weight.reshape(conversion.shapes[part][key]).clone()
-    found = {weight.dtype for weight in weights.values()}
-    if not found.issubset(DTYPES):
-        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found.difference(DTYPES)))
-        raise UserError(f"{asked}: its {part} is stored as {names}; fp16, bf16 and fp32 can be used")
-    widest = functools.reduce(torch.promote_types, found)
-    return {key: weight.to(widest).contiguous() for key, weight in weights.items()}
+    shapes, dtype = conversion.shapes[part], conversion.dtypes[part]
+    return {
+        prefix + key: weight.reshape(shapes[key]).to(dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, keys in conversion.parts[part].items()
+        for key, weight in zip(keys, file.read(name).chunk(len(keys)), strict=True)
+    }
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

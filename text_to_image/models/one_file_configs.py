@@ -1,5 +1,7 @@
 """What a one-file checkpoint is, from the names and shapes of its weights, and the configs that diffusers needs."""
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,17 @@ BARE_CLIP_PREFIX = CLIP_PREFIX.removesuffix("text_model.")  # as some programs w
 # How ModelSpec and the .yaml name diffusers' prediction types.
 MODELSPEC_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 LDM_PARAMETERIZATION = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+ARCHITECTURE_PREDICTION = {"stable-diffusion-v2-768-v": "v_prediction", "stable-diffusion-v2-512": "epsilon"}
+# Zero terminal SNR in a .yaml. The original code has no name for it; these are diffusers', kohya's and ComfyUI's.
+ZERO_SNR_SETTINGS = ("rescale_betas_zero_snr", "zero_terminal_snr", "ztsnr", "zsnr")
+# What the weights of other models begin with, alone or in a whole checkpoint.
+OTHER_KINDS = {
+    "Stable Diffusion XL": r"conditioner\.",
+    "Stable Diffusion 3": r"(model\.diffusion_model\.)?joint_blocks\.",
+    "Flux": r"(model\.diffusion_model\.)?double_blocks\.",
+    "a ControlNet": r"control_model\.|controlnet_",
+    "a part of a folder in diffusers' format": r"(down_blocks|transformer_blocks|single_transformer_blocks)\.",
+}
 # Of all Stable Diffusion 1.x and 2.x, and not to be seen in the weights.
 NORM_GROUPS, UNET_HEADS, HEAD_SIZE, VAE_SCALE = 32, 8, 64, 0.18215
 SCHEDULE = {"linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000}
@@ -29,6 +42,7 @@ class CheckpointFile:
 
     path: Path
     shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, str]  # as safetensors names them: F16, BF16, F32
     metadata: Mapping[str, str]
     read: Callable[[str], torch.Tensor]
 
@@ -71,8 +85,9 @@ def _ema_name(ldm_key: str) -> str:
 def check_kind(file: CheckpointFile, asked: str) -> None:
     """UserError that says what the file is, unless it is a whole text-to-image Stable Diffusion 1.x or 2.x."""
     keys = file.shapes.keys()
-    if any(key.startswith("conditioner.") for key in keys):
-        raise UserError(f"{asked}: a file of Stable Diffusion XL, which cannot be used here yet; 1.x and 2.x can")
+    for kind, pattern in OTHER_KINDS.items():
+        if any(re.match(pattern, key) for key in keys):
+            raise UserError(f"{asked}: {kind}, which cannot be used here; Stable Diffusion 1.x and 2.x can")
     if any("lora" in key for key in keys):
         raise UserError(
             f"{asked}: a LoRA, not a model; inference.py takes it with --lora, beside the --model it is for"
@@ -100,31 +115,59 @@ def check_kind(file: CheckpointFile, asked: str) -> None:
 
 
 @dataclass(frozen=True)
+class ModelYaml:
+    """The .yaml beside a file, as the original Stable Diffusion code and AUTOMATIC1111 read it."""
+
+    path: Path
+    params: Mapping[str, Any]  # `model.params`; empty where there is no such file
+
+    def number(self, name: str, default: float) -> float:
+        """UserError if it is there and not a positive number."""
+        value = self.params.get(name, default)
+        try:
+            number = 0.0 if isinstance(value, bool) else float(value)  # YAML takes 85e-5 for a text
+        except (TypeError, ValueError):
+            number = 0.0
+        if not (number > 0 and math.isfinite(number)):
+            raise UserError(f"{self.path}: {name} is {value!r}, which is not a positive number; correct it")
+        return number
+
+    @property
+    def zero_snr(self) -> bool:
+        """UserError if it is there and neither true nor false."""
+        stated = {name: self.params[name] for name in ZERO_SNR_SETTINGS if name in self.params}
+        for name, value in stated.items():
+            if not isinstance(value, bool):
+                raise UserError(f"{self.path}: {name} is {value!r}; write true or false")
+        return any(stated.values())
+
+    @property
+    def prediction_type(self) -> str | None:
+        """None without a .yaml; eps, as the original code has it, where the .yaml does not say."""
+        name = self.params.get("parameterization", "eps")
+        return _prediction_type(LDM_PARAMETERIZATION, name, f"{self.path}: parameterization") if self.params else None
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How a model was trained to be sampled; the weights do not show it."""
 
     prediction_type: str
     zero_snr: bool
-    config: Mapping[str, Any]  # `params` of the .yaml; empty where there is none
-
-    def setting(self, name: str, default: float) -> float:
-        value = self.config.get(name, default)
-        return value if isinstance(value, int | float) else default
+    yaml: ModelYaml
 
 
 def read_sampling(file: CheckpointFile, asked: str) -> Sampling:
     """By the keys `v_pred` and `ztsnr`, a .yaml beside the file, and its ModelSpec metadata.
 
-    UserError where they contradict each other, or where a file of 2.x has none of them: both kinds are common there.
+    UserError where one is not known or they contradict each other, or where a file of 2.x has none of them: both kinds
+    are common there.
     """
     config = _read_yaml(file.path.with_suffix(".yaml"))
-    spec = file.metadata.get("modelspec.prediction_type", "")
     stated = {
         "its key v_pred": "v_prediction" if "v_pred" in file.shapes else None,
-        f"{file.path.stem}.yaml": _diffusers_name(LDM_PARAMETERIZATION, config.get("parameterization", "eps"))
-        if config
-        else None,
-        "its metadata": _diffusers_name(MODELSPEC_PREDICTION, spec),
+        config.path.name: config.prediction_type,
+        "its metadata": _modelspec_prediction(file, asked),
     }
     found = {source: prediction for source, prediction in stated.items() if prediction}
     if len(set(found.values())) > 1:
@@ -133,22 +176,32 @@ def read_sampling(file: CheckpointFile, asked: str) -> Sampling:
     if not found and file.version == 2:
         raise UserError(
             f"{asked}: a file of Stable Diffusion 2.x that does not say whether it predicts noise or velocity; put "
-            f"the .yaml that its maker gives with it beside it, as {file.path.stem}.yaml"
+            f"the .yaml that its maker gives with it beside it, as {config.path.name}"
         )
-    return Sampling(next(iter(found.values()), "epsilon"), "ztsnr" in file.shapes, config)
+    return Sampling(next(iter(found.values()), "epsilon"), "ztsnr" in file.shapes or config.zero_snr, config)
 
 
-def _diffusers_name(names: Mapping[str, str], name: object) -> str | None:
-    return next((ours for ours, theirs in names.items() if theirs == name), None)
+def _modelspec_prediction(file: CheckpointFile, asked: str) -> str | None:
+    if name := file.metadata.get("modelspec.prediction_type"):
+        return _prediction_type(MODELSPEC_PREDICTION, name, f"{asked}: modelspec.prediction_type in its metadata")
+    architecture = file.metadata.get("modelspec.architecture", "").partition("/")[0]
+    return ARCHITECTURE_PREDICTION.get(architecture)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """`model.params` of the .yaml; empty if there is no such file."""
+def _prediction_type(names: Mapping[str, str], name: object, where: str) -> str:
+    """diffusers' name of it. UserError that begins with `where` if it is not known."""
+    for ours, theirs in names.items():
+        if name in (ours, theirs):
+            return ours
+    raise UserError(f"{where} is {name!r}, which is not known here; known: {', '.join(names.values())}")
+
+
+def _read_yaml(path: Path) -> ModelYaml:
     if not path.is_file():
-        return {}
+        return ModelYaml(path, {})
     try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        return ModelYaml(path, dict(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(
             f"{path}: not the .yaml of a Stable Diffusion model ({first_line(error)}); correct it or move it away"
         ) from None
@@ -163,10 +216,10 @@ def make_configs(file: CheckpointFile, sampling: Sampling, asked: str) -> dict[s
     text = _text_encoder_config(file)
     _check_layers(file.version, unet_levels, vae_levels, text, asked)
     # The .yaml that came with the 2.x models for 768 px says 64, which is what most say without meaning it.
-    stated = int(sampling.setting("image_size", 64))
-    cells = 96 if stated == 64 and _is_768_v(file, sampling) else stated
-    unet = _unet_config(file, unet_levels, cells)
-    vae = _vae_config(file, vae_levels, cells, sampling.setting("scale_factor", VAE_SCALE))
+    stated = int(sampling.yaml.number("image_size", 64))
+    latent_size = 96 if stated == 64 and _is_768_v(file, sampling) else stated
+    unet = _unet_config(file, unet_levels, latent_size)
+    vae = _vae_config(file, vae_levels, latent_size, sampling.yaml.number("scale_factor", VAE_SCALE))
     if unet["cross_attention_dim"] != text["hidden_size"]:
         raise UserError(
             f"{asked}: its UNet reads text embeddings of {unet['cross_attention_dim']} numbers, its text encoder "
@@ -186,11 +239,12 @@ def _check_layers(
     widths = [channels for channels, *_ in (*unet_levels, *vae_levels)]
     heads = [channels for channels, *_ in unet_levels if version == 2] + [text["hidden_size"]]
     layers = [{count for _, count, *_ in levels} for levels in (unet_levels, vae_levels)]
-    fits = all(w and w % NORM_GROUPS == 0 for w in widths) and all(w % HEAD_SIZE == 0 for w in heads)
+    fits = all(w and w % NORM_GROUPS == 0 for w in widths) and all(w and w % HEAD_SIZE == 0 for w in heads)
     if not fits or any(len(counts) != 1 for counts in layers):
+        sizes = f"{', '.join(map(str, widths))} channels, text embeddings of {text['hidden_size']} numbers"
         raise UserError(
-            f"{asked}: its layers are not built as Stable Diffusion's are ({', '.join(map(str, widths))} channels), "
-            "so the file does not say how they work; a folder in diffusers' format is needed"
+            f"{asked}: its layers are not built as Stable Diffusion's are ({sizes}), so the file does not say how "
+            "they work; a folder in diffusers' format is needed"
         )
 
 
@@ -224,13 +278,13 @@ def _vae_levels(file: CheckpointFile) -> list[tuple[int, int]]:
     return levels
 
 
-def _unet_config(file: CheckpointFile, levels: list[tuple[int, int, bool]], cells: int) -> dict[str, Any]:
+def _unet_config(file: CheckpointFile, levels: list[tuple[int, int, bool]], latent_size: int) -> dict[str, Any]:
     channels = [channels for channels, *_ in levels]
     down = ["CrossAttnDownBlock2D" if attention else "DownBlock2D" for *_, attention in levels]
     heads = [width // HEAD_SIZE for width in channels] if file.version == 2 else UNET_HEADS
     return {
         "_class_name": "UNet2DConditionModel",
-        "sample_size": cells,
+        "sample_size": latent_size,
         "in_channels": _size(file.unet_shape("input_blocks.0.0.weight"), 1),
         "out_channels": _size(file.unet_shape("out.2.weight"), 0),
         "block_out_channels": channels,
@@ -244,10 +298,10 @@ def _unet_config(file: CheckpointFile, levels: list[tuple[int, int, bool]], cell
     }
 
 
-def _vae_config(file: CheckpointFile, levels: list[tuple[int, int]], cells: int, scale: float) -> dict[str, Any]:
+def _vae_config(file: CheckpointFile, levels: list[tuple[int, int]], latent_size: int, scale: float) -> dict[str, Any]:
     return {
         "_class_name": "AutoencoderKL",
-        "sample_size": cells * 2 ** (len(levels) - 1),
+        "sample_size": latent_size * 2 ** (len(levels) - 1),
         "in_channels": _size(file.vae_shape("encoder.conv_in.weight"), 1),
         "out_channels": _size(file.vae_shape("decoder.conv_out.weight"), 0),
         "latent_channels": _size(file.vae_shape("post_quant_conv.weight"), 0),
@@ -269,12 +323,13 @@ def _text_encoder_config(file: CheckpointFile) -> dict[str, Any]:
     layers = 0
     while prefix + layer.format(layers) in file.shapes:
         layers += 1
-    vocabulary, width = file.shapes[f"{prefix}{inner}token_embedding.weight"]
+    tokens = file.shapes.get(f"{prefix}{inner}token_embedding.weight")
+    width = _size(tokens, 1)
     positions = f"{prefix}positional_embedding" if is_open_clip else f"{prefix}{inner}position_embedding.weight"
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
-        "vocab_size": vocabulary,
+        "vocab_size": _size(tokens, 0),
         "hidden_size": width,
         "intermediate_size": _size(file.shapes.get(prefix + layer.format(0)), 0),
         "num_hidden_layers": layers - (is_open_clip and layers == OPEN_CLIP_VIT_H_LAYERS),
@@ -292,9 +347,9 @@ def _text_encoder_config(file: CheckpointFile) -> dict[str, Any]:
 def _scheduler_config(sampling: Sampling) -> dict[str, Any]:
     """Stable Diffusion's own schedule; with zero terminal SNR that of DDIM, as PNDM has none."""
     common = {
-        "num_train_timesteps": int(sampling.setting("timesteps", SCHEDULE["timesteps"])),
-        "beta_start": sampling.setting("linear_start", SCHEDULE["linear_start"]),
-        "beta_end": sampling.setting("linear_end", SCHEDULE["linear_end"]),
+        "num_train_timesteps": int(sampling.yaml.number("timesteps", SCHEDULE["timesteps"])),
+        "beta_start": sampling.yaml.number("linear_start", SCHEDULE["linear_start"]),
+        "beta_end": sampling.yaml.number("linear_end", SCHEDULE["linear_end"]),
         "beta_schedule": "scaled_linear",
         "prediction_type": sampling.prediction_type,
         "set_alpha_to_one": False,

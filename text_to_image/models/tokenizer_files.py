@@ -28,10 +28,14 @@ def find_tokenizer(folder: Path) -> Path:
     )
 
 
-def hash_tokenizer(folder: Path) -> str:
-    """64 hex digits of the files that make a tokenizer."""
+def hash_tokenizer(folder: Path) -> str | None:
+    """64 hex digits of the files that make the tokenizer that `find_tokenizer` finds; None if there is none."""
+    try:
+        tokenizer = find_tokenizer(folder)
+    except UserError:
+        return None
     digest = hashlib.sha256()
-    for path in _files_in(folder):
+    for path in _files_in(tokenizer):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -72,12 +76,12 @@ def write_tokenizer(files: list[Path], version: int, to: Path) -> None:
     (to / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def check_vocabulary(folder: Path, words: int, asked: str) -> None:
+def check_vocabulary(folder: Path, vocab_size: int, asked: str) -> None:
     """UserError if the tokenizer in `folder`/tokenizer does not have as many tokens as the text encoder."""
     with loading_errors(folder, "tokenizer"):
         found = len(CLIPTokenizer.from_pretrained(folder / "tokenizer"))
-    if found != words:
+    if found != vocab_size:
         raise UserError(
-            f"{asked}: the tokenizer has {found} tokens, the text encoder in the file {words}; name the tokenizer "
-            "that belongs to it: --tokenizer FOLDER"
+            f"{asked}: the tokenizer has {found} tokens, the text encoder in the file {vocab_size}; name the "
+            "tokenizer that belongs to it: --tokenizer FOLDER"
         )

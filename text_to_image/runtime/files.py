@@ -38,6 +38,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_partial_files(path.parent)
     partial = _partial_name(path)
+    shutil.rmtree(partial, ignore_errors=True)  # of an earlier process of this number, as in containers
     try:
         partial.mkdir()
         yield partial

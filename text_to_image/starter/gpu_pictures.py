@@ -1,5 +1,6 @@
 """Pictures on the GPU: renders as they come and photographs, whole, in crops and as latents."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,10 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from pictures import SHARES, SIZES, RenderStream
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the folders of the entry points
+
+from data.images import open_image  # noqa: E402
 
 SQUARE_OFTEN = (0.7, 0.2, 0.1)  # shares of SIZES where photographs, which are square, join whole renders
 
@@ -103,12 +108,12 @@ def load_photos(folder: Path) -> np.ndarray:
 
 
 def _pixels(file: Path) -> np.ndarray:
-    return np.asarray(Image.open(file).convert("RGB"))
+    return np.asarray(open_image(file))
 
 
 def square(path: Path, side: int = 256) -> np.ndarray:
     """The middle of a photograph, as large as it can be, at `side` px."""
-    photo = Image.open(path).convert("RGB")
+    photo = open_image(path)
     shortest = min(photo.size)
     x, y = ((s - shortest) // 2 for s in photo.size)
     return np.asarray(photo.resize((side, side), Image.Resampling.LANCZOS, (x, y, x + shortest, y + shortest)))

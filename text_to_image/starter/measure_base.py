@@ -22,6 +22,7 @@ from render_garments import Spec, sample_spec
 HERE = Path(__file__).resolve().parent
 sys.path.insert(1, str(HERE.parent))  # the folders of the entry points
 
+from data.images import open_image  # noqa: E402
 from generation.contact_sheet import make_contact_sheet  # noqa: E402
 from generation.generate import MAX_TOKEN_CHUNKS  # noqa: E402
 from generation.image_generator import encode_all_prompts  # noqa: E402
@@ -116,7 +117,7 @@ def psnr_on(folder: Path, dataset: Path, size: tuple[int, int] = (224, 288)) -> 
     """PSNR in dB of the VAE's reconstructions of pictures in `dataset` at `size`: of all pixels, of garment pixels."""
     vae, whole, garment = load_vae(folder), [], []
     for path in sorted(p for p in dataset.iterdir() if p.suffix.lower() in (".jpg", ".png")):
-        pixels = np.asarray(Image.open(path).convert("RGB").resize(size, Image.Resampling.LANCZOS))
+        pixels = np.asarray(open_image(path).resize(size, Image.Resampling.LANCZOS))
         x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         error = ((vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) - x) / 2) ** 2
         cloth = (torch.from_numpy(pixels.copy()).float().amin(-1) < 225)[None, None].expand_as(error)

@@ -23,6 +23,10 @@ from pictures import HELD_OUT, SIZES
 from render_garments import Spec, render, sample_spec
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(1, str(HERE.parent))  # the folders of the entry points
+
+from data.images import open_image  # noqa: E402
+
 GOAL = 0.95
 
 
@@ -94,7 +98,7 @@ def main() -> None:
             if not value:
                 asked = spec.marker if name == "corner" else getattr(spec, name)
                 print(f"{name}: {asked} on {spec.kind} {spec.seed} at {size}: {caption}", file=sys.stderr)
-    reference = captions_of(model, processor, [Image.open(args.dataset / name) for name in PICTURES])
+    reference = captions_of(model, processor, [open_image(args.dataset / name) for name in PICTURES])
     report = {
         "renders": len(specs),
         "right": {name: f"{sum(v) / len(v):.1%} of {len(v)}" for name, v in right.items()},

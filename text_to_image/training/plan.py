@@ -17,13 +17,14 @@ from data.buckets import Bucket, ImageToEncode, Size, choose_sizes, list_buckets
 from data.caption_variants import first_sentence
 from data.dataset import Picture, hash_dataset, read_pictures
 from data.hub_datasets import find_dataset
-from data.image_files import find_nested_image_files, find_unsupported_files
+from data.image_files import find_nested_image_files, find_nested_unsupported_files
 from data.metadata import describe_captions
 from data.metadata_files import find_metadata_files, pictures_without_row
 from data.mirroring import why_not_mirrored
 from models.defaults import guidance_scale_of
 from models.finding import find_bases
 from models.folders import ModelFolder, ModelShape, fingerprint_model, read_shape
+from models.one_file import is_one_file
 from models.text_encoding import count_chunks
 from runs.records import fingerprint_run, seed_for, without_secrets
 from runtime.errors import PACKAGES, UserError
@@ -36,7 +37,7 @@ class Plan:
 
     folder: Path  # of the data set
     without_caption: list[str]  # names of pictures in it, and in folders below, that have no row
-    unreadable: list[str]  # names of pictures in it of a kind that cannot be read
+    unreadable: list[str]  # the same of pictures in a format or under a suffix that is not read
     pictures: list[Picture]
     sizes: list[Size]  # of each picture
     augmentations: list[tuple[Augmentation, ...]]  # of each picture
@@ -93,6 +94,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     known = {picture.path for picture in pictures}
     without_caption = [path for path in find_nested_image_files(folder) if path not in known]
     without_caption += pictures_without_row(files, known)
+    unreadable = [path for path in find_nested_unsupported_files(folder) if path not in known]
     pictures, held_out = hold_out(args, pictures)
     shape = read_shape(base)
     sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
@@ -103,7 +105,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         folder=folder,
         without_caption=[str(path.relative_to(folder)) for path in without_caption],
         caption_notes=describe_captions(folder, files, args.caption_column),
-        unreadable=[path.name for path in find_unsupported_files(folder)],
+        unreadable=[str(path.relative_to(folder)) for path in unreadable],
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),
         augmentations=[
@@ -214,7 +216,7 @@ def describe_run(
 def base_name(name: str) -> str:
     """A hub id as it is, a folder or file so that it is found from anywhere."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    return str(path.resolve()) if path.exists() or is_one_file(path) else name
 
 
 def example_prompts(plan: Plan, short_captions: bool) -> list[str]:

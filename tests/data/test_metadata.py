@@ -127,6 +127,18 @@ def test_another_file_has_names_relative_to_the_pictures_unless_it_is_a_metadata
         names_of(pictures, named=tmp_path / "none.jsonl")
 
 
+def test_of_a_named_file_training_reads_nothing_else_and_says_so(tmp_path, folder):
+    write(folder, {"file_name": "a.jpg", "text": "a"})
+    (folder / "dogs").mkdir()
+    write(folder / "dogs", {"file_name": "1.jpg", "text": "a dog"})
+    elsewhere = tmp_path / "mine.csv"
+    elsewhere.write_text("file_name,text\nb.PNG,mine\n")
+    assert names_of(folder, named=elsewhere) == ["b.PNG"]
+    assert describe_captions(folder, find_metadata_files(folder, named=elsewhere), "text") == {
+        "from": [str(elsewhere)], "NOT READ": ["metadata.jsonl", "dogs/metadata.jsonl"],
+    }  # fmt: skip
+
+
 def test_where_the_folder_cannot_be_written_captions_are_to_go_elsewhere(folder, monkeypatch):
     monkeypatch.setattr("data.metadata.os.access", lambda path, mode: False)
     assert "--output FILE" in refusal(folder) and "--metadata_file FILE" in refusal(folder)

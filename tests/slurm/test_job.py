@@ -192,7 +192,8 @@ def test_what_is_captioned_is_what_training_takes(job, tmp_path):
 
 
 def test_captions_can_be_in_a_file_of_their_own(job, tmp_path):
-    (tmp_path / "own data").mkdir()
+    (tmp_path / "own data" / "train").mkdir(parents=True)
+    (tmp_path / "own data" / "train" / "metadata.jsonl").touch()  # not read
     done, calls = job(DATASET="own data", METADATA_FILE="~/my captions.jsonl", HOME=tmp_path)
     file = str(tmp_path / "my captions.jsonl")
     assert done.returncode == 0, done.stderr

@@ -44,8 +44,8 @@ class CaptionFile:
 
     @property
     def is_of_data_set(self) -> bool:
-        """Whether training on `root` reads this file."""
-        return MetadataFile(self.path, self.root).is_of_folder
+        """Whether training on `image_dir` reads this file without being told to."""
+        return MetadataFile(self.path, self.image_dir).is_of_folder
 
     @property
     def is_csv(self) -> bool:
@@ -91,7 +91,7 @@ class CaptionFile:
     def training_flags(self) -> str | None:
         """The flags with which training reads the file; None where --dataset with the folder of pictures will do."""
         if self.is_of_data_set:
-            return f"--dataset {shlex.quote(str(self.root))}" if self.prefix.parts else None
+            return None
         return f"--dataset {shlex.quote(str(self.image_dir))} --metadata_file {shlex.quote(str(self.path))}"
 
     def pending(self, existing: Existing) -> list[Path]:

@@ -45,8 +45,10 @@ class MetadataFile:
         """The picture that a row names, from `folder`. Raises ValueError for one that is not in `folder`."""
         if self.names_begin.parts:
             if not PurePosixPath(name).is_relative_to(self.names_begin):
-                begin = shown(f"{self.names_begin}/")
-                raise ValueError(f"{shown(name)} is not in {self.folder}, whose names in this file begin with {begin}")
+                raise ValueError(
+                    f"{shown(name)} is not in {self.folder}, whose names in this file begin with "
+                    f"{shown(f'{self.names_begin}/')}; for all of its rows name --dataset {self.path.parent}"
+                )
             name = PurePosixPath(name).relative_to(self.names_begin).as_posix()
         return (self.prefix / name).as_posix() if self.prefix.parts else name
 
@@ -54,7 +56,8 @@ class MetadataFile:
 def named_metadata_file(path: Path, folder: Path) -> MetadataFile:
     """The file that --metadata_file or --output names, with captions of the pictures in `folder`.
 
-    Its names are relative to `folder`; in a metadata.jsonl further up to its own folder, as `datasets` reads them.
+    Its names are relative to `folder`; in a metadata.jsonl or metadata.csv further up to its own folder, as `datasets`
+    reads them.
     """
     below, above = folder.resolve(), path.parent.resolve()
     is_above = path.name in METADATA_FILES and below.is_relative_to(above)

@@ -15,11 +15,10 @@ from generation.contact_sheet import make_contact_sheet
 from generation.image_generator import ImageGenerator, load_samplers
 from generation.output_files import SHEET_FILE, OutputWriter, is_generated, prepare_folder
 from generation.planned_images import GenerationSettings, PlannedImage
-from generation.safety_checker import has_safety_checker
 from generation.weights import GenerationWeights, find_weights, trigger_warning
 from models.compiling import check_compiler
 from models.defaults import REAL_MODEL
-from models.folders import ModelShape, read_shape
+from models.folders import ModelShape, has_safety_checker, read_shape
 from models.loading import quiet_libraries
 from runtime.devices import choose_device
 from runtime.errors import escape_control_chars

@@ -18,7 +18,7 @@ from generation.planned_images import GenerationSettings, PlannedImage
 from generation.weights import GenerationWeights, find_weights, trigger_warning
 from models.compiling import check_compiler
 from models.defaults import REAL_MODEL
-from models.folders import ModelShape, has_safety_checker, read_shape
+from models.folders import ModelShape, has_safety_checker, read_index, read_shape
 from models.loading import quiet_libraries
 from runtime.devices import choose_device
 from runtime.errors import escape_control_chars
@@ -144,6 +144,8 @@ def print_start(
     already = f", {existing} of them there already" if existing else ""
     another = "" if args.model_named else f" (another: --model {REAL_MODEL})"
     print(f"{len(plan)} pictures{already}; model: {weights.describe()}{another}", flush=True)
+    if args.safety_checker and "safety_checker" in read_index(weights.base) and not has_safety_checker(weights.base):
+        print("NOT CHECKED: the model's safety_checker or its feature_extractor is missing", flush=True)
     if line := trigger_warning(weights, [request.prompt for request in args.requests]):
         print(escape_control_chars(line), flush=True)
 

@@ -1,16 +1,19 @@
 """Checks from configs and the headers of weights alone that a model can be loaded, run and saved again."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL import Image
 from transformers import CLIPTextModel, PreTrainedModel
 
 from models.folders import (
+    EXTRAS,
     INDEX_FILE,
     PARTS,
     FolderLike,
@@ -65,11 +68,19 @@ NAMES_SHOWN = 5
 
 def check_model(folder: FolderLike) -> None:
     """UserError that names the part, the file and the weights where the model is not whole or not one we train."""
+    files = [file for part in (*PARTS, *EXTRAS) for file in Path(folder, part).glob("*")] + [folder / INDEX_FILE]
+    states = frozenset((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    _check_once(folder, states)
+
+
+@functools.lru_cache(maxsize=8)
+def _check_once(folder: FolderLike, states: frozenset[tuple[Path, int, int]]) -> None:
+    """Not again while the files of the model stay as they are: a check takes up to two seconds."""
     _check_classes(folder)
     shape = read_shape(folder)
     unet, vae, text_encoder = (_check_weights(folder, part) for part in ("unet", "vae", "text_encoder"))
     _check_tokenizer(folder, text_encoder.config.vocab_size)
-    _check_schedulers(folder)
+    _check_schedulers(folder, unet)
     _check_forward(folder, (unet, vae, text_encoder), shape)
     _check_extras(folder)
 
@@ -79,16 +90,20 @@ def _check_classes(folder: FolderLike) -> None:
     for part in PARTS:
         found = index[part][1] if part in index else None
         if found is None or found not in CLASSES.get(part, (found,)):
-            wanted = f"; a {CLASSES[part][0]} is needed" if part in CLASSES else ""
-            raise UserError(f"{folder}: {INDEX_FILE} has {found} as its {part}{wanted}")
+            wanted = f", where {CLASSES[part][0]} is needed" if part in CLASSES else ""
+            raise UserError(f"{folder}: {INDEX_FILE} names {found or 'nothing'} as its {part}{wanted}")
 
 
 def _check_extras(folder: FolderLike) -> None:
     """Those that a result will have, and the safety checker that pictures are shown to."""
+    if "feature_extractor" in kept_extras(folder) or has_safety_checker(folder):
+        extractor = load_feature_extractor(folder)
+        with loading_errors(folder, "feature_extractor"):
+            pixels = extractor([Image.new("RGB", (64, 64))], return_tensors="pt").pixel_values
     if has_safety_checker(folder):
-        _check_weights(folder, "safety_checker")
-    if has_safety_checker(folder) or "feature_extractor" in kept_extras(folder):
-        load_feature_extractor(folder)
+        checker = _check_weights(folder, "safety_checker")
+        with loading_errors(folder, "safety_checker, or its feature_extractor,"), torch.device("meta"):
+            checker.visual_projection(checker.vision_model(pixels.to("meta"))[1])
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
@@ -164,8 +179,9 @@ def _check_tokenizer(folder: FolderLike, vocab_size: int) -> None:
         )
 
 
-def _check_schedulers(folder: FolderLike) -> None:
-    """The model's own scheduler, that of training, and the sampler that pictures are generated with by default."""
+def _check_schedulers(folder: FolderLike, unet: UNet2DConditionModel) -> None:
+    """The model's own scheduler, which the pipeline looks at together with the UNet; that of training; and the sampler
+    that pictures are generated with by default."""
     own = load_scheduler(folder)
     noise_scheduler = load_noise_scheduler(folder)
     with loading_errors(folder, "scheduler"):
@@ -176,6 +192,8 @@ def _check_schedulers(folder: FolderLike) -> None:
             raise ValueError("its betas make no noise schedule, as they are not between 0 and 1")
         own.set_timesteps(1)
         load_sampler(folder).set_timesteps(1)
+    with loading_errors(folder, "unet or scheduler"):
+        StableDiffusionPipeline(None, None, None, unet, own, None, None, requires_safety_checker=False)
 
 
 # --- a step without data --------------------------------------------------------------------------------------------

@@ -83,21 +83,20 @@ class ModelShape:
 def read_shape(folder: FolderLike) -> ModelShape:
     """Raises UserError if a config is missing or is not that of a Stable Diffusion 1.x or 2.x model."""
     try:
-        vae, unet = (json.loads((folder / part / "config.json").read_text()) for part in ("vae", "unet"))
+        vae, unet = (_read_json(folder, f"{part}/config.json") for part in ("vae", "unet"))
         _refuse_other_kinds(folder, unet, vae)
-        sample_size = unet["sample_size"]
-        vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        native_size = (sample_size if isinstance(sample_size, int) else max(sample_size)) * vae_factor
-        if not isinstance(native_size, int) or native_size <= 0:
+        sample_size, vae_factor = unet["sample_size"], 2 ** (len(vae["block_out_channels"]) - 1)
+        sides = sample_size if isinstance(sample_size, list) else [sample_size]
+        if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"the sample_size in unet/config.json is {sample_size!r}")
         return ModelShape(
             vae_factor=vae_factor,
             unet_levels=len(unet["block_out_channels"]),
             latent_channels=unet["in_channels"],
-            native_size=native_size,
+            native_size=max(sides) * vae_factor,
             attention_levels=tuple(i for i, block in enumerate(unet["down_block_types"]) if "Attn" in block),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: not a Stable Diffusion pipeline ({type(error).__name__}: {error})") from None
 
 
@@ -125,15 +124,26 @@ def _refuse_other_kinds(folder: FolderLike, unet: dict[str, Any], vae: dict[str,
 def read_index(folder: FolderLike) -> dict[str, tuple[str, str]]:
     """{part: (its library, its class)} of each part that model_index.json names; UserError if it cannot be read."""
     try:
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        index = _read_json(folder, INDEX_FILE)
         lists = {part: value for part, value in index.items() if isinstance(value, list) and not part.startswith("_")}
         named = {part: value for part, value in lists.items() if value != [None, None]}
         for part, value in named.items():
             if len(value) != 2 or not all(isinstance(word, str) for word in value):
                 raise ValueError(f"it has {value!r} as {part}, where a library and a class belong")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {INDEX_FILE} cannot be read ({first_line(error)})") from None
     return {part: (value[0], value[1]) for part, value in named.items()}
+
+
+def _read_json(folder: FolderLike, name: str) -> dict[str, Any]:
+    """OSError or ValueError, which name the file, if it is not there or holds no JSON object."""
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds {type(content).__name__}, where a JSON object belongs")
+    return content
 
 
 def has_safety_checker(folder: FolderLike) -> bool:

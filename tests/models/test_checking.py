@@ -150,7 +150,10 @@ def test_a_part_of_a_class_that_is_not_used_is_refused_by_name(own_model, part, 
         ("vae/config.json", {"scaling_factor": None}),
         ("text_encoder/config.json", {"hidden_act": "no such"}),
         ("scheduler/scheduler_config.json", {"beta_end": -1}),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.5}),
         ("scheduler/scheduler_config.json", {"beta_schedule": "no such"}),
+        ("scheduler/scheduler_config.json", {"prediction_type": "epsilo"}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}),
         ("tokenizer/tokenizer_config.json", {"model_max_length": 2}),
     ],
 )
@@ -197,13 +200,32 @@ def test_a_text_encoder_of_another_width_than_the_unet_reads_is_refused(own_mode
         check_model(own_model)
 
 
-def test_a_vocabulary_of_another_size_than_the_text_encoders_is_refused(own_model):
+@pytest.mark.parametrize("change", ["removed", "added", "twice"])
+def test_a_vocabulary_that_is_not_the_text_encoders_is_refused(own_model, change):
     (own_model / "tokenizer" / "tokenizer.json").unlink()
     vocabulary = own_model / "tokenizer" / "vocab.json"
     words = json.loads(vocabulary.read_text())
-    vocabulary.write_text(json.dumps({word: number for word, number in words.items() if number != 7}))
+    token = next(word for word, number in words.items() if number == 7)
+    changed = {"removed": {}, "added": {token: 7, "new": len(words)}, "twice": {token: 8}}[change]
+    vocabulary.write_text(json.dumps({word: words[word] for word in words if word != token} | changed))
     with pytest.raises(UserError, match="tokenizer"):
         check_model(own_model)
+
+
+def test_a_text_encoder_may_have_more_embeddings_than_there_are_tokens(own_model):
+    config = CLIPTextConfig.from_pretrained(own_model / "text_encoder")
+    config.vocab_size += 55
+    CLIPTextModel(config).save_pretrained(own_model / "text_encoder")
+    check_model(own_model)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("zero_snr", [True, False])
+def test_every_schedule_that_is_trained_passes(own_model, prediction_type, zero_snr):
+    changes = {"prediction_type": prediction_type, "rescale_betas_zero_snr": zero_snr}
+    change_json(own_model / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
+    change_json(own_model / "scheduler" / "scheduler_config.json", **changes)
+    check_model(own_model)
 
 
 # --- what a model can do without ------------------------------------------------------------------------------------

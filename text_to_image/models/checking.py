@@ -2,12 +2,13 @@
 
 import functools
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from transformers import CLIPTextModel, PreTrainedModel
@@ -70,7 +71,9 @@ def check_model(folder: FolderLike) -> None:
     """UserError that names the part, the file and the weights where the model is not whole or not one we train."""
     files = [file for part in (*PARTS, *EXTRAS) for file in Path(folder, part).glob("*")] + [folder / INDEX_FILE]
     states = frozenset((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    _check_once(folder, states)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries say it again where the model is used
+        _check_once(folder, states)
 
 
 @functools.lru_cache(maxsize=8)
@@ -164,7 +167,7 @@ def _display_files(folder: FolderLike, files: list[Path]) -> str:
 
 
 def _check_tokenizer(folder: FolderLike, vocab_size: int) -> None:
-    """UserError unless its tokens are those that the text encoder has embeddings of."""
+    """UserError unless the text encoder has an embedding of each of its tokens, and none of these is missing."""
     tokenizer = load_tokenizer(folder)
     with loading_errors(folder, "tokenizer"):
         if not isinstance(tokenizer.model_max_length, int) or tokenizer.model_max_length < SHORTEST_CHUNK:
@@ -172,11 +175,10 @@ def _check_tokenizer(folder: FolderLike, vocab_size: int) -> None:
         tokenize_chunks(tokenizer, "a picture", 1)
         read_vocabulary(tokenizer)
         ids = set(tokenizer.get_vocab().values())
-    if ids != set(range(vocab_size)):
-        raise UserError(
-            f"{folder}: the vocabulary in tokenizer/ has {len(ids)} tokens, the text encoder {vocab_size}; take both "
-            "from the same model"
-        )
+        if missing := set(range(max(ids))) - ids:
+            raise ValueError(f"its vocabulary lacks token {min(missing)}, or has another twice")
+        if len(ids) > vocab_size:
+            raise ValueError(f"it has {len(ids)} tokens, and the text encoder {vocab_size}; both must be of one model")
 
 
 def _check_schedulers(folder: FolderLike, unet: UNet2DConditionModel) -> None:
@@ -187,13 +189,24 @@ def _check_schedulers(folder: FolderLike, unet: UNet2DConditionModel) -> None:
     with loading_errors(folder, "scheduler"):
         if not hasattr(own, "alphas_cumprod"):
             raise ValueError(f"{type(own).__name__} has no noise schedule of Stable Diffusion")
-        remaining = noise_scheduler.alphas_cumprod
-        if not len(remaining) or not ((remaining >= 0) & (remaining <= 1)).all():  # NaN fails too
-            raise ValueError("its betas make no noise schedule, as they are not between 0 and 1")
+        kept, last = noise_scheduler.alphas_cumprod[:-1], noise_scheduler.alphas_cumprod[-1:]
+        zero_snr = noise_scheduler.config.rescale_betas_zero_snr
+        if not len(last) or not ((kept > 0) & (kept <= 1)).all() or not (0 < last <= 1 or (zero_snr and last == 0)):
+            raise ValueError("its betas make no noise schedule")
         own.set_timesteps(1)
-        load_sampler(folder).set_timesteps(1)
+        _take_steps(load_sampler(folder))
     with loading_errors(folder, "unet or scheduler"):
         StableDiffusionPipeline(None, None, None, unet, own, None, None, requires_safety_checker=False)
+
+
+def _take_steps(sampler: SchedulerMixin) -> None:
+    """Two, of a single latent; ValueError if they do not lead to a finite one."""
+    sampler.set_timesteps(2)
+    latents = torch.ones(1, 1, 1, 1)
+    for t in sampler.timesteps:
+        latents = sampler.step(latents, t, latents).prev_sample
+    if not latents.isfinite().all():
+        raise ValueError("sampling with it overflows")
 
 
 # --- a step without data --------------------------------------------------------------------------------------------

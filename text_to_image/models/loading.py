@@ -114,7 +114,9 @@ def load_noise_scheduler(
     with loading_errors(folder, "scheduler"):
         scheduler = DDPMScheduler.from_pretrained(Path(folder), subfolder="scheduler", **overrides)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
-        raise UserError(f"{folder}: prediction type {scheduler.config.prediction_type!r} cannot be trained here")
+        raise UserError(
+            f"{folder}: the prediction type of its scheduler, {scheduler.config.prediction_type!r}, is not used here"
+        )
     return scheduler
 
 

@@ -75,6 +75,15 @@ def test_both_layouts_of_clips_keys_count_as_whole(own_model, prefix):
     check_model(own_model)
 
 
+@pytest.mark.parametrize("prefix", ["", "vision_model."], ids=["new", "old"])
+def test_both_layouts_of_the_safety_checkers_keys_count_as_whole(checked_model, prefix):
+    def rename(weights):
+        return {re.sub(r"^(vision_model\.)+", f"{prefix}vision_model.", name): weights[name] for name in weights}
+
+    change_weights(checked_model, "safety_checker", rename)
+    check_model(checked_model)
+
+
 def test_the_old_names_of_the_vaes_attention_count_as_whole(own_model):
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
@@ -148,6 +157,8 @@ def test_a_part_of_a_class_that_is_not_used_is_refused_by_name(own_model, part, 
         ("unet/config.json", {"out_channels": 8}),
         ("unet/config.json", {"_diffusers_version": "0."}),
         ("vae/config.json", {"scaling_factor": None}),
+        ("vae/config.json", {"block_out_channels": None}),
+        ("text_encoder/config.json", {"model_type": {}}),
         ("text_encoder/config.json", {"hidden_act": "no such"}),
         ("scheduler/scheduler_config.json", {"beta_end": -1}),
         ("scheduler/scheduler_config.json", {"beta_end": 0.5}),

@@ -129,7 +129,10 @@ def _check_weights(folder: FolderLike, part: str) -> Any:
 def _build(folder: FolderLike, part: str) -> torch.nn.Module:
     model_class = MODELS[part]
     if issubclass(model_class, PreTrainedModel):
-        return model_class(model_class.config_class.from_pretrained(Path(folder), subfolder=part))
+        config = model_class.config_class.from_pretrained(Path(folder), subfolder=part)
+        if not isinstance(config.model_type, str):  # by which transformers looks up how weights are named
+            raise ValueError(f"its model_type is {config.model_type!r}")
+        return model_class(config)
     return model_class.from_config(model_class.load_config(Path(folder), subfolder=part))
 
 

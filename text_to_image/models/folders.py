@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,10 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 VARIANT = re.compile(r"model\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
 EXTRAS = {"safety_checker": "config.json", "feature_extractor": "preprocessor_config.json"}  # of SD 1.x; their configs
 INDEX_FILE = "model_index.json"
+SHAPE_KEYS: dict[str, dict[str, Any]] = {  # of a part's config.json, with their types
+    "unet": {"in_channels": int, "sample_size": int | list, "block_out_channels": list, "down_block_types": list},
+    "vae": {"latent_channels": int, "block_out_channels": list},
+}
 HASHED_BYTES = 1 << 20  # at the head and at the tail of a weights file
 # What a UNet may ask for beside noisy latents, timestep and text, by the key of its config.
 OTHER_CONDITIONS = {
@@ -83,7 +87,7 @@ class ModelShape:
 def read_shape(folder: FolderLike) -> ModelShape:
     """Raises UserError if a config is missing or is not that of a Stable Diffusion 1.x or 2.x model."""
     try:
-        vae, unet = (_read_json(folder, f"{part}/config.json") for part in ("vae", "unet"))
+        vae, unet = (_read_json(folder, f"{part}/config.json", SHAPE_KEYS[part]) for part in ("vae", "unet"))
         _refuse_other_kinds(folder, unet, vae)
         sample_size, vae_factor = unet["sample_size"], 2 ** (len(vae["block_out_channels"]) - 1)
         sides = sample_size if isinstance(sample_size, list) else [sample_size]
@@ -96,7 +100,7 @@ def read_shape(folder: FolderLike) -> ModelShape:
             native_size=max(sides) * vae_factor,
             attention_levels=tuple(i for i, block in enumerate(unet["down_block_types"]) if "Attn" in block),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: not a Stable Diffusion pipeline ({type(error).__name__}: {error})") from None
 
 
@@ -135,14 +139,20 @@ def read_index(folder: FolderLike) -> dict[str, tuple[str, str]]:
     return {part: (value[0], value[1]) for part, value in named.items()}
 
 
-def _read_json(folder: FolderLike, name: str) -> dict[str, Any]:
-    """OSError or ValueError, which name the file, if it is not there or holds no JSON object."""
+def _read_json(folder: FolderLike, name: str, keys: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """OSError or ValueError, which name the file, if it is not there or holds no JSON object with `keys` of these
+    types."""
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{name} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{name} holds {type(content).__name__}, where a JSON object belongs")
+    for key, wanted in (keys or {}).items():
+        if not isinstance(content.get(key), wanted):
+            raise ValueError(
+                f"{name} has {key} {content.get(key)!r}, where {getattr(wanted, '__name__', wanted)} belongs"
+            )
     return content
 
 

@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from models.checking import check_model
 from models.folders import ModelFolder, has_safety_checker, kept_extras, left_out_extras
 from runtime.errors import UserError
+from runtime.paths import STARTER
 from tiny_model import add_safety_checker
 
 
@@ -221,6 +222,19 @@ def test_a_vocabulary_that_is_not_the_text_encoders_is_refused(own_model, change
     vocabulary.write_text(json.dumps({word: words[word] for word in words if word != token} | changed))
     with pytest.raises(UserError, match="tokenizer"):
         check_model(own_model)
+
+
+@pytest.mark.parametrize("left", [1, 20])
+def test_a_file_of_merges_that_was_cut_short_is_refused(own_model, left):
+    (own_model / "tokenizer" / "tokenizer.json").unlink()
+    merges = own_model / "tokenizer" / "merges.txt"
+    merges.write_text("".join(merges.read_text().splitlines(keepends=True)[:left]))
+    with pytest.raises(UserError, match="tokenizer .*merges"):
+        check_model(own_model)
+
+
+def test_the_starters_tokenizer_passes_as_it_is_stored():
+    check_model(STARTER)
 
 
 def test_a_text_encoder_may_have_more_embeddings_than_there_are_tokens(own_model):

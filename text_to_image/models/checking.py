@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
-from transformers import CLIPTextModel, PreTrainedModel
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from models.folders import (
     EXTRAS,
@@ -176,12 +176,21 @@ def _check_tokenizer(folder: FolderLike, vocab_size: int) -> None:
         if not isinstance(tokenizer.model_max_length, int) or tokenizer.model_max_length < SHORTEST_CHUNK:
             raise ValueError(f"it reads {tokenizer.model_max_length!r} tokens at once")
         tokenize_chunks(tokenizer, "a picture", 1)
-        read_vocabulary(tokenizer)
+        _check_merges(tokenizer)
         ids = set(tokenizer.get_vocab().values())
         if missing := set(range(max(ids))) - ids:
             raise ValueError(f"its vocabulary lacks token {min(missing)}, or has another twice")
         if len(ids) > vocab_size:
             raise ValueError(f"it has {len(ids)} tokens, and the text encoder {vocab_size}; both must be of one model")
+
+
+def _check_merges(tokenizer: CLIPTokenizer) -> None:
+    """ValueError if words that the vocabulary knows would be read letter by letter, as their merges are missing."""
+    vocabulary, merges = read_vocabulary(tokenizer)
+    others = vocabulary.keys() - {merge.replace(" ", "", 1) for merge in merges} - set(tokenizer.all_special_tokens)
+    words = {token for token in others if len(token.removesuffix("</w>")) > 1} - set(tokenizer.get_added_vocab())
+    if words:
+        raise ValueError(f"its merges do not make {len(words)} of its tokens, such as {min(words)}")
 
 
 def _check_schedulers(folder: FolderLike, unet: UNet2DConditionModel) -> None:

@@ -11,8 +11,8 @@ from data.augmentation import NO_AUGMENTATION, list_augmentations
 from training.samples import (
     DATA,
     PRIOR,
+    Batches,
     Encoded,
-    PrefetchedBatches,
     Sample,
     SampleKey,
     SampleSettings,
@@ -196,7 +196,7 @@ def test_pictures_of_several_sizes_are_split_into_batches_of_one_and_the_last_is
 
 
 def test_batches_made_ahead_are_the_same_in_whatever_order_they_are_asked_for():
-    plain, ahead = batches(1, 0, 2), PrefetchedBatches(batches(1, 0, 2), 9)
+    plain, ahead = batches(1, 0, 2), Batches(batches(1, 0, 2), 9, ahead=True)
     for step in (0, 1, 2, 2, 7, 8):
         pairs = zip(plain.for_step(step), ahead.for_step(step), strict=True)
         assert all(a.noise.equal(b.noise) and last == also for (a, last), (b, also) in pairs)
@@ -216,7 +216,7 @@ def test_the_next_batch_is_made_while_this_one_is_used_and_its_error_comes_in_it
                 raise OSError("the disk is gone")
             yield step, True
 
-    ahead = PrefetchedBatches(Steps(), 2)
+    ahead = Batches(Steps(), 2, ahead=True)
     assert list(ahead.for_step(0)) == [(0, True)]
     assert begun.wait(60)
     read_on.set()

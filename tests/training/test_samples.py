@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.augmentation import NO_AUGMENTATION, list_augmentations
+from runtime.errors import InputChanged
 from training.samples import (
     DATA,
     PRIOR,
@@ -222,6 +223,24 @@ def test_the_next_batch_is_made_while_this_one_is_used_and_its_error_comes_in_it
     read_on.set()
     with pytest.raises(OSError, match="gone"):
         list(ahead.for_step(1))
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_input_that_changed_is_known_before_its_step_and_other_errors_come_in_it(ahead):
+    class Steps:
+        device = torch.device("cpu")
+
+        def for_step(self, step):
+            if step:
+                raise InputChanged("1.jpg is gone") if step == 1 else OSError("a bug")
+            yield step, True
+
+    steps = Batches(Steps(), 3, ahead)
+    assert steps.changed_input(0) is None and list(steps.for_step(0)) == [(0, True)]
+    assert "1.jpg" in str(steps.changed_input(1))
+    assert steps.changed_input(2) is None and steps.changed_input(3) is None
+    with pytest.raises(OSError, match="a bug"):
+        list(steps.for_step(2))
 
 
 class Recorder:

@@ -49,7 +49,8 @@ def run_on_all(work: Callable[[], Result]) -> Result:
     shared: Exception | None = own_error
     if own_error and not isinstance(own_error, UserError | WorkError):
         shared = WorkError("another process failed; its message is above")
-    if raised := own_error or first_of_all(shared):
+    agreed = first_of_all(shared)  # also where this process failed: the others wait for its answer
+    if raised := own_error or agreed:
         raise raised
     return result  # type: ignore[return-value]
 

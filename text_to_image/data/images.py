@@ -61,7 +61,7 @@ def is_animation(path: Path) -> bool:
         return image.format != "MPO" and getattr(image, "is_animated", False)
 
 
-def load_pixel_values(path: Path, height: int, width: int, interpolation: str = "lanczos") -> torch.Tensor:
+def load_pixel_values(path: Path | BytesIO, height: int, width: int, interpolation: str = "lanczos") -> torch.Tensor:
     """(3, height, width) in [-1, 1]: resized to cover the size, then cropped at the centre.
 
     `interpolation` is a name of torchvision's; its 'nearest_exact' is Pillow's 'nearest'.
@@ -72,8 +72,8 @@ def load_pixel_values(path: Path, height: int, width: int, interpolation: str = 
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def open_image(path: Path, min_side: int | None = None) -> Image.Image:
-    """The picture in sRGB, upright by its EXIF orientation, on white where it is transparent.
+def open_image(path: Path | BytesIO, min_side: int | None = None) -> Image.Image:
+    """The picture of a file, or of its content, in sRGB, upright by its EXIF orientation, on white where transparent.
 
     With `min_side` a large JPEG may be decoded at a fraction of its size, no side shorter than that, which is faster
     and takes less memory. Raises ValueError as `read_image_size`.

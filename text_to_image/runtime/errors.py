@@ -61,6 +61,13 @@ class WorkError(Exception):
     """The input is right, but the work could not be done or not completely (disk full, ...). Exit code 1."""
 
 
+class InputChanged(WorkError):
+    """A file that the run reads is gone or is not what it was; the message names it and says what to do. Exit code 1.
+
+    In training a checkpoint is saved first.
+    """
+
+
 class Stopped(BaseException):
     """A signal asked the run to stop, and everything worth saving is saved. Exit code 75.
 

@@ -14,10 +14,11 @@ from runs.status import write_status
 from runs.upload import upload
 from runtime.devices import peak_memory_gb, synchronize
 from runtime.files import flush_to_disk
-from runtime.processes import CrossProcessFlag, run_on_main
+from runtime.processes import run_on_all, run_on_main
 from runtime.progress import format_duration, print_table
 from runtime.stopping import StopSignals
 from training.encoding import encode_dataset
+from training.interruption import Interruption
 from training.memory_rows import explain_out_of_memory
 from training.metrics import METRICS_FILE, MetricsLog, MetricsRow, StepResult, read_metrics, start_trackers
 from training.non_finite import NonFiniteSteps
@@ -66,17 +67,17 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
 
     # Train:
     start_trackers(args, run.accelerator, run.folder)
-    validator = make_validator(run, state, encodings)
-    log = MetricsLog(run)
-    stop_flag = CrossProcessFlag(run.accelerator, args.distributed_timeout)
+    validator = run_on_all(lambda: make_validator(run, state, encodings))
+    interruption = Interruption(run, stop, batches)
     stop.defer()  # from here on a signal waits for the end of the step
-    run.accelerator.wait_for_everyone()  # on all processes, or some would end while others wait for them
+    run_on_all(interruption.raise_before_first_step)  # on all, or some would end while others wait for them
+    log = MetricsLog(run)
     for step in range(run.resume.first_step, run.plan.steps):
         result = train_step(run, state, batches, step)
         done = step + 1
         measured = validator.measure(done, log.paused)  # after most steps nothing
         log.add(done, result, measured)
-        stopping = stop_flag.any_process(bool(stop.asked))
+        stopping = interruption.is_due(done)
         saving = stopping or done % args.checkpointing_steps == 0
         if saving or log.is_due(done):
             for row in log.collect_rows():
@@ -88,7 +89,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         if stopping:
             log.close()
             write_status(run.accelerator, "stopped", run.folder, done, run.plan.steps)
-            raise stop.exception_after(done, run.plan.steps)
+            raise interruption.exception_after(done)
     log.close()
 
     # Save the result, with the averaged weights where there is an EMA:

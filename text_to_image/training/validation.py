@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import torch
@@ -69,9 +69,13 @@ class Validator:
 
 
 def make_validator(run: PreparedRun, state: TrainState, encodings: Encodings) -> Validator:
-    """Fixed samples of the training pictures, and of held-out ones where there are any; the prompts where given."""
+    """Fixed samples of the training pictures, and of held-out ones where there are any; the prompts where given.
+
+    Their encodings are read now, so that nothing that happens to the files can end a run between its steps.
+    """
     args, plan = run.args, run.plan
     samples = fixed_samples_of(run)
+    encodings = encodings.keep(chain.from_iterable(samples.values()), ["", *(args.validation_prompts or [])])
     fixed_loss = FixedNoiseLoss(
         samples, encodings, Objective(run.objective.noise_scheduler), run.accelerator.device, run.compute_dtype
     )

@@ -35,7 +35,8 @@ def log_of(folder, first_step=0, read_every=1, is_main=True, track=lambda row, s
 
 def take(log: MetricsLog, step: int, loss: torch.Tensor, measured: dict | None = None) -> None:
     """As the training loop does it."""
-    log.add(step, StepResult(loss, NORM), measured or {})
+    log.add(step, StepResult(loss, NORM))
+    log.add_measured(measured or {})
     if log.is_due(step):
         write(log)
 

@@ -28,6 +28,7 @@ class DiskSpace:
     kept: int  # how many checkpoints there will be at the end
     needed: int  # still: encodings, checkpoints and the result, at the worst moment
     free: int
+    result: int = 0
 
     @property
     def line(self) -> str:
@@ -56,7 +57,7 @@ def measure_space(args: argparse.Namespace, folder: Path, base: FolderLike, step
     remaining = max(0, at_once - len(complete_checkpoints(folder)))
     existing = next(path for path in [folder, *folder.resolve().parents] if path.is_dir())
     needed = encodings + remaining * checkpoint + result
-    return DiskSpace(checkpoint, kept, needed, shutil.disk_usage(existing).free)
+    return DiskSpace(checkpoint, kept, needed, shutil.disk_usage(existing).free, result)
 
 
 def latents_bytes(images: Iterable[ImageToEncode], shape: ModelShape) -> int:

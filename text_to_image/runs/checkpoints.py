@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from runtime.errors import UserError, WorkError, first_line, is_disk_full
-from runtime.files import flush_to_disk, gigabytes, size_on_disk
+from runtime.files import flush_to_disk, format_size, size_on_disk
 
 MANIFEST, STATE = "manifest.json", "training_state.pt"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -74,11 +74,11 @@ def _rename(partial: Path, checkpoint: Path) -> None:
 
 def _describe_failed_write(error: Exception, checkpoint: Path, written: int, free: int) -> str:
     complete = complete_checkpoints(checkpoint.parent)
-    needed = f"about {gigabytes(size_on_disk(complete[-1]))}" if complete else f"more than {gigabytes(written)}"
+    needed = f"about {format_size(size_on_disk(complete[-1]))}" if complete else f"more than {format_size(written)}"
     last = complete[-1].name if complete else "none yet"
     return (
         f"{checkpoint.parent}: {checkpoint.name} could not be written ({first_line(error)}): it needs {needed}, "
-        f"{gigabytes(free)} were free after {gigabytes(written)} of it, which are removed now; the last good "
+        f"{format_size(free)} were free after {format_size(written)} of it, which are removed now; the last good "
         f"checkpoint: {last}. Make room, or check the permissions, and run the same command again"
     )
 

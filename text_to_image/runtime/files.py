@@ -71,13 +71,13 @@ def raise_disk_full(path: Path, error: Exception, partial: Path) -> None:
     """WriteError if `error` is a full disk's: `partial` is what has been written of `path` and will be removed."""
     if is_disk_full(error):
         written = size_on_disk(partial)
-        raise write_error(path.parent, path.name, error, f"more than {gigabytes(written)}", written) from None
+        raise write_error(path.parent, path.name, error, f"more than {format_size(written)}", written) from None
 
 
 def write_error(folder: Path, name: str, error: Exception, needed: str, removed: int = 0) -> WriteError:
     """A line with the folder, what is needed and what is free there, once `removed` bytes are gone again."""
     existing = next(path for path in [folder, *folder.absolute().parents] if path.is_dir())
-    free = gigabytes(shutil.disk_usage(existing).free + removed)
+    free = format_size(shutil.disk_usage(existing).free + removed)
     reason = isinstance(error, OSError) and error.strerror or first_line(error)
     help_line = "raise `ulimit -f`" if FILE_TOO_LARGE in reason else "make room"
     return WriteError(
@@ -92,8 +92,10 @@ def size_on_disk(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def gigabytes(size: int | float) -> str:
-    return f"{size / 1e9:.3g} GB"
+def format_size(size: float) -> str:
+    """Bytes in the unit one would say: '10.3 GB', '146 MB' or '3 kB'."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
+    return f"{size / unit:.3g} {name}"
 
 
 def write_text_atomically(path: Path, text: str) -> None:

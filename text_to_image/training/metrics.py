@@ -19,7 +19,7 @@ from models.compiling import compile_clause, compile_seconds
 from runs.records import without_secrets
 from runtime.devices import peak_memory_gb, synchronize
 from runtime.errors import first_line
-from runtime.files import gigabytes, write_error, write_text_atomically
+from runtime.files import format_size, write_error, write_text_atomically
 from runtime.progress import format_duration, progress_bar
 from training.setup import PreparedRun
 
@@ -147,7 +147,7 @@ class MetricsLog:
         try:
             self._write_lines()
         except OSError as error:
-            needed = f"more than {gigabytes(len(''.join(self.unwritten)))}"
+            needed = f"more than {format_size(len(''.join(self.unwritten)))}"
             raise write_error(self.path.parent, self.path.name, error, needed) from None
 
     def _write_lines(self) -> None:

@@ -15,10 +15,11 @@ from runs.checkpoints import (
     remove_oldest_checkpoints,
     save_checkpoint,
 )
+from runs.disk_space import hold_reserve, release_reserve
 from runs.records import write_run
 from runtime.devices import peak_memory_gb
 from runtime.errors import WorkError, WriteError, first_line, is_disk_full
-from runtime.files import flush_to_disk, gigabytes, size_on_disk, write_error
+from runtime.files import flush_to_disk, format_size, size_on_disk, write_error
 from runtime.processes import run_on_main
 from training.metrics import METRICS_FILE, MetricsLog, read_metrics
 from training.non_finite import NonFiniteSteps
@@ -44,12 +45,14 @@ def write_checkpoint(run: PreparedRun, state: TrainState, step: int) -> None:
         existing = {step, *_steps_with_checkpoint(run.folder)}
         best = best_step(read_metrics(run.folder / METRICS_FILE), among=existing)
         _save_checkpoint(run, state, step)
+        hold_reserve(run.folder, run.space)
         remove_oldest_checkpoints(run.folder, run.args.checkpoints_total_limit, keep={best[0]} if best else set())
 
     run_on_main(run.accelerator, write)
 
 
 def _save_checkpoint(run: PreparedRun, state: TrainState, step: int) -> Path:
+    release_reserve(run.folder)
     flush_to_disk(run.folder / METRICS_FILE)  # the rows before a checkpoint reach the disk before it does
     return save_checkpoint(run.folder, step, run.record, state.save_weights, state.saved_state())
 
@@ -68,15 +71,21 @@ def checkpoint_before_giving_up(
     """Tries a checkpoint of the last whole step where, within the block, a file cannot be written or read.
 
     Raises WorkError that says what happened and where the run will go on. The main process does it alone: the others
-    may be in the middle of a step, and end when it does.
+    may be in the middle of a step, and end when it does. The room for the checkpoint is held in reserve.
     """
+    if not run.is_main:
+        yield
+        return
+    hold_reserve(run.folder, run.space)
     try:
         yield
     except (OSError, WriteError) as error:
-        if not run.is_main:
-            raise
+        release_reserve(run.folder)
         saved = _try_checkpoint(run, state, log, non_finite)
+        log.close()
         raise WorkError(f"{first_line(error)}; {saved}") from None
+    finally:
+        release_reserve(run.folder)
 
 
 def _try_checkpoint(run: PreparedRun, state: TrainState, log: MetricsLog, non_finite: NonFiniteSteps) -> str:
@@ -86,7 +95,7 @@ def _try_checkpoint(run: PreparedRun, state: TrainState, log: MetricsLog, non_fi
         if log.step not in [run.resume.first_step, *_steps_with_checkpoint(run.folder)]:
             _save_checkpoint(run, state, log.step)
     except (OSError, WorkError):
-        needed = gigabytes(run.space.checkpoint)
+        needed = format_size(run.space.checkpoint)
         return (
             f"step {log.step} could not be saved either, which takes about {needed}; {_where_it_goes_on(run.folder)}"
         )
@@ -144,7 +153,7 @@ def _move_content(source: Path, target: Path) -> None:
 def _raise_failed_result(run: PreparedRun, error: Exception) -> None:
     """WriteError if `error` is one of the disk."""
     if is_disk_full(error) or isinstance(error, OSError):
-        needed, removed = f"about {gigabytes(run.space.result)}", size_on_disk(run.folder / RESULT)
+        needed, removed = f"about {format_size(run.space.result)}", size_on_disk(run.folder / RESULT)
         failed = write_error(run.folder, "the result", error, needed, removed)
         raise WriteError(f"{failed}; {_where_it_goes_on(run.folder)}") from None
 

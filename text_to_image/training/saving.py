@@ -71,7 +71,8 @@ def checkpoint_before_giving_up(
     """Tries a checkpoint of the last whole step where, within the block, a file cannot be written or read.
 
     Raises WorkError that says what happened and where the run will go on. The main process does it alone: the others
-    may be in the middle of a step, and end when it does. The room for the checkpoint is held in reserve.
+    may be in the middle of a step, and end when it does. Room for the checkpoint is held in reserve, also beyond the
+    block: `save_result` releases it.
     """
     if not run.is_main:
         yield
@@ -79,13 +80,13 @@ def checkpoint_before_giving_up(
     hold_reserve(run.folder, run.space)
     try:
         yield
-    except (OSError, WriteError) as error:
+    except BaseException as error:
         release_reserve(run.folder)
+        if not isinstance(error, OSError | WriteError):
+            raise
         saved = _try_checkpoint(run, state, log, non_finite)
         log.close()
         raise WorkError(f"{first_line(error)}; {saved}") from None
-    finally:
-        release_reserve(run.folder)
 
 
 def _try_checkpoint(run: PreparedRun, state: TrainState, log: MetricsLog, non_finite: NonFiniteSteps) -> str:
@@ -115,6 +116,7 @@ def save_result(run: PreparedRun, state: TrainState) -> None:
 
     Until both are there, a checkpoint of the last step is. WorkError where the disk refuses them.
     """
+    release_reserve(run.folder)
     own_checkpoint = _save_last_checkpoint(run, state, run.record["steps"])
     with state.final_unet() as unet:
         try:

@@ -71,7 +71,7 @@ main() {
     fi
 }
 
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$*" || :; } # a log that cannot be written ends nothing
 
 fail() {
     printf 'error: %s\n' "$2" >&2
@@ -140,7 +140,7 @@ phase='' phases='' launch=() # the script that runs, the time that each took, an
 step() {
     local code=0 began=$SECONDS
     phase="$1"
-    printf '\n== %s.py\n' "$phase"
+    say $'\n'"== $phase.py"
     if in_batch; then
         [[ -z "$called_off" ]] || requeue
         attend "${launch[@]}" "$venv/bin/python" "$scripts/$phase.py" "${@:2}" || code=$?
@@ -173,7 +173,7 @@ say_captions() {
 
 say_result() {
     forget_restarts
-    printf '\n== done in %d min %d s: %s\n' "$((SECONDS / 60))" "$((SECONDS % 60))" "$phases"
+    say $'\n'"== done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $phases"
     say "the model: $model"
     [[ -z "${MODEL-}" && "${TRAIN_ARGS-}" != *--pretrained_model_name_or_path* ]] || return 0
     say

@@ -1,11 +1,20 @@
 """Files are complete or absent, and only half-written files of dead processes are removed."""
 
+import errno
 import os
 import socket
 
 import pytest
 
-from runtime.files import atomic_folder, atomic_write, hash_key, remove_partial_files, remove_stale_partial_files
+from runtime.errors import WriteError
+from runtime.files import (
+    atomic_folder,
+    atomic_write,
+    format_size,
+    hash_key,
+    remove_partial_files,
+    remove_stale_partial_files,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
@@ -15,6 +24,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
         partial.write_text("ne")
         raise ValueError("half way")
     assert file.read_text() == "old" and os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("writing", [atomic_write, atomic_folder])
+def test_a_full_disk_is_one_line_with_folder_needed_and_free(tmp_path, writing):
+    said = rf"^{tmp_path}: model .*needs more than .*B, .*B are free"
+    with pytest.raises(WriteError, match=said), writing(tmp_path / "model") as partial:
+        (partial / "unet" if partial.is_dir() else partial).write_bytes(bytes(2000))
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("size", "said"), [(0, "0 kB"), (146, "0.146 kB"), (2.5e6, "2.5 MB"), (10.34e9, "10.3 GB")])
+def test_sizes_are_in_the_unit_one_would_say(size, said):
+    assert format_size(size) == said
 
 
 def test_a_replaced_file_keeps_its_mode(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageChops, ImageCms, ImageOps
 
 from data.decoding import open_picture
-from runtime.errors import WorkError
+from runtime.errors import WriteError
 from runtime.files import atomic_write
 
 JPEG_QUALITY = 95
@@ -176,13 +176,15 @@ def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> I
 def save_image(image: Image.Image, path: Path, **settings: Any) -> Path:
     """Saves as JPEG or PNG by the suffix, atomically: nobody who watches the folder opens half a picture.
 
-    `settings` go to Pillow's `save`. Raises WorkError where the file cannot be written.
+    `settings` go to Pillow's `save`. Raises WriteError where the file cannot be written.
     """
     jpeg: dict[str, Any] = {"format": "JPEG", "quality": JPEG_QUALITY}
     file_format = jpeg if path.suffix == ".jpg" else {"format": "PNG"}
+    encoded = BytesIO()  # Pillow does not notice that a nearly full disk takes only a part of what it writes
+    image.save(encoded, **file_format, **settings)
     try:
         with atomic_write(path) as beside:
-            image.save(beside, **file_format, **settings)
+            beside.write_bytes(encoded.getbuffer())
     except OSError as error:
-        raise WorkError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from None
     return path

@@ -4,18 +4,25 @@ import errno
 import importlib.metadata
 import importlib.util
 import os
-import select
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from runtime.locales import support_any_locale
+from runtime.streams import make_streams_lossy, report_lost_output
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 # Required packages and the oldest versions whose interfaces are used; requirements.txt has the tested versions.
 PACKAGES = {"torch": (2, 6), "diffusers": (0, 42), "transformers": (5, 0), "accelerate": (1, 0)}
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # another user's, or on a read-only disk
-DISK_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
+FILE_TOO_LARGE = "File too large"
+DISK_FULL = (
+    "No space left on device",
+    "Disk quota exceeded",
+    FILE_TOO_LARGE,
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+)
 OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -26,6 +33,7 @@ OUT_OF_MEMORY = (
 )
 # Failures that can be recognised only by the text of the exception: (texts, what happened and what helps).
 FAILURES = (
+    ((FILE_TOO_LARGE,), "a file would be larger than `ulimit -f` or the file system allows"),
     (DISK_FULL, "the disk is full, or a quota is used up; make room and run the same command again"),
     (
         OUT_OF_MEMORY,
@@ -68,6 +76,10 @@ class InputChanged(WorkError):
     """
 
 
+class WriteError(WorkError):
+    """A file could not be written; `runtime.files.write_error` makes one."""
+
+
 class Stopped(BaseException):
     """A signal asked the run to stop, and everything worth saving is saved. Exit code 75.
 
@@ -76,15 +88,19 @@ class Stopped(BaseException):
 
 
 def exit_with(work: Callable[[], int | None]) -> NoReturn:
-    """Runs a script's main call and exits with its code. An expected error is one line on stderr; a bug propagates."""
-    support_any_locale()
+    """Runs a script's main call and exits with its code. An expected error is one line on stderr; a bug propagates.
+
+    The code tells of the work alone: what cannot be printed is dropped.
+    """
     code: int | None
+    make_streams_lossy()
+    support_any_locale()
     try:
         code = work() or EXIT_DONE
-        sys.stdout.flush()
     except BaseException as error:
         if (code := _report(error)) is None:
             raise
+    report_lost_output()
     sys.exit(code)
 
 
@@ -97,8 +113,6 @@ def _report(error: BaseException) -> int | None:
         # On a line of its own: a progress bar leaves its line open.
         print(f"\n{error if isinstance(error, Stopped) else 'interrupted'}", file=sys.stderr)
         return EXIT_STOPPED if isinstance(error, Stopped) else EXIT_INTERRUPTED
-    if isinstance(error, BrokenPipeError):
-        return _end_output() if _is_closed(sys.stdout) else None
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
         if error.filename is None:
             return None
@@ -116,25 +130,12 @@ def _print_error(message: str) -> None:
     print(escape_control_chars(f"error: {message}"), file=sys.stderr)
 
 
-def _end_output() -> int:
-    """The reader of stdout, such as `head`, is gone: what Python still flushes at exit goes to /dev/null."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return EXIT_FAILED
-
-
-def _is_closed(stream: TextIO) -> bool:
-    """Whether the reading end of the pipe behind `stream` is closed."""
-    poll = select.poll()
-    try:
-        poll.register(stream.fileno(), 0)
-    except (OSError, ValueError):  # not backed by a file descriptor
-        return False
-    return bool(poll.poll(0))
-
-
 def is_disk_full(error: Exception) -> bool:
-    """Whether a write failed for lack of space or quota; safetensors and torch say so only in their messages."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    """Whether a write failed for lack of space or quota, or at a limit on the size of a file.
+
+    safetensors and torch say so only in their messages.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     return any(text in str(error) for text in DISK_FULL)
 
@@ -146,8 +147,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def advice_for(error: Exception) -> str | None:
     """What happened and what to do, for a failure that is not a bug; None for anything else."""
-    if is_disk_full(error):
-        return FAILURES[0][1]
     # The last one, a lost connection, is a failure of this run only where the run has several processes.
     possible = FAILURES if int(os.environ.get("WORLD_SIZE", 1)) > 1 else FAILURES[:-1]
     return next((advice for texts, advice in possible if any(text in str(error) for text in texts)), None)

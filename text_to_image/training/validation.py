@@ -47,25 +47,25 @@ class Validator:
     def measure(self, step: int, paused: Callable[[], AbstractContextManager]) -> dict[str, float]:
         """{name of a loss: its value} after optimisation step `step` (from 1), empty after most.
 
-        Pictures go into OUTPUT/validation/. It all happens while the clock of the steps is `paused`.
+        Meanwhile the clock of the steps is `paused`.
         """
-        if step not in self.loss_steps | self.image_steps:
+        if step not in self.loss_steps:
             return {}
+        state = self.state
         with paused():
-            return self._measure(step)
-
-    def _measure(self, step: int) -> dict[str, float]:
-        state, losses = self.state, {}
-        # The unwrapped UNet: each process measures its share by itself.
-        if step in self.loss_steps:
+            # The unwrapped UNet: each process measures its share by itself.
             losses = self.fixed_loss.measure(state.unwrapped, state.accelerator)
             if state.ema.enabled:
                 with averaged(state.ema, state.weights):
                     losses |= self.fixed_loss.measure(state.unwrapped, state.accelerator, "_ema")
-        if self.sampler and step in self.image_steps and state.accelerator.is_main_process:
-            with averaged(state.ema, state.weights):
-                self.sampler.generate(state.unwrapped, step)
         return losses
+
+    def generate(self, step: int, paused: Callable[[], AbstractContextManager]) -> None:
+        """After most steps nothing. Pictures go into OUTPUT/validation/; WriteError where they cannot be written."""
+        state = self.state
+        if self.sampler and step in self.image_steps and state.accelerator.is_main_process:
+            with paused(), averaged(state.ema, state.weights):
+                self.sampler.generate(state.unwrapped, step)
 
 
 def make_validator(run: PreparedRun, state: TrainState, encodings: Encodings) -> Validator:

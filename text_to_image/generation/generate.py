@@ -25,7 +25,7 @@ from models.loading import quiet_libraries
 from runtime.devices import choose_device
 from runtime.errors import escape_control_chars
 from runtime.paths import display_path
-from runtime.processes import disable_unsupported_p2p
+from runtime.processes import disable_unsupported_p2p, warn_of_single_process
 from runtime.progress import progress_bar
 from runtime.stopping import StopSignals
 
@@ -41,6 +41,7 @@ def generate(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     quiet_libraries()
     disable_unsupported_p2p()
     state = PartialState(cpu=choose_device().type == "cpu", timeout=MAX_WAIT)
+    warn_of_single_process(state.num_processes)
     with contextlib.redirect_stdout(sys.stdout if state.is_main_process else None):
         _generate(args, stop or StopSignals(), state)
 

@@ -74,7 +74,7 @@ def warn_of_single_process(num_processes: int) -> None:
     asked_for_several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if num_processes == 1 and asked_for_several:
         print(
-            "note: accelerate launch was asked for several processes, but started this one alone; several start with "
-            "`torchrun --nproc_per_node 2 SCRIPT`, on GPUs also with `accelerate launch --multi_gpu --num_processes 2`",
+            "note: accelerate launch was asked for several processes, but started only this one; several start with "
+            "`torchrun --nproc_per_node 2 SCRIPT`, on GPUs also `accelerate launch --multi_gpu --num_processes 2`",
             file=sys.stderr,
         )

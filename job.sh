@@ -28,6 +28,7 @@
 #   CAPTIONER       captions the pictures that have no caption: a folder or a hub id (unset: the small starter
 #                   captioner, for rendered garments only; with MODEL Salesforce/blip-image-captioning-large)
 #   DATASET         the folder of pictures, or a hub id (unset: dataset/)
+#   METADATA_FILE   the file of the captions, where they cannot be in DATASET (unset: metadata.jsonl in DATASET)
 #   EPOCHS          passes over the data set (100)
 #   OUTPUT_DIR      where the fine-tuned model goes (unset: a folder in output/ named after data and settings)
 #   PROMPT          what to generate (unset: captions of the data set and two short forms of the first)
@@ -131,21 +132,6 @@ run_job() {
     esac
     step inference --model "$model" "${generation[@]}"
     say_result
-}
-
-# Sets the flags of the three scripts. What stands later wins, so CAPTION_ARGS, TRAIN_ARGS and INFERENCE_ARGS do.
-choose_flags() {
-    local precision
-    precision="$("$venv/bin/python" "$scripts/slurm/environment.py" precision)"
-    captioning=(--image_dir "$pictures" ${captioner:+--model "$captioner"}
-        ${SLURM_ARRAY_TASK_ID:+--wait} "${caption_args[@]}") # one task of an array captions, the others wait for it
-    training=(--dataset "$dataset" --epochs "${EPOCHS:-100}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
-        ${output_dir:+--output_dir "$output_dir"} ${precision:+--mixed_precision "$precision"} ${seed:+--seed "$seed"}
-        "${train_args[@]}")
-    generation=(--num_images "${NUM_IMAGES:-3}" --resume ${PROMPT:+"--prompt=$PROMPT"}
-        ${pictures_dir:+--output_dir "$pictures_dir"} "${inference_args[@]}")
-    "$venv/bin/python" "$scripts/slurm/check_flags.py" "${#captioning[@]}" "${captioning[@]}" \
-        "${#training[@]}" "${training[@]}" "${#generation[@]}" "${generation[@]}"
 }
 
 phase='' phases='' launch=() # the script that runs, the time that each took, and what starts one on other nodes

@@ -11,7 +11,7 @@ from pathlib import Path
 from clone import ROOT
 from runtime.devices import _cpu_precision
 
-CHOICES = ("MODEL", "CAPTIONER", "DATASET", "EPOCHS", "OUTPUT_DIR", "PROMPT", "NUM_IMAGES", "VENV",
+CHOICES = ("MODEL", "CAPTIONER", "DATASET", "METADATA_FILE", "EPOCHS", "OUTPUT_DIR", "PROMPT", "NUM_IMAGES", "VENV",
            "CAPTION_ARGS", "TRAIN_ARGS", "INFERENCE_ARGS", "ACCELERATE_USE_CPU", "VIRTUAL_ENV", "CONDA_PREFIX",
            "MODULES", "TORCH_INDEX_URL", "TMPDIR", "model", "train_dir")  # fmt: skip
 
@@ -28,8 +28,8 @@ def build_parser():
         parser.add_argument(flag, type=positive_int)
     for flag in ("--recursive", "--resume", "--wait"):
         parser.add_argument(flag, action="store_true")
-    parser.add_argument("--existing")
-    for flag in ("--image_dir", "--model", "--output_dir", "--pretrained_model_name_or_path", "--prompt"):
+    for flag in ("--existing", "--image_dir", "--metadata_file", "--model", "--output", "--output_dir", "--prompt",
+                 "--pretrained_model_name_or_path"):
         parser.add_argument(flag)
     for flag in ("--dataset", "--mixed_precision", "--negative_prompt", "--seed", "--steps", "--validation_prompts"):
         parser.add_argument(flag, nargs="+")

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from captioned_folder import write_captioned_folder
 from models.finding import ModelOptions, find_model
 from run_folder import losses
 from runtime.errors import UserError, exit_with
+from tiny_model import add_safety_checker
 
 
 class Harmful:
@@ -86,6 +87,39 @@ def test_a_config_that_names_remote_code_does_not_run_it(train_run, own_model, t
     (own_model / "text_encoder" / "evil.py").write_text(f"open({str(tmp_path / 'made')!r}, 'w')\n")
     train_run("out", "--max_train_steps", 1, model=own_model)
     assert not (tmp_path / "made").exists()
+
+
+def export(model: Path, to: Path) -> None:
+    from export_checkpoint import parse_args
+    from exporting.export import export_checkpoint
+
+    export_checkpoint(parse_args(["--model", str(model), "--to", str(to)]))
+
+
+def test_a_model_that_lacks_a_weight_is_refused_by_all_scripts_before_they_begin(
+    train_run, images_of, own_model, tmp_path
+):
+    file = own_model / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    name = max(weights)
+    save_file({key: weights[key] for key in weights if key != name}, file, {"format": "pt"})
+    for script in (
+        lambda: train_run("out", "--max_train_steps", 1, model=own_model),
+        lambda: images_of("--prompt", "jeans", model=own_model),
+        lambda: export(own_model, tmp_path / "m.safetensors"),
+    ):
+        with pytest.raises(UserError, match=f"text_encoder/model.safetensors: weights are missing: .*{name[-20:]}"):
+            script()
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_training_and_generating_say_which_safety_checker_is_missing(train_run, images_of, own_model, capsys):
+    add_safety_checker(own_model)
+    shutil.rmtree(own_model / "safety_checker")
+    train_run("out", "--max_train_steps", 1, model=own_model)
+    assert "LEFT OUT of the result, as missing or without use: safety_checker" in capsys.readouterr().out
+    images_of("--prompt", "jeans", model=own_model)
+    assert "NOT CHECKED: the model's safety_checker" in capsys.readouterr().out
 
 
 def test_captions_and_names_cannot_speak_to_the_terminal(train_run, tmp_path, capsys):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from models.loading import save_vocabulary
 
@@ -92,6 +93,22 @@ def sd_scheduler(prediction_type: str) -> PNDMScheduler:
         skip_prk_steps=True,
         steps_offset=1,
     )
+
+
+def add_safety_checker(folder: Path) -> None:
+    """Gives the model a safety checker, whose threshold makes it flag every picture."""
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = {**size, "image_size": 32, "patch_size": 16, "projection_dim": 8}
+    config = CLIPConfig(text_config={**size, "vocab_size": 16}, vision_config=vision, projection_dim=8)
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.data.fill_(-2.0)
+    checker.special_care_embeds_weights.data.fill_(2.0)
+    checker.save_pretrained(folder / "safety_checker")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder / "feature_extractor")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:

@@ -56,14 +56,17 @@ def caption_or_check(args: argparse.Namespace, stop: StopSignals | None = None) 
     complete = csv_message(file, args.existing) if file.is_csv else file.completion_message(args.existing)
     if complete:
         print(complete, flush=True)
-        return _print_summary(args, file)
-    refuse_other_column(file)
-    refuse_misspelt_names(file)
-    model = args.model or _starter_captioner()
-    require_packages()
-    from captioning.caption_folder import caption_folder
+        _print_summary(args, file)
+    else:
+        refuse_other_column(file)
+        refuse_misspelt_names(file)
+        model = args.model or _starter_captioner()
+        require_packages()
+        from captioning.caption_folder import caption_folder
 
-    caption_folder(args, file, model, stop)
+        caption_folder(args, file, model, stop)
+    if flags := file.training_flags():
+        print(f"training reads these captions with {flags}")
 
 
 def csv_message(file: CaptionFile, existing: str) -> str:
@@ -123,7 +126,8 @@ def add_folder_flags(group: argparse._ArgumentGroup) -> None:
               "(default: no)")
     flag("--output", type=expanded_path, metavar="FILE",
          help=f"the file that the captions go into (default: {METADATA} in FOLDER). File names in it are relative to "
-              f"FOLDER; in a {METADATA} further up they are relative to its own folder, as `datasets` reads it")
+              f"FOLDER; in a {METADATA} further up they are relative to its own folder, as `datasets` reads it. "
+              "Training reads it with --metadata_file FILE")
     flag("--existing", choices=("keep", "fill", "replace"), default="keep",
          help="rows that exist: 'keep' leaves them alone; 'fill' captions those whose text is empty; 'replace' gives "
               "all pictures a new caption, from the text file beside them where there is one. The rows' other keys "

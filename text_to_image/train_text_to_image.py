@@ -51,9 +51,9 @@ NEEDS = (  # a flag, the one it makes no sense without, and what that is
 # Not for a model to decide: where things are, and how long one wants to train.
 NOT_FROM_THE_MODEL = {
     "allow_pickle", "cache_dir", "dataset", "dataset_config_name", "dry_run", "epochs", "hub_model_id", "hub_token",
-    "latents_cache_dir", "local_rank", "logging_dir", "max_train_steps", "non_ema_revision", "output_dir", "overwrite",
-    "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint", "revision", "timing",
-    "tokenizer", "tracker_project_name", "validation_dir", "variant",
+    "latents_cache_dir", "local_rank", "logging_dir", "max_train_steps", "metadata_file", "non_ema_revision",
+    "output_dir", "overwrite", "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint",
+    "revision", "timing", "tokenizer", "tracker_project_name", "validation_dir", "variant",
 }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     flag("--center_crop", action=YesNo, default=False,
          help="cut a square from the middle of each picture (default: no, whole pictures in buckets)")
     flag("--random_flip", action=YesNo, default=False,
-         help="mirror half of the pictures, and left and right in their captions (default: no)")
+         help="mirror half of the pictures, and left and right in their English captions (default: no)")
     flag("--random_affine", type=up_to_half, default=0.0, metavar="A",
          help="train on 15 affine variants of each picture as well: up to A smaller (0.1: 10 %%), shifted and "
               "rotated, so that results do not all have its place; 0: none (default: 0)")
@@ -132,6 +132,9 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
               "0: none (default: 0)")
     flag("--prior_prompts", action="append", type=utf8_text, metavar="TEXT",
          help="a prompt for them, repeatable (default: the first sentence of each caption)")
+    flag("--metadata_file", type=absolute_path, metavar="FILE",
+         help="the captions, where they cannot be in the folder of pictures; what img_captioning.py --output wrote. "
+              "Names in it are relative to --dataset (default: metadata.jsonl in --dataset)")
     flag("--caption_column", default="text", metavar="NAME",
          help="the key of the captions in the rows of metadata.jsonl, metadata.csv or a hub data set (default: text)")
     flag("--image_column", default="image", metavar="NAME",

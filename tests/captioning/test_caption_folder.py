@@ -15,6 +15,7 @@ from captioning.caption_file import locate_caption_file
 from captioning.caption_writers import CaptionWriter
 from data.image_files import METADATA
 from data.metadata import read_captions
+from data.metadata_files import MetadataFile
 from data.metadata_writer import append_captions
 from img_captioning import caption_or_check, parse_args
 from runtime.errors import UserError, WorkError
@@ -217,12 +218,15 @@ def test_a_model_that_finds_no_words_writes_no_empty_caption(folder, caption, tm
     assert not (folder / METADATA).exists()
 
 
-def test_another_file_is_written_and_the_folders_own_left_alone(folder, caption, tmp_path_factory):
+def test_another_file_is_written_and_the_folders_own_left_alone(folder, caption, capsys, tmp_path_factory):
     append_captions(folder, [("11 (1).JPG", "mine")])
     before, output = (folder / METADATA).read_bytes(), tmp_path_factory.mktemp("out") / "new" / "captions.jsonl"
     caption("--output", output)
     assert len(output.read_text().splitlines()) == 3 and (folder / METADATA).read_bytes() == before
     assert json.loads(output.read_text().splitlines()[0])["file_name"] == "11 (1).JPG"
+    flags = capsys.readouterr().out.splitlines()[-1].partition("--dataset ")[2].split(" --metadata_file ")
+    assert flags == [str(folder), str(output)]
+    assert len(read_captions(folder, files=[MetadataFile(output, folder)])) == 3
 
 
 def test_a_folder_that_cannot_be_written_is_one_line_before_the_model_is_loaded(caption):

@@ -101,6 +101,26 @@ def test_captions_in_a_csv_file_are_found_and_nothing_is_written(folder, caption
     assert not list(folder.glob("*.jsonl*"))
 
 
+def test_a_csv_file_elsewhere_is_read_too_and_never_written(folder, caption, capsys, tmp_path_factory):
+    file = tmp_path_factory.mktemp("captions") / "mine.csv"
+    with pytest.raises(UserError, match="lines of JSON"):
+        caption("--output", str(file), model=False)
+    file.write_text("file_name,text\n0.png,a dog\n")
+    caption("--output", str(file), model=False)
+    said = capsys.readouterr().out
+    assert "1 of 4 pictures have a row" in said and f"--metadata_file {file}" in said
+
+
+def test_of_a_file_further_up_the_rows_count_and_not_those_of_the_folder(folder, caption, capsys):
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    (folder / "0.png").rename(pictures / "0.png")
+    write(pictures, {"file_name": "0.png", "text": "not read"})
+    caption("--image_dir", str(pictures), "--output", str(folder / "metadata.jsonl"))
+    assert texts(folder) == {"pictures/0.png": "blue"}
+    assert f"--dataset {pictures} --metadata_file {folder / 'metadata.jsonl'}" in capsys.readouterr().out
+
+
 def test_a_csv_file_beside_a_jsonl_file_is_wrong(folder, caption, capsys):
     write(folder, *({"file_name": f"{n}.png", "text": f"{n}"} for n in range(4)))
     (folder / "metadata.csv").write_text("file_name,text\n0.png,a dog\n")

@@ -11,6 +11,7 @@ from PIL import Image
 from captioned_folder import write_captioned_folder
 from data.dataset import Picture, hash_dataset, read_pictures, with_trigger
 from data.decoding import PIXEL_LIMIT
+from data.metadata_files import MetadataFile
 from runtime.errors import UserError
 
 
@@ -68,6 +69,14 @@ def test_the_hash_changes_with_a_pixel_and_with_a_caption(tmp_path):
     changed = hash_dataset(read_pictures(folder, True))
     (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text().replace('"b"', '"c"'))
     assert len({before, changed, hash_dataset(read_pictures(folder, True))}) == 3
+
+
+def test_the_same_captions_in_another_file_are_the_same_data_set(tmp_path):
+    folder = write_captioned_folder(tmp_path / "data", {"1.png": "a", "2.png": "b"})
+    inside = read_pictures(folder, True)
+    elsewhere = (folder / "metadata.jsonl").rename(tmp_path / "mine.jsonl")
+    outside = read_pictures(folder, True, files=[MetadataFile(elsewhere, folder)])
+    assert outside == inside and hash_dataset(outside) == hash_dataset(inside)
 
 
 def test_bad_rows_and_bad_pictures_are_listed_together(tmp_path):

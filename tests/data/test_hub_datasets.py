@@ -12,6 +12,7 @@ from runtime.errors import UserError
 
 def args_of(dataset: Path | str, cache: Path, **flags) -> Namespace:
     usual = {"dataset_config_name": None, "image_column": "image", "caption_column": "text", "hub_token": None}
+    usual["metadata_file"] = None
     return Namespace(dataset=str(dataset), cache_dir=str(cache), **{**usual, **flags})
 
 
@@ -30,6 +31,14 @@ def test_a_captioned_folder_is_taken_as_it_is_and_its_train_folder_where_that_ho
     (tmp_path / "split").mkdir()
     train = write_captioned_folder(tmp_path / "split" / "train")
     assert find_dataset(args_of(tmp_path / "split", tmp_path)) == train
+
+
+def test_captions_in_another_file_are_of_the_folder_itself(tmp_path):
+    write_captioned_folder(tmp_path / "train")
+    captions = {"metadata_file": tmp_path / "captions.jsonl"}
+    assert find_dataset(args_of(tmp_path, tmp_path, **captions)) == tmp_path
+    with pytest.raises(UserError, match="--metadata_file needs a folder of pictures"):
+        find_dataset(args_of("some/dataset", tmp_path, **captions))
 
 
 def test_another_caption_column_is_another_folder_and_the_same_is_written_once(tmp_path):

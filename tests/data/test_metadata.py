@@ -108,6 +108,42 @@ def test_what_is_missing_is_named(tmp_path, folder):
     assert "no pictures in" in refusal(tmp_path / "no pictures")
 
 
+def test_another_file_has_names_relative_to_the_pictures_unless_it_is_a_metadata_jsonl_further_up(tmp_path):
+    pictures, elsewhere = tmp_path / "up" / "pictures", tmp_path / "captions.jsonl"
+    pictures.mkdir(parents=True)
+    (pictures / "a.jpg").write_bytes(b"a picture")
+    elsewhere.write_text(json.dumps({"file_name": "a.jpg", "text": "a"}))
+    above = tmp_path / "up" / "metadata.jsonl"
+    above.write_text(json.dumps({"file_name": "pictures/a.jpg", "text": "a"}))
+    for path in (elsewhere, above):
+        assert names_of(pictures, named=path) == ["a.jpg"]
+    above.write_text(json.dumps({"file_name": "a.jpg", "text": "a"}))
+    with pytest.raises(UserError, match="line 1: .*a.jpg.* is not in .*pictures/"):
+        names_of(pictures, named=above)
+    elsewhere.write_text("{")
+    with pytest.raises(UserError, match="captions.jsonl, line 1: not JSON"):
+        names_of(pictures, named=elsewhere)
+    with pytest.raises(UserError, match="--metadata_file .*none.jsonl: no such file"):
+        names_of(pictures, named=tmp_path / "none.jsonl")
+
+
+def test_of_a_named_file_training_reads_nothing_else_and_says_so(tmp_path, folder):
+    write(folder, {"file_name": "a.jpg", "text": "a"})
+    (folder / "dogs").mkdir()
+    write(folder / "dogs", {"file_name": "1.jpg", "text": "a dog"})
+    elsewhere = tmp_path / "mine.csv"
+    elsewhere.write_text("file_name,text\nb.PNG,mine\n")
+    assert names_of(folder, named=elsewhere) == ["b.PNG"]
+    assert describe_captions(folder, find_metadata_files(folder, named=elsewhere), "text") == {
+        "from": [str(elsewhere)], "NOT READ": ["metadata.jsonl", "dogs/metadata.jsonl"],
+    }  # fmt: skip
+
+
+def test_where_the_folder_cannot_be_written_captions_are_to_go_elsewhere(folder, monkeypatch):
+    monkeypatch.setattr("data.metadata.os.access", lambda path, mode: False)
+    assert "--output FILE" in refusal(folder) and "--metadata_file FILE" in refusal(folder)
+
+
 def test_a_folder_without_metadata_has_no_rows_yet(folder):
     assert read_existing_captions(folder) == []
 

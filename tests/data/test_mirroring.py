@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from data.mirroring import mentions_writing, mirror_caption
+from data.mirroring import mirror_caption, why_not_mirrored
 
 SWAPPED = [
     ("a pocket on the left", "a pocket on the right"),
@@ -91,7 +91,7 @@ def test_a_caption_mirrored_twice_is_the_caption():
     ],
 )
 def test_a_picture_with_something_to_read_is_known_by_its_caption(caption, writing):
-    assert mentions_writing(caption) == writing
+    assert why_not_mirrored(caption) == writing
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ def test_a_picture_with_something_to_read_is_known_by_its_caption(caption, writi
     ],
 )
 def test_a_caption_without_writing_allows_mirroring(caption):
-    assert mentions_writing(caption) is None
+    assert why_not_mirrored(caption) is None

@@ -24,6 +24,7 @@ from exporting.export import export_checkpoint
 from models.loading import load_text_encoder
 from runtime.errors import UserError, WorkError
 from runtime.paths import STARTER
+from tiny_model import add_safety_checker
 
 
 @pytest.fixture
@@ -73,6 +74,14 @@ def test_the_script_writes_the_starter_model(tmp_path):
     assert "552 weights read back are equal" in done.stdout and "will not load it" in done.stdout
     weights = load_file(tmp_path / "starter.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
+
+
+def test_a_model_is_exported_without_the_safety_checker_that_it_lacks(exported, own_model):
+    add_safety_checker(own_model)
+    shutil.rmtree(own_model / "safety_checker")
+    shutil.rmtree(own_model / "feature_extractor")
+    exported(own_model)
+    assert "verified" in exported.output
 
 
 def test_each_precision_holds_the_rounded_weights(exported, sd2_model):

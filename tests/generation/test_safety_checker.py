@@ -8,24 +8,17 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor
 
 from generation.generate import generate
 from inference import parse_args
+from tiny_model import add_safety_checker
 
 
 @pytest.fixture
 def model(tiny_model, tmp_path) -> Path:
     """The tiny model with a checker whose threshold makes it flag everything."""
     folder = shutil.copytree(tiny_model, tmp_path / "model")
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    vision = {**size, "image_size": 32, "patch_size": 16, "projection_dim": 8}
-    config = CLIPConfig(text_config={**size, "vocab_size": 16}, vision_config=vision, projection_dim=8)
-    checker = StableDiffusionSafetyChecker(config)
-    checker.concept_embeds_weights.data.fill_(-2.0)
-    checker.special_care_embeds_weights.data.fill_(2.0)
-    checker.save_pretrained(folder / "safety_checker")
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder / "feature_extractor")
+    add_safety_checker(folder)
     return folder
 
 

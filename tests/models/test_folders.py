@@ -26,11 +26,24 @@ def test_the_shape_is_read_from_the_configs(tiny_model):
     assert shape.attention_levels == (1,)
 
 
-@pytest.mark.parametrize("change", [{"in_channels": 9}, {"addition_embed_type": "text_time"}, {"sample_size": None}])
-def test_another_kind_of_model_is_refused(own_model, change):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"in_channels": 9},
+        {"addition_embed_type": "text_time"},
+        {"class_embed_type": "projection"},
+        {"num_class_embeds": 1000},
+        {"encoder_hid_dim_type": "ip_image_proj"},
+        {"time_cond_proj_dim": 256},
+        {"attention_type": "gated"},
+        {"sample_size": None},
+        {"sample_size": "64"},
+    ],
+)
+def test_another_kind_of_model_is_refused_by_the_key_that_tells_it(own_model, change):
     config = own_model / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
-    with pytest.raises(UserError, match="[Nn]ot "):
+    with pytest.raises(UserError, match=f"not .*{min(change)}"):
         read_shape(own_model)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -24,7 +25,8 @@ from models.loading import (
     save_pipeline,
     set_attention,
 )
-from runtime.errors import UserError
+from runtime.errors import UserError, WorkError
+from tiny_model import add_safety_checker
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +139,45 @@ def test_attention_is_plain_only_on_the_cpu_at_small_sizes(tiny_model):
 def test_a_schedule_can_be_rescaled_to_zero_terminal_snr(tiny_model):
     assert load_noise_scheduler(tiny_model, "v_prediction", zero_snr=True).alphas_cumprod[-1] == 0
     assert load_noise_scheduler(tiny_model).alphas_cumprod[-1] > 0
+
+
+# --- the safety checker, and an end that fails ----------------------------------------------------------------------
+
+
+def save_again(base: Path, output: Path) -> dict:
+    """model_index.json of the pipeline that is saved."""
+    save_pipeline(load_unet(base), base, output, load_noise_scheduler(base))
+    return json.loads((output / "model_index.json").read_text())
+
+
+def test_a_safety_checker_of_another_variant_than_the_unet_is_kept(own_model, tmp_path):
+    add_safety_checker(own_model)
+    checker = own_model / "safety_checker" / "model.safetensors"
+    checker.rename(checker.with_name("model.fp16.safetensors"))
+    index = save_again(own_model, tmp_path / "out")
+    assert index["safety_checker"][1] == "StableDiffusionSafetyChecker" and index["requires_safety_checker"] is True
+    assert StableDiffusionPipeline.from_pretrained(tmp_path / "out").safety_checker
+
+
+@pytest.mark.parametrize("gone", ["safety_checker", "feature_extractor"])
+def test_without_a_safety_checker_that_is_named_the_result_says_null(own_model, tmp_path, gone):
+    add_safety_checker(own_model)
+    shutil.rmtree(own_model / gone)
+    index = save_again(own_model, tmp_path / "out")
+    assert index["safety_checker"] == index[gone] == [None, None] and index["requires_safety_checker"] is False
+    assert StableDiffusionPipeline.from_pretrained(tmp_path / "out").safety_checker is None
+
+
+def test_the_trained_unet_is_saved_first_and_whole_and_the_message_says_where(own_model, tmp_path):
+    unet, scheduler = load_unet(own_model), load_noise_scheduler(own_model)
+    unet.conv_in.bias.data += 1
+    weights = own_model / "vae" / "diffusion_pytorch_model.safetensors"
+    away = weights.rename(weights.with_suffix(".away"))
+    with pytest.raises(WorkError, match="UNet is saved whole in .*out/unet.*vae"):
+        save_pipeline(unet, own_model, tmp_path / "out", scheduler)
+    assert torch.equal(load_unet(tmp_path / "out").conv_in.bias, unet.conv_in.bias)
+    away.rename(weights)
+    unet.conv_in.bias.data += 1
+    save_pipeline(unet, own_model, tmp_path / "out", scheduler)  # as the same command does when it is run again
+    assert torch.equal(load_unet(tmp_path / "out").conv_in.bias, unet.conv_in.bias)
+    assert StableDiffusionPipeline.from_pretrained(tmp_path / "out")

@@ -29,6 +29,7 @@ def end(problem: BaseException | None = None, code: int | None = None):
         (UserError("--steps: wrong"), 2, "error: --steps: wrong"),
         (WorkError("2 of 3 pictures"), 1, "error: 2 of 3 pictures"),
         (PermissionError(errno.EACCES, "Permission denied", "pictures"), 2, "pictures: no permission"),
+        (OSError(errno.EROFS, "Read-only file system", "cache"), 2, "cache: on a read-only disk"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(errno.ENOSPC, "No space left on device", "run.json"), 1, "run.json"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "run.json"), 1, "quota exceeded"),

@@ -1,5 +1,6 @@
 """One run in a folder at a time."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -110,6 +111,16 @@ def test_where_no_lock_can_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkError, match="cannot be made"):
         take(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_is_the_users_to_change(tmp_path, monkeypatch, reason):
+    def refuse(*_):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(UserError, match="name another --output_dir"):
+        take(tmp_path)
 
 
 def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):

@@ -34,6 +34,12 @@ def test_rows_and_text_files_are_captions(folder):
     }
 
 
+def test_captions_in_another_file_count_and_not_those_of_the_folder(folder, tmp_path_factory):
+    file = tmp_path_factory.mktemp("captions") / "mine.jsonl"
+    file.write_text(json.dumps({"file_name": "none.jpg", "text": "grey"}) + "\n")
+    assert pictures_without_caption(folder, False, metadata_file=file) == [folder / "row.jpg"]
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(UserError, match=tmp_path.name):
         pictures_without_caption(tmp_path, recursive=False)
@@ -54,7 +60,7 @@ def fetched(folder, tmp_path, monkeypatch):
         monkeypatch.setattr(models.finding, "find_bases", lambda args: (tmp_path, tmp_path))
         record = tmp_path / "record"
         flags = img_captioning.parse_args(["--allow_pickle"] if allow_pickle else [])
-        fetch(record, captioner, flags, argparse.Namespace(dataset=str(folder)))
+        fetch(record, captioner, flags, argparse.Namespace(dataset=str(folder), metadata_file=None))
         return asked, record.read_text() if record.exists() else ""
 
     return run

@@ -79,7 +79,7 @@ def test_a_real_model_gets_a_real_captioner_unless_one_is_named(job):
     [
         ({"CAPTION_ARGS": "--recursiv"}, "--recursiv"),
         ({"CAPTION_ARGS": "--model some/captioner"}, "CAPTIONER"),
-        ({"CAPTION_ARGS": "--output=elsewhere"}, "DATASET"),
+        ({"CAPTION_ARGS": "--output=elsewhere"}, "METADATA_FILE"),
         ({"CAPTION_ARGS": "--existing replace"}, "by hand"),
         ({"CAPTION_ARGS": "--recursive --existing=replace"}, "by hand"),
         ({"TRAIN_ARGS": "--no_such_flag"}, "--no_such_flag"),
@@ -189,6 +189,18 @@ def test_what_is_captioned_is_what_training_takes(job, tmp_path):
     assert captioned() == ["--image_dir", "own data/train"]
     (folder / "metadata.jsonl").touch()
     assert captioned() == ["--image_dir", "own data"]
+
+
+def test_captions_can_be_in_a_file_of_their_own(job, tmp_path):
+    (tmp_path / "own data" / "train").mkdir(parents=True)
+    (tmp_path / "own data" / "train" / "metadata.jsonl").touch()  # not read
+    done, calls = job(DATASET="own data", METADATA_FILE="~/my captions.jsonl", HOME=tmp_path)
+    file = str(tmp_path / "my captions.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert calls["img_captioning"] == ["--image_dir", "own data", "--output", file]
+    assert calls["train_text_to_image"][-2:] == ["--metadata_file", file]
+    done, _ = job(arguments=["captions"], DATASET="own data", METADATA_FILE=file)
+    assert f"read the captions in {file}," in done.stdout
 
 
 def test_a_hub_data_set_needs_no_captioning(job):

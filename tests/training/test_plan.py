@@ -10,7 +10,7 @@ from data.buckets import Size
 from data.dataset import Picture
 from models.folders import ModelShape
 from runtime.errors import UserError
-from training.plan import Plan, base_name, hold_out, writing_word
+from training.plan import Plan, base_name, hold_out, unmirrored_word
 from training.samples import DATA, HELD_OUT
 
 
@@ -78,9 +78,10 @@ def test_everything_that_is_encoded_is_known_by_stream_and_number():
     ]
 
 
-def test_one_caption_that_tells_of_writing_keeps_a_picture_from_being_mirrored():
-    assert writing_word(picture(0, "a shirt", "a shirt with a logo")) == "logo"
-    assert writing_word(picture(0, "a shirt", "a plain shirt")) is None
+def test_one_caption_with_writing_or_a_foreign_side_keeps_a_picture_from_being_mirrored():
+    assert unmirrored_word(picture(0, "a shirt", "a shirt with a logo")) == "logo"
+    assert unmirrored_word(picture(0, "a shirt", "ein Knopf links")) == "links"
+    assert unmirrored_word(picture(0, "a shirt", "a plain shirt")) is None
 
 
 def test_a_folder_is_recorded_so_that_it_is_found_from_anywhere_and_a_hub_id_as_it_is(tmp_path, monkeypatch):

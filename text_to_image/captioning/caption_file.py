@@ -1,5 +1,6 @@
 """The metadata file that the captions of a folder of pictures are in, and which of the pictures have a row there."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,14 @@ from data.image_files import (
     no_pictures_message,
 )
 from data.metadata import ScannedRow, scan_captions, scan_rows
-from data.metadata_files import find_metadata_files, near_miss_message, own_metadata_file, pictures_without_row
+from data.metadata_files import (
+    MetadataFile,
+    find_metadata_files,
+    named_metadata_file,
+    near_miss_message,
+    own_metadata_file,
+    pictures_without_row,
+)
 from data.metadata_writer import Existing
 from data.picture_names import LINK_ADVICE
 from runtime.errors import UserError
@@ -36,8 +44,8 @@ class CaptionFile:
 
     @property
     def is_of_data_set(self) -> bool:
-        """Whether training on `root` reads this file."""
-        return self.path.name in METADATA_FILES and self.path.parent.resolve() == self.root.resolve()
+        """Whether training on `image_dir` reads this file without being told to."""
+        return MetadataFile(self.path, self.image_dir).is_of_folder
 
     @property
     def is_csv(self) -> bool:
@@ -75,6 +83,17 @@ class CaptionFile:
         pictures = self.pictures() if among is None else among
         return [picture for picture in pictures if PurePosixPath(self.name_of(picture)) not in named]
 
+    def advice_elsewhere(self) -> str:
+        """What to do where the file cannot be written."""
+        advice = "name another file with --output, and to training with --metadata_file"
+        return f"{advice}; to keep the rows of this one, copy it there first" if self.path.exists() else advice
+
+    def training_flags(self) -> str | None:
+        """The flags with which training reads the file; None where --dataset with the folder of pictures will do."""
+        if self.is_of_data_set:
+            return None
+        return f"--dataset {shlex.quote(str(self.image_dir))} --metadata_file {shlex.quote(str(self.path))}"
+
     def pending(self, existing: Existing) -> list[Path]:
         """The pictures that are to be captioned."""
         if existing == "replace":
@@ -111,14 +130,11 @@ def locate_caption_file(image_dir: Path, output: Path | None, recursive: bool, c
     path = output or own_metadata_file(image_dir) or image_dir / METADATA
     if path.is_dir():
         raise UserError(f"--output {path}: a folder; name a file, such as {path / METADATA}")
-    if output and path.suffix.lower() == ".csv":
+    if output and path.suffix.lower() == ".csv" and not path.exists():
         raise UserError(f"--output {path}: captions are written as lines of JSON; name a file such as {METADATA}")
     if not output and (near_miss := near_miss_message(image_dir)):
         raise UserError(near_miss)
-    folder, above = image_dir.resolve(), path.parent.resolve()
-    is_above = path.name == METADATA and folder.is_relative_to(above)
-    prefix = PurePosixPath(folder.relative_to(above).as_posix()) if is_above else PurePosixPath()
-    return CaptionFile(path, image_dir, prefix, recursive, column)
+    return CaptionFile(path, image_dir, named_metadata_file(path, image_dir).names_begin, recursive, column)
 
 
 def require_pictures_or_rows(file: CaptionFile) -> None:

@@ -41,7 +41,7 @@ def caption_folder(args: argparse.Namespace, file: CaptionFile, model: str, stop
     """
     stop = stop or StopSignals()
     work = f"writes captions into {file.path.name}"
-    lock = RunLock(file.path.parent, f".{file.path.name}.lock", work, "name another --output")
+    lock = RunLock(file.path.parent, f".{file.path.name}.lock", work, file.advice_elsewhere())
     _take_lock(lock, args.wait)
     keep_freed_memory()
     try:

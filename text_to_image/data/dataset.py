@@ -47,7 +47,8 @@ def read_pictures(
 ) -> list[Picture]:
     """All pictures of a captioned folder, or of the rows in `files`; `short_captions` adds shorter forms of captions.
 
-    Raises UserError that lists every bad row and every picture that cannot be read.
+    The captions are in the folder's metadata.jsonl, or in `metadata_file`. Raises UserError that lists every bad row
+    and every picture that cannot be read.
     """
     pictures = []
 

@@ -21,18 +21,25 @@ if TYPE_CHECKING:
 def find_dataset(args: argparse.Namespace) -> Path:
     """The captioned folder that --dataset names: itself, its `train/`, or one written from a data set of the hub.
 
-    Raises UserError where a name that looks like a hub id cannot be had; a missing folder is refused when it is read.
+    With --metadata_file it is always itself. Raises UserError where a name that looks like a hub id cannot be had; a
+    missing folder is refused when it is read.
     """
     folder = Path(args.dataset).expanduser()
+    if args.metadata_file and not folder.is_dir():
+        raise UserError(f"--metadata_file needs a folder of pictures, and --dataset {args.dataset} is none")
     if folder.is_dir():
-        return find_captioned_folder(folder) or _write_folder(args, _load_split(args))
+        return find_captioned_folder(folder, args.metadata_file) or _write_folder(args, _load_split(args))
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", args.dataset)
     return _write_folder(args, _load_split(args)) if is_hub_id else folder
 
 
-def find_captioned_folder(folder: Path) -> Path | None:
-    """Where the captions of a local data set are, or belong: itself or its `train/`; None where parquet files have
-    them."""
+def find_captioned_folder(folder: Path, metadata_file: Path | None = None) -> Path | None:
+    """The folder of pictures of a local data set: itself or its `train/`; None where parquet files have the captions.
+
+    With a `metadata_file` elsewhere always itself.
+    """
+    if metadata_file:
+        return folder
     for captioned in (folder, folder / "train"):
         if own_metadata_file(captioned):
             return captioned

@@ -4,6 +4,7 @@ One JSON object a line, `{"file_name": "11 (1).JPG", "text": "..."}`; `text` may
 Needs only the standard library, so that a bad data set is refused before anything heavy is imported.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +63,11 @@ def read_captions(
     """
     folder = Path(folder)
     files = find_metadata_files(folder) if files is None else files
-    if not files:
-        raise UserError(_missing_metadata_message(folder))
+    if not any(file.path.is_file() for file in files):
+        raise UserError(_missing_metadata_message(folder, files))
     rows = read_existing_captions(folder, column, check, files)
     if not rows:
-        raise UserError(f"{files[0].path} has no rows; {_how_to_caption(folder)}")
+        raise UserError(f"{files[0].path} has no rows; {_how_to_caption(folder, files)}")
     return rows
 
 
@@ -108,11 +109,14 @@ def describe_captions(folder: Path, files: Sequence[MetadataFile], column: str) 
     """Which files the captions are from, and which say something else; nothing where all is in one metadata.jsonl."""
     rows = _scan(files, folder, column)
     nested = [file.prefix.as_posix() for file in files if file.prefix.parts]
+    elsewhere = [str(file.path) for file in files if not file.is_of_folder]
+    passed_over = [file.full_name(file.path.name) for file in find_metadata_files(folder)] if elsewhere else []
     pairs = [(folder / row.file_name, row.captions) for row in rows if not row.picture_fault]
     differing = [path.relative_to(folder).as_posix() for path in find_differing_sidecars(pairs)]
     notes = {
+        "from": elsewhere,
         "from the metadata files of sub-folders, too": nested,
-        "NOT READ": unread_metadata_files(folder),
+        "NOT READ": passed_over or unread_metadata_files(folder),
         "TEXT FILES that differ from the row of their picture, which counts": differing,
     }
     return {words: names for words, names in notes.items() if names}
@@ -253,7 +257,9 @@ def _refuse(files: Sequence[MetadataFile], faults: Sequence[str]) -> None:
         raise UserError("\n  ".join([f"{count} in {place}:", *faults]))
 
 
-def _missing_metadata_message(folder: Path) -> str:
+def _missing_metadata_message(folder: Path, files: Sequence[MetadataFile]) -> str:
+    if files:
+        return f"--metadata_file {files[0].path}: no such file; {_how_to_caption(folder, files)}"
     pictures = find_image_files(folder)
     if near_miss := near_miss_message(folder):
         return near_miss
@@ -265,6 +271,10 @@ def _missing_metadata_message(folder: Path) -> str:
     return f"no {METADATA} in {folder}; {_how_to_caption(folder)}{texts}"
 
 
-def _how_to_caption(folder: Path) -> str:
-    script = SCRIPTS / "img_captioning.py"
-    return f'caption the pictures with: python "{script}" --image_dir "{folder}"'
+def _how_to_caption(folder: Path, files: Sequence[MetadataFile] = ()) -> str:
+    command = f'caption the pictures with: python "{SCRIPTS / "img_captioning.py"}" --image_dir "{folder}"'
+    if elsewhere := next((file.path for file in files if not file.is_of_folder), None):
+        return f'{command} --output "{elsewhere}"'
+    if os.access(folder, os.W_OK):
+        return command
+    return f"{command} --output FILE (the folder cannot be written to), and train with --metadata_file FILE"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from data.image_files import METADATA, METADATA_CSV, METADATA_FILES, find_image_files, natural_key
+from data.metadata_rows import shown
 
 PARQUET = "metadata.parquet"
 # Metadata.jsonl, metadata.json, metadata.jsonl.txt, meta_data.csv, 'metadata (1).jsonl'.
@@ -23,19 +24,45 @@ OTHER_SPLITS = frozenset({"dev", "eval", "evaluation", "test", "testing", "val",
 
 @dataclass(frozen=True)
 class MetadataFile:
-    """A file with captions of the data set in `folder`. It may lie anywhere; its names are relative to `prefix`."""
+    """A file with captions of the data set in `folder`; it may lie anywhere."""
 
     path: Path
     folder: Path
-    prefix: PurePosixPath = PurePosixPath()  # from `folder` to the folder that the names are relative to
+    prefix: PurePosixPath = PurePosixPath()  # from `folder` to a sub-folder that the names are relative to
+    names_begin: PurePosixPath = PurePosixPath()  # instead, from a folder further up to `folder`
+
+    @property
+    def is_of_folder(self) -> bool:
+        """Whether training reads the file without being told to."""
+        where = self.folder / self.prefix
+        return self.path.name in METADATA_FILES and self.path.parent.resolve() == where.resolve()
 
     def where(self, line: int) -> str:
         """'metadata.jsonl, line 3', with the sub-folder."""
         return f"{(self.prefix / self.path.name).as_posix()}, line {line}"
 
     def full_name(self, name: str) -> str:
-        """The picture that a row names, from `folder`."""
+        """The picture that a row names, from `folder`. Raises ValueError for one that is not in `folder`."""
+        if self.names_begin.parts:
+            if not PurePosixPath(name).is_relative_to(self.names_begin):
+                raise ValueError(
+                    f"{shown(name)} is not in {self.folder}, whose names in this file begin with "
+                    f"{shown(f'{self.names_begin}/')}; for all of its rows name --dataset {self.path.parent}"
+                )
+            name = PurePosixPath(name).relative_to(self.names_begin).as_posix()
         return (self.prefix / name).as_posix() if self.prefix.parts else name
+
+
+def named_metadata_file(path: Path, folder: Path) -> MetadataFile:
+    """The file that --metadata_file or --output names, with captions of the pictures in `folder`.
+
+    Its names are relative to `folder`; in a metadata.jsonl or metadata.csv further up to its own folder, as `datasets`
+    reads them.
+    """
+    below, above = folder.resolve(), path.parent.resolve()
+    is_above = path.name in METADATA_FILES and below.is_relative_to(above)
+    begin = PurePosixPath(below.relative_to(above).as_posix()) if is_above else PurePosixPath()
+    return MetadataFile(path, folder, names_begin=begin)
 
 
 def own_metadata_file(folder: Path) -> Path | None:
@@ -43,12 +70,14 @@ def own_metadata_file(folder: Path) -> Path | None:
     return next((path for name in METADATA_FILES if (path := Path(folder) / name).exists()), None)
 
 
-def find_metadata_files(folder: Path, leave_out: Path | None = None) -> list[MetadataFile]:
-    """The folder's own file, then those of its sub-folders, as imagefolder reads them.
+def find_metadata_files(folder: Path, leave_out: Path | None = None, named: Path | None = None) -> list[MetadataFile]:
+    """The folder's own file, then those of its sub-folders, as imagefolder reads them; or only the file `named`.
 
     Without hidden sub-folders, those of other splits ('validation') and the folder `leave_out`.
     """
     folder = Path(folder)
+    if named:
+        return [named_metadata_file(named, folder)]
     left_out = leave_out.resolve() if leave_out else None
     files = []
     for name, subfolders, _ in os.walk(folder):  # a folder that cannot be listed has no file

@@ -1,10 +1,13 @@
 """The caption of a mirrored picture, and whether a caption allows its picture to be mirrored.
 
 'A shirt with a pocket on its left side' becomes 'A shirt with a pocket on its right side'. A picture captioned 'the
-word "DENIM" on it' must not be mirrored: the model would learn mirror writing.
+word "DENIM" on it' must not be mirrored: the model would learn mirror writing. Nor may one whose caption names a side
+in another language than English.
 """
 
 import re
+
+from data.foreign_words import foreign_side, foreign_writing
 
 # 'left' and 'right' that do not mean a side stay as they are: 'a right angle', 'all right', 'right side up', 'is right
 # above', 'left open'. Each pattern takes both words ('a left angle' too), because a caption mirrored twice must be the
@@ -50,8 +53,9 @@ WRITING = [
 ]
 # Not about writing: 'a number of buttons', 'no signs of wear', 'in other words', 'a writing desk'.
 NOT_WRITING = r"(?:numbers?|signs?)\sof\b|(?:in\sother|in\sa)\swords?\b|writing\s(?:desk|table)s?\b"
-# In straight, curly or angled quotes; not what stands between two inch marks (40" long and 2" wide).
+# In quotes of any language; not what stands between two inch marks (40" long and 2" wide).
 QUOTED = r"""(?<!\w)"[^"]*\w[^"]*"|“[^”]*\w[^”]*”|«[^»]*\w[^»]*»|‘[^’]*\w[^’]*’|(?<!\w)'\w(?:[^'"]*\w)?'(?!\w)"""
+QUOTED += r"|„[^“”]*\w[^“”]*[“”]|‚[^‘’]*\w[^‘’]*[‘’]|»[^«]*\w[^«]*«|「[^」]*」|『[^』]*』|《[^》]*》"
 WRITTEN = re.compile(rf"\b(?:{NOT_WRITING})|(?P<writing>\b(?:{'|'.join(WRITING)})\b|{QUOTED})", re.IGNORECASE)
 
 
@@ -60,6 +64,10 @@ def mirror_caption(text: str) -> str:
     return SIDES.sub(lambda match: OTHER_SIDE.get(match["side"], match[0]), text)
 
 
-def mentions_writing(text: str) -> str | None:
-    """The first word or quotation that mentions writing, so that the picture must not be mirrored; None without."""
-    return next((match["writing"] for match in WRITTEN.finditer(text) if match["writing"]), None)
+def why_not_mirrored(text: str) -> str | None:
+    """The first word or quotation for which the picture must not be mirrored; None without.
+
+    It mentions writing, or names a side in another language than English, which `mirror_caption` would keep.
+    """
+    english = next((match["writing"] for match in WRITTEN.finditer(text) if match["writing"]), None)
+    return english or foreign_writing(text) or foreign_side(text)

@@ -177,8 +177,9 @@ def read_back(file: Path, configs: FolderLike) -> StableDiffusionPipeline:
         link.symlink_to(file.resolve())  # diffusers goes by the suffix, which the unfinished file does not have yet
         try:
             return StableDiffusionPipeline.from_single_file(
-                str(link), config=str(configs), dtype=torch.float32, local_files_only=True
-            )
+                str(link), config=str(configs), dtype=torch.float32, local_files_only=True,
+                safety_checker=None, feature_extractor=None,  # which the file does not hold, and the folder may lack
+            )  # fmt: skip
         except Exception as error:  # the errors for unreadable files have no common class
             if advice_for(error):
                 raise

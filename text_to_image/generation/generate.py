@@ -16,11 +16,10 @@ from generation.foreign_prompts import syntax_note
 from generation.image_generator import ImageGenerator, load_samplers
 from generation.output_files import SHEET_FILE, OutputWriter, is_generated, prepare_folder
 from generation.planned_images import GenerationSettings, PlannedImage
-from generation.safety_checker import has_safety_checker
 from generation.weights import GenerationWeights, find_weights, trigger_warning
 from models.compiling import check_compiler
 from models.defaults import REAL_MODEL
-from models.folders import ModelShape, read_shape
+from models.folders import ModelShape, has_safety_checker, read_index, read_shape
 from models.loading import quiet_libraries
 from runtime.devices import choose_device
 from runtime.errors import escape_control_chars
@@ -147,6 +146,8 @@ def print_start(
     already = f", {existing} of them there already" if existing else ""
     another = "" if args.model_named else f" (another: --model {REAL_MODEL})"
     print(f"{len(plan)} pictures{already}; model: {weights.describe()}{another}", flush=True)
+    if args.safety_checker and "safety_checker" in read_index(weights.base) and not has_safety_checker(weights.base):
+        print("NOT CHECKED: the model's safety_checker or its feature_extractor is missing", flush=True)
     prompts = [request.prompt for request in args.requests]
     negative_prompts = [args.negative_prompt, *(request.negative_prompt or "" for request in args.requests)]
     notes = [*args.prompt_notes, syntax_note([*prompts, *negative_prompts])]

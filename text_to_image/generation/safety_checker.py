@@ -1,22 +1,14 @@
 """The safety checker that some models bring: a picture it flags is replaced by a black one, and named."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
-from transformers import CLIPImageProcessor
 
-from models.folders import FolderLike, choose_variant, loading_errors
-
-FOLDER = "safety_checker"
-
-
-def has_safety_checker(folder: FolderLike) -> bool:
-    return (folder / FOLDER).is_dir() and (folder / "feature_extractor").is_dir()
+from models.folders import FolderLike
+from models.loading import load_feature_extractor, load_safety_checker
 
 
 class ImageChecker(Protocol):
@@ -28,12 +20,8 @@ class SafetyChecker:
     """The checker of the pipeline in `folder`, which Stable Diffusion 1.x has."""
 
     def __init__(self, folder: FolderLike, device: torch.device):
-        with loading_errors(folder, FOLDER):
-            checker = StableDiffusionSafetyChecker.from_pretrained(
-                Path(folder), subfolder=FOLDER, use_safetensors=True, variant=choose_variant(folder, FOLDER)
-            )
-            self.feature_extractor = CLIPImageProcessor.from_pretrained(Path(folder), subfolder="feature_extractor")
-        self.checker = checker.to(device, torch.float32).eval()
+        self.feature_extractor = load_feature_extractor(folder)
+        self.checker = load_safety_checker(folder).to(device)
 
     def check(self, images: Sequence[Image.Image]) -> tuple[Sequence[Image.Image], list[bool]]:
         clip_input = self.feature_extractor(list(images), return_tensors="pt").pixel_values.to(self.checker.device)

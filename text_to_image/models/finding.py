@@ -1,22 +1,22 @@
-"""Finds the model that a flag names (a folder, a hub id, one file), and checks that it is a Stable Diffusion."""
+"""Finds the model that a flag names (a folder, a hub id, one file), and has it checked."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from models.folders import PARTS, ModelFolder, list_variants, list_weights
+from models.checking import check_model
+from models.folders import INDEX_FILE, PARTS, ModelFolder, list_variants, list_weights, read_index
 from models.one_file import convert_one_file, is_one_file
 from models.pickles import convert_pickles, list_pickles
-from runtime.errors import UserError, first_line
+from runtime.errors import UserError
 from runtime.hub import asking_hub
 from runtime.paths import OUTPUTS
 
 # What model_index.json may name as the library of a part; 'stable_diffusion' is diffusers' safety checker.
-KNOWN_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
+KNOWN_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def find_bases(args: argparse.Namespace) -> tuple[ModelFolder, ModelFolder]:
 def find_model(name: str, flag: str, options: ModelOptions = DEFAULT_OPTIONS) -> ModelFolder:
     """The model `name`: a folder, a download from the hub, or the folder made of one file. Only safetensors are used.
 
-    Raises UserError that names `flag` if there is no such model or it is not a Stable Diffusion pipeline.
+    Raises UserError that names `flag` or the folder if there is no such model or `check_model` refuses it.
     """
     asked = f"{flag} {name}"
     folder = _find_folder(name, asked, options)
@@ -62,7 +62,9 @@ def find_model(name: str, flag: str, options: ModelOptions = DEFAULT_OPTIONS) ->
         folder = convert_pickles(folder, pickles, OUTPUTS / "converted")
     if options.variant:
         _check_variant(folder, name, options.variant)
-    return ModelFolder(folder, options.variant)
+    model = ModelFolder(folder, options.variant)
+    check_model(model)
+    return model
 
 
 def _find_folder(name: str, asked: str, options: ModelOptions) -> Path:
@@ -89,19 +91,15 @@ def _download(name: str, asked: str, options: ModelOptions) -> Path:
 
 
 def _check_folder(folder: Path, asked: str) -> None:
-    if not (folder / "model_index.json").is_file():
-        raise UserError(f"{asked}: the folder has no model_index.json, so it is not a diffusers pipeline")
+    if not (folder / INDEX_FILE).is_file():
+        raise UserError(f"{asked}: the folder has no {INDEX_FILE}, so it is not a diffusers pipeline")
     if missing := [part for part in PARTS if not (folder / part).is_dir()]:
         raise UserError(f"{asked}: the folder has no {', '.join(missing)}/; a Stable Diffusion pipeline is needed")
 
 
 def _read_part_names(folder: Path, asked: str) -> list[str]:
     """The parts that model_index.json names and the folder has. UserError if one is code that comes with the model."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-        libraries = {part: value[0] for part, value in index.items() if isinstance(value, list)}
-    except (OSError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{asked}: model_index.json cannot be read ({first_line(error)})") from None
+    libraries = {part: library for part, (library, _) in read_index(folder).items()}
     for part, library in libraries.items():
         if library not in KNOWN_LIBRARIES:
             raise UserError(f"{asked}: its {part} is custom code ({library!r}), which is never run here")

@@ -4,20 +4,34 @@ import hashlib
 import json
 import math
 import os
-import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
-from runtime.errors import UserError, advice_for, first_line
+from runtime.errors import UserError, WorkError, advice_for, first_line
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 VARIANT = re.compile(r"model\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
+EXTRAS = {"safety_checker": "config.json", "feature_extractor": "preprocessor_config.json"}  # of SD 1.x; their configs
+INDEX_FILE = "model_index.json"
+SHAPE_KEYS: dict[str, dict[str, Any]] = {  # of a part's config.json, with their types
+    "unet": {"in_channels": int, "sample_size": int | list, "block_out_channels": list, "down_block_types": list},
+    "vae": {"latent_channels": int, "block_out_channels": list},
+}
 HASHED_BYTES = 1 << 20  # at the head and at the tail of a weights file
+# What a UNet may ask for beside noisy latents, timestep and text, by the key of its config.
+OTHER_CONDITIONS = {
+    "class_embed_type": "class or image embeddings, as unCLIP does",
+    "num_class_embeds": "class labels, as an upscaler's noise levels",
+    "addition_embed_type": "added embeddings, as XL and its refiner do",
+    "encoder_hid_dim_type": "embeddings of pictures or of another text encoder",
+    "time_cond_proj_dim": "the guidance scale, as LCM does",
+}
 
 
 @dataclass(frozen=True)
@@ -73,22 +87,94 @@ class ModelShape:
 def read_shape(folder: FolderLike) -> ModelShape:
     """Raises UserError if a config is missing or is not that of a Stable Diffusion 1.x or 2.x model."""
     try:
-        vae, unet = (json.loads((folder / part / "config.json").read_text()) for part in ("vae", "unet"))
-        if unet["in_channels"] != vae["latent_channels"] or unet.get("addition_embed_type"):
-            raise UserError(
-                f"{folder}: not a text-to-image model of Stable Diffusion 1.x or 2.x (inpainting, XL or another kind)"
-            )
-        sample_size = unet["sample_size"]
-        vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        vae, unet = (_read_json(folder, f"{part}/config.json", SHAPE_KEYS[part]) for part in ("vae", "unet"))
+        _refuse_other_kinds(folder, unet, vae)
+        sample_size, vae_factor = unet["sample_size"], 2 ** (len(vae["block_out_channels"]) - 1)
+        sides = sample_size if isinstance(sample_size, list) else [sample_size]
+        if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError(f"the sample_size in unet/config.json is {sample_size!r}")
         return ModelShape(
             vae_factor=vae_factor,
             unet_levels=len(unet["block_out_channels"]),
             latent_channels=unet["in_channels"],
-            native_size=(sample_size if isinstance(sample_size, int) else max(sample_size)) * vae_factor,
+            native_size=max(sides) * vae_factor,
             attention_levels=tuple(i for i, block in enumerate(unet["down_block_types"]) if "Attn" in block),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: not a Stable Diffusion pipeline ({type(error).__name__}: {error})") from None
+
+
+def _refuse_other_kinds(folder: FolderLike, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    """UserError that names the key by which the UNet is not conditioned on text alone."""
+    needed = "not a text-to-image model of Stable Diffusion 1.x or 2.x"
+    if unet["in_channels"] != vae["latent_channels"]:
+        raise UserError(
+            f"{folder}: {needed}: its unet/config.json has in_channels {unet['in_channels']}, and the latents of its "
+            f"VAE have {vae['latent_channels']} channels (an inpainting model has more)"
+        )
+    for key, condition in OTHER_CONDITIONS.items():
+        if unet.get(key):
+            raise UserError(
+                f"{folder}: {needed}: its unet/config.json has {key} {unet[key]!r}: it is also conditioned on "
+                f"{condition}"
+            )
+    if (kind := unet.get("attention_type", "default")) != "default":
+        raise UserError(
+            f"{folder}: {needed}: its unet/config.json has attention_type {kind!r}: it is also conditioned on boxes, "
+            "as GLIGEN is"
+        )
+
+
+def read_index(folder: FolderLike) -> dict[str, tuple[str, str]]:
+    """{part: (its library, its class)} of each part that model_index.json names; UserError if it cannot be read."""
+    try:
+        index = _read_json(folder, INDEX_FILE)
+        lists = {part: value for part, value in index.items() if isinstance(value, list) and not part.startswith("_")}
+        named = {part: value for part, value in lists.items() if value != [None, None]}
+        for part, value in named.items():
+            if len(value) != 2 or not all(isinstance(word, str) for word in value):
+                raise ValueError(f"it has {value!r} as {part}, where a library and a class belong")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: {INDEX_FILE} cannot be read ({first_line(error)})") from None
+    return {part: (value[0], value[1]) for part, value in named.items()}
+
+
+def _read_json(folder: FolderLike, name: str, keys: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """OSError or ValueError, which name the file, if it is not there or holds no JSON object with `keys` of these
+    types."""
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds {type(content).__name__}, where a JSON object belongs")
+    for key, wanted in (keys or {}).items():
+        if not isinstance(content.get(key), wanted):
+            raise ValueError(
+                f"{name} has {key} {content.get(key)!r}, where {getattr(wanted, '__name__', wanted)} belongs"
+            )
+    return content
+
+
+def has_safety_checker(folder: FolderLike) -> bool:
+    """Whether the safety checker is there with its weights, and the feature extractor that reads pictures for it."""
+    return _has_extra(folder, "safety_checker") and _has_extra(folder, "feature_extractor")
+
+
+def kept_extras(folder: FolderLike) -> list[str]:
+    """The parts beside PARTS that model_index.json names and that a model made of this one has too."""
+    there = [part for part in EXTRAS if part in read_index(folder) and _has_extra(folder, part)]
+    return there if len(there) == len(EXTRAS) else [part for part in there if part != "safety_checker"]
+
+
+def left_out_extras(folder: FolderLike) -> list[str]:
+    """The parts that model_index.json names and that a model made of this one does not have: they are missing here, or
+    serve something else than text-to-image."""
+    return sorted(set(read_index(folder)).difference(PARTS, kept_extras(folder)))
+
+
+def _has_extra(folder: FolderLike, part: str) -> bool:
+    return (folder / part / EXTRAS[part]).is_file() and (part != "safety_checker" or bool(list_weights(folder, part)))
 
 
 def choose_variant(folder: FolderLike, part: str) -> str | None:
@@ -112,6 +198,21 @@ def list_weights(folder: FolderLike, part: str) -> list[Path]:
     return sorted((folder / part).glob("*.safetensors"))
 
 
+def list_loaded_weights(folder: FolderLike, part: str, by_transformers: bool) -> list[Path]:
+    """The safetensors files that `from_pretrained` reads of a part: one, or those that an index names. OSError if one
+    is not there."""
+    variant = choose_variant(folder, part)
+    suffix, stem = f".{variant}" if variant else "", "model" if by_transformers else "diffusion_pytorch_model"
+    single = folder / part / f"{stem}{suffix}.safetensors"
+    index = folder / part / f"{stem}.safetensors.index{suffix}.json"
+    sharded = index.is_file() and not (by_transformers and single.is_file())
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if sharded else {single.name}
+    for name in sorted(names):
+        if not (folder / part / name).is_file():
+            raise OSError(f"there is no file {name}")
+    return [folder / part / name for name in sorted(names)]
+
+
 def _weights_read(folder: FolderLike, part: str) -> list[Path]:
     """The safetensors files of a part that are loaded."""
     variant = choose_variant(folder, part)
@@ -131,25 +232,34 @@ def count_parameters(folder: FolderLike, part: str = "unet") -> int:
 def count_lora_parameters(folder: FolderLike, rank: int, targets: Sequence[str]) -> int:
     """The number of parameters of a LoRA of this rank on the UNet's layers whose names end in one of `targets`."""
     endings = tuple(f"{target}.weight" for target in targets)
-    headers = map(_safetensors_header, _weights_read(folder, "unet"))
-    shapes = [tensor["shape"] for header in headers for name, tensor in header.items() if name.endswith(endings)]
+    headers = map(read_header, _weights_read(folder, "unet"))
+    shapes = [tensor.shape for header in headers for name, tensor in header.items() if name.endswith(endings)]
     return sum(rank * (shape[0] + shape[1]) for shape in shapes)
 
 
 def read_weight_shapes(folder: FolderLike, part: str) -> dict[str, tuple[int, ...]]:
     """{name of each weight of a part: its shape}, from the headers of its safetensors files."""
-    headers = map(_safetensors_header, _weights_read(folder, part))
-    return {
-        name: tuple(tensor["shape"]) for header in headers for name, tensor in header.items() if name != "__metadata__"
-    }
+    headers = map(read_header, _weights_read(folder, part))
+    return {name: tensor.shape for header in headers for name, tensor in header.items()}
 
 
-def _safetensors_header(path: Path) -> dict[str, dict]:
-    with loading_errors(path.parent.parent, path.parent.name), open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError(f"{path.name} is not a safetensors file (a clone without Git LFS has a note instead)")
-        return json.loads(file.read(length))
+class StoredTensor(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors writes it: F16, BF16, F32, ...
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """{name: tensor} of a part's safetensors file, whose data are not read. UserError if the file is not whole."""
+    with loading_errors(path.parent.parent, path.parent.name):
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                return {name: StoredTensor(tuple(t.get_shape()), t.get_dtype()) for name, t in tensors.items()}
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path.name} is no whole safetensors file ({first_line(error)}); download it again (a clone without "
+                "Git LFS has a note instead)"
+            ) from None
 
 
 def fingerprint_model(folder: FolderLike, parts: Sequence[str] = PARTS) -> str:
@@ -183,7 +293,9 @@ def loading_errors(folder: FolderLike, part: str) -> Iterator[None]:
     """Turns what a library raises while it loads `part` into a one-line UserError that names folder and part."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+    except (UserError, WorkError):
+        raise
+    except Exception as error:  # what a damaged file or a strange config makes the libraries raise has no common class
         if advice_for(error):  # a full disk or memory is not the model's fault
             raise
         raise UserError(f"{folder}: its {part} cannot be loaded: {first_line(error)}") from None

@@ -17,13 +17,16 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
 
 from models.defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
-from models.folders import FolderLike, ModelShape, choose_variant, loading_errors
+from models.folders import FolderLike, ModelShape, choose_variant, kept_extras, loading_errors, read_index
 from runtime.devices import convolution_memory_format
-from runtime.errors import UserError
+from runtime.errors import UserError, WorkError, advice_for, first_line
+from runtime.files import atomic_folder
+from runtime.paths import display_path
 
 COPIED_FILES = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -76,6 +79,28 @@ def load_text_encoder(folder: FolderLike, dtype: torch.dtype = torch.float32) ->
     return text_encoder.to(dtype).eval()
 
 
+def load_safety_checker(folder: FolderLike) -> StableDiffusionSafetyChecker:
+    with loading_errors(folder, "safety_checker"):
+        checker = StableDiffusionSafetyChecker.from_pretrained(
+            Path(folder), subfolder="safety_checker", use_safetensors=True,
+            variant=choose_variant(folder, "safety_checker"),
+        )  # fmt: skip
+    return checker.to(torch.float32).eval()
+
+
+def load_feature_extractor(folder: FolderLike) -> CLIPImageProcessor:
+    """What makes the safety checker's input of pictures."""
+    with loading_errors(folder, "feature_extractor"):
+        return CLIPImageProcessor.from_pretrained(Path(folder), subfolder="feature_extractor")
+
+
+def load_scheduler(folder: FolderLike) -> SchedulerMixin:
+    """The model's own scheduler, of the class that model_index.json names."""
+    with loading_errors(folder, "scheduler"):
+        scheduler_class = getattr(diffusers, read_index(folder)["scheduler"][1])
+        return scheduler_class.from_pretrained(Path(folder), subfolder="scheduler")
+
+
 def load_noise_scheduler(
     folder: FolderLike, prediction_type: str | None = None, zero_snr: bool = False
 ) -> DDPMScheduler:
@@ -89,7 +114,9 @@ def load_noise_scheduler(
     with loading_errors(folder, "scheduler"):
         scheduler = DDPMScheduler.from_pretrained(Path(folder), subfolder="scheduler", **overrides)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
-        raise UserError(f"{folder}: prediction type {scheduler.config.prediction_type!r} cannot be trained here")
+        raise UserError(
+            f"{folder}: the prediction type of its scheduler, {scheduler.config.prediction_type!r}, is not used here"
+        )
     return scheduler
 
 
@@ -109,17 +136,47 @@ def save_pipeline(unet: UNet2DConditionModel, base: FolderLike, output: Path, no
     """Writes the pipeline of `base` with another UNet, all parts in fp32: plain diffusers cannot run mixed dtypes.
 
     The other parts of `base` stay as they are (SD 1.x's safety checker, the scheduler's class), and so do its licence
-    and defaults.
+    and defaults. The UNet comes first; WorkError that says where it is if anything else fails.
     """
-    with loading_errors(base, "pipeline"):
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            Path(base), unet=unet, vae=load_vae(base), text_encoder=load_text_encoder(base), use_safetensors=True,
-            variant=choose_variant(base, "unet"),
-        ).to(torch.float32)  # fmt: skip
-    pipeline.scheduler = adapt_scheduler(pipeline.scheduler, noise_scheduler)
-    pipeline.save_pretrained(output, safe_serialization=True)
+    with atomic_folder(output / "unet") as partial:
+        unet.save_pretrained(partial, safe_serialization=True)
+        shutil.rmtree(output / "unet", ignore_errors=True)  # of an earlier end of the run that failed later
+    try:
+        _save_other_parts(_load_pipeline(unet, base), base, output, noise_scheduler)
+    except Exception as error:
+        raise WorkError(
+            f"the trained UNet is saved whole in {display_path(output / 'unet')}, the rest of the model is not: "
+            f"{advice_for(error) or first_line(error)}"
+        ) from error
+
+
+def _load_pipeline(unet: UNet2DConditionModel, base: FolderLike) -> StableDiffusionPipeline:
+    kept = kept_extras(base)
+    with loading_errors(base, "tokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(Path(base), subfolder="tokenizer")
+    return StableDiffusionPipeline(
+        vae=load_vae(base),
+        text_encoder=load_text_encoder(base),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=load_scheduler(base),
+        safety_checker=load_safety_checker(base) if "safety_checker" in kept else None,
+        feature_extractor=load_feature_extractor(base) if "feature_extractor" in kept else None,
+        requires_safety_checker="safety_checker" in kept,
+    )
+
+
+def _save_other_parts(
+    pipeline: StableDiffusionPipeline, base: FolderLike, output: Path, noise_scheduler: DDPMScheduler
+) -> None:
+    """All but the UNet; model_index.json, which makes a pipeline of the folder, is the last of the parts."""
+    pipeline.register_modules(scheduler=adapt_scheduler(pipeline.scheduler, noise_scheduler))
+    for name, part in pipeline.components.items():
+        if part is not None and name != "unet":
+            part.save_pretrained(output / name)
     save_vocabulary(pipeline.tokenizer, output / "tokenizer")
     copy_license_and_defaults(base, output)
+    pipeline.save_config(output)
 
 
 def copy_license_and_defaults(base: FolderLike, output: Path) -> None:
@@ -145,7 +202,12 @@ def adapt_scheduler(scheduler: SchedulerMixin, noise_scheduler: DDPMScheduler) -
 
 def save_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Writes vocab.json and merges.txt beside tokenizer.json: transformers 5 writes only the latter."""
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    vocabulary, merges = read_vocabulary(tokenizer)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+
+def read_vocabulary(tokenizer: CLIPTokenizer) -> tuple[dict[str, int], list[str]]:
+    """(the tokens' ids, the pairs that are merged), as vocab.json and merges.txt have them."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return model["vocab"], [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]

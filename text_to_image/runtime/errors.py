@@ -9,9 +9,12 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TextIO
 
+from runtime.locales import support_any_locale
+
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 # Required packages and the oldest versions whose interfaces are used; requirements.txt has the tested versions.
 PACKAGES = {"torch": (2, 6), "diffusers": (0, 42), "transformers": (5, 0), "accelerate": (1, 0)}
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # another user's, or on a read-only disk
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 OUT_OF_MEMORY = (
     "out of memory",
@@ -57,6 +60,7 @@ class Stopped(BaseException):
 
 def exit_with(work: Callable[[], int | None]) -> NoReturn:
     """Runs a script's main call and exits with its code. An expected error is one line on stderr; a bug propagates."""
+    support_any_locale()
     code: int | None
     try:
         code = work() or EXIT_DONE
@@ -78,10 +82,12 @@ def _report(error: BaseException) -> int | None:
         return EXIT_STOPPED if isinstance(error, Stopped) else EXIT_INTERRUPTED
     if isinstance(error, BrokenPipeError):
         return _end_output() if _is_closed(sys.stdout) else None
-    if isinstance(error, PermissionError):
+    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
         if error.filename is None:
             return None
-        _print_error(f"{error.filename}: no permission; see `ls -ld` of it and of the folders above")
+        read_only = "on a read-only disk; name another place"
+        permission = "no permission; see `ls -ld` of it and of the folders above"
+        _print_error(f"{error.filename}: {read_only if error.errno == errno.EROFS else permission}")
         return EXIT_USER
     if isinstance(error, Exception) and (advice := advice_for(error)):
         _print_error(f"{advice} ({first_line(error)})")

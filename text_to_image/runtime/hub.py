@@ -155,9 +155,14 @@ def hub_error_reason(error: Exception) -> str:
 
 
 def _causes(error: Any) -> Iterator[Any]:
-    while error:
-        yield error
-        error = error.__cause__ or error.__context__
+    """The error, what caused it, and what was being handled when it was raised: libraries use either."""
+    waiting, seen = [error], []
+    while waiting:
+        error = waiting.pop(0)
+        if error and error not in seen:
+            seen.append(error)
+            yield error
+            waiting += [error.__cause__, error.__context__]
 
 
 def is_passing(error: Exception) -> bool:

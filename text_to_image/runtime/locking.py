@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import EXIT_FAILED, UserError, WorkError
+from runtime.errors import EXIT_FAILED, NOT_WRITABLE, UserError, WorkError
 
 LOCK_FILE = ".lock"
 RENEW_EVERY = 20  # seconds
@@ -48,13 +48,15 @@ class RunLock:
         self.held, self.released = False, threading.Event()
 
     def take(self) -> None:
-        """Raises LockHeld, a UserError, if another run holds the lock; WorkError if no lock file can be made."""
+        """Raises LockHeld, a UserError, if another run holds the lock; UserError or WorkError if none can be made."""
         if self.held:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._take()
         except OSError as error:
+            if error.errno in NOT_WRITABLE:
+                raise UserError(f"{self.path}: cannot be made ({error.strerror}); {self.instead}") from None
             raise WorkError(f"{self.path}: cannot be made ({error.strerror})") from None
         self.held = True
         atexit.register(self.release)

@@ -1,6 +1,6 @@
 """Prints the folder that img_captioning.py is to caption, of those that training reads for a --dataset.
 
-python captioned_folder.py DATASET     prints nothing for a data set of the hub or of parquet files
+python captioned_folder.py DATASET [METADATA_FILE]     prints nothing for a data set of the hub or of parquet files
 """
 
 import sys
@@ -13,8 +13,8 @@ from runtime.errors import exit_with
 
 
 def main() -> None:
-    [dataset] = sys.argv[1:]
-    if Path(dataset).is_dir() and (folder := find_captioned_folder(Path(dataset))):
+    dataset, *named = map(Path, sys.argv[1:])
+    if dataset.is_dir() and (folder := find_captioned_folder(dataset, *named)):
         print(folder)
 
 

@@ -11,7 +11,7 @@ read_choices() {
         export TMPDIR=/tmp
     fi
     # A shell expands ~ in MODEL=~/sd15, but not in MODEL="~/sd15".
-    for name in MODEL CAPTIONER DATASET OUTPUT_DIR VENV; do
+    for name in MODEL CAPTIONER DATASET METADATA_FILE OUTPUT_DIR VENV; do
         [[ ! "${!name-}" =~ ^~(/|$) ]] || printf -v "$name" %s "$home${!name:1}"
     done
     if [[ (-n "${model-}" && -z "${MODEL-}") || (-n "${train_dir-}" && -z "${DATASET-}") ]]; then
@@ -42,19 +42,35 @@ check_caption_args() {
     for word in "$@"; do
         case "$word" in
             --model | --model=*) fail 2 'CAPTION_ARGS: the captioner is named by CAPTIONER' ;;
-            --image_dir | --image_dir=* | --output | --output=*) fail 2 'CAPTION_ARGS: the folder is named by DATASET' ;;
+            --image_dir | --image_dir=*) fail 2 'CAPTION_ARGS: the folder is named by DATASET' ;;
+            --output | --output=*) fail 2 'CAPTION_ARGS: the file is named by METADATA_FILE' ;;
         esac
     done
 }
 
 # The folder in which pictures may lack a caption, of those that training reads; empty where parquet files have them.
 captioned_folder() {
-    "$venv/bin/python" "$scripts/slurm/captioned_folder.py" "$dataset"
+    "$venv/bin/python" "$scripts/slurm/captioned_folder.py" "$dataset" ${METADATA_FILE:+"$METADATA_FILE"}
 }
 
 # The file in which its captions are to be read.
 caption_file() {
     local name=metadata.jsonl
     [[ -e "$pictures/$name" || ! -e "$pictures/metadata.csv" ]] || name=metadata.csv
-    printf '%s' "$pictures/$name"
+    printf '%s' "${METADATA_FILE:-$pictures/$name}"
+}
+
+# Sets the flags of the three scripts. What stands later wins, so CAPTION_ARGS, TRAIN_ARGS and INFERENCE_ARGS do.
+choose_flags() {
+    local precision
+    precision="$("$venv/bin/python" "$scripts/slurm/environment.py" precision)"
+    captioning=(--image_dir "$pictures" ${captioner:+--model "$captioner"} ${METADATA_FILE:+--output "$METADATA_FILE"}
+        ${SLURM_ARRAY_TASK_ID:+--wait} "${caption_args[@]}") # one task of an array captions, the others wait for it
+    training=(--dataset "$dataset" --epochs "${EPOCHS:-100}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
+        ${output_dir:+--output_dir "$output_dir"} ${precision:+--mixed_precision "$precision"} ${seed:+--seed "$seed"}
+        ${METADATA_FILE:+--metadata_file "$METADATA_FILE"} "${train_args[@]}")
+    generation=(--num_images "${NUM_IMAGES:-3}" --resume ${PROMPT:+"--prompt=$PROMPT"}
+        ${pictures_dir:+--output_dir "$pictures_dir"} "${inference_args[@]}")
+    "$venv/bin/python" "$scripts/slurm/check_flags.py" "${#captioning[@]}" "${captioning[@]}" \
+        "${#training[@]}" "${training[@]}" "${#generation[@]}" "${generation[@]}"
 }

@@ -18,12 +18,17 @@ from runtime.errors import exit_with, require_packages
 from slurm.check_flags import split_counted
 
 
-def pictures_without_caption(folder: Path, recursive: bool, existing: Existing = "keep") -> list[Path]:
-    """Those that only a captioner can caption. UserError where training would not take the folder."""
+def pictures_without_caption(
+    folder: Path, recursive: bool, existing: Existing = "keep", metadata_file: Path | None = None
+) -> list[Path]:
+    """Those that only a captioner can caption; captions are in `metadata_file`, or in the folder's own.
+
+    UserError where training would not take the folder.
+    """
     from captioning.caption_file import locate_caption_file, refuse_outside_links, require_pictures_or_rows
     from data.sidecars import Sidecars
 
-    captions = locate_caption_file(folder, None, recursive)
+    captions = locate_caption_file(folder, metadata_file, recursive)
     require_pictures_or_rows(captions)
     refuse_outside_links(captions)
     print(f"the data set: {len(captions.pictures())} pictures in {folder}")
@@ -38,7 +43,8 @@ def fetch(record: Path, captioner: str, captioning: argparse.Namespace, training
     from models.finding import find_bases
 
     print(f"the model: {find_bases(training)[0]}")
-    uncaptioned = pictures_without_caption(find_dataset(training), captioning.recursive, captioning.existing)
+    folder, named = find_dataset(training), training.metadata_file
+    uncaptioned = pictures_without_caption(folder, captioning.recursive, captioning.existing, named)
     if uncaptioned and captioner and not Path(captioner).is_dir():
         from captioning.captioner_loading import download_captioner  # imports torch, which takes seconds
 

@@ -13,7 +13,7 @@ fetch() {
     check_caption_args "${caption_args[@]}"
     read_words TRAIN_ARGS train_args
     train_args=(--dataset "${DATASET:-$repo/dataset}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
-        "${train_args[@]}")
+        ${METADATA_FILE:+--metadata_file "$METADATA_FILE"} "${train_args[@]}")
     mkdir -p "$repo/output"
     "$venv/bin/python" "$scripts/slurm/fetch.py" "$repo/output/.fetched" "$captioner" \
         "${#caption_args[@]}" "${caption_args[@]}" "${#train_args[@]}" "${train_args[@]}" || exit

@@ -20,4 +20,5 @@ def fields(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("".join(f"{value}\0" for value in fields(Path(sys.argv[1]))))
+    text = "".join(f"{value}\0" for value in fields(Path(sys.argv[1])))
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))  # a path as the file system has it

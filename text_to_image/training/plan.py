@@ -20,7 +20,7 @@ from data.hub_datasets import find_dataset
 from data.image_files import find_nested_image_files, find_nested_unsupported_files
 from data.metadata import describe_captions
 from data.metadata_files import find_metadata_files, pictures_without_row
-from data.mirroring import mentions_writing
+from data.mirroring import why_not_mirrored
 from models.defaults import guidance_scale_of
 from models.finding import find_bases
 from models.folders import ModelFolder, ModelShape, fingerprint_model, read_shape
@@ -89,7 +89,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     with accelerator.local_main_process_first():  # one of a node downloads
         folder = find_dataset(args)
         base, unet_base = find_bases(args)
-    files = find_metadata_files(folder, leave_out=args.validation_dir)
+    files = find_metadata_files(folder, leave_out=args.validation_dir, named=args.metadata_file)
     pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger, files)
     known = {picture.path for picture in pictures}
     without_caption = [path for path in find_nested_image_files(folder) if path not in known]
@@ -109,7 +109,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),
         augmentations=[
-            list_augmentations(args.random_flip and not writing_word(p), args.random_affine) for p in pictures
+            list_augmentations(args.random_flip and not unmirrored_word(p), args.random_affine) for p in pictures
         ],
         held_out=held_out,
         held_out_sizes=choose_sizes(held_out, *sizing),
@@ -154,9 +154,9 @@ def picture_names(plan: Plan, pictures: Sequence[int]) -> list[str]:
     return [plan.pictures[picture].path.name for picture in pictures]
 
 
-def writing_word(picture: Picture) -> str | None:
-    """The word in a caption for which the picture must not be mirrored: it shows writing."""
-    return next(filter(None, map(mentions_writing, picture.captions)), None)
+def unmirrored_word(picture: Picture) -> str | None:
+    """The word in a caption for which the picture must not be mirrored."""
+    return next(filter(None, map(why_not_mirrored, picture.captions)), None)
 
 
 def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:

@@ -10,12 +10,12 @@ from transformers import CLIPTokenizer
 
 from data.augmentation import AFFINE_VARIANTS
 from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
-from models.folders import count_parameters
+from models.folders import count_parameters, left_out_extras
 from models.text_encoding import count_tokens
 from runs.records import is_lora, without_secrets
 from runtime.paths import SCRIPTS, display_path
 from training.memory_rows import memory_rows
-from training.plan import Plan, writing_word
+from training.plan import Plan, unmirrored_word
 from training.setup import PreparedRun
 
 Rows = list[tuple[str, str]]
@@ -33,6 +33,7 @@ def run_summary(run: PreparedRun) -> Rows:
     return [
         ("model", f"{display_path(args.pretrained_model_name_or_path)} (UNet of {parameters:.1f} M parameters)"),
         *_real_model_rows(args),
+        *_left_out_rows(plan),
         ("trained", run.record["trained"]),
         ("pictures", _pictures_line(plan)),
         *_bucket_rows(plan),
@@ -58,6 +59,13 @@ def _real_model_rows(args: argparse.Namespace) -> Rows:
     if args.origins["pretrained_model_name_or_path"] == FROM_FLAG:
         return []
     return [("", f"a real one: --pretrained_model_name_or_path {REAL_MODEL}")]
+
+
+def _left_out_rows(plan: Plan) -> Rows:
+    names = left_out_extras(plan.base)
+    return (
+        [("", f"LEFT OUT of the result, as missing or without use: {', '.join(names)} of the model")] if names else []
+    )
 
 
 def _origins_line(arguments: dict, origins: dict[str, str], source: str) -> str:
@@ -93,9 +101,10 @@ def _bucket_rows(plan: Plan) -> Rows:
 def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:
     rows = []
     if args.random_flip:
-        kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := writing_word(p))]
+        kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := unmirrored_word(p))]
         line = f"{len(plan.pictures) - len(kept)} of {len(plan.pictures)} pictures are mirrored half of the time"
-        line += f"; never those whose captions mention writing: {_names(kept)}" if kept else ""
+        if kept:
+            line += f"; never those whose captions mention writing, or a side not in English: {_names(kept)}"
         rows.append(("mirrored", line))
     if args.random_affine:
         most, angle = args.random_affine, math.degrees(args.random_affine / 4)

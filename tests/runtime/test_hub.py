@@ -69,7 +69,7 @@ def server(monkeypatch, tmp_path):
 
 
 def ask_dataset(name: str) -> None:
-    usual = {"dataset_config_name": None, "cache_dir": None, "hub_token": None}
+    usual = {"dataset_config_name": None, "metadata_file": None, "cache_dir": None, "hub_token": None}
     find_dataset(Namespace(dataset=name, image_column="image", caption_column="text", **usual))
 
 

@@ -52,28 +52,30 @@ def asking_hub(asked: str) -> Iterator[None]:
 
     UserError where the name or the token may be wrong, WorkError where only waiting helps.
     """
-    try:
-        with waiting_for_hub():
+    with waiting_for_hub() as patience:
+        try:
             yield
-    except (UserError, WorkError):
-        raise
-    except Exception as error:  # the hub's errors have no common class (OSError, ValueError, httpx's)
-        if advice_for(error):  # a full disk is not the hub's fault
+        except (UserError, WorkError):
             raise
-        raise hub_error(asked, error) from None
+        except Exception as error:  # the hub's errors have no common class (OSError, ValueError, httpx's)
+            if advice_for(error):  # a full disk is not the hub's fault
+                raise
+            # `datasets` drops the causes of its own error.
+            raise hub_error(asked, patience.silence or error) from None
 
 
 @contextmanager
-def waiting_for_hub() -> Iterator[None]:
+def waiting_for_hub() -> Iterator["Patience"]:
     """Within it a hub that does not answer is reported after 10 s, and given up after 60 s with HubSilent.
 
     A timeout of the hub's own variables, where one is set, takes the place of the 60 s.
     """
     session = huggingface_hub.get_session()
     plain = session.send
-    session.send = Patience(plain, give_up_after(), NOTICE_AFTER).send
+    patience = Patience(plain, give_up_after(), NOTICE_AFTER)
+    session.send = patience.send
     try:
-        yield
+        yield patience
     finally:
         session.send = plain
 
@@ -90,6 +92,7 @@ class Patience:
     def __init__(self, send: Callable, give_up: float, notice: float):
         self._send, self._give_up, self._notice = send, give_up, notice
         self._silent_since: float | None = None
+        self.silence: HubSilent | None = None  # once the hub is given up
         self._lock = threading.Lock()
 
     def send(self, request: Any, **options: Any) -> Any:
@@ -102,7 +105,7 @@ class Patience:
             response = self._send(request, **options)
         except Exception as error:
             if self._time_left() <= 0.1:
-                raise HubSilent(f"{request.url.host} has not answered for {self._give_up:.0f} s") from error
+                raise self._give_hub_up() from error
             raise
         finally:
             notice.cancel()
@@ -114,11 +117,15 @@ class Patience:
         with self._lock:
             self._silent_since = self._silent_since or time.monotonic()
         if self._time_left() <= 0:
-            raise HubSilent(f"the hub has not answered for {self._give_up:.0f} s")
+            raise self._give_hub_up()
         timer = threading.Timer(self._notice, self._say)
         timer.daemon = True
         timer.start()
         return timer
+
+    def _give_hub_up(self) -> HubSilent:
+        self.silence = HubSilent(f"the hub has not answered for {self._give_up:.0f} s")
+        return self.silence
 
     def _time_left(self) -> float:
         since = self._silent_since  # another thread may have got an answer

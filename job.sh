@@ -31,6 +31,7 @@
 #   METADATA_FILE   the file of the captions, where they cannot be in DATASET (unset: metadata.jsonl in DATASET)
 #   EPOCHS          passes over the data set (100)
 #   OUTPUT_DIR      where the fine-tuned model goes (unset: a folder in output/ named after data and settings)
+#   PICTURES_DIR    where the generated pictures go (unset: Generated_sample/)
 #   PROMPT          what to generate (unset: captions of the data set and two short forms of the first)
 #   NUM_IMAGES      pictures for each prompt (3)
 #   VENV            a Python environment that exists, used as it is (unset: .venv, made here)

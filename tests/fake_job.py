@@ -11,7 +11,8 @@ from pathlib import Path
 from clone import ROOT
 from runtime.devices import _cpu_precision
 
-CHOICES = ("MODEL", "CAPTIONER", "DATASET", "METADATA_FILE", "EPOCHS", "OUTPUT_DIR", "PROMPT", "NUM_IMAGES", "VENV",
+CHOICES = ("MODEL", "CAPTIONER", "DATASET", "METADATA_FILE", "EPOCHS", "OUTPUT_DIR", "PICTURES_DIR", "PROMPT",
+           "NUM_IMAGES", "VENV",
            "CAPTION_ARGS", "TRAIN_ARGS", "INFERENCE_ARGS", "ACCELERATE_USE_CPU", "VIRTUAL_ENV", "CONDA_PREFIX",
            "MODULES", "TORCH_INDEX_URL", "TMPDIR", "model", "train_dir")  # fmt: skip
 

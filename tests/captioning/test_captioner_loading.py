@@ -107,13 +107,6 @@ def test_a_chat_template_that_cannot_be_used_is_one_line(llava, tmp_path):
 @pytest.mark.parametrize(
     ("name", "said", "advice"),
     [
-        (
-            "google/gemma",
-            "Access to it is gated.",
-            "terms on https://huggingface.co/google/gemma, then `hf auth login`",
-        ),
-        ("google/gemma", "x\n401 Client Error: Unauthorized", "`hf auth login`"),
-        ("google/gemma", "403 Client Error: Forbidden", "`hf auth login`"),
         ("google/gemma", "no connection to 140.131.1.1", "`hf download google/gemma`"),
         ("models/of mine", "not found", "no such folder, and a model of the hub is named owner/name"),
         ("./models/blip", "not found", "no such folder, and a model of the hub is named owner/name"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 
 from generation.loras import find_lora
@@ -183,7 +184,7 @@ def test_what_a_file_says_of_its_training_counts_too(runs, tiny_model, tmp_path)
 def test_a_peft_adapter_of_the_hub_is_found(monkeypatch, tmp_path):
     def download(name: str, file: str) -> str:
         if file == LORA_FILE:
-            raise ValueError("no such file")
+            raise EntryNotFoundError("no such file")
         return str(tmp_path / file)
 
     monkeypatch.setattr("generation.loras.hf_hub_download", download)

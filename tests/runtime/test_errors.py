@@ -2,11 +2,10 @@
 
 import errno
 
-import huggingface_hub.errors
 import pytest
 import torch
 
-from runtime.errors import HUB_REFUSALS, Stopped, UserError, WorkError, exit_with, first_line, hub_error_reason
+from runtime.errors import Stopped, UserError, WorkError, exit_with, first_line
 
 
 def end(problem: BaseException | None = None, code: int | None = None):
@@ -70,29 +69,6 @@ def test_a_bug_keeps_its_traceback(bug):
 def test_the_first_line_of_a_librarys_error_is_reported():
     assert first_line(OSError("no such model\n\nif this is a private one ...")) == "no such model"
     assert first_line(KeyError()) == "KeyError"
-
-
-@pytest.mark.parametrize(
-    ("refusal", "said"),
-    [
-        ("GatedRepoError", "accept terms"),
-        ("RepositoryNotFoundError", "no repository of this name"),
-        ("RevisionNotFoundError", "not this revision"),
-        ("OfflineModeIsEnabled", "HF_HUB_OFFLINE"),
-    ],
-)
-def test_a_hub_error_is_explained_by_its_cause(refusal, said):
-    kind = getattr(huggingface_hub.errors, refusal)
-    error = OSError("not fully cached locally ... check out the root cause in the stacktrace above")
-    error.__cause__ = kind.__new__(kind)
-    assert refusal in HUB_REFUSALS and said in hub_error_reason(error)
-
-
-def test_an_unreachable_hub_is_named_and_any_other_error_is_its_first_line():
-    error = OSError("Couldn't connect\nlong advice")
-    assert hub_error_reason(error) == "Couldn't connect"
-    error.__context__ = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
-    assert hub_error_reason(error) == "the hub cannot be reached"
 
 
 def test_any_other_broken_pipe_propagates():

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from runtime import processes
 from runtime.errors import UserError, WorkError
-from runtime.processes import CrossProcessFlag, run_on_all, run_on_main
+from runtime.processes import CrossProcessFlag, run_on_all, run_on_main, warn_of_single_process
 
 
 def test_the_main_process_returns_its_result_or_raises_its_own_error():
@@ -54,3 +54,21 @@ def test_nccl_settings_follow_whether_gpus_can_reach_each_other(monkeypatch):
     monkeypatch.setattr(processes, "check_cuda_p2p_ib_support", lambda: False)
     processes.disable_unsupported_p2p()
     assert os.environ["NCCL_P2P_DISABLE"] == os.environ["NCCL_IB_DISABLE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "processes", "warned"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, 1, True),  # --cpu --num_processes 2
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, 2, False),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, 1, False),  # accelerate launch --num_processes 1
+        ({"MASTER_ADDR": "127.0.0.1"}, 1, False),  # python, where a cluster sets the address
+    ],
+)
+def test_a_launcher_that_starts_one_process_of_several_is_reported(monkeypatch, capfd, launcher, processes, warned):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    warn_of_single_process(processes)
+    assert ("torchrun" in capfd.readouterr().err) == warned

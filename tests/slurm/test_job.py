@@ -301,3 +301,29 @@ def test_a_job_leaves_pictures_and_a_clean_clone(tmp_path):
     pictures = clone / "Generated_sample"
     assert (pictures / "contact_sheet.jpg").exists() and len(list(pictures.glob("*.png"))) == 3
     assert changes(clone) == ""
+
+
+@pytest.mark.parametrize(
+    ("choices", "variable"),
+    [
+        ({"OUTPUT_DIR": "a file/out"}, "OUTPUT_DIR"),
+        ({"TRAIN_ARGS": "--output_dir 'a file/out'"}, "OUTPUT_DIR"),
+        ({"PICTURES_DIR": "a file/pictures"}, "PICTURES_DIR"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_found_before_anything_is_done(job, choices, variable):
+    (job.folder / "a file").touch()
+    done, called = job(**choices)
+    assert done.returncode == 2 and not called
+    assert "a file/" in done.stderr and f"{variable}=FOLDER" in done.stderr
+
+
+def test_pictures_go_where_they_are_asked_for(job):
+    assert job(PICTURES_DIR="my pictures")[1]["inference"][-2:] == ["--output_dir", "my pictures"]
+
+
+def test_results_of_a_repository_that_cannot_be_written_to_go_to_the_current_folder(job, tmp_path):
+    shell = f'repo={tmp_path}/file; source "{job.repository}/text_to_image/slurm/choices.sh"; own_or_current output'
+    (tmp_path / "file").touch(mode=0o444)
+    done = run("bash", "-c", shell, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/output")

@@ -111,6 +111,14 @@ def test_an_environment_that_is_none_is_refused(machine):
     assert wrong.returncode == 2 and "VENV=/nowhere" in wrong.stderr
 
 
+def test_where_no_environment_can_be_made_venv_is_named(machine):
+    machine.install_pythons("python3.12")
+    (machine.repository / ".venv").touch()
+    done = machine.set_up()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and "VENV=FOLDER" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_modules_need_a_machine_that_has_them(tmp_path):
     job = FakeJob(tmp_path)
     done, calls = job(MODULES="python/3.11")

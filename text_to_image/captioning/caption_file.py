@@ -85,7 +85,7 @@ class CaptionFile:
 
     def advice_elsewhere(self) -> str:
         """What to do where the file cannot be written."""
-        advice = "name another file with --output, and to training with --metadata_file"
+        advice = "name another file with --output, and to training with --metadata_file (job.sh: METADATA_FILE)"
         return f"{advice}; to keep the rows of this one, copy it there first" if self.path.exists() else advice
 
     def training_flags(self) -> str | None:

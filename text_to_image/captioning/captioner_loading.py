@@ -18,7 +18,8 @@ from transformers.utils import logging
 
 from captioning.captioners import Blip, Blip2, Captioner, Chat, Florence2, RemoteCodeChat
 from runtime.devices import best_mixed_precision, choose_device
-from runtime.errors import UserError, WorkError, advice_for, first_line, hub_error_reason, is_out_of_memory
+from runtime.errors import UserError, WorkError, advice_for, is_out_of_memory
+from runtime.hub import asking_hub, hub_error, hub_error_reason, hub_status, is_passing, waiting_for_hub
 
 FAMILIES: dict[str, type[Captioner]] = {"blip": Blip, "blip-2": Blip2, "florence2": Florence2}  # all others: Chat
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
@@ -40,12 +41,13 @@ def load_captioner(
     """
     _quiet_transformers()
     try:
-        family = _find_family(name, trust_remote_code)
-        family.check_prompt(prompt)
-        trust = {"trust_remote_code": True} if trust_remote_code else {}
-        processor = family.processor_class.from_pretrained(name, **trust)
-        family.prepare_processor(name, processor)
-        model = _load_model(family, name, allow_pickle, trust)
+        with waiting_for_hub():
+            family = _find_family(name, trust_remote_code)
+            family.check_prompt(prompt)
+            trust = {"trust_remote_code": True} if trust_remote_code else {}
+            processor = family.processor_class.from_pretrained(name, **trust)
+            family.prepare_processor(name, processor)
+            model = _load_model(family, name, allow_pickle, trust)
     except UserError:
         raise
     except Exception as error:  # the hub's errors and those of broken configs have no common class
@@ -92,11 +94,15 @@ def _loading_error(name: str, error: Exception, allow_pickle: bool) -> Exception
     """What to raise instead of `error`; itself where its own message is advised on elsewhere."""
     if is_out_of_memory(error):
         return WorkError(f"--model {name} does not fit into the memory; a smaller one is needed")
-    return error if advice_for(error) else UserError(_loading_advice(name, error, allow_pickle))
+    if advice_for(error):
+        return error
+    asked = f"cannot load a captioner from --model {name}"
+    if hub_status(error) or is_passing(error):
+        return hub_error(asked, error)
+    return UserError(_loading_advice(name, error, allow_pickle, f"{asked}: {hub_error_reason(error)}"))
 
 
-def _loading_advice(name: str, error: Exception, allow_pickle: bool) -> str:
-    message = f"cannot load a captioner from --model {name}: {first_line(error)}"
+def _loading_advice(name: str, error: Exception, allow_pickle: bool, message: str) -> str:
     if isinstance(error, ImportError):  # it says what to install
         return message
     if Path(name).is_dir():
@@ -104,11 +110,6 @@ def _loading_advice(name: str, error: Exception, allow_pickle: bool) -> str:
         return f"{message}; --allow_pickle reads its pickles: only where you trust its maker" if pickles else message
     if not HUB_ID.fullmatch(name):
         return f"{message}; there is no such folder, and a model of the hub is named owner/name"
-    if re.search(r"gated|\b40[13]\b", str(error)):
-        return (
-            f"{message}; accept its terms on https://huggingface.co/{name}, then `hf auth login`; and see that "
-            "the name is right"
-        )
     return (
         f"{message}; without internet: `hf download {name}` on a machine that has it, then --model with the folder "
         f"that it prints, or CAPTIONER={name} bash job.sh setup"
@@ -133,7 +134,5 @@ def download_captioner(name: str, whole: bool = False) -> Path:
     import huggingface_hub
 
     patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
-    try:
+    with asking_hub(f"CAPTIONER {name}: not available from the hub"):
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=None if whole else patterns))
-    except Exception as error:  # the hub's errors have no common class
-        raise UserError(f"CAPTIONER {name}: not available from the hub: {hub_error_reason(error)}") from None

@@ -3,13 +3,17 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from statistics import median
 
+from huggingface_hub import snapshot_download
 from transformers import CLIPTokenizer
 
 from data.metadata import ScannedRow
 from models.text_encoding import count_chunks, count_tokens
+from models.tokenizer_files import OTHER_FILES, VOCABULARY
 from runtime.errors import UserError, first_line
+from runtime.hub import asking_hub
 
 SENTENCE_BREAK = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 EMPTY_VOCABULARY = 16  # tokens at most in the tokenizer that transformers makes up where files are missing
@@ -37,16 +41,20 @@ def load_caption_tokenizer(name: str) -> CLIPTokenizer:
 
     Raises UserError where there is none.
     """
-    reason = "it has no tokenizer files"
+    asked, reason = f"--tokenizer {name}: no CLIP tokenizer can be loaded from it", "it has no tokenizer files"
+    folder = Path(name)
+    if not folder.is_dir():
+        with asking_hub(asked):
+            folder = Path(snapshot_download(name, allow_patterns=["tokenizer/*", *VOCABULARY, *OTHER_FILES]))
     for subfolder in ("tokenizer", ""):
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(name, subfolder=subfolder)
-        except Exception as error:  # the hub's errors have no common class
+            tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=subfolder)
+        except Exception as error:  # those of broken files have no common class
             reason = first_line(error)
             continue
         if len(tokenizer) > EMPTY_VOCABULARY:
             return tokenizer
-    raise UserError(f"--tokenizer {name}: no CLIP tokenizer can be loaded from it: {reason}")
+    raise UserError(f"{asked}: {reason}")
 
 
 def describe_lengths(tokenizer: CLIPTokenizer, captions: Sequence[str], max_chunks: int) -> str:

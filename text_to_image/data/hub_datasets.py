@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from data.image_files import METADATA
 from data.metadata_files import own_metadata_file
-from runtime.errors import UserError, hub_error_reason
+from runtime.errors import UserError
 from runtime.files import hash_key
+from runtime.hub import asking_hub
 
 if TYPE_CHECKING:
     import datasets
@@ -49,15 +50,10 @@ def _load_split(args: argparse.Namespace) -> "datasets.Dataset":
     """The training split, its pictures not decoded."""
     import datasets
 
-    try:
+    with asking_hub(f"--dataset {args.dataset}: no captioned folder, and not available from the hub"):
         split = datasets.load_dataset(
             args.dataset, args.dataset_config_name, split="train", cache_dir=args.cache_dir, token=args.hub_token
         )
-    except Exception as error:  # the hub's errors have no common class
-        reason = hub_error_reason(error)
-        raise UserError(
-            f"--dataset {args.dataset}: no captioned folder, and not available from the hub: {reason}"
-        ) from None
     for flag, column in (("image_column", args.image_column), ("caption_column", args.caption_column)):
         if column not in split.column_names:
             raise UserError(f"--{flag} {column}: {args.dataset} has {', '.join(split.column_names)}")

@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageOps
 
 from runtime.devices import choose_device
-from runtime.errors import UserError, first_line
+from runtime.errors import UserError
+from runtime.hub import hub_error, waiting_for_hub
 from runtime.progress import progress_bar
 
 try:
@@ -206,14 +207,14 @@ class FeatureSimilarity:
 
         self.name = f"features of {model}"
         try:
-            self.processor = AutoImageProcessor.from_pretrained(model)
-            self.model = AutoModel.from_pretrained(model, use_safetensors=True)
+            with waiting_for_hub():
+                self.processor = AutoImageProcessor.from_pretrained(model)
+                self.model = AutoModel.from_pretrained(model, use_safetensors=True)
             self.model = self.model.float().to(choose_device()).eval()
             self.features([Image.new("RGB", (64, 64))])  # so that a model for text alone is refused now
         except Exception as error:  # the hub's and transformers' errors have no common class
-            raise UserError(
-                f"--embedder {model}: not a vision model with safetensors that transformers loads: {first_line(error)}"
-            ) from None
+            asked = f"--embedder {model}: not a vision model with safetensors that transformers loads"
+            raise hub_error(asked, error) from None
 
     def distances(
         self, pictures: Sequence[Image.Image], others: Sequence[Image.Image], desc: str | None = None

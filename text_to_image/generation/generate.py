@@ -23,8 +23,8 @@ from models.folders import ModelShape, has_safety_checker, read_index, read_shap
 from models.loading import quiet_libraries
 from runtime.devices import choose_device
 from runtime.errors import escape_control_chars
-from runtime.paths import display_path
-from runtime.processes import disable_unsupported_p2p
+from runtime.paths import display_path, read_only_note
+from runtime.processes import disable_unsupported_p2p, warn_of_single_process
 from runtime.progress import progress_bar
 from runtime.stopping import StopSignals
 
@@ -40,6 +40,7 @@ def generate(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     quiet_libraries()
     disable_unsupported_p2p()
     state = PartialState(cpu=choose_device().type == "cpu", timeout=MAX_WAIT)
+    warn_of_single_process(state.num_processes)
     with contextlib.redirect_stdout(sys.stdout if state.is_main_process else None):
         _generate(args, stop or StopSignals(), state)
 
@@ -150,6 +151,8 @@ def print_start(
     prompts = [request.prompt for request in args.requests]
     negative_prompts = [args.negative_prompt, *(request.negative_prompt or "" for request in args.requests)]
     notes = [*args.prompt_notes, syntax_note([*prompts, *negative_prompts])]
+    if note := read_only_note(args.output_dir):
+        notes.append(f"the pictures go to {args.output_dir}, {note}")
     for line in filter(None, [*notes, weights.schedule_note, trigger_warning(weights, prompts)]):
         print(escape_control_chars(line), flush=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
 from models.folders import FolderLike, loading_errors
@@ -15,7 +16,8 @@ from models.lora import LORA_FILE
 from models.lora_files import PEFT_CONFIG, PEFT_FILE
 from models.one_file_configs import MODELSPEC_PREDICTION
 from runs.records import read_run
-from runtime.errors import UserError, hub_error_reason
+from runtime.errors import UserError
+from runtime.hub import asking_hub, hub_status
 from runtime.paths import display_path
 
 
@@ -49,15 +51,15 @@ def find_lora(name: str) -> Path:
 
 
 def _download_lora(name: str) -> Path:
-    try:
-        return Path(hf_hub_download(name, LORA_FILE))
-    except Exception as error:  # the hub's errors have no common class
-        with contextlib.suppress(Exception):  # peft's files then
-            hf_hub_download(name, PEFT_CONFIG)
-            return Path(hf_hub_download(name, PEFT_FILE))
-        raise UserError(
-            f"--lora {name}: no such file or folder, and not found on the hub: {hub_error_reason(error)}"
-        ) from None
+    with asking_hub(f"--lora {name}: no such file or folder, and not found on the hub"):
+        try:
+            return Path(hf_hub_download(name, LORA_FILE))
+        except EntryNotFoundError as error:  # on the hub, or offline in its cache: peft's files then
+            with contextlib.suppress(EntryNotFoundError):
+                if hub_status(error) in (None, 404):
+                    hf_hub_download(name, PEFT_CONFIG)
+                    return Path(hf_hub_download(name, PEFT_FILE))
+            raise
 
 
 def _lora_in(folder: Path, name: str) -> Path:

@@ -11,7 +11,8 @@ from models.checking import check_model
 from models.folders import INDEX_FILE, PARTS, ModelFolder, list_variants, list_weights, read_index
 from models.one_file import convert_one_file, is_one_file
 from models.pickles import convert_pickles, list_pickles
-from runtime.errors import UserError, hub_error_reason
+from runtime.errors import UserError
+from runtime.hub import asking_hub
 from runtime.paths import OUTPUTS
 
 # What model_index.json may name as the library of a part; 'stable_diffusion' is diffusers' safety checker.
@@ -78,7 +79,7 @@ def _find_folder(name: str, asked: str, options: ModelOptions) -> Path:
 
 
 def _download(name: str, asked: str, options: ModelOptions) -> Path:
-    try:
+    with asking_hub(f"{asked}: no such folder or file, and not available from the Hugging Face hub"):
         path = DiffusionPipeline.download(
             name,
             use_safetensors=None if options.allow_pickle else True,  # None: pickles where there is nothing else
@@ -86,10 +87,6 @@ def _download(name: str, asked: str, options: ModelOptions) -> Path:
             variant=options.variant,
             cache_dir=options.cache_dir,
         )
-    except Exception as error:  # the hub's errors have no common class (OSError, ValueError, requests' and httpx's)
-        raise UserError(
-            f"{asked}: no such folder or file, and not available from the Hugging Face hub: {hub_error_reason(error)}"
-        ) from None
     return Path(path)
 
 

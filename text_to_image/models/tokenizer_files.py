@@ -9,7 +9,8 @@ from huggingface_hub import hf_hub_download
 from transformers import CLIPTokenizer
 
 from models.folders import loading_errors
-from runtime.errors import UserError, hub_error_reason
+from runtime.errors import UserError
+from runtime.hub import asking_hub
 
 CLIP = "openai/clip-vit-large-patch14"  # Stable Diffusion 2.x has the same vocabulary
 VOCABULARY = ("vocab.json", "merges.txt")
@@ -52,14 +53,9 @@ def locate_tokenizer_files(folder: Path | None, asked: str, cache_dir: Path | No
     """
     if folder:
         return _files_in(folder)
-    try:
+    remedy = "run `bash job.sh setup` with this MODEL where there is internet, or name a folder: --tokenizer FOLDER"
+    with asking_hub(f"{asked}: a file holds no tokenizer, and {CLIP} is not available from the hub ({remedy})"):
         return [Path(hf_hub_download(CLIP, name, cache_dir=cache_dir)) for name in VOCABULARY]
-    except Exception as error:  # the hub's errors have no common class
-        raise UserError(
-            f"{asked}: a file holds no tokenizer, and {CLIP} is not available from the Hugging Face hub "
-            f"({hub_error_reason(error)}); run `bash job.sh setup` with this MODEL where there is internet, or name "
-            "a folder that holds a tokenizer: --tokenizer FOLDER"
-        ) from None
 
 
 def write_tokenizer(files: list[Path], version: int, to: Path) -> None:

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from runs.model_card import CARD_FILE, is_generated_card, make_model_card
-from runtime.errors import UserError, WorkError, first_line
+from runtime.errors import UserError, WorkError
+from runtime.hub import hub_error_reason
 
 NOT_UPLOADED = ["checkpoint-*/**", ".partial-*/**", "cache/**", ".cache/**", ".lock*", ".*.part"]
 
@@ -17,7 +18,7 @@ def prepare_upload(args: argparse.Namespace, folder: Path) -> None:
         try:
             HfApi(token=args.hub_token).create_repo(_repository_name(args, folder), exist_ok=True)
         except Exception as error:  # the hub's errors have no common class
-            raise UserError(f"--push_to_hub: {first_line(error)}; log in with `hf auth login`") from None
+            raise UserError(f"--push_to_hub: {hub_error_reason(error)}; log in with `hf auth login`") from None
 
 
 def upload(args: argparse.Namespace, folder: Path) -> None:
@@ -40,7 +41,7 @@ def upload(args: argparse.Namespace, folder: Path) -> None:
             api.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD_FILE, repo_id=repository)
     except Exception as error:
         raise WorkError(
-            f"--push_to_hub: {first_line(error)}; the result is in {folder}, and the same command tries again"
+            f"--push_to_hub: {hub_error_reason(error)}; the result is in {folder}, and the same command tries again"
         ) from None
 
 

@@ -49,16 +49,6 @@ FAILURES = (
         "another process of this run ended or does not answer; run the same command again",
     ),
 )
-# Why a download from the hub failed: the class of an exception in the chain of causes, and what it means.
-HUB_REFUSALS = {
-    "GatedRepoError": "its page on the hub asks you to accept terms first; then `hf auth login`",
-    "RepositoryNotFoundError": "the hub has no repository of this name, or it is private (`hf auth login`)",
-    "RevisionNotFoundError": "the hub has the repository, but not this revision",
-    "OfflineModeIsEnabled": "it is not in the download cache, and HF_HUB_OFFLINE is set",
-    "ConnectError": "the hub cannot be reached",  # httpx's
-    "ConnectionError": "the hub cannot be reached",  # requests' and Python's own
-    "TimeoutException": "the hub does not answer",
-}
 
 
 class UserError(Exception):
@@ -160,17 +150,6 @@ def escape_control_chars(text: str) -> str:
 def first_line(error: Exception) -> str:
     """The first line of an exception's message; the name of its class where the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def hub_error_reason(error: Exception) -> str:
-    """Why a download from the hub failed, by the chain of causes; else the first line of the error itself."""
-    cause: BaseException | None = error
-    while cause:
-        classes = {base.__name__ for base in type(cause).__mro__}
-        if reason := next((reason for name, reason in HUB_REFUSALS.items() if name in classes), None):
-            return reason
-        cause = cause.__cause__ or cause.__context__
-    return first_line(error)
 
 
 def require_packages() -> None:

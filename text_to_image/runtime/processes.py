@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -89,3 +90,17 @@ def disable_unsupported_p2p() -> None:
     if not check_cuda_p2p_ib_support():
         os.environ.setdefault("NCCL_P2P_DISABLE", "1")
         os.environ.setdefault("NCCL_IB_DISABLE", "1")
+
+
+def warn_of_single_process(num_processes: int) -> None:
+    """A line on stderr where `accelerate launch` was asked for several processes or machines and started this one.
+
+    Without --multi_gpu, and always with --cpu, it sets only the address for them (accelerate's simple launcher).
+    """
+    asked_for_several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if num_processes == 1 and asked_for_several:
+        print(
+            "note: accelerate launch was asked for several processes, but started only this one; several start with "
+            "`torchrun --nproc_per_node 2 SCRIPT`, on GPUs also `accelerate launch --multi_gpu --num_processes 2`",
+            file=sys.stderr,
+        )

@@ -1,12 +1,13 @@
 # What speaks to Slurm: signals, srun, GPUs, the tasks of an array, and queueing up again.
-# Sourced by job.sh; uses its say, fail, repo, scripts, venv, dataset, output_dir, phase and read_status.
+# Sourced by job.sh; uses its say, fail, repo, scripts, venv, dataset, output_dir, pictures_dir, outputs, samples, phase and
+# read_status.
 # shellcheck shell=bash disable=SC2034,SC2154
 
 child=''                  # the process that step waits for
 signalled='' called_off=''    # a signal came: while waiting for `child`; at any time
 processes=1               # that training is to have
 srun=()                   # what starts training on all nodes
-seed='' pictures_dir=''   # of a task of an array
+seed=''                   # of a task of an array
 
 # Whether this is a batch script: not in an interactive allocation or a step of one, where nothing is queued again.
 in_batch() { [[ -n "${SLURM_JOB_ID-}" ]] && grep -aqsF ".batch]" "/proc/$PPID/cmdline"; }
@@ -68,7 +69,7 @@ prepare_batch() {
     if [[ -n "${SLURM_ARRAY_TASK_ID-}" ]]; then # each task of an array has its own seed and folders
         seed="$SLURM_ARRAY_TASK_ID"
         output_dir="${OUTPUT_DIR:+$OUTPUT_DIR-$seed}"
-        pictures_dir="$repo/Generated_sample/task-$seed"
+        pictures_dir="${pictures_dir:-$samples}/task-$seed"
     fi
     go_offline
 }
@@ -80,7 +81,7 @@ check_processes() {
 }
 
 # Where the job notes how far it came when it is queued up again: a sentence, all that shows progress, a count.
-state_file() { echo "$repo/output/.job_$SLURM_JOB_ID"; }
+state_file() { echo "$outputs/.job_$SLURM_JOB_ID"; }
 
 forget_restarts() { ! in_batch || rm -f "$(state_file)"; }
 
@@ -93,10 +94,10 @@ requeue() {
     where="in $phase.py"
     [[ "$run_state" != stopped ]] || where="after step $steps_done of $steps"
     # What captioning, encoding and inference have done is in files.
-    progress="$where, $(find "$repo/output" ${output_dir:+"$output_dir"} "$dataset" \
-        "${pictures_dir:-$repo/Generated_sample}" -type f ! -name '.job_*' 2>/dev/null | wc -l || true) files"
+    progress="$where, $(find "$outputs" ${output_dir:+"$output_dir"} "$dataset" \
+        "${pictures_dir:-$samples}" -type f ! -name '.job_*' 2>/dev/null | wc -l || true) files"
     state="$(state_file)"
-    mkdir -p "$repo/output"
+    mkdir -p "$outputs"
     if [[ -f "$state" && "$(sed -n 2p "$state")" == "$progress" ]]; then
         times=$(($(tail -n 1 "$state") + 1))
     fi

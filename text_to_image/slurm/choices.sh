@@ -1,8 +1,9 @@
 # What job.sh takes from its environment: names, paths, and the words of further flags.
-# Sourced by job.sh; uses its say, fail, venv and scripts.
+# Sourced by job.sh; uses its say, fail, repo, venv and scripts.
 # shellcheck shell=bash disable=SC2034,SC2154
 
-# The choices as given, with ~ expanded; sets `output_dir` and `captioner` (empty: the starter's).
+# The choices as given, with ~ expanded; sets `output_dir`, `pictures_dir`, and `captioner`
+# (empty: the starter's), and `outputs` and `samples`, where results go that no variable places.
 read_choices() {
     local name home=~
     unset PYTHONSAFEPATH # with it Python does not look for a script's modules beside the script
@@ -11,15 +12,25 @@ read_choices() {
         export TMPDIR=/tmp
     fi
     # A shell expands ~ in MODEL=~/sd15, but not in MODEL="~/sd15".
-    for name in MODEL CAPTIONER DATASET METADATA_FILE OUTPUT_DIR VENV; do
+    for name in MODEL CAPTIONER DATASET METADATA_FILE OUTPUT_DIR PICTURES_DIR VENV; do
         [[ ! "${!name-}" =~ ^~(/|$) ]] || printf -v "$name" %s "$home${!name:1}"
     done
     if [[ (-n "${model-}" && -z "${MODEL-}") || (-n "${train_dir-}" && -z "${DATASET-}") ]]; then
         # shellcheck disable=SC2016 # these are names
         say '$model and $train_dir are not read: the names are MODEL and DATASET now'
     fi
-    output_dir="${OUTPUT_DIR-}"
+    output_dir="${OUTPUT_DIR-}" pictures_dir="${PICTURES_DIR-}"
+    outputs="$(own_or_current output)" samples="$(own_or_current Generated_sample)"
     captioner="${CAPTIONER-${MODEL:+Salesforce/blip-image-captioning-large}}"
+}
+
+# Prints the repository's folder of this name; that of the current folder where the repository is read-only, as
+# runtime/paths.py chooses.
+own_or_current() {
+    local own="$repo/$1" existing="$repo"
+    [[ ! -e "$own" ]] || existing="$own"
+    [[ -w "$existing" && -x "$existing" ]] || own="$PWD/$1"
+    printf '%s' "$own"
 }
 
 # read_words VARIABLE ARRAY: splits it as a shell does, quotes included; nothing is expanded or run.

@@ -1,5 +1,5 @@
 # What set-up downloads from the model hub, and whether a job can do without asking the hub.
-# Sourced by job.sh; uses its say, repo, scripts, venv and captioner.
+# Sourced by job.sh; uses its say, repo, outputs, scripts, venv and captioner.
 #
 # output/.fetched remembers what was downloaded: a line for each set of names, and 'captioner NAME' for a captioner.
 # shellcheck shell=bash disable=SC2034,SC2154
@@ -14,10 +14,10 @@ fetch() {
     read_words TRAIN_ARGS train_args
     train_args=(--dataset "${DATASET:-$repo/dataset}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
         ${METADATA_FILE:+--metadata_file "$METADATA_FILE"} "${train_args[@]}")
-    mkdir -p "$repo/output"
-    "$venv/bin/python" "$scripts/slurm/fetch.py" "$repo/output/.fetched" "$captioner" \
+    mkdir -p "$outputs"
+    "$venv/bin/python" "$scripts/slurm/fetch.py" "$outputs/.fetched" "$captioner" \
         "${#caption_args[@]}" "${caption_args[@]}" "${#train_args[@]}" "${train_args[@]}" || exit
-    named >>"$repo/output/.fetched"
+    named >>"$outputs/.fetched"
 }
 
 # Prints all that names something on the hub for training, on one line.
@@ -37,7 +37,7 @@ named() {
     echo
 }
 
-was_fetched() { grep -qsxF "$1" "$repo/output/.fetched"; }
+was_fetched() { grep -qsxF "$1" "$outputs/.fetched"; }
 
 # Asks the hub nothing where set-up has downloaded what this very job names: a compute node may have no internet.
 go_offline() {

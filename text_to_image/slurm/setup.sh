@@ -36,7 +36,8 @@ use_active_environment() {
 set_up() {
     wanted="$(cksum <"$repo/requirements.txt")${TORCH_INDEX_URL:+ $TORCH_INDEX_URL}"
     ! is_complete || return 0
-    mkdir -p "$venv"
+    { mkdir -p "$venv" && [[ -w "$venv" ]]; } 2>/dev/null || fail 2 "$venv cannot be made or written to; name a Python \
+environment that exists, with VENV=FOLDER, or have whoever installed this repository run bash job.sh setup"
     # Two jobs may share the folder. Where the file system has no locks, set-up goes on without one.
     exec 9>"$venv/.lock"
     if command -v flock >/dev/null; then

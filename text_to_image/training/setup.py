@@ -30,7 +30,7 @@ from runs.upload import prepare_upload
 from runtime.devices import disable_cudnn_attention, keep_freed_memory, supports_bf16
 from runtime.errors import UserError
 from runtime.locking import RunLock
-from runtime.processes import disable_unsupported_p2p, run_on_main
+from runtime.processes import disable_unsupported_p2p, run_on_main, warn_of_single_process
 from training.objective import Objective, make_objective
 from training.plan import Plan, describe_run, make_plan
 from training.resume import ResumePoint, find_resume_point, prepare_output_folder
@@ -197,6 +197,7 @@ def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
     disable_unsupported_p2p()
     try:
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else processes of torchrun would train without each other
             mixed_precision="fp16" if precision == "fp16" and computes else "no",
             log_with=None if args.report_to == "none" else [args.report_to],
             kwargs_handlers=[
@@ -209,6 +210,7 @@ def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:
         )
     except ValueError as error:  # a precision that the device does not have
         raise UserError(f"--mixed_precision {precision}: {error}") from None
+    warn_of_single_process(accelerator.num_processes)
     if precision not in ("no", "fp16", "bf16", args.mixed_precision):
         raise UserError(f"accelerate is configured for {precision}; --mixed_precision knows no, fp16 and bf16")
     if "bf16" in precision and accelerator.device.type == "cuda" and not supports_bf16():

@@ -13,7 +13,7 @@ from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
 from models.folders import count_parameters, left_out_extras
 from models.text_encoding import count_tokens
 from runs.records import is_lora, without_secrets
-from runtime.paths import SCRIPTS, display_path
+from runtime.paths import SCRIPTS, display_path, read_only_note
 from training.memory_rows import memory_rows
 from training.plan import Plan, unmirrored_word
 from training.setup import PreparedRun
@@ -51,6 +51,7 @@ def run_summary(run: PreparedRun) -> Rows:
         ("flags", _origins_line(arguments, args.origins, FROM_FLAG)),
         ("from the model", f"{_origins_line(arguments, args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
         ("output", f"{display_path(run.folder)}, fp32; {run.space.line}"),
+        *(("", note) for note in [read_only_note(run.folder)] if note),
     ]
 
 

@@ -30,6 +30,11 @@ FAILURES = (
         "--gradient_checkpointing, --mixed_precision bf16, --lora_rank 16 or a lower --resolution help",
     ),
     (
+        ("failed to map segment", "Too many open files", "can't start new thread", "Resource temporarily unavailable"),
+        "a limit of this shell or job is too low (`ulimit -a` lists them: -v memory, -n open files, -u processes); "
+        "raise it, or ask the queue for more",
+    ),
+    (
         ("DataLoader worker",),
         "a process that reads pictures died, often for lack of memory; a lower --dataloader_num_workers helps",
     ),
@@ -94,7 +99,7 @@ def _report(error: BaseException) -> int | None:
         _print_error(f"{error.filename}: no permission; see `ls -ld` of it and of the folders above")
         return EXIT_USER
     if isinstance(error, Exception) and (advice := advice_for(error)):
-        _print_error(f"{advice} ({first_line(error)})")
+        _print_error(f"{advice} ({first_line(_causes(error)[-1])})")
         return EXIT_FAILED
     return None
 
@@ -119,7 +124,7 @@ def _is_closed(stream: TextIO) -> bool:
     return bool(poll.poll(0))
 
 
-def is_disk_full(error: Exception) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether a write failed for lack of space or quota; safetensors and torch say so only in their messages."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
@@ -133,11 +138,20 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def advice_for(error: Exception) -> str | None:
     """What happened and what to do, for a failure that is not a bug; None for anything else."""
-    if is_disk_full(error):
+    causes = _causes(error)
+    if any(map(is_disk_full, causes)):
         return FAILURES[0][1]
+    if any(isinstance(cause, MemoryError) for cause in causes):  # its message may be empty
+        return FAILURES[1][1]
     # The last one, a lost connection, is a failure of this run only where the run has several processes.
     possible = FAILURES if int(os.environ.get("WORLD_SIZE", 1)) > 1 else FAILURES[:-1]
-    return next((advice for texts, advice in possible if any(text in str(error) for text in texts)), None)
+    said = "\n".join(map(str, causes))
+    return next((advice for texts, advice in possible if any(text in said for text in texts)), None)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, what it was raised from, and so on: libraries wrap what fails while they are imported."""
+    return [error, *_causes(error.__cause__)] if error.__cause__ else [error]
 
 
 def escape_control_chars(text: str) -> str:
@@ -145,7 +159,7 @@ def escape_control_chars(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's message; the name of its class where the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 

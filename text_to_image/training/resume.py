@@ -57,7 +57,7 @@ def find_resume_point(args: argparse.Namespace, plan: Plan, folder: Path, record
     notes += [*checkpoint_notes, *(f"removes {path.name}, which lies after step {first_step}" for path in later)]
     resume = ResumePoint(checkpoint, first_step, earlier, bool(foreign), notes)
     if not resume.finished(plan.steps):
-        notes += _changed_threads(earlier or (checkpoint and read_run(checkpoint.parent)), record)
+        notes += _changed_threads(read_run(checkpoint.parent) if checkpoint else earlier, record)
     if earlier and not resume.finished(plan.steps):
         _check_can_go_on(folder, earlier, checkpoint)
         notes += _changed_schedule(args, plan, earlier["steps"], first_step)

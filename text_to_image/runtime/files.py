@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     try:
         yield partial
         if path.exists():
-            shutil.copymode(path, partial)
+            set_mode(partial, path.stat().st_mode)
         if durable:
             flush_to_disk(partial)
         os.replace(partial, path)
@@ -55,6 +56,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def _partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """chmod, where the file system has modes: exFAT, FAT and some Windows shares refuse them."""
+    with contextlib.suppress(OSError):
+        path.chmod(stat.S_IMODE(mode))
 
 
 def write_text_atomically(path: Path, text: str) -> None:

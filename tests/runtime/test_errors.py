@@ -31,6 +31,10 @@ def end(problem: BaseException | None = None, code: int | None = None):
         (OSError(errno.EDQUOT, "Disk quota exceeded", "run.json"), 1, "quota exceeded"),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 1, "make room"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, "--dataloader_num_workers"),
+        (ImportError("libtorch_cuda.so: failed to map segment from shared object"), 1, "ulimit"),
+        (OSError(errno.EMFILE, "Too many open files"), 1, "ulimit"),
+        (RuntimeError("can't start new thread"), 1, "ulimit"),
+        (MemoryError(), 1, "not enough memory"),
         (Stopped("SIGTERM: stopped after step 3"), 75, "SIGTERM: stopped after step 3"),
     ],
 )
@@ -38,6 +42,14 @@ def test_an_expected_error_ends_with_its_code_and_one_line(capsys, problem, code
     assert end(problem) == code
     [line] = capsys.readouterr().err.strip().splitlines()
     assert said in line
+
+
+def test_an_expected_error_is_known_by_its_cause_too(capsys):
+    wrapped = RuntimeError("Failed to import a module because of the following error:")
+    wrapped.__cause__ = ImportError("libblas.so: failed to map segment from shared object")
+    assert end(wrapped) == 1
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "ulimit" in line and "libblas.so" in line
 
 
 def test_a_lost_connection_is_expected_only_in_a_run_of_several_processes(capsys, monkeypatch):

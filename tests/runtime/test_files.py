@@ -49,6 +49,18 @@ def test_a_replaced_file_keeps_its_mode(tmp_path):
     assert file.read_text() == "new" and file.stat().st_mode & 0o777 == 0o640
 
 
+def test_a_file_is_replaced_where_the_file_system_refuses_modes(tmp_path, monkeypatch):
+    def refused(path, *_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text("old")
+    monkeypatch.setattr(os, "chmod", refused)  # as on exFAT
+    with atomic_write(file) as partial:
+        partial.write_text("new")
+    assert file.read_text() == "new" and os.listdir(tmp_path) == ["rows.jsonl"]
+
+
 def test_partial_files_are_removed_but_not_those_of_a_process_that_waits_for_the_lock(tmp_path):
     (tmp_path / "cache").mkdir()
     for name in (".run.json.node7.1.part", "cache/.a.node7.1.part", ".lock.node7.1.part", "kept.part"):

@@ -50,7 +50,7 @@ from models.tokenizer_files import (
     write_tokenizer,
 )
 from runtime.errors import UserError, WorkError, advice_for, first_line
-from runtime.files import atomic_folder, write_text_atomically
+from runtime.files import atomic_folder, set_mode, write_text_atomically
 from runtime.paths import display_path
 
 SUFFIX = ".safetensors"
@@ -365,7 +365,8 @@ def write_folder(file: CheckpointFile, conversion: Conversion, folder: Path) -> 
     for part, name in WEIGHTS.items():
         _write_json(folder / part / "config.json", conversion.configs[part])
         save_file(read_part(file, conversion, part), folder / part / name, {"format": "pt"})
-        (folder / part / name).chmod((folder / part / "config.json").stat().st_mode)  # save_file: for its owner only
+        mode = (folder / part / "config.json").stat().st_mode
+        set_mode(folder / part / name, mode)  # save_file makes it readable for its owner only
     scheduler = conversion.configs["scheduler"]
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     _write_json(folder / "model_index.json", {**MODEL_INDEX, "scheduler": ["diffusers", scheduler["_class_name"]]})

@@ -41,6 +41,11 @@ FAILURES = (
         "--gradient_checkpointing, --mixed_precision bf16, --lora_rank 16 or a lower --resolution help",
     ),
     (
+        ("failed to map segment", "Too many open files", "can't start new thread", "Resource temporarily unavailable"),
+        "a limit of this shell or job is too low (`ulimit -a` lists them: -v memory, -n open files, -u processes); "
+        "raise it, or ask the queue for more",
+    ),
+    (
         ("DataLoader worker",),
         "a process that reads pictures died, often for lack of memory; a lower --dataloader_num_workers helps",
     ),
@@ -111,7 +116,7 @@ def _report(error: BaseException) -> int | None:
         _print_error(f"{error.filename}: {read_only if error.errno == errno.EROFS else permission}")
         return EXIT_USER
     if isinstance(error, Exception) and (advice := advice_for(error)):
-        _print_error(f"{advice} ({first_line(error)})")
+        _print_error(f"{advice} ({first_line(_causes(error)[-1])})")
         return EXIT_FAILED
     return None
 
@@ -120,7 +125,7 @@ def _print_error(message: str) -> None:
     print(escape_control_chars(f"error: {message}"), file=sys.stderr)
 
 
-def is_disk_full(error: Exception) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether a write failed for lack of space or quota, or at a limit on the size of a file.
 
     safetensors and torch say so only in their messages.
@@ -139,7 +144,13 @@ def advice_for(error: Exception) -> str | None:
     """What happened and what to do, for a failure that is not a bug; None for anything else."""
     # The last one, a lost connection, is a failure of this run only where the run has several processes.
     possible = FAILURES if int(os.environ.get("WORLD_SIZE", 1)) > 1 else FAILURES[:-1]
-    return next((advice for texts, advice in possible if any(text in str(error) for text in texts)), None)
+    said = "\n".join("out of memory" if isinstance(cause, MemoryError) else str(cause) for cause in _causes(error))
+    return next((advice for texts, advice in possible if any(text in said for text in texts)), None)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, what it was raised from, and so on: libraries wrap what fails while they are imported."""
+    return [error, *_causes(error.__cause__)] if error.__cause__ else [error]
 
 
 def escape_control_chars(text: str) -> str:
@@ -147,7 +158,7 @@ def escape_control_chars(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's message; the name of its class where the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 

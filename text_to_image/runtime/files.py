@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     try:
         yield partial
         if path.exists():
-            shutil.copymode(path, partial)
+            set_mode(partial, path.stat().st_mode)
         if durable:
             flush_to_disk(partial)
         os.replace(partial, path)
@@ -96,6 +97,12 @@ def format_size(size: float) -> str:
     """Bytes in the unit one would say: '10.3 GB', '146 MB' or '3 kB'."""
     unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
     return f"{size / unit:.3g} {name}"
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """chmod, where the file system has modes: exFAT, FAT and some Windows shares refuse them."""
+    with contextlib.suppress(OSError):
+        path.chmod(stat.S_IMODE(mode))
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -193,6 +193,8 @@ def describe_run(
         "steps": plan.steps,
         "num_processes": accelerator.num_processes,
         "device": accelerator.device.type,
+        # The bits that a CPU computes depend on it.
+        "cpu_threads": torch.get_num_threads() if accelerator.device.type == "cpu" else None,
         "mixed_precision": precision,
         "saved_dtype": "float32",
         "trained": f"LoRA of rank {args.lora_rank}" if args.lora_rank else "UNet",

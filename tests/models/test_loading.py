@@ -181,3 +181,27 @@ def test_the_trained_unet_is_saved_first_and_whole_and_the_message_says_where(ow
     save_pipeline(unet, own_model, tmp_path / "out", scheduler)  # as the same command does when it is run again
     assert torch.equal(load_unet(tmp_path / "out").conv_in.bias, unet.conv_in.bias)
     assert StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+
+
+def test_an_old_unet_that_cannot_be_removed_does_not_keep_the_new_one_out(own_model, tmp_path, monkeypatch):
+    """As on a network disk where another process has one of its files open."""
+    unet, scheduler = load_unet(own_model), load_noise_scheduler(own_model)
+    save_pipeline(unet, own_model, tmp_path / "out", scheduler)
+    unet.conv_in.bias.data += 1
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+    save_pipeline(unet, own_model, tmp_path / "out", scheduler)
+    assert torch.equal(load_unet(tmp_path / "out").conv_in.bias, unet.conv_in.bias)
+
+
+def test_an_old_unet_that_cannot_be_renamed_is_an_error(own_model, tmp_path, monkeypatch):
+    unet, scheduler = load_unet(own_model), load_noise_scheduler(own_model)
+    (tmp_path / "out" / "unet").mkdir(parents=True)
+
+    def busy(path: Path, to: Path) -> Path:
+        raise OSError(16, "busy", str(path))
+
+    monkeypatch.setattr(Path, "rename", busy)
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+    with pytest.raises(OSError, match="busy"):
+        save_pipeline(unet, own_model, tmp_path / "out", scheduler)
+    assert not (tmp_path / "out" / "model_index.json").exists()

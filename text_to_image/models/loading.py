@@ -25,7 +25,7 @@ from models.defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
 from models.folders import FolderLike, ModelShape, choose_variant, kept_extras, loading_errors, read_index
 from runtime.devices import convolution_memory_format
 from runtime.errors import UserError, WorkError, advice_for, first_line
-from runtime.files import atomic_folder
+from runtime.files import atomic_folder, set_aside
 from runtime.paths import display_path
 
 COPIED_FILES = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
@@ -140,7 +140,8 @@ def save_pipeline(unet: UNet2DConditionModel, base: FolderLike, output: Path, no
     """
     with atomic_folder(output / "unet") as partial:
         unet.save_pretrained(partial, safe_serialization=True)
-        shutil.rmtree(output / "unet", ignore_errors=True)  # of an earlier end of the run that failed later
+        earlier = set_aside(output / "unet")  # of an end of the run that failed later
+    shutil.rmtree(earlier, ignore_errors=True)
     try:
         _save_other_parts(_load_pipeline(unet, base), base, output, noise_scheduler)
     except Exception as error:

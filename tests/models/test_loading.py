@@ -11,7 +11,7 @@ import transformers
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from models.folders import read_shape
@@ -47,6 +47,19 @@ def test_damaged_weights_are_a_one_line_error_that_names_the_part(own_model, par
     with pytest.raises(UserError, match=f"{part} cannot be loaded") as error:
         load(own_model)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_are_not_finite_are_named(own_model, part, value):
+    file = next((own_model / part).glob("*.safetensors"))
+    weights = load_file(file)
+    name = max(weights)
+    weights[name].view(-1)[-1] = value
+    save_file(weights, file, {"format": "pt"})
+    load = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}[part]
+    with pytest.raises(UserError, match=f"{part} are NaN or infinite: {name.removeprefix('text_model.')}"):
+        load(own_model, torch.bfloat16)
 
 
 def test_pickled_weights_are_not_loaded(own_model):

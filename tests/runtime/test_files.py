@@ -113,3 +113,9 @@ def test_of_two_processes_that_make_the_same_folder_the_first_wins(tmp_path):
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "first").touch()
     assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["first"]
+
+
+def test_a_folder_that_a_killed_process_left_half_written_is_removed_too(tmp_path):
+    (tmp_path / ".unet.elsewhere.7.part" / "shard").mkdir(parents=True)
+    remove_partial_files(tmp_path)
+    assert os.listdir(tmp_path) == []

@@ -64,6 +64,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def set_aside(folder: Path) -> Path:
+    """Renames a folder, if it is there, so that another can take its name; returns its new name, to be removed.
+
+    OSError if it cannot be renamed. A name that `remove_stale_partial_files` knows, as removing it may fail too.
+    """
+    aside = _partial_name(folder.with_name(f"{folder.name}.old"))
+    shutil.rmtree(aside, ignore_errors=True)  # of an earlier process of this number
+    if folder.exists():
+        folder.rename(aside)
+    return aside
+
+
 def _partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
 
@@ -123,10 +135,10 @@ def flush_to_disk(path: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Removes files in `folder` and one level below that a killed process left half written."""
+    """Removes what a killed process left half written in `folder` and one level below: files and folders."""
     for path in [*folder.glob(".*.part"), *folder.glob("*/.*.part")]:
         if not path.name.startswith(".lock"):  # belongs to another process that waits for the lock
-            path.unlink(missing_ok=True)
+            _remove(path)
 
 
 def remove_stale_partial_files(folder: Path) -> None:
@@ -134,7 +146,11 @@ def remove_stale_partial_files(folder: Path) -> None:
     for path in folder.glob(f".*.{socket.gethostname()}.*.part"):
         pid = path.name.split(".")[-2]
         if pid.isdecimal() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def hash_key(*facts: str | int) -> str:

@@ -158,10 +158,9 @@ def test_a_csv_file_without_rows_is_not_to_be_filled_by_the_captioner_which_neve
     assert "by hand, or move it away" in refusal(folder)
     elsewhere = tmp_path_factory.mktemp("captions") / "mine.csv"
     for content in (None, "file_name,text\n"):
-        _ = content and elsewhere.write_text(content)
-        with pytest.raises(
-            UserError, match=r'--output ".*mine\.jsonl", and train with --metadata_file ".*mine\.jsonl"'
-        ):
+        if content:
+            elsewhere.write_text(content)
+        with pytest.raises(UserError, match='--output ".*mine.jsonl", and train with --metadata_file ".*mine.jsonl"'):
             names_of(folder, named=elsewhere)
     (folder / "metadata.csv").rename(folder / "mine.csv")
     (folder / "dogs").mkdir()

@@ -147,10 +147,9 @@ def locate_caption_file(image_dir: Path, output: Path | None, recursive: bool, c
     """
     path = output or own_metadata_file(image_dir) or image_dir / METADATA
     if path.is_dir():
-        flag, otherwise = (
-            ("--output ", f", such as {path / METADATA}") if output else ("", ", or move the folder away")
-        )
-        raise UserError(f"{flag}{path}: a folder; name a file with --output{otherwise}")
+        if output:
+            raise UserError(f"--output {path}: a folder; name a file, such as {path / METADATA}")
+        raise UserError(f"{path}: a folder, not a file with captions; move it away, or name a file with --output")
     if output and path.suffix.lower() == ".csv" and not path.exists():
         raise UserError(f"--output {path}: captions are written as lines of JSON; name a file such as {METADATA}")
     if not output and (near_miss := near_miss_message(image_dir)):

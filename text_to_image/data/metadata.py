@@ -92,9 +92,9 @@ def read_existing_captions(
     return rows
 
 
-def scan_captions(folder: Path, column: str = "text") -> list[ScannedRow]:
-    """The rows of all metadata files of the folder, bad ones too, as `scan_rows` returns them."""
-    return _scan(find_metadata_files(folder), Path(folder), column)
+def scan_captions(folder: Path, column: str = "text", named: Path | None = None) -> list[ScannedRow]:
+    """The rows of all metadata files of the folder, or of the file `named`, bad ones too, as `scan_rows` does."""
+    return _scan(find_metadata_files(folder, named=named), Path(folder), column)
 
 
 def scan_rows(path: Path, folder: Path, column: str = "text") -> list[ScannedRow]:

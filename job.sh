@@ -95,11 +95,12 @@ find_repository() {
 }
 
 run_job() {
-    local pictures
+    local pictures captions
     local -a caption_args train_args inference_args captioning training generation
     read_words CAPTION_ARGS caption_args
     check_caption_args "${caption_args[@]}"
     read_words TRAIN_ARGS train_args
+    check_train_args "${train_args[@]}"
     read_words INFERENCE_ARGS inference_args
     dataset="${DATASET:-$repo/dataset}"
     # In a log file each line appears when it is written, and a progress bar only now and then.
@@ -112,7 +113,7 @@ run_job() {
     trap 'rm -f "$TEXT_TO_IMAGE_STATUS"' EXIT
     describe_machine
     ! in_batch || prepare_batch
-    pictures="$(captioned_folder)"
+    find_captions
     choose_flags
 
     if [[ -n "$pictures" ]]; then
@@ -169,7 +170,7 @@ say_captions() {
     [[ -n "$pictures" ]] || fail 2 "DATASET=$dataset: no folder of pictures, so there are no captions to be written"
     forget_restarts
     say
-    say "== nothing is trained yet: read the captions in $(caption_file), and correct what is wrong"
+    say "== nothing is trained yet: read the captions in $captions, and correct what is wrong"
 }
 
 say_result() {

@@ -104,7 +104,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     return Plan(
         folder=folder,
         without_caption=[str(path.relative_to(folder)) for path in without_caption],
-        caption_notes=describe_captions(folder, files, args.caption_column),
+        caption_notes=describe_captions(folder, files, args.caption_column, args.validation_dir),
         unreadable=[str(path.relative_to(folder)) for path in unreadable],
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),

@@ -258,6 +258,8 @@ def _refuse(files: Sequence[MetadataFile], faults: Sequence[str]) -> None:
 
 
 def _missing_metadata_message(folder: Path, files: Sequence[MetadataFile]) -> str:
+    if files and files[0].path.is_dir():
+        return f"--metadata_file {files[0].path}: a folder; name the file with the captions"
     if files:
         return f"--metadata_file {files[0].path}: no such file; {_how_to_caption(folder, files)}"
     pictures = find_image_files(folder)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from models.folders import FolderLike, loading_errors, read_weight_shapes
+from models.folders import FolderLike, loading_errors, not_whole, read_weight_shapes
 from models.ldm_keys import unet_key_map
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
@@ -64,7 +64,7 @@ def read_lora_file(path: Path, device: str = "cpu") -> LoraFile:
     UserError for a file that is damaged, of another kind of adapter, or lacks one of a layer's matrices.
     """
     layers: dict[str, Matrices] = {}
-    with loading_errors(path.parent, path.name), safe_open(path, "pt") as opened:
+    with loading_errors(path.parent, path.name), _open(path) as opened:
         metadata = opened.metadata() or {}
         names = list(opened.keys())
         for name in names:
@@ -79,6 +79,13 @@ def read_lora_file(path: Path, device: str = "cpu") -> LoraFile:
         if not _is_complete(matrices):
             raise UserError(f"{path}: damaged: of {layer} it has only {', '.join(sorted(matrices))}")
     return LoraFile(path, layers, config)
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise not_whole(path, error) from None
 
 
 def _meta_tensor(shape: list[int]) -> torch.Tensor:
@@ -125,9 +132,21 @@ def check_lora_fits(path: Path, unet: FolderLike, unet_part: str, base: FolderLi
         for layer, matrices in lora.layers.items()
         if (fault := _misfit(layer, matrices, shapes.get(places.get(_flat(layer), ""))))
     ]
+    _check_strengths(lora)
     if faults:
         fitting, all_layers = len(lora.layers) - len(faults), len(lora.layers)
         raise UserError(f"{path}: for another base: {fitting} of {all_layers} layers fit; {faults[0]}")
+
+
+def _check_strengths(lora: LoraFile) -> None:
+    """UserError where the alphas or the settings beside the tensors are none."""
+    for layer, matrices in lora.layers.items():
+        try:
+            found = [_strength(matrices, part, layer, lora.config) for part in ("unet", "text_encoder")]
+            if not all(map(math.isfinite, found)):
+                raise ValueError(f"its strength is {found[0]}")
+        except (AttributeError, ArithmeticError, RuntimeError, TypeError, ValueError, re.error) as error:
+            raise UserError(f"{lora.path}: damaged: alpha or rank of {layer}: {first_line(error)}") from None
 
 
 def _misfit(layer: str, matrices: Matrices, shape: tuple[int, ...] | None) -> str | None:
@@ -183,7 +202,7 @@ def _with_old_names(places: dict[str, str]) -> dict[str, str]:
 def fuse_lora(lora: LoraFile, model: torch.nn.Module, part: str, scale: float) -> None:
     """Adds the layers that are for `part` ('unet' or 'text_encoder'), times `scale`, to the weights of `model`.
 
-    The file has passed `check_lora_fits`.
+    The file has passed `check_lora_fits`. UserError where a value in it is not finite.
     """
     weights = dict(model.named_parameters())
     places = (_unet_places if part == "unet" else _text_encoder_places)(weights)
@@ -191,6 +210,8 @@ def fuse_lora(lora: LoraFile, model: torch.nn.Module, part: str, scale: float) -
         for layer, matrices in lora.layers.items():
             if name := places.get(_flat(layer)):
                 delta = _delta_weight(matrices) * (_strength(matrices, part, name, lora.config) * scale)
+                if not delta.isfinite().all():
+                    raise UserError(f"{lora.path}: damaged: {layer} has values that are NaN or infinite")
                 weights[name].add_(delta.reshape(weights[name].shape))
 
 

@@ -14,6 +14,7 @@ from runtime.locales import support_any_locale
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 # Required packages and the oldest versions whose interfaces are used; requirements.txt has the tested versions.
 PACKAGES = {"torch": (2, 6), "diffusers": (0, 42), "transformers": (5, 0), "accelerate": (1, 0)}
+NO_PLACE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)  # a name that cannot be a file or folder
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # another user's, or on a read-only disk
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 OUT_OF_MEMORY = (
@@ -92,6 +93,9 @@ def _report(error: BaseException) -> int | None:
         return EXIT_STOPPED if isinstance(error, Stopped) else EXIT_INTERRUPTED
     if isinstance(error, BrokenPipeError):
         return _end_output() if _is_closed(sys.stdout) else None
+    if isinstance(error, OSError) and error.errno in NO_PLACE and error.filename is not None:
+        _print_error(f"{error.filename}: {error.strerror}; name another place")
+        return EXIT_USER
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
         if error.filename is None:
             return None

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from runtime.errors import exit_with, require_packages
-from runtime.flags import FlagParser, expanded_path
+from runtime.flags import FlagParser, expanded_path, filled_text
 from runtime.paths import DATASET, GENERATED
 
 EXAMPLES = """\
@@ -46,7 +46,7 @@ def build_parser() -> FlagParser:
         "sub-folders; without rows all pictures in --dataset)",
     )  # fmt: skip
     parser.add_argument(
-        "--embedder", metavar="MODEL",
+        "--embedder", type=filled_text, metavar="MODEL",
         help="compare features of this vision model, a folder or a hub id with safetensors, such as "
         "facebook/dinov2-base (default: structural similarity at 64 px, which needs no model)",
     )  # fmt: skip

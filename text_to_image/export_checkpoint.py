@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from runs.records import newest_finished_run, newest_run
 from runtime.errors import UserError, exit_with, require_packages
-from runtime.flags import FlagParser, YesNo, absolute_path, expanded_path, non_negative_float
+from runtime.flags import FlagParser, YesNo, absolute_path, expanded_path, filled_text, non_negative_float
 
 EXAMPLES = """\
   python text_to_image/export_checkpoint.py --to jeans.safetensors
@@ -43,12 +43,13 @@ def build_parser() -> FlagParser:
         help="the file to write, with a name that ends in .safetensors (required)",
     )
     parser.add_argument(
-        "--model", metavar="MODEL",
+        "--model", type=filled_text, metavar="MODEL",
         help="a diffusers folder, the output folder of a run, a hub id, or one .safetensors file (default: the newest "
         "finished run in output/)",
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint",
+        type=filled_text,
         metavar="NAME",
         help="a checkpoint of the run, such as checkpoint-100, or latest (default: the run's final result)",
     )
@@ -68,7 +69,7 @@ def build_parser() -> FlagParser:
         "(default: the whole model)",
     )  # fmt: skip
     parser.add_argument(
-        "--lora", action="append", metavar="FILE",
+        "--lora", action="append", type=filled_text, metavar="FILE",
         help="a LoRA to fuse into --model: a .safetensors file, a folder or a hub id; may be given several times "
         "(default: none)",
     )  # fmt: skip

@@ -13,7 +13,7 @@ from captioning.caption_file import (
 )
 from data.image_files import METADATA
 from runtime.errors import UserError, escape_control_chars, exit_with, require_packages
-from runtime.flags import FlagParser, expanded_path, positive_int
+from runtime.flags import FlagParser, expanded_path, filled_text, positive_int
 from runtime.paths import DATASET, STARTER, STARTER_CAPTIONER
 from runtime.stopping import StopSignals
 
@@ -150,7 +150,7 @@ def add_folder_flags(group: argparse._ArgumentGroup) -> None:
 
 def add_model_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
-    flag("--model", metavar="NAME",
+    flag("--model", type=filled_text, metavar="NAME",
          help="a folder or hub id: BLIP, BLIP-2, Florence-2 (florence-community/...) or any chat model with vision, "
               "such as Qwen3-VL, SmolVLM, LLaVA, Gemma (default: the starter captioner, which knows rendered garments "
               "only)")
@@ -175,7 +175,7 @@ def add_training_flags(group: argparse._ArgumentGroup) -> None:
     flag("--max_words", type=positive_int, metavar="N",
          help="cut new captions to at most N words, at the end of a sentence if there is one; the trigger does not "
               "count (default: no limit)")
-    flag("--tokenizer", default=str(STARTER), metavar="MODEL",
+    flag("--tokenizer", type=filled_text, default=str(STARTER), metavar="MODEL",
          help="the Stable Diffusion model, folder or hub id, whose tokenizer measures the captions at the end "
               "(default: the starter model)")
 

@@ -17,6 +17,7 @@ from runtime.flags import (
     YesNo,
     absolute_path,
     expanded_path,
+    filled_text,
     given_flags,
     non_negative_float,
     positive_int,
@@ -69,7 +70,7 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
               "a *.jsonl file with a prompt (or text) in each row; a row may also set negative_prompt, seed, steps, "
               "scheduler, guidance_scale, guidance_rescale, num_images, height and width; the metadata.jsonl of a "
               "data set works too")
-    flag("--model", metavar="MODEL",
+    flag("--model", type=filled_text, metavar="MODEL",
          help="the folder of a training run, a folder in diffusers' format, a hub id, or one .safetensors file "
               "(default: the newest finished run in output/, else the starter model)")
     flag("--num_images", type=positive_int, default=4, metavar="N", help="pictures per prompt (default: 4)")
@@ -83,10 +84,10 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
 
 def add_model_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
-    flag("--checkpoint", metavar="NAME",
+    flag("--checkpoint", type=filled_text, metavar="NAME",
          help="a checkpoint of the run in --model, such as checkpoint-100 or latest, with its EMA weights if it has "
               "them; checkpoint-100/unet uses the other weights (default: the run's result)")
-    flag("--lora", action="append", metavar="FOLDER",
+    flag("--lora", action="append", type=filled_text, metavar="FOLDER",
          help="a LoRA for the model: a folder, a .safetensors file or a hub id; may be given several times, they add "
               "up (default: none)")
     flag("--lora_scale", action="append", type=non_negative_float, metavar="X",

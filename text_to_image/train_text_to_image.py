@@ -12,6 +12,7 @@ from runtime.flags import (
     absolute_path,
     below_one,
     expanded_path,
+    filled_text,
     given_flags,
     non_negative_float,
     non_negative_int,
@@ -74,9 +75,9 @@ def build_parser() -> FlagParser:
 # fmt: off
 def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
-    flag("--dataset", "--train_data_dir", "--dataset_name", metavar="FOLDER",
+    flag("--dataset", "--train_data_dir", "--dataset_name", type=filled_text, metavar="FOLDER",
          help="the captioned pictures: a folder, or a data set's id on the hub (needed)")
-    flag("--pretrained_model_name_or_path", default=str(STARTER), metavar="MODEL",
+    flag("--pretrained_model_name_or_path", type=filled_text, default=str(STARTER), metavar="MODEL",
          help="the base: a folder in diffusers' format, a hub id or one .safetensors file (default: the starter in "
               "this repository)")
     flag("--epochs", "--num_train_epochs", type=positive_int, default=100, metavar="N",
@@ -227,7 +228,7 @@ def add_run_flags(group: argparse._ArgumentGroup) -> None:
          help="a checkpoint after every N steps (default: 500)")
     flag("--checkpoints_total_limit", type=positive_int, metavar="N",
          help="keep the newest N checkpoints, and the one with the lowest held-out loss (default: all)")
-    flag("--resume_from_checkpoint", metavar="NAME",
+    flag("--resume_from_checkpoint", type=filled_text, metavar="NAME",
          help="'latest', the name of a checkpoint in the output folder, or a path (default: latest of the same run)")
     flag("--overwrite", action="store_true",
          help="begin anew in an output folder that holds another run, and remove what that one left there")

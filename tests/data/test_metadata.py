@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.metadata import describe_captions, read_captions, read_existing_captions, scan_rows
-from data.metadata_files import find_metadata_files
+from data.metadata_files import MetadataFile, find_metadata_files
 from runtime.errors import UserError
 
 
@@ -247,6 +247,11 @@ def test_a_near_miss_of_the_metadata_file_is_named(folder, name):
     assert name in refusal(folder) and f"rename it to {right}" in refusal(folder)
     write(folder, {"file_name": "a.jpg", "text": "a dog"})
     assert len(read_captions(folder)) == 1
+
+
+def test_a_folder_as_metadata_file_is_named(folder):
+    with pytest.raises(UserError, match="--metadata_file .*: a folder"):
+        read_captions(folder, files=[MetadataFile(folder, folder)])
 
 
 def test_other_files_are_no_near_misses(folder):

@@ -174,3 +174,35 @@ def test_a_requests_own_values_win_over_the_flags():
     merged = GenerationRequest("jeans", seed=0, height=64).merge_flags(flags)
     assert (merged.seed, merged.steps, merged.height, merged.output_dir) == (0, 25, 64, "out")
     assert flags.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "culprit"),
+    [
+        ("p.txt", "denim jeans\r\n".encode("utf-16"), "UTF-16"),
+        ("p.txt", "denim jeans\r\n".encode("utf-16-le"), "UTF-16"),
+        ("p.csv", b"prompt,seed\njeans,3\n", ".csv"),
+        ("p.yaml", b"- jeans\n", ".yaml"),
+        ("p.json", b'[\n {"prompt": "jeans"}\n]', "one JSON array"),
+        (
+            "p.txt",
+            b"jeans\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, Size: 512x512",
+            "line 2: AUTOMATIC1111",
+        ),
+    ],
+)
+def test_a_file_whose_lines_are_no_prompts_is_refused(file, name, content, culprit):
+    with pytest.raises(UserError, match=culprit) as error:
+        read_requests(file(content, name))
+    assert name in str(error.value)
+
+
+def test_json_lines_are_read_whatever_the_name_of_the_file(file):
+    path = file(json.dumps({"prompt": "jeans", "seed": 7}) + "\n{red|blue} jeans")
+    assert requests_in(path) == [GenerationRequest("jeans", seed=7), GenerationRequest("{red|blue} jeans")]
+
+
+@pytest.mark.parametrize("syntax", ["--ar 16:9", "--d", "—n", "{red|blue}", "__colour__"])
+def test_other_programs_options_and_wildcards_are_said_not_to_be_interpreted(syntax):
+    assert syntax in (syntax_note([f"denim jeans {syntax}"]) or "")
+    assert syntax_note(["jeans -- blue — and well-worn, size 30-32"]) is None

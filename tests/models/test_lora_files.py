@@ -269,6 +269,42 @@ def test_layers_of_another_text_encoder_are_counted_too(tiny_model, tmp_path, na
         check_lora_fits(file, tiny_model, "unet", tiny_model)
 
 
+@pytest.mark.parametrize(
+    ("alpha", "metadata"),
+    [
+        (torch.ones(3), {}),
+        (torch.tensor(float("nan")), {}),
+        (None, {"lora_adapter_metadata": "[1]"}),
+        (None, {"lora_adapter_metadata": '{"unet.lora_alpha": "8"}'}),
+        (None, {"lora_adapter_metadata": '{"alpha_pattern": {"(": 1}}'}),
+    ],
+)
+def test_a_strength_that_is_none_is_refused_before_anything_is_generated(tiny_model, tmp_path, alpha, metadata):
+    layer = kohya(LAYERS[0])
+    tensors = {layer + end: torch.zeros(16 if end == KOHYA_ENDS[1] else RANK, RANK) for end in KOHYA_ENDS}
+    tensors[layer + KOHYA_ENDS[0]] = torch.zeros(RANK, 16)
+    save_file(tensors | ({} if alpha is None else {f"{layer}.alpha": alpha}), tmp_path / "a.safetensors", metadata)
+    with pytest.raises(UserError, match="a.safetensors: (damaged: alpha of|lora_adapter_metadata)"):
+        check_lora_fits(tmp_path / "a.safetensors", tiny_model, "unet", tiny_model)
+
+
+def test_values_that_are_not_finite_are_the_files_fault(tiny_model, tmp_path):
+    layer = kohya(LAYERS[0])
+    tensors = {
+        layer + KOHYA_ENDS[0]: torch.full((RANK, 16), float("nan")),
+        layer + KOHYA_ENDS[1]: torch.ones(16, RANK),
+    }
+    save_file(tensors, tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match="nan.safetensors: damaged: .*to_q"):
+        fused(load_unet(tiny_model), tmp_path / "nan.safetensors")
+
+
+def test_a_note_of_git_lfs_is_no_lora(tmp_path):
+    (tmp_path / "note.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="note.safetensors.*Git LFS"):
+        read_lora_file(tmp_path / "note.safetensors")
+
+
 def test_a_damaged_file_is_refused(tmp_path):
     save_file({f"{kohya(LAYERS[0])}.lora_down.weight": torch.zeros(2, 2)}, tmp_path / "half.safetensors")
     with pytest.raises(UserError, match="half.safetensors: damaged: .*to_q"):

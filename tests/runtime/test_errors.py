@@ -26,6 +26,8 @@ def end(problem: BaseException | None = None, code: int | None = None):
         (WorkError("2 of 3 pictures"), 1, "error: 2 of 3 pictures"),
         (PermissionError(errno.EACCES, "Permission denied", "pictures"), 2, "pictures: no permission"),
         (OSError(errno.EROFS, "Read-only file system", "cache"), 2, "cache: on a read-only disk"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "xxx"), 2, "xxx: File name too long; name another"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a.txt/out"), 2, "a.txt/out: Not a directory"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(errno.ENOSPC, "No space left on device", "run.json"), 1, "run.json"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "run.json"), 1, "quota exceeded"),

@@ -6,7 +6,9 @@ from runtime.errors import UserError
 from runtime.flags import (
     FlagParser,
     YesNo,
+    absolute_path,
     expanded_path,
+    filled_text,
     given_flags,
     non_negative_float,
     non_negative_int,
@@ -40,6 +42,14 @@ def test_a_text_without_quotes_is_refused_without_showing_it(parser):
 def test_a_path_may_begin_with_a_tilde(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     assert str(expanded_path("~/run")) == "/somewhere/run" and str(expanded_path("run/~")) == "run/~"
+
+
+@pytest.mark.parametrize("kind", [absolute_path, expanded_path, filled_text])
+def test_an_empty_name_is_refused_and_is_not_the_working_directory(parser, kind):
+    parser.add_argument("--folder", type=kind)
+    for empty in ("", " "):
+        with pytest.raises(UserError, match="--folder: it is empty"):
+            parser.parse_args(["--folder", empty])
 
 
 def test_every_name_of_a_yes_no_flag_can_be_negated(parser):

@@ -265,6 +265,8 @@ def _refuse(files: Sequence[MetadataFile], faults: Sequence[str]) -> None:
 
 
 def _missing_metadata_message(folder: Path, files: Sequence[MetadataFile]) -> str:
+    if files and files[0].path.is_dir():
+        return f"--metadata_file {files[0].path}: a folder; name the file with the captions"
     if files:
         path = files[0].path
         if path.is_dir():

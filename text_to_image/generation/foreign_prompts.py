@@ -39,7 +39,11 @@ SYNTAX = (
     r"<(?:lora|lyco|hypernet):[^<>]+>",
     r"\bBREAK\b",
     r"\[[^\[\]]+\]",  # [word], [one:other:0.5]
+    r"\{[^{}]*\|[^{}]*\}",  # {red|blue}
+    r"__[\w/*-]+__",  # __colour__, a wildcard
+    r"(?<!\S)(?:--|[—–])[A-Za-z]\w*(?:\s+[\d:.]+)?",  # --ar 16:9, or an option whose value does not fit
 )
+PICTURE_RECORD = re.compile(r"\s*(?:Negative prompt:|Steps: \d+, )")
 
 
 @dataclass
@@ -53,6 +57,11 @@ class ForeignLine:
 def is_comment(line: str) -> bool:
     """As kohya's scripts read it, where # is the first character."""
     return line.startswith("#")
+
+
+def is_picture_record(line: str) -> bool:
+    """Whether it is of the lines that AUTOMATIC1111 keeps with a picture, behind its prompt."""
+    return PICTURE_RECORD.match(line) is not None
 
 
 def parse_foreign_line(line: str) -> ForeignLine | None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from generation.foreign_prompts import is_comment, parse_foreign_line
+from generation.foreign_prompts import is_comment, is_picture_record, parse_foreign_line
 from models.samplers import SAMPLERS
 from runtime.errors import UserError
 from runtime.flags import non_negative_float, positive_int, seed_int, utf8_text, zero_to_one
+from runtime.text_files import read_utf8
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def scheduler_name(name: str) -> str:
     return name
 
 
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+OTHER_SUFFIXES = (".csv", ".tsv", ".yaml", ".yml")  # whose lines are no prompts
 PROMPT_KEYS = ("prompt", "text")
 TEXT_KEYS = ("prompt", "negative_prompt", "scheduler")  # whose values are JSON strings; all others are numbers
 # What a row may set besides its prompt. A value is checked as the flag of the same name is.
@@ -68,7 +71,7 @@ def read_requests(path: Path) -> PromptsFile:
     images.jsonl, where each row is one picture. A line of text may also be one of kohya's or AUTOMATIC1111's. Raises
     UserError that lists every bad line.
     """
-    parse_line = _parse_row if path.suffix.lower() in (".jsonl", ".json", ".ndjson") else _parse_text
+    parse_line = _parse_row if path.suffix.lower() in JSON_SUFFIXES else _parse_text
     requests: list[GenerationRequest] = []
     faults, not_used = [], []
     for number, line in enumerate(_read_lines(path), start=1):
@@ -86,13 +89,20 @@ def read_requests(path: Path) -> PromptsFile:
 
 
 def _read_lines(path: Path) -> list[str]:
+    if path.suffix.lower() in OTHER_SUFFIXES:
+        raise UserError(
+            f"--prompts_file {path}: {path.suffix} files are not read; write one prompt a line into a .txt file, or "
+            'rows like {"prompt": "denim jeans", "seed": 7} into a .jsonl file'
+        )
     try:
-        # Not str.splitlines(), which would cut a prompt at U+2028.
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(f"--prompts_file {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--prompts_file {path}: not UTF-8; save it as UTF-8") from None
+        text = read_utf8(path)
+    except UserError as fault:
+        raise UserError(f"--prompts_file {fault}") from None
+    if path.suffix.lower() in JSON_SUFFIXES and text.lstrip().startswith("["):
+        raise UserError(
+            f"--prompts_file {path}: one JSON array; a row must stand in each line: jq -c '.[]' FILE > prompts.jsonl"
+        )
+    return text.split("\n")  # not str.splitlines(), which would cut a prompt at U+2028
 
 
 class ParsedLine(NamedTuple):
@@ -103,6 +113,13 @@ class ParsedLine(NamedTuple):
 def _parse_text(line: str) -> ParsedLine:
     if is_comment(line):
         return ParsedLine([], [])
+    if line.lstrip().startswith('{"'):
+        return _parse_row(line)  # JSON Lines in a file of another name
+    if is_picture_record(line):
+        raise ValueError(
+            "AUTOMATIC1111's record of a picture; write a prompt and its settings in one line: "
+            "denim jeans --n blurry --s 20 --l 7 --d 1"
+        )
     if (found := parse_foreign_line(line.strip())) is None:
         return ParsedLine([GenerationRequest(line.strip())])
     settings = {key: _as_flag(key, value) for key, value in found.settings.items()}

@@ -258,10 +258,14 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
                 return {name: StoredTensor(tuple(t.get_shape()), t.get_dtype()) for name, t in tensors.items()}
         except SafetensorError as error:
-            raise ValueError(
-                f"{path.name} is no whole safetensors file ({first_line(error)}); download it again (a clone without "
-                "Git LFS has a note instead)"
-            ) from None
+            raise not_whole(path, error) from None
+
+
+def not_whole(path: Path, error: SafetensorError) -> ValueError:
+    return ValueError(
+        f"{path.name} is no whole safetensors file ({first_line(error)}); download it again (a clone without Git LFS "
+        "has a note instead)"
+    )
 
 
 def refuse_weights(message: str, names: Iterable[str]) -> None:

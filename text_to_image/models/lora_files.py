@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from models.folders import FolderLike, loading_errors, read_weight_shapes
+from models.folders import FolderLike, loading_errors, not_whole, read_weight_shapes
 from models.ldm_keys import unet_key_map
 from models.loading import is_finite
 from runtime.errors import UserError
@@ -66,7 +66,7 @@ def read_lora_file(path: Path, device: str = "cpu") -> LoraFile:
     UserError for a file that is damaged, of another kind of adapter, or whose settings are of other types than peft's.
     """
     layers: dict[str, Matrices] = {}
-    with loading_errors(path.parent, path.name), safe_open(path, "pt") as opened:
+    with loading_errors(path.parent, path.name), _open(path) as opened:
         metadata = opened.metadata() or {}
         names = list(opened.keys())
         for name in names:
@@ -81,6 +81,13 @@ def read_lora_file(path: Path, device: str = "cpu") -> LoraFile:
         if fault := _layer_fault(layer, matrices):
             raise UserError(f"{path}: damaged: {fault}")
     return LoraFile(path, layers, config)
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise not_whole(path, error) from None
 
 
 def _meta_tensor(shape: list[int]) -> torch.Tensor:

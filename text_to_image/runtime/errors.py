@@ -14,6 +14,7 @@ from runtime.streams import make_streams_lossy, report_lost_output
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 # Required packages and the oldest versions whose interfaces are used; requirements.txt has the tested versions.
 PACKAGES = {"torch": (2, 6), "diffusers": (0, 42), "transformers": (5, 0), "accelerate": (1, 0)}
+NO_PLACE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)  # a name that cannot be a file or folder
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # another user's, or on a read-only disk
 FILE_TOO_LARGE = "File too large"
 DISK_FULL = (
@@ -108,6 +109,9 @@ def _report(error: BaseException) -> int | None:
         # On a line of its own: a progress bar leaves its line open.
         print(f"\n{error if isinstance(error, Stopped) else 'interrupted'}", file=sys.stderr)
         return EXIT_STOPPED if isinstance(error, Stopped) else EXIT_INTERRUPTED
+    if isinstance(error, OSError) and error.errno in NO_PLACE and error.filename is not None:
+        _print_error(f"{error.filename}: {error.strerror}; name another place")
+        return EXIT_USER
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
         if error.filename is None:
             return None

@@ -96,9 +96,16 @@ def _number(text: str, kind: Callable[[str], Number], wanted: str, in_range: Cal
     return number
 
 
+def filled_text(text: str) -> str:
+    """A name that is not empty: an unset variable of the shell would name the working directory, or the default."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; name it, or leave the flag out")
+    return text
+
+
 def expanded_path(text: str) -> Path:
     """Expands ~, which the shell leaves alone in --flag=~/folder."""
-    return Path(os.path.expanduser(text))
+    return Path(os.path.expanduser(filled_text(text)))
 
 
 def absolute_path(text: str) -> Path:

@@ -14,7 +14,7 @@ def read_file(path: Path) -> bytes:
     try:
         content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     # UTF-16 often comes without its mark. Every other byte of English is a NUL then, a character of UTF-8, too.
     if content.startswith(UTF_16_MARKS) or b"\0" in content[:100]:
         raise UserError(NOT_TEXT.format(path))

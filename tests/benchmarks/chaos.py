@@ -1,0 +1,177 @@
+"""Starts job.sh again and again, ends it at random moments in random ways.
+
+    python tests/benchmarks/chaos.py                       200 starts: an hour or two, tiny model
+    python tests/benchmarks/chaos.py --starts 20 --seed 1
+
+Each start gets SIGKILL, SIGTERM, SIGINT or SIGHUP, the whole process group at once, until a job has finished; then the
+next job begins with folders of its own. All must end with the captions, weights, optimizer, loss rows and pictures of
+the job that was left alone, bit for bit. No step may be done again that a checkpoint should have kept, and nothing
+printed may be a traceback. What breaks this is listed, and the exit code is 1.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "text_to_image"), str(ROOT / "tests")]
+
+from background import count_rows  # noqa: E402
+from captioned_folder import write_captioned_folder  # noqa: E402
+from fake_job import environment  # noqa: E402
+from run_folder import assert_same_bits  # noqa: E402
+from tiny_model import make_tiny_model  # noqa: E402
+
+ENDINGS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PATIENCE = 600  # seconds, for a job that was told to end, or left alone
+EVERY = 5  # steps between checkpoints
+LEFTOVERS = (".*.part", ".partial-*", ".lock*")
+# What a job may end with, beside the signal itself: the script that ran may have noticed it first.
+CODES = {
+    signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 75, 143}, signal.SIGINT: {-2, 75, 130}, signal.SIGHUP: {-1, 75, 129},
+}  # fmt: skip
+
+
+@dataclass
+class Chaos:
+    """All jobs, and what was found wrong with them."""
+
+    work: Path
+    steps: int
+    faults: list[str] = field(default_factory=list)
+    saved: int | None = None  # the step that the last start said it had saved, when it was asked to stop
+    ends: Counter = field(default_factory=Counter)
+
+    def start(self, name: str) -> subprocess.Popen:
+        """A job whose data set, model and pictures are in folders of its `name`, in a process group of its own."""
+        folder = self.work / name
+        if not folder.is_dir():
+            write_captioned_folder(folder / "data")
+            make_last_caption_missing(folder / "data" / "metadata.jsonl")
+            (folder / "tmp").mkdir()
+        flags = (
+            f"--max_train_steps {self.steps} --checkpointing_steps {EVERY} --checkpoints_total_limit 1 --use_ema "
+            "--train_batch_size 2 --gradient_accumulation_steps 2 --learning_rate 1e-3 --random_flip --seed 0 "
+            "--prior_images 2 --validation_steps 10 --validation_prompts jeans"
+        )
+        choices = {
+            "MODEL": self.work / "tiny", "CAPTIONER": "", "DATASET": folder / "data", "OUTPUT_DIR": folder / "out",
+            "NUM_IMAGES": 2, "PROMPT": "denim jeans", "VENV": sys.prefix, "TRAIN_ARGS": flags,
+            "INFERENCE_ARGS": f"--steps 2 --output_dir '{folder}/pictures'", "TMPDIR": folder / "tmp",
+            "HF_HUB_OFFLINE": 1, "ACCELERATE_USE_CPU": "true",
+        }  # fmt: skip
+        return subprocess.Popen(
+            ["bash", ROOT / "job.sh"], env=environment(**choices), cwd=folder, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        )  # fmt: skip
+
+    def run_once(self, name: str, moment: float | None, ending: signal.Signals = signal.SIGKILL) -> bool:
+        """One start, ended after `moment` seconds (None: left alone); whether the job has finished."""
+        out, job = self.work / name / "out", self.start(name)
+        rows = count_rows(out)
+        ended = False
+        try:
+            printed, _ = job.communicate(timeout=moment or PATIENCE)
+        except subprocess.TimeoutExpired:
+            ended = True
+            os.killpg(job.pid, ending)
+            printed, _ = job.communicate(timeout=PATIENCE)  # until the last process of the group has ended
+        self.check(f"{name}, start {self.ends.total()}", job.returncode, printed, ending if ended else None, rows)
+        self.ends[ending.name if ended else "left alone"] += 1
+        return job.returncode == 0
+
+    def check(self, where: str, code: int, printed: str, ending: signal.Signals | None, rows: int) -> None:
+        """Notes what is wrong with one start; `rows` is how many steps metrics.jsonl had before it."""
+        wrong = []
+        if "Traceback" in printed:
+            wrong.append("a traceback")
+        if code and code not in (CODES[ending] if ending else ()):
+            wrong.append(f"exit code {code}")
+        if "\nsteps " in printed:
+            first = number_after("going on after step", printed) or 0
+            if rows - first > EVERY or self.saved not in (None, first):
+                wrong.append(f"{rows} steps were done, {self.saved} saved, and it went on after step {first}")
+            self.saved = number_after("saved in checkpoint-", printed)
+        if wrong:
+            self.faults.append(f"{where} ({ending.name if ending else 'left alone'}): {', '.join(wrong)}\n{printed}")
+
+    def compare(self, name: str) -> None:
+        """Notes where a finished job differs from the one that was left alone."""
+        one, other = self.work / "alone", self.work / name
+        try:
+            assert_same_bits(one / "out", other / "out", self.steps)
+            assert contents(one / "data") == contents(other / "data"), "the captions differ"
+            assert pixels(one / "pictures") == pixels(other / "pictures"), "the pictures differ"
+            left = [str(path) for pattern in LEFTOVERS for path in other.rglob(pattern)]
+            assert not left, f"left over: {left}"
+        except (AssertionError, OSError) as error:
+            self.faults.append(f"{name}: not as the job that was left alone: {error!r}")
+
+
+def number_after(words: str, printed: str) -> int | None:
+    found = re.search(rf"{words} ?(\d+)", printed)
+    return int(found[1]) if found else None
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def pixels(folder: Path) -> dict[str, bytes]:
+    """By the seed at the end of a picture's name: the rest of it, and the text inside, tell of the model's folder."""
+    found = {}
+    for path in folder.glob("*.png"):
+        with Image.open(path) as image:
+            found[path.stem.rpartition("-")[2]] = image.tobytes()
+    return found
+
+
+def make_last_caption_missing(metadata: Path) -> None:
+    """So that the job has something to caption."""
+    rows = metadata.read_text().splitlines(keepends=True)
+    metadata.write_text("".join(rows[:-1]))
+    assert json.loads(rows[-1])["file_name"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--starts", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=40, help=f"of a job, a multiple of {EVERY}")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as name:
+        chaos = Chaos(Path(name), args.steps)
+        make_tiny_model(chaos.work / "tiny")
+        begun = time.perf_counter()
+        assert chaos.run_once("alone", None), chaos.faults
+        alone, jobs, starts = time.perf_counter() - begun, 0, 0
+        while starts < args.starts:
+            jobs += 1
+            finished, chaos.saved = False, None
+            while not finished:
+                moment = rng.uniform(0, alone) if starts < args.starts else None
+                finished = chaos.run_once(f"job {jobs}", moment, rng.choice(ENDINGS))
+                starts += 1
+                print(f"{starts} starts, {jobs} jobs, {len(chaos.faults)} faults", flush=True)
+            chaos.compare(f"job {jobs}")
+    print(*chaos.faults, sep="\n\n")
+    ends = ", ".join(f"{count} {name}" for name, count in sorted(chaos.ends.items()))
+    print(f"{starts} starts of {jobs} jobs ({ends}; alone {alone:.0f} s): {len(chaos.faults) or 'no'} faults")
+    return int(bool(chaos.faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,7 @@ import pytest
 
 from captioning.caption_file import CaptionFile, locate_caption_file
 from captioning.caption_writers import CaptionWriter, ReplacingCaptionWriter
-from data.metadata import read_existing_captions
+from data.metadata import read_captions
 from data.metadata_writer import append_captions
 from runtime.errors import WorkError
 
@@ -131,7 +131,7 @@ def test_a_row_that_somebody_adds_meanwhile_is_left_alone(folder):
         pending = writer.pending()
         append_captions(folder, [("a.jpg", "mine")])
         writer.add(dict.fromkeys(names(writer.file, pending), "ours"))
-    rows = {row.file_name: row.captions for row in read_existing_captions(folder)}
+    rows = {row.file_name: row.captions for row in read_captions(folder)}
     assert rows == {"a.jpg": ("mine",), "b.PNG": ("ours",), "c.webp": ("ours",)}
     assert reported == ["b.PNG", "c.webp"]
 
@@ -148,7 +148,7 @@ def test_each_caption_is_reported_once_it_is_in_the_file(folder):
     reported = []
 
     def on_written(captions):
-        in_file = {row.file_name for row in read_existing_captions(folder)}
+        in_file = {row.file_name for row in read_captions(folder)}
         assert set(captions) <= in_file
         reported.extend(captions)
 

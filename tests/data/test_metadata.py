@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.metadata import describe_captions, read_captions, read_existing_captions, scan_rows
+from data.metadata import describe_captions, read_captions, scan_rows
 from data.metadata_files import MetadataFile, find_metadata_files
 from runtime.errors import UserError
 
@@ -134,16 +134,16 @@ def test_of_a_named_file_training_reads_nothing_else_and_says_so(tmp_path, folde
     elsewhere = tmp_path / "mine.csv"
     elsewhere.write_text("file_name,text\nb.PNG,mine\n")
     assert names_of(folder, named=elsewhere) == ["b.PNG"]
-    assert describe_captions(folder, find_metadata_files(folder, named=elsewhere), "text") == {
-        "from": [str(elsewhere)], "NOT READ": ["metadata.jsonl", "dogs/metadata.jsonl"],
-    }  # fmt: skip
+    sources = describe_captions(folder, find_metadata_files(folder, named=elsewhere), [])
+    assert sources.elsewhere == [str(elsewhere)] and sources.not_read == ["metadata.jsonl", "dogs/metadata.jsonl"]
 
 
 def test_a_metadata_csv_that_is_named_is_read_and_the_jsonl_beside_it_is_not(folder):
     write(folder, {"file_name": "a.jpg", "text": "a"})
     (folder / "metadata.csv").write_text("file_name,text\nb.PNG,mine\n")
     [file] = files = find_metadata_files(folder, named=folder / "metadata.csv")
-    assert describe_captions(folder, files, "text") == {"from": [str(file.path)], "NOT READ": ["metadata.jsonl"]}
+    sources = describe_captions(folder, files, [])
+    assert sources.elsewhere == [str(file.path)] and sources.not_read == ["metadata.jsonl"]
 
 
 def test_a_folder_in_place_of_the_metadata_file_is_called_one(folder):
@@ -171,10 +171,6 @@ def test_a_csv_file_without_rows_is_not_to_be_filled_by_the_captioner_which_neve
 def test_where_the_folder_cannot_be_written_captions_are_to_go_elsewhere(folder, monkeypatch):
     monkeypatch.setattr("data.metadata.os.access", lambda path, mode: False)
     assert "--output FILE" in refusal(folder) and "--metadata_file FILE" in refusal(folder)
-
-
-def test_a_folder_without_metadata_has_no_rows_yet(folder):
-    assert read_existing_captions(folder) == []
 
 
 def test_rows_of_gone_pictures_and_without_captions_are_found_as_they_stand(folder):
@@ -311,10 +307,8 @@ def test_rows_of_sub_folders_are_read_as_imagefolder_reads_them(nested, tmp_path
     write(nested, {"file_name": "a.jpg", "text": "a"})
     assert names_of(nested) == ["a.jpg", "cans/1.jpg", "dogs/1.jpg"]
     assert names_of(nested, leave_out=nested / "cans") == ["a.jpg", "dogs/1.jpg"]
-    assert describe_captions(nested, find_metadata_files(nested), "text") == {
-        "from the metadata files of sub-folders, too": ["cans", "dogs"],
-        "NOT READ": ["validation/"],
-    }
+    sources = describe_captions(nested, find_metadata_files(nested), [])
+    assert sources.sub_folders == ["cans", "dogs"] and sources.not_read == ["validation/"] and not sources.elsewhere
 
 
 def test_all_captions_that_are_not_read_are_named_wherever_they_are(nested):
@@ -324,7 +318,7 @@ def test_all_captions_that_are_not_read_are_named_wherever_they_are(nested):
     (nested / "dogs" / "more" / "metadata.csv").touch()
     (nested / "metadata.json").touch()
     files = find_metadata_files(nested, leave_out=nested / "validation")
-    assert describe_captions(nested, files, "text", leave_out=nested / "validation")["NOT READ"] == [
+    assert describe_captions(nested, files, [], leave_out=nested / "validation").not_read == [
         "metadata.json", "dogs/more/metadata.csv", "dogs/test/", "mine/validation/",
     ]  # fmt: skip
 
@@ -347,4 +341,4 @@ def test_a_csv_file_beside_a_jsonl_file_is_not_read_and_said_so(folder):
     write(folder, {"file_name": "a.jpg", "text": "mine"})
     (folder / "metadata.csv").write_text("file_name,text\na.jpg,theirs\n")
     assert [row.captions for row in read_captions(folder)] == [("mine",)]
-    assert describe_captions(folder, find_metadata_files(folder), "text") == {"NOT READ": ["metadata.csv"]}
+    assert describe_captions(folder, find_metadata_files(folder), []).not_read == ["metadata.csv"]

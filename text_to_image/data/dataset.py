@@ -24,6 +24,7 @@ class Picture:
     height: int
     caption_groups: tuple[tuple[str, ...], ...]  # samples choose a group, then a caption in it, each equally often
     trigger: str | None = None  # the phrase in front of every caption
+    row_captions: tuple[str, ...] = ()  # as they stand in the metadata file
 
     @cached_property
     def sha256(self) -> str:
@@ -77,8 +78,7 @@ def read_pictures(
 ) -> list[Picture]:
     """All pictures of a captioned folder, or of the rows in `files`; `short_captions` adds shorter forms of captions.
 
-    The captions are in the folder's metadata.jsonl, or in `metadata_file`. Raises UserError that lists every bad row
-    and every picture that cannot be read.
+    Raises UserError that lists every bad row and every picture that cannot be read.
     """
     pictures = []
 
@@ -88,7 +88,7 @@ def read_pictures(
         except ValueError as fault:
             raise ValueError(f"{row.file_name}: {fault}") from None
         groups = _caption_groups(row.captions, short_captions, trigger)
-        pictures.append(Picture(row.path(folder), width, height, groups, trigger))
+        pictures.append(Picture(row.path(folder), width, height, groups, trigger, row.captions))
 
     read_captions(folder, column, add_picture, files)
     return pictures

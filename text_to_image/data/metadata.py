@@ -50,6 +50,16 @@ class ScannedRow:
     where: str  # the line, with the file where that is not the folder's own
 
 
+@dataclass(frozen=True)
+class CaptionSources:
+    """Where captions are from, and which files say something else; all empty for one metadata.jsonl in the folder."""
+
+    elsewhere: Sequence[str] = ()  # metadata files that training was told to read
+    sub_folders: Sequence[str] = ()  # with metadata files of their own
+    not_read: Sequence[str] = ()  # metadata files, or folders with some
+    differing: Sequence[str] = ()  # text files, from the row of their picture
+
+
 RowCheck = Callable[[CaptionRow], None]  # raises ValueError where it refuses the row
 
 
@@ -65,20 +75,9 @@ def read_captions(
     files = find_metadata_files(folder) if files is None else files
     if not any(file.path.is_file() for file in files):
         raise UserError(_missing_metadata_message(folder, files))
-    rows = read_existing_captions(folder, column, check, files)
-    if not rows:
-        raise UserError(f"{files[0].path} has no rows; {_how_to_add_rows(files[0])}")
-    return rows
-
-
-def read_existing_captions(
-    folder: Path, column: str = "text", check: RowCheck | None = None, files: Sequence[MetadataFile] | None = None
-) -> list[CaptionRow]:
-    """As `read_captions`, but without a file or in an empty one there are no rows, instead of a refusal."""
-    files = find_metadata_files(folder) if files is None else files
     rows: list[CaptionRow] = []
     faults: list[str] = []
-    seen = _SeenRows(Path(folder))
+    seen = _SeenRows(folder)
     for file in files:
         for number, raw in read_rows(file.path):
             try:
@@ -89,6 +88,8 @@ def read_existing_captions(
             except ValueError as fault:
                 faults.append(f"{file.where(number)}: {fault}")
     _refuse(files, faults)
+    if not rows:
+        raise UserError(f"{files[0].path} has no rows; {_how_to_add_rows(files[0])}")
     return rows
 
 
@@ -106,27 +107,24 @@ def scan_rows(path: Path, folder: Path, column: str = "text") -> list[ScannedRow
 
 
 def describe_captions(
-    folder: Path, files: Sequence[MetadataFile], column: str, leave_out: Path | None = None
-) -> dict[str, list[str]]:
-    """Which files the captions are from, and which say something else; nothing where all is in one metadata.jsonl.
+    folder: Path,
+    files: Sequence[MetadataFile],
+    captions: Sequence[tuple[Path, Sequence[str]]],
+    leave_out: Path | None = None,
+) -> CaptionSources:
+    """What to know of `captions`, the pictures and what their rows in `files` say.
 
     `leave_out` is a folder of other pictures, whose captions do not belong here.
     """
-    rows = _scan(files, folder, column)
-    nested = [file.prefix.as_posix() for file in files if file.prefix.parts]
-    elsewhere = [str(file.path) for file in files if not file.is_of_folder]
     there = [file.full_name(file.path.name) for file in find_metadata_files(folder, leave_out)]
     there += unread_metadata_files(folder, leave_out)
     read = {file.path.resolve() for file in files}
-    pairs = [(folder / row.file_name, row.captions) for row in rows if not row.picture_fault]
-    differing = [path.relative_to(folder).as_posix() for path in find_differing_sidecars(pairs)]
-    notes = {
-        "from": elsewhere,
-        "from the metadata files of sub-folders, too": nested,
-        "NOT READ": [name for name in there if (folder / name).resolve() not in read],
-        "TEXT FILES that differ from the row of their picture, which counts": differing,
-    }
-    return {words: names for words, names in notes.items() if names}
+    return CaptionSources(
+        elsewhere=[str(file.path) for file in files if not file.is_of_folder],
+        sub_folders=[file.prefix.as_posix() for file in files if file.prefix.parts],
+        not_read=[name for name in there if (folder / name).resolve() not in read],
+        differing=[path.relative_to(folder).as_posix() for path in find_differing_sidecars(captions)],
+    )
 
 
 def other_caption_column(row: dict, column: str) -> str | None:

@@ -5,7 +5,7 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from data.caption_variants import first_sentence
 from data.dataset import Picture, hash_dataset, read_pictures
 from data.hub_datasets import find_dataset
 from data.image_files import find_nested_image_files, find_nested_unsupported_files
-from data.metadata import describe_captions
+from data.metadata import CaptionSources, describe_captions
 from data.metadata_files import find_metadata_files, pictures_without_row
 from data.mirroring import why_not_mirrored
 from models.defaults import guidance_scale_of
@@ -28,6 +28,7 @@ from models.one_file import is_one_file
 from models.text_encoding import count_chunks
 from runs.records import fingerprint_run, seed_for, without_secrets
 from runtime.errors import PACKAGES, UserError
+from runtime.processes import run_on_main
 from training.samples import DATA, HELD_OUT, keyed_generator
 
 
@@ -53,7 +54,7 @@ class Plan:
     prior_prompts: list[str]  # one for each of the base's own pictures
     held_out_sizes: list[Size]
     interpolation: str
-    caption_notes: dict[str, list[str]] = field(default_factory=dict)  # what to know of the captions: files
+    caption_sources: CaptionSources = CaptionSources()
 
     @property
     def buckets(self) -> list[Bucket]:
@@ -91,6 +92,10 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         base, unet_base = find_bases(args)
     files = find_metadata_files(folder, leave_out=args.validation_dir, named=args.metadata_file)
     pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger, files)
+    captions = [(picture.path, picture.row_captions) for picture in pictures]
+    caption_sources = run_on_main(
+        accelerator, lambda: describe_captions(folder, files, captions, leave_out=args.validation_dir)
+    )
     known = {picture.path for picture in pictures}
     without_caption = [path for path in find_nested_image_files(folder) if path not in known]
     without_caption += pictures_without_row(files, known)
@@ -104,7 +109,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     return Plan(
         folder=folder,
         without_caption=[str(path.relative_to(folder)) for path in without_caption],
-        caption_notes=describe_captions(folder, files, args.caption_column, args.validation_dir),
+        caption_sources=caption_sources,
         unreadable=[str(path.relative_to(folder)) for path in unreadable],
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),

@@ -4,11 +4,13 @@ import argparse
 import math
 import shlex
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import CLIPTokenizer
 
 from data.augmentation import AFFINE_VARIANTS
+from data.metadata import CaptionSources
 from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
 from models.folders import count_parameters, left_out_extras
 from models.text_encoding import count_tokens
@@ -39,7 +41,7 @@ def run_summary(run: PreparedRun) -> Rows:
         *_bucket_rows(plan),
         *_augmentation_rows(args, plan),
         ("captions", _captions_line(args, plan, tokenizer)),
-        *(("", f"{what}: {_names(files)}") for what, files in plan.caption_notes.items()),
+        *_caption_source_rows(plan.caption_sources),
         *_cut_prompt_rows(args, plan, tokenizer),
         *_same_words_rows(plan),
         ("steps", _steps_line(args, plan, run.resume.first_step)),
@@ -127,6 +129,17 @@ def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenize
     return line + (f"; CUT at {room} tokens: {', '.join(cut)}" if cut else "")
 
 
+def _caption_source_rows(sources: CaptionSources) -> Rows:
+    """A row for each kind of file that is not the one metadata.jsonl in the folder."""
+    rows = {
+        "from": sources.elsewhere,
+        "from the metadata files of sub-folders, too": sources.sub_folders,
+        "NOT READ": sources.not_read,
+        "TEXT FILES that differ from the row of their picture, which counts": sources.differing,
+    }
+    return [("", f"{words}: {_names(names)}") for words, names in rows.items() if names]
+
+
 def _cut_prompt_rows(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer) -> Rows:
     """The prompts of --prior_prompts and --validation_prompts that are longer than what is read."""
     room = _tokens_read(args, tokenizer)
@@ -179,7 +192,7 @@ def _count(number: int) -> str:
     return f"{number} picture" if number == 1 else f"{number} pictures"
 
 
-def _names(names: list[str], most: int = 10) -> str:
+def _names(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

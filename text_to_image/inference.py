@@ -68,8 +68,8 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
     flag("--prompts_file", type=expanded_path, metavar="FILE",
          help="more prompts: a text file with one prompt per line (kohya's and AUTOMATIC1111's options are read), or "
               "a *.jsonl file with a prompt (or text) in each row; a row may also set negative_prompt, seed, steps, "
-              "scheduler, guidance_scale, guidance_rescale, num_images, height and width; the metadata.jsonl of a "
-              "data set works too")
+              "scheduler, guidance_scale, guidance_rescale, num_images, height and width; the metadata.jsonl or "
+              "metadata.csv of a data set works too")
     flag("--model", type=filled_text, metavar="MODEL",
          help="the folder of a training run, a folder in diffusers' format, a hub id, or one .safetensors file "
               "(default: the newest finished run in output/, else the starter model)")

@@ -58,6 +58,15 @@ def test_a_data_sets_metadata_is_a_prompts_file(file):
     ]
 
 
+def test_a_metadata_csv_is_a_prompts_file(file):
+    path = file('file_name,text\n1.jpg,"A pair, of jeans"\n\n2.jpg,A skirt\n', "metadata.csv")
+    assert requests_in(path) == [GenerationRequest("A pair, of jeans"), GenerationRequest("A skirt")]
+    with pytest.raises(UserError, match="--prompts_file .*prompts.csv:\n  line 2: 3 values"):
+        read_requests(file("file_name,text\n1.jpg,jeans, blue\n", "prompts.csv"))
+    with pytest.raises(UserError, match="--prompts_file.*prompts.csv: .*file_name"):
+        read_requests(file("denim jeans, blue\n", "prompts.csv"))
+
+
 def test_images_jsonl_is_a_prompts_file_with_its_seeds(file):
     row = {"file_name": "x.png", "prompt": "jeans", "seed": 3, "steps": 20, "scheduler": "ddim", "guidance": 4.0}
     request = GenerationRequest("jeans", seed=3, steps=20, scheduler="ddim", guidance_scale=4.0, num_images=1)
@@ -70,7 +79,7 @@ WEBUI += """--height 768 --seed 3 --sampler_name "DPM++ 2M SDE Karras" --n_iter 
 
 
 def test_kohyas_and_automatic1111s_lines_set_what_they_set_there(file):
-    assert requests_in(file(f"# a comment\n{KOHYA}\n#another\n\n{WEBUI}\na skirt --N red --W 64")) == [
+    assert requests_in(file(f"{KOHYA}\n\n{WEBUI}\na skirt --N red --W 64")) == [
         GenerationRequest("denim jeans on white", "low quality, blurry", 1, 28, "euler_a", 7.5, None, None, 768, 512),
         GenerationRequest(
             "a castle, it's old on a hill", "trees", 3, 20, "dpmpp_2m_sde_karras", 6.0, None, 6, 768, 512
@@ -103,6 +112,18 @@ def test_what_cannot_be_honoured_is_named_with_its_line(file):
     for option in ("--am 0.8", "--new thing", "--ss dpm_2"):
         assert f"{option} (line 1)" in note
     assert "prompts.txt" in note and "--styles mine (line 3)" in note and "--seed -1 (line 3)" in note
+
+
+def test_lines_of_comments_are_counted(file):
+    requests, [note] = read_requests(file("# one\njeans\n#denim jeans\n #7"))
+    assert requests == [GenerationRequest("jeans"), GenerationRequest("#7")]
+    assert "prompts.txt" in note and "comments" in note and "2" in note
+
+
+@pytest.mark.parametrize("line", ["jeans --d -1", "jeans --d -1 --w 64", "--prompt jeans --seed -1"])
+def test_a_random_seed_is_the_same_as_none_in_both_kinds_of_lines(file, line):
+    [request], [note] = read_requests(file(line))
+    assert (request.prompt, request.seed) == ("jeans", None) and "-1 (line 1)" in note
 
 
 @pytest.mark.parametrize(
@@ -160,11 +181,15 @@ def test_every_bad_line_is_named(file, row, complaint):
 
 def test_a_file_that_cannot_be_used_is_named(file, tmp_path):
     for path, complaint in [
-        (tmp_path / "none.txt", "cannot be read"),
+        (tmp_path / "none.txt", "No such file"),
         (file("\n\n"), "no prompt in it"),
+        (file("#jeans"), "no prompt in it; .*#"),
         (file(b"caf\xe9", "latin.txt"), "not UTF-8"),
+        (file("jeans".encode("utf-16-le"), "wide.txt"), "UTF-16"),
+        (file("jeans".encode("utf-16"), "marked.txt"), "UTF-16"),
+        (file('{"prompt": "jeans"}'.encode("utf-16-le"), "wide.jsonl"), "UTF-16"),
     ]:
-        with pytest.raises(UserError, match=f"--prompts_file {path}: {complaint}"):
+        with pytest.raises(UserError, match=f"--prompts_file.* {path}: .*{complaint}"):
             read_requests(path)
 
 

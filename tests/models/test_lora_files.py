@@ -317,7 +317,7 @@ def test_a_damaged_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({".alpha": torch.ones(2)}, "alpha of .*to_q is .1.0, 1.0"),
+        ({".alpha": torch.ones(2)}, r"alpha of .*to_q .*\(2,\)"),
         ({".alpha": torch.tensor(torch.nan)}, "alpha of .*to_q is nan"),
         ({".lora_down.weight": torch.ones(16)}, r"down of .*to_q .*\(16,\)"),
         ({".lora_up.weight": torch.tensor(1.0)}, r"up of .*to_q .*\(\)"),
@@ -340,6 +340,7 @@ def test_a_tensor_that_nothing_can_be_added_with_is_named(tiny_model, tmp_path, 
     [
         {"lora_alpha": "8"},
         {"lora_alpha": float("nan")},
+        {"lora_alpha": 10**400},
         {"r": 0},
         {"alpha_pattern": ["attn1"]},
         {"alpha_pattern": {"attn1": "8"}},

@@ -14,7 +14,7 @@ from models.samplers import SAMPLERS
 
 # {option: (key of a request, or None where it cannot be honoured here; how the option's value begins)}
 KOHYA_OPTIONS: dict[str, tuple[str | None, str]] = {
-    "n": ("negative_prompt", r"\S"), "w": ("width", r"\d"), "h": ("height", r"\d"), "d": ("seed", r"\d"),
+    "n": ("negative_prompt", r"\S"), "w": ("width", r"\d"), "h": ("height", r"\d"), "d": ("seed", r"-?\d"),
     "s": ("steps", r"\d"), "l": ("guidance_scale", r"[\d.]"), "ss": ("scheduler", r"\S"),
     **dict.fromkeys(("g", "nl", "t", "am"), (None, r"[\d.]")), **dict.fromkeys(("cn", "ctr"), (None, r"\S")),
 }  # fmt: skip
@@ -30,6 +30,7 @@ WEBUI_OPTIONS: dict[str, str | None] = {
          "do_not_save_samples", "do_not_save_grid")
     ),
 }  # fmt: skip
+RANDOM_SEED = "-1"  # in both kinds of lines; --seed serves for it, as for a line without a seed
 # Other programs' names of the samplers, as letters and digits alone; more of them follow from the titles.
 SAMPLER_NAMES = {"keulera": "euler_a", "keuler": "euler", "klms": "lms", "dpmsolver++": "dpmpp_2m"}
 # Syntax that those programs interpret and this repository reads as plain text.
@@ -90,7 +91,7 @@ def _parse_kohya_line(line: str) -> ForeignLine:
 def _add(found: ForeignLine, option: str, key: str | None, value: str) -> None:
     if key == "scheduler":
         value = _sampler_named(value) or ""
-    if key and value:
+    if key and value and (key, value) != ("seed", RANDOM_SEED):
         found.settings[key] = value
     else:
         found.not_used.append(option)
@@ -118,8 +119,7 @@ def _parse_webui_line(line: str) -> ForeignLine:
         if WEBUI_OPTIONS[name] == "num_images" and value.isdecimal():
             images *= int(value)
             value = str(images)
-        is_random_seed = (name, value) == ("seed", "-1")
-        _add(found, f"--{name} {value}", None if is_random_seed else WEBUI_OPTIONS[name], value)
+        _add(found, f"--{name} {value}", WEBUI_OPTIONS[name], value)
     if "prompt" not in found.settings:
         raise ValueError("no --prompt in it")
     return found

@@ -1,12 +1,13 @@
-"""What to generate: prompts of the command line, a text file or a JSON Lines file. Standard library only."""
+"""What to generate: prompts of the command line, a text file, JSON Lines or a metadata.csv. Standard library only."""
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.metadata_rows import read_rows
 from generation.foreign_prompts import is_comment, is_picture_record, parse_foreign_line
 from models.samplers import SAMPLERS
 from runtime.errors import UserError
@@ -42,7 +43,7 @@ def scheduler_name(name: str) -> str:
 
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-OTHER_SUFFIXES = (".csv", ".tsv", ".yaml", ".yml")  # whose lines are no prompts
+OTHER_SUFFIXES = (".tsv", ".yaml", ".yml")  # whose lines are no prompts
 PROMPT_KEYS = ("prompt", "text")
 TEXT_KEYS = ("prompt", "negative_prompt", "scheduler")  # whose values are JSON strings; all others are numbers
 # What a row may set besides its prompt. A value is checked as the flag of the same name is.
@@ -65,56 +66,70 @@ class PromptsFile(NamedTuple):
 
 
 def read_requests(path: Path) -> PromptsFile:
-    """The requests in a file: a prompt on each line or, in a *.jsonl file, a JSON object on each line.
+    """The requests in a file: a prompt on each line, in a *.jsonl file a JSON object on each line, or a metadata.csv.
 
-    A row with `file_name` comes from a data set's metadata.jsonl, of which only the captions are read, or from an
+    A row with `file_name` comes from a data set's metadata, of which only the captions are read, or from an
     images.jsonl, where each row is one picture. A line of text may also be one of kohya's or AUTOMATIC1111's. Raises
     UserError that lists every bad line.
     """
-    parse_line = _parse_row if path.suffix.lower() in JSON_SUFFIXES else _parse_text
     requests: list[GenerationRequest] = []
-    faults, not_used = [], []
-    for number, line in enumerate(_read_lines(path), start=1):
+    faults, not_used, comments = [], [], 0
+    parse_line = PARSERS.get(path.suffix.lower(), _parse_text)
+    for number, line in _read_lines(path):
         try:
-            found = parse_line(line.rstrip()) if line.strip() else ParsedLine([])
+            found = parse_line(line)
             requests += found.requests
             not_used += [f"{option} (line {number})" for option in found.not_used]
+            comments += found.is_comment
         except ValueError as fault:
             faults.append(f"line {number}: {fault}")
     if faults:
         raise UserError("\n  ".join([f"--prompts_file {path}:", *faults]))
     if not requests:
-        raise UserError(f"--prompts_file {path}: no prompt in it; write one a line, or JSON Lines in a *.jsonl file")
-    return PromptsFile(requests, [f"{path}: not used: {', '.join(not_used)}"] if not_used else [])
+        raise UserError(
+            f"--prompts_file {path}: no prompt in it; write one a line, without # before it, or JSON Lines in a "
+            "*.jsonl file"
+        )
+    notes = [f"{path}: not used: {', '.join(not_used)}"] if not_used else []
+    notes += [f"{path}: lines left out as comments, which begin with #: {comments}"] if comments else []
+    return PromptsFile(requests, notes)
 
 
-def _read_lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(its number, what the file's parser takes) of each line that is not blank."""
     if path.suffix.lower() in OTHER_SUFFIXES:
         raise UserError(
             f"--prompts_file {path}: {path.suffix} files are not read; write one prompt a line into a .txt file, or "
             'rows like {"prompt": "denim jeans", "seed": 7} into a .jsonl file'
         )
     try:
+        if path.suffix.lower() == ".csv":
+            yield from read_rows(path)
+            return
         text = read_utf8(path)
-    except UserError as fault:
-        raise UserError(f"--prompts_file {fault}") from None
+    except UserError as error:
+        raise UserError(f"--prompts_file {error}") from None
     if path.suffix.lower() in JSON_SUFFIXES and text.lstrip().startswith("["):
         raise UserError(
             f"--prompts_file {path}: one JSON array; a row must stand in each line: jq -c '.[]' FILE > prompts.jsonl"
         )
-    return text.split("\n")  # not str.splitlines(), which would cut a prompt at U+2028
+    # Not str.splitlines(), which would cut a prompt at U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line.rstrip()
 
 
 class ParsedLine(NamedTuple):
     requests: list[GenerationRequest]
     not_used: Sequence[str] = ()  # what stands in the line and is not honoured
+    is_comment: bool = False
 
 
 def _parse_text(line: str) -> ParsedLine:
     if is_comment(line):
-        return ParsedLine([], [])
+        return ParsedLine([], is_comment=True)
     if line.lstrip().startswith('{"'):
-        return _parse_row(line)  # JSON Lines in a file of another name
+        return _parse_json_line(line)  # JSON Lines in a file of another name
     if is_picture_record(line):
         raise ValueError(
             "AUTOMATIC1111's record of a picture; write a prompt and its settings in one line: "
@@ -126,11 +141,20 @@ def _parse_text(line: str) -> ParsedLine:
     return ParsedLine([GenerationRequest(**settings)], found.not_used)
 
 
-def _parse_row(line: str) -> ParsedLine:
+def _parse_json_line(line: str) -> ParsedLine:
+    return _parse_row(_json_object(line))
+
+
+def _parse_csv_row(row: dict[str, Any] | ValueError) -> ParsedLine:
+    if isinstance(row, ValueError):
+        raise row
+    return _parse_row(row)
+
+
+def _parse_row(row: dict[str, Any]) -> ParsedLine:
     """A request for each of the row's prompts. Raises ValueError that says what is wrong with the row."""
-    row = _json_object(line)
     prompts = _prompts_in(row)
-    if "file_name" in row and "prompt" not in row:  # metadata.jsonl
+    if "file_name" in row and "prompt" not in row:  # a data set's metadata
         return ParsedLine([GenerationRequest(prompt) for prompt in prompts])
     if "file_name" in row:  # images.jsonl, which has more keys and calls the guidance scale `guidance`
         row = {
@@ -153,6 +177,13 @@ def _json_object(line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     return row
+
+
+# By the ending of the file's name; of any other file each line is a prompt.
+PARSERS: dict[str, Callable[[Any], ParsedLine]] = {
+    **dict.fromkeys(JSON_SUFFIXES, _parse_json_line),
+    ".csv": _parse_csv_row,
+}
 
 
 def _prompts_in(row: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ With `_` for each dot and without prefixes they are looked up in one table, whic
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,11 +112,11 @@ def _layer_fault(layer: str, matrices: Matrices) -> str | None:
     if not _is_complete(matrices):
         return f"of {layer} it has only {', '.join(sorted(matrices))}"
     for role, tensor in matrices.items():
-        if role != "alpha" and tensor.dim() < 2:
-            return f"{role} of {layer} has the shape {tuple(tensor.shape)}, where a matrix belongs"
-    alpha = matrices.get("alpha")
-    if alpha is not None and (alpha.numel() != 1 or not alpha.isfinite().all()):
-        return f"alpha of {layer} is {alpha.tolist()}, where a number belongs"
+        fits, wanted = (tensor.numel() == 1, "number") if role == "alpha" else (tensor.dim() >= 2, "matrix")
+        if not fits:
+            return f"{role} of {layer} has the shape {tuple(tensor.shape)}, where a {wanted} belongs"
+    if "alpha" in matrices and not is_finite(matrices["alpha"]):
+        return f"alpha of {layer} is {matrices['alpha'].item()}, where a finite number belongs"
     return None
 
 
@@ -148,7 +149,7 @@ def _parse_config(where: str, text: str) -> dict[str, Any]:
 
 
 def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_rank(value: Any) -> bool:

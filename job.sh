@@ -72,7 +72,7 @@ main() {
     fi
 }
 
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$*" || :; } # a log that cannot be written ends nothing
 
 fail() {
     printf 'error: %s\n' "$2" >&2
@@ -95,11 +95,12 @@ find_repository() {
 }
 
 run_job() {
-    local pictures
+    local pictures captions
     local -a caption_args train_args inference_args captioning training generation
     read_words CAPTION_ARGS caption_args
     check_caption_args "${caption_args[@]}"
     read_words TRAIN_ARGS train_args
+    check_train_args "${train_args[@]}"
     read_words INFERENCE_ARGS inference_args
     dataset="${DATASET:-$repo/dataset}"
     # In a log file each line appears when it is written, and a progress bar only now and then.
@@ -112,7 +113,7 @@ run_job() {
     trap 'rm -f "$TEXT_TO_IMAGE_STATUS"' EXIT
     describe_machine
     ! in_batch || prepare_batch
-    pictures="$(captioned_folder)"
+    find_captions
     choose_flags
 
     if [[ -n "$pictures" ]]; then
@@ -141,7 +142,7 @@ phase='' phases='' launch=() # the script that runs, the time that each took, an
 step() {
     local code=0 began=$SECONDS
     phase="$1"
-    printf '\n== %s.py\n' "$phase"
+    say $'\n'"== $phase.py"
     if in_batch; then
         [[ -z "$called_off" ]] || requeue
         attend "${launch[@]}" "$venv/bin/python" "$scripts/$phase.py" "${@:2}" || code=$?
@@ -169,12 +170,12 @@ say_captions() {
     [[ -n "$pictures" ]] || fail 2 "DATASET=$dataset: no folder of pictures, so there are no captions to be written"
     forget_restarts
     say
-    say "== nothing is trained yet: read the captions in $(caption_file), and correct what is wrong"
+    say "== nothing is trained yet: read the captions in $captions, and correct what is wrong"
 }
 
 say_result() {
     forget_restarts
-    printf '\n== done in %d min %d s: %s\n' "$((SECONDS / 60))" "$((SECONDS % 60))" "$phases"
+    say $'\n'"== done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $phases"
     say "the model: $model"
     [[ -z "${MODEL-}" && "${TRAIN_ARGS-}" != *--pretrained_model_name_or_path* ]] || return 0
     say

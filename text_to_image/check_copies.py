@@ -41,6 +41,11 @@ def build_parser() -> FlagParser:
         help="the training pictures (default: dataset/ of this repository)",
     )  # fmt: skip
     parser.add_argument(
+        "--metadata_file", type=expanded_path, metavar="FILE",
+        help="the file whose rows name the training pictures, as in training (default: the files in --dataset and its "
+        "sub-folders; without rows all pictures in --dataset)",
+    )  # fmt: skip
+    parser.add_argument(
         "--embedder", metavar="MODEL",
         help="compare features of this vision model, a folder or a hub id with safetensors, such as "
         "facebook/dinov2-base (default: structural similarity at 64 px, which needs no model)",

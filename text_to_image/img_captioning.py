@@ -55,7 +55,7 @@ def caption_or_check(args: argparse.Namespace, stop: StopSignals | None = None) 
     # Heavy imports come after all that can be refused without them.
     complete = csv_message(file, args.existing) if file.is_csv else file.completion_message(args.existing)
     if complete:
-        print(complete, flush=True)
+        print(escape_control_chars(complete), flush=True)
         _print_summary(args, file)
     else:
         refuse_other_column(file)
@@ -65,8 +65,8 @@ def caption_or_check(args: argparse.Namespace, stop: StopSignals | None = None) 
         from captioning.caption_folder import caption_folder
 
         caption_folder(args, file, model, stop)
-    if flags := file.training_flags():
-        print(f"training reads these captions with {flags}")
+    if hint := file.training_hint():
+        print(escape_control_chars(hint))
 
 
 def csv_message(file: CaptionFile, existing: str) -> str:

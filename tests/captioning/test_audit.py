@@ -151,6 +151,16 @@ def test_files_that_are_not_captioned_are_named(folder, capsys):
     assert "below/7.png" in capsys.readouterr().out
 
 
+def test_every_picture_that_a_row_names_is_measured(folder):
+    for name in ("rowed", "own"):
+        (folder / name).mkdir()
+        (folder / name / "junk.jpg").write_bytes(b"no picture")
+    append_captions(folder, [("rowed/junk.jpg", "one of this folder's rows")])
+    append_captions(folder / "own", [("junk.jpg", "one of a file in a sub-folder")])
+    kinds = found(folder)
+    assert [text.split(":")[0] for text in kinds.pop("broken")] == ["rowed/junk.jpg", "own/junk.jpg"] and not kinds
+
+
 def test_what_is_wrong_is_listed_and_ends_in_exit_code_1(folder, capsys):
     shutil.copy(folder / "0.png", folder / "copy.png")
     with pytest.raises(WorkError, match="2 things are wrong with the data"):

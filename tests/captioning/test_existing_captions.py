@@ -8,6 +8,7 @@ from PIL import Image
 
 from captioning import caption_folder
 from data.metadata import read_captions
+from data.metadata_files import find_metadata_files
 from img_captioning import caption_or_check, parse_args
 from runtime.errors import UserError, WorkError
 
@@ -84,6 +85,19 @@ def test_without_fill_an_empty_row_stays_and_the_way_out_is_named(folder, captio
     assert (folder / "metadata.jsonl").read_bytes() == before
 
 
+def test_a_row_that_cannot_be_filled_is_named_instead_of_advice_that_does_nothing(folder, caption, capsys):
+    (folder / "sub").mkdir()
+    (folder / "3.png").rename(folder / "sub" / "3.png")
+    write(folder / "sub", {"file_name": "3.png", "text": ""})
+    write(folder, {"file_name": "0.png", "text": 5}, {"file_name": "1.png", "text": ["a", ""]},
+          {"file_name": "2.png", "caption": "a dog"})  # fmt: skip
+    for flags in ((), ("--existing", "fill")):
+        caption(*flags, model=False)
+        said = capsys.readouterr().out.split("checked the data")[0]
+        assert "--existing fill" not in said and "--caption_column caption" in said
+        assert all(where in said for where in ("line 1:", "line 2:", "line 3:", "sub/metadata.jsonl, line 1:"))
+
+
 # --- metadata.csv ---------------------------------------------------------------------------------------------------
 
 
@@ -118,7 +132,13 @@ def test_of_a_file_further_up_the_rows_count_and_not_those_of_the_folder(folder,
     write(pictures, {"file_name": "0.png", "text": "not read"})
     caption("--image_dir", str(pictures), "--output", str(folder / "metadata.jsonl"))
     assert texts(folder) == {"pictures/0.png": "blue"}
-    assert f"--dataset {pictures} --metadata_file {folder / 'metadata.jsonl'}" in capsys.readouterr().out
+    (folder / "dogs").mkdir()
+    (folder / "1.png").rename(folder / "dogs" / "1.png")
+    caption("--image_dir", str(folder / "dogs"), "--output", str(folder / "metadata.jsonl"))
+    named = folder / "metadata.jsonl"
+    assert capsys.readouterr().out.count(f"--dataset {folder} --metadata_file {named}") == 2
+    files = find_metadata_files(folder, named=named)
+    assert [row.file_name for row in read_captions(folder, files=files)] == ["pictures/0.png", "dogs/1.png"]
 
 
 def test_a_csv_file_beside_a_jsonl_file_is_wrong(folder, caption, capsys):
@@ -156,6 +176,30 @@ def test_a_picture_with_a_row_under_almost_its_name_is_not_captioned(folder, cap
     with pytest.raises(UserError, match=r'line 1: .*"0.png".*\n.*line 2: .*"1.png"'):
         caption(model=False)
     assert (folder / "metadata.jsonl").read_bytes() == before
+
+
+def test_a_folder_with_captions_in_its_train_folder_is_not_told_to_rename_them(folder, caption, capsys):
+    (folder / "train").mkdir()
+    for number in range(4):
+        (folder / f"{number}.png").rename(folder / "train" / f"{number}.png")
+    write(folder / "train", *({"file_name": f"{n}.png", "text": f"{n}"} for n in range(4)))
+    caption(model=False)
+    assert "4 rows" in capsys.readouterr().out
+
+
+def test_where_metadata_jsonl_is_a_folder_no_flag_is_blamed_that_was_not_given(folder, caption):
+    (folder / "metadata.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metadata.jsonl: a folder") as caught:
+        caption(model=False)
+    assert not str(caught.value).startswith("--output")
+
+
+def test_training_is_not_promised_for_pictures_that_are_links_out_of_the_folder(folder, caption, capsys):
+    (folder / "links").mkdir()
+    (folder / "links" / "0.png").symlink_to(folder / "0.png")
+    caption("--image_dir", str(folder / "links"), "--output", str(folder / "links" / "other.jsonl"))
+    said = capsys.readouterr().out
+    assert "training refuses" in said and "--metadata_file" not in said
 
 
 def test_sub_folders_with_rows_of_their_own_are_read_and_not_captioned(folder, caption, capsys):

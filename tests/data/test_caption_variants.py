@@ -120,6 +120,13 @@ def test_an_abbreviation_within_a_sentence_does_not_end_it():
         "A detailed caption for this photo:",
         "The image shows:",
         "Here is your image:",
+        "A detailed caption of the image is:",
+        "The caption is:",
+        "A suitable description could be as follows:",
+        "Based on the image, here is a caption:",
+        "Sure! From what I can see, the caption would be:",
+        "I'd caption this as:",
+        "I would describe the image as follows:",
     ],
 )
 def test_what_announces_a_caption_is_in_no_shorter_variant(announcement):
@@ -137,6 +144,9 @@ def test_what_announces_a_caption_is_in_no_shorter_variant(announcement):
     [
         "A label with a description: size 40",
         "This is a photo of a cat with a caption: hello",
+        "The prompt on the screen reads: white text",
+        "From above, a red car: it is new",
+        "I am a sign: keep out",
         "A laptop showing a prompt: white text",
         "Caption:",
         "sure-footed goats on a rock",

@@ -67,7 +67,14 @@ def test_what_looks_like_a_picture_is_named_whatever_its_suffix_and_nothing_else
 
 
 def test_a_mask_belongs_to_its_picture_and_is_none_itself(folder):
-    for name in ("9.mask.png", "a.MASK.PNG", "alone.mask.png"):
+    for name in ("9.mask.png", "a.MASK.PNG", "alone.mask.png", "b-masklabel.png", ".mask.png", "-masklabel.png"):
         (folder / name).touch()
     names = [path.name for path in find_image_files(folder)]
-    assert names == ["9.webp", "10.webp", "a.jpg", "alone.mask.png", "b.PNG"]
+    assert names == ["9.webp", "10.webp", "-masklabel.png", "a.jpg", "alone.mask.png", "b.PNG"]
+
+
+def test_only_what_the_safety_checker_withheld_is_left_out_as_that(folder):
+    for name in ("coat-withheld.jpg", "coat-withheld.png", "a-red-coat-adb88571-000003-withheld.png"):
+        (folder / name).touch()
+    assert {path.name for path in find_image_files(folder)} >= {"coat-withheld.jpg", "coat-withheld.png"}
+    assert len(find_image_files(folder)) == 6

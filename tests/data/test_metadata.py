@@ -139,6 +139,35 @@ def test_of_a_named_file_training_reads_nothing_else_and_says_so(tmp_path, folde
     }  # fmt: skip
 
 
+def test_a_metadata_csv_that_is_named_is_read_and_the_jsonl_beside_it_is_not(folder):
+    write(folder, {"file_name": "a.jpg", "text": "a"})
+    (folder / "metadata.csv").write_text("file_name,text\nb.PNG,mine\n")
+    [file] = files = find_metadata_files(folder, named=folder / "metadata.csv")
+    assert describe_captions(folder, files, "text") == {"from": [str(file.path)], "NOT READ": ["metadata.jsonl"]}
+
+
+def test_a_folder_in_place_of_the_metadata_file_is_called_one(folder):
+    (folder / "metadata.jsonl").mkdir()
+    for settings in ({}, {"named": folder / "metadata.jsonl"}):
+        with pytest.raises(UserError, match="metadata.jsonl is a folder"):
+            names_of(folder, **settings)
+
+
+def test_a_csv_file_without_rows_is_not_to_be_filled_by_the_captioner_which_never_writes_it(folder, tmp_path_factory):
+    (folder / "metadata.csv").write_text("file_name,text\n")
+    assert "by hand, or move it away" in refusal(folder)
+    elsewhere = tmp_path_factory.mktemp("captions") / "mine.csv"
+    for content in (None, "file_name,text\n"):
+        if content:
+            elsewhere.write_text(content)
+        with pytest.raises(UserError, match='--output ".*mine.jsonl", and train with --metadata_file ".*mine.jsonl"'):
+            names_of(folder, named=elsewhere)
+    (folder / "metadata.csv").rename(folder / "mine.csv")
+    (folder / "dogs").mkdir()
+    write(folder / "dogs")
+    assert f'--image_dir "{folder / "dogs"}"' in refusal(folder)  # there the captions are to go
+
+
 def test_where_the_folder_cannot_be_written_captions_are_to_go_elsewhere(folder, monkeypatch):
     monkeypatch.setattr("data.metadata.os.access", lambda path, mode: False)
     assert "--output FILE" in refusal(folder) and "--metadata_file FILE" in refusal(folder)
@@ -281,6 +310,18 @@ def test_rows_of_sub_folders_are_read_as_imagefolder_reads_them(nested, tmp_path
         "from the metadata files of sub-folders, too": ["cans", "dogs"],
         "NOT READ": ["validation/"],
     }
+
+
+def test_all_captions_that_are_not_read_are_named_wherever_they_are(nested):
+    for name in ("dogs/test", "dogs/more", "mine/validation"):
+        (nested / name).mkdir(parents=True)
+        write(nested / name, {"file_name": "1.jpg", "text": "x"})
+    (nested / "dogs" / "more" / "metadata.csv").touch()
+    (nested / "metadata.json").touch()
+    files = find_metadata_files(nested, leave_out=nested / "validation")
+    assert describe_captions(nested, files, "text", leave_out=nested / "validation")["NOT READ"] == [
+        "metadata.json", "dogs/more/metadata.csv", "dogs/test/", "mine/validation/",
+    ]  # fmt: skip
 
 
 def test_faults_of_sub_folders_are_named_with_the_sub_folder(nested):

@@ -46,6 +46,8 @@ def test_two_rows_for_one_picture_are_found_whatever_their_form(tmp_path):
         ("img_1.jpg", "IMG_1.JPG"),
         ("IMG 1.JPG", "IMG_1.JPG"),
         ("IMG-1", "IMG_1.JPG"),
+        ("IMG-1__1.JPG", None),
+        ("img 2 -3.jpg", "IMG2_3.JPG"),
         ("IMG_1.png", "IMG_1.JPG"),
         ("IMG_1.JPG.jpg", "IMG_1.JPG"),
         ("train/IMG_1.JPG", "IMG_1.JPG"),
@@ -58,7 +60,7 @@ def test_two_rows_for_one_picture_are_found_whatever_their_form(tmp_path):
     ],
 )
 def test_a_near_miss_is_named_with_the_file_that_it_probably_means(tmp_path, written, meant):
-    make(tmp_path, "IMG_1.JPG", "below/b.png", "café.png", "a.png")
+    make(tmp_path, "IMG_1.JPG", "IMG11.JPG", "IMG2_3.JPG", "below/b.png", "café.png", "a.png")
     with pytest.raises(MissingPicture, match="is missing") as caught:
         PictureNames(tmp_path).find(written)
     assert caught.value.probably == meant and (meant or "") in str(caught.value)

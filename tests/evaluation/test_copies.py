@@ -168,6 +168,22 @@ def test_training_pictures_are_those_in_metadata_jsonl_else_all(folder):
     assert training_pictures(dataset) == [dataset / "2.png"]
 
 
+def test_training_pictures_are_those_that_training_read_also_with_a_metadata_file(folder, tmp_path):
+    dataset = folder("dataset", {"top.png": Image.new("RGB", (9, 9))})
+    for name in ("train", "other"):
+        folder(f"dataset/{name}", {"1.png": Image.new("RGB", (9, 9))})
+        (dataset / name / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "jeans"}\n')
+    assert training_pictures(dataset) == [dataset / "train" / "1.png"]
+    elsewhere = tmp_path / "captions.jsonl"
+    with pytest.raises(UserError, match="captions.jsonl: No such file"):
+        training_pictures(dataset, elsewhere)
+    elsewhere.touch()
+    with pytest.raises(UserError, match="captions.jsonl: no rows"):
+        training_pictures(dataset, elsewhere)
+    elsewhere.write_text('{"file_name": "top.png", "text": "a"}\n{"file_name": "other/1.png", "text": "b"}\n')
+    assert training_pictures(dataset, elsewhere) == [dataset / "top.png", dataset / "other" / "1.png"]
+
+
 def test_the_sheet_is_written_beside_the_pictures_and_does_not_change_a_second_check(folder, last_line, training):
     generated = folder("generated", {"a.png": picture(1), "b.png": picture(60)})
     first = last_line(generated, training)
@@ -182,7 +198,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_checked(folde
     generated = folder("generated", {"a.png": picture(1)})
     (generated / "broken.png").write_bytes(b"no picture")
     with pytest.raises(WorkError, match=r"broken\.png: not a picture"):
-        check_copies(Namespace(generated=generated, dataset=training, embedder=None, output=None))
+        check_copies(Namespace(generated=generated, dataset=training, embedder=None, output=None, metadata_file=None))
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 are copies"
 
 

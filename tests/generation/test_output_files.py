@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,15 @@ def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path, picture):
         prepare_folder(tmp_path / "file" / "pictures")
     with pytest.raises(WorkError, match="cannot be written"):
         save_image(picture, tmp_path / "file" / "x.png")
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png"])
+def test_a_picture_that_the_disk_takes_only_a_part_of_is_refused_and_leaves_nothing(tmp_path, picture, name):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(WorkError, match=rf"{name} .*needs .* free"):
+            save_image(picture, tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())

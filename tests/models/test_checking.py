@@ -158,6 +158,10 @@ def test_a_part_of_a_class_that_is_not_used_is_refused_by_name(own_model, part, 
         ("unet/config.json", {"out_channels": 8}),
         ("unet/config.json", {"_diffusers_version": "0."}),
         ("vae/config.json", {"scaling_factor": None}),
+        ("vae/config.json", {"scaling_factor": 0}),
+        ("vae/config.json", {"scaling_factor": -0.18}),
+        ("vae/config.json", {"scaling_factor": float("nan")}),
+        ("vae/config.json", {"scaling_factor": 1e-300}),
         ("vae/config.json", {"block_out_channels": None}),
         ("text_encoder/config.json", {"model_type": {}}),
         ("text_encoder/config.json", {"hidden_act": "no such"}),
@@ -273,3 +277,12 @@ def test_a_safety_checker_that_is_missing_is_no_reason_to_refuse(checked_model, 
     (checked_model / gone).unlink()
     check_model(checked_model)
     assert not has_safety_checker(checked_model) and left_out_extras(checked_model) == left_out
+
+
+@pytest.mark.parametrize("unnamed", ["safety_checker", "feature_extractor"])
+def test_a_safety_checker_that_the_model_does_not_name_may_be_broken(checked_model, unnamed):
+    """Neither diffusers nor a result reads it, and no picture is shown to it."""
+    change_json(checked_model / "model_index.json", **{unnamed: [None, None]})
+    weights_file(checked_model, "safety_checker").write_bytes(b"cut")
+    check_model(checked_model)
+    assert not has_safety_checker(checked_model) and "safety_checker" not in kept_extras(checked_model)

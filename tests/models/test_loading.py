@@ -11,7 +11,7 @@ import transformers
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from models.folders import read_shape
@@ -47,6 +47,19 @@ def test_damaged_weights_are_a_one_line_error_that_names_the_part(own_model, par
     with pytest.raises(UserError, match=f"{part} cannot be loaded") as error:
         load(own_model)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_are_not_finite_are_named(own_model, part, value):
+    file = next((own_model / part).glob("*.safetensors"))
+    weights = load_file(file)
+    name = max(weights)
+    weights[name].view(-1)[-1] = value
+    save_file(weights, file, {"format": "pt"})
+    load = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}[part]
+    with pytest.raises(UserError, match=f"{part} are NaN or infinite: {name.removeprefix('text_model.')}"):
+        load(own_model, torch.bfloat16)
 
 
 def test_pickled_weights_are_not_loaded(own_model):
@@ -181,3 +194,27 @@ def test_the_trained_unet_is_saved_first_and_whole_and_the_message_says_where(ow
     save_pipeline(unet, own_model, tmp_path / "out", scheduler)  # as the same command does when it is run again
     assert torch.equal(load_unet(tmp_path / "out").conv_in.bias, unet.conv_in.bias)
     assert StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+
+
+def test_an_old_unet_that_cannot_be_removed_does_not_keep_the_new_one_out(own_model, tmp_path, monkeypatch):
+    """As on a network disk where another process has one of its files open."""
+    unet, scheduler = load_unet(own_model), load_noise_scheduler(own_model)
+    save_pipeline(unet, own_model, tmp_path / "out", scheduler)
+    unet.conv_in.bias.data += 1
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+    save_pipeline(unet, own_model, tmp_path / "out", scheduler)
+    assert torch.equal(load_unet(tmp_path / "out").conv_in.bias, unet.conv_in.bias)
+
+
+def test_an_old_unet_that_cannot_be_renamed_is_an_error(own_model, tmp_path, monkeypatch):
+    unet, scheduler = load_unet(own_model), load_noise_scheduler(own_model)
+    (tmp_path / "out" / "unet").mkdir(parents=True)
+
+    def busy(path: Path, to: Path) -> Path:
+        raise OSError(16, "busy", str(path))
+
+    monkeypatch.setattr(Path, "rename", busy)
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+    with pytest.raises(OSError, match="busy"):
+        save_pipeline(unet, own_model, tmp_path / "out", scheduler)
+    assert not (tmp_path / "out" / "model_index.json").exists()

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoHaConfig, LoKrConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE, LORA_TARGETS, lora_config, write_lora
@@ -276,3 +276,60 @@ def test_a_damaged_file_is_refused(tmp_path):
     save_file({}, tmp_path / "empty.safetensors")
     with pytest.raises(UserError, match="empty.safetensors"):
         read_lora_file(tmp_path / "empty.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({".alpha": torch.ones(2)}, "alpha of .*to_q is .1.0, 1.0"),
+        ({".alpha": torch.tensor(torch.nan)}, "alpha of .*to_q is nan"),
+        ({".lora_down.weight": torch.ones(16)}, r"down of .*to_q .*\(16,\)"),
+        ({".lora_up.weight": torch.tensor(1.0)}, r"up of .*to_q .*\(\)"),
+        ({".lora_mid.weight": torch.ones(2, 2)}, "matrices of .*to_q do not fit"),
+        ({".lora_up.weight": torch.full((16, RANK), torch.nan)}, "to_q adds is not finite"),
+        ({".lora_up.weight": torch.full((16, RANK), 3e38)}, "to_q adds is not finite"),
+    ],
+)
+def test_a_tensor_that_nothing_can_be_added_with_is_named(tiny_model, tmp_path, change, fault):
+    name, file = kohya(LAYERS[0]), tmp_path / "bad.safetensors"
+    whole = {".lora_down.weight": torch.ones(RANK, 16), ".lora_up.weight": torch.ones(16, RANK)}
+    save_file({name + role: tensor for role, tensor in {**whole, **change}.items()}, file)
+    with pytest.raises(UserError, match=f"bad.safetensors: .*{fault}"):
+        check_lora_fits(file, tiny_model, "unet", tiny_model)
+        fused(load_unet(tiny_model), file)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"lora_alpha": "8"},
+        {"lora_alpha": float("nan")},
+        {"r": 0},
+        {"alpha_pattern": ["attn1"]},
+        {"alpha_pattern": {"attn1": "8"}},
+        {"alpha_pattern": {"(": 8}},
+        {"alpha_pattern": {"(?i)q": 8}},
+        {"use_rslora": "yes"},
+    ],
+)
+@pytest.mark.parametrize("naming", ["peft", "diffusers"])
+def test_a_setting_of_another_type_is_named_with_its_file(tmp_path, naming, setting):
+    file, _ = write_named(tmp_path, NAMINGS[naming], LAYERS)
+    [(key, value)] = setting.items()
+    if naming == "peft":
+        (tmp_path / PEFT_CONFIG).write_text(json.dumps({"peft_type": "LORA", **setting}))
+    else:
+        save_file(load_file(file), file, {"lora_adapter_metadata": json.dumps({f"unet.{key}": value})})
+    culprit = PEFT_CONFIG if naming == "peft" else PEFT_FILE
+    with pytest.raises(UserError, match=f"{culprit}: .*{key} is"):
+        read_lora_file(file, "meta")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '"8"'])
+@pytest.mark.parametrize("naming", ["peft", "diffusers"])
+def test_settings_that_are_no_json_object_are_refused(tmp_path, naming, content):
+    file, _ = write_named(tmp_path, NAMINGS[naming], LAYERS)
+    (tmp_path / PEFT_CONFIG).write_text(content)
+    save_file(load_file(file), file, {"lora_adapter_metadata": content})
+    with pytest.raises(UserError, match=f"{PEFT_CONFIG if naming == 'peft' else 'lora_adapter_metadata'}: not"):
+        read_lora_file(file, "meta")

@@ -82,6 +82,12 @@ def test_another_host_is_believed_until_it_has_been_silent_for_long(tmp_path, he
     take(tmp_path).release()
 
 
+def test_a_lock_from_the_future_is_not_waited_for(tmp_path, held):
+    """The clock was set back: a holder that lives renews its lock to the new time."""
+    held(host="node7", age=-locking.STALE_AFTER - 1)
+    take(tmp_path).release()
+
+
 def test_a_container_that_shares_the_hosts_name_counts_as_another_host(tmp_path, held):
     held(space="another", pid=1, started="then")
     with pytest.raises(UserError, match="process 1 on"):

@@ -6,8 +6,8 @@ import pytest
 from accelerate import Accelerator
 
 from runtime import processes
-from runtime.errors import UserError
-from runtime.processes import CrossProcessFlag, run_on_main, warn_of_single_process
+from runtime.errors import UserError, WorkError
+from runtime.processes import CrossProcessFlag, run_on_all, run_on_main, warn_of_single_process
 
 
 def test_the_main_process_returns_its_result_or_raises_its_own_error():
@@ -17,6 +17,26 @@ def test_the_main_process_returns_its_result_or_raises_its_own_error():
         with pytest.raises(type(error)) as raised:
             run_on_main(accelerator, lambda error=error: (_ for _ in ()).throw(error))
         assert raised.value is error
+
+
+def test_what_one_process_raises_all_raise(monkeypatch):
+    with pytest.raises(KeyError, match="a bug"):
+        run_on_all(lambda: {}["a bug"])
+    others: list = [None, None]
+    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, *others])
+    assert run_on_all(lambda: 3) == 3
+    others[1] = WorkError("a picture is gone")
+    with pytest.raises(WorkError) as raised:
+        run_on_all(lambda: 3)
+    assert raised.value is others[1]
+
+
+def test_a_bug_of_one_process_ends_the_others_with_a_line(monkeypatch):
+    shared = []
+    monkeypatch.setattr(processes, "gather_object", lambda own: shared.extend(own) or own)
+    with pytest.raises(KeyError):
+        run_on_all(lambda: {}["a bug"])
+    assert isinstance(shared[0], WorkError)
 
 
 def test_a_single_process_answers_for_itself():

@@ -83,6 +83,8 @@ def test_a_real_model_gets_a_real_captioner_unless_one_is_named(job):
         ({"CAPTION_ARGS": "--existing replace"}, "by hand"),
         ({"CAPTION_ARGS": "--recursive --existing=replace"}, "by hand"),
         ({"TRAIN_ARGS": "--no_such_flag"}, "--no_such_flag"),
+        ({"TRAIN_ARGS": "--metadata_file captions.jsonl"}, "METADATA_FILE"),
+        ({"TRAIN_ARGS": "--seed 1 --dataset=elsewhere"}, "DATASET"),
         ({"TRAIN_ARGS": "--validation_prompts 'a"}, "TRAIN_ARGS"),
         ({"INFERENCE_ARGS": "--step 30"}, "--step"),
         ({"NUM_IMAGES": "0"}, "--num_images"),
@@ -201,6 +203,14 @@ def test_captions_can_be_in_a_file_of_their_own(job, tmp_path):
     assert calls["train_text_to_image"][-2:] == ["--metadata_file", file]
     done, _ = job(arguments=["captions"], DATASET="own data", METADATA_FILE=file)
     assert f"read the captions in {file}," in done.stdout
+
+
+@pytest.mark.parametrize("name", ["图 片".encode(), b"caf\xe9\n"], ids=["unicode", "latin-1"])
+def test_names_reach_captioning_byte_for_byte_in_any_locale(job, name):
+    folder = os.path.join(os.fsencode(job.folder), name)
+    os.mkdir(folder)
+    done, calls = job(DATASET=os.fsdecode(folder), LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+    assert done.returncode == 0 and os.fsencode(calls["img_captioning"][1]) == folder
 
 
 def test_a_hub_data_set_needs_no_captioning(job):

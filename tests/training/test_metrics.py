@@ -1,13 +1,18 @@
 """The start table, metrics.jsonl and the estimate."""
 
 import json
+import resource
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from runtime.errors import WriteError
 from runtime.progress import format_duration
+from training import metrics
 from training.metrics import MetricsLog, StepResult, keep_rows
+from training.metrics import _ignore_tensorboard as ignore_tensorboard
 from training.summary import _origins_line as origins_line
 
 NORM = torch.tensor(1.0)
@@ -35,7 +40,8 @@ def log_of(folder, first_step=0, read_every=1, is_main=True, track=lambda row, s
 
 def take(log: MetricsLog, step: int, loss: torch.Tensor, measured: dict | None = None) -> None:
     """As the training loop does it."""
-    log.add(step, StepResult(loss, NORM), measured or {})
+    log.add(step, StepResult(loss, NORM))
+    log.add_measured(measured or {})
     if log.is_due(step):
         write(log)
 
@@ -145,6 +151,67 @@ def test_a_tracker_is_given_each_row_with_its_step(tmp_path):
     [(step, row)] = tracked
     assert step == 1 and row["train_loss"] == 1.0 and row["val_loss"] == 0.5 and "step" not in row
     assert rows(tmp_path)[0]["val_loss"] == 0.5
+
+
+def test_a_tracker_that_fails_is_left_out_from_then_on_and_said_once(tmp_path, capsys):
+    def fail(row, step):
+        if log.run.accelerator.trackers:
+            raise OSError(28, "No space left on device")
+
+    log = log_of(tmp_path, track=fail)
+    log.run.accelerator.trackers = ["tensorboard"]
+    for step in range(1, 4):
+        take(log, step, torch.tensor(1.0))
+    assert len(rows(tmp_path)) == 3 and log.run.accelerator.trackers == []
+    [warning] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "--report_to" in warning and "No space left" in warning
+
+
+def test_a_tracker_whose_folder_cannot_be_made_does_not_end_the_run(train_run, tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").touch()
+    out = train_run(
+        "out", "--max_train_steps", 1, "--report_to", "tensorboard", "--logging_dir", tmp_path / "file" / "x"
+    )
+    assert len(rows(out)) == 1 and "--report_to" in capsys.readouterr().err
+
+
+def test_the_thread_of_a_tracker_that_fails_prints_no_traceback():
+    said = []
+    hook = ignore_tensorboard(said.append)
+    own = threading.Thread()
+    trackers = type("Writer", (threading.Thread,), {"__module__": "tensorboard.summary.writer"})()
+    for thread in (own, trackers):
+        hook(SimpleNamespace(thread=thread))
+    assert [args.thread for args in said] == [own]
+
+
+def test_rows_that_the_disk_refuses_are_written_when_there_is_room_again(tmp_path, monkeypatch):
+    log, append = log_of(tmp_path), metrics.append_whole
+
+    def refuse(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(metrics, "append_whole", refuse)
+    take(log, 1, torch.tensor(1.0))
+    with pytest.raises(WriteError, match=r"metrics\.jsonl .*needs .* free"):
+        log.flush()
+    monkeypatch.setattr(metrics, "append_whole", append)
+    take(log, 2, torch.tensor(1.0))
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_half_a_row_never_stays_in_the_file(tmp_path):
+    file = tmp_path / "rows"
+    file.write_text("whole\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            metrics.append_whole(file, "the next row\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_text() == "whole\n"
 
 
 def test_the_time_that_measuring_takes_is_not_the_steps(tmp_path, monkeypatch):

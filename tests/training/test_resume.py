@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from background import Background, count_rows, finish, kill, start
 from captioned_folder import write_captioned_folder
@@ -17,16 +18,8 @@ from runtime.errors import Stopped, UserError
 from runtime.stopping import StopSignals
 
 STEPS = 12
-USUAL = [
-    "--max_train_steps",
-    STEPS,
-    "--learning_rate",
-    1e-3,
-    "--checkpointing_steps",
-    2,
-    "--dataloader_num_workers",
-    0,
-]
+USUAL = ["--max_train_steps", STEPS, "--learning_rate", 1e-3, "--checkpointing_steps", 2]
+USUAL += ["--dataloader_num_workers", 0]
 FULL = [
     "--use_ema", "--gradient_accumulation_steps", 2, "--train_batch_size", 2, "--random_flip", "--random_affine", 0.1,
     "--prior_images", 2, "--caption_dropout", 0.3, "--validation_split", 0.2, "--validation_steps", 6,
@@ -265,6 +258,24 @@ def test_more_steps_go_on_and_what_the_schedule_does_is_reported(train_run, caps
     train_run("out", "--max_train_steps", 4, "--checkpointing_steps", 4)
     train_run("out", "--max_train_steps", 8, "--checkpointing_steps", 4)
     assert re.search(r"4 steps.* 8\b.*cosine", capsys.readouterr().out)
+
+
+def test_a_run_that_goes_on_with_other_cpu_threads_says_that_the_last_bits_may_differ(train_run, monkeypatch, capsys):
+    threads, flags = torch.get_num_threads(), ["--checkpointing_steps", 1, "--lr_scheduler", "constant"]
+    train_run("out", "--max_train_steps", 1, *flags)
+    train_run("out", "--max_train_steps", 2, *flags)
+    assert "CPU threads" not in capsys.readouterr().out
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 3)
+    out = train_run("out", "--max_train_steps", 3, *flags)
+    said = capsys.readouterr().out
+    assert f"OMP_NUM_THREADS={threads} keeps them" in said and "going on after step 2" in said
+    record = json.loads((out / "run.json").read_text())
+    assert record["cpu_threads"] == threads + 3
+    del record["cpu_threads"]  # as of a version that did not know it
+    (out / "run.json").write_text(json.dumps(record))
+    train_run("out", "--max_train_steps", 4, *flags)
+    said = capsys.readouterr().out
+    assert "CPU threads" not in said and "going on after step 3" in said
 
 
 def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_taken(train_run, capsys):

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.augmentation import NO_AUGMENTATION, list_augmentations
+from runtime.errors import InputChanged
 from training.samples import (
     DATA,
     PRIOR,
+    Batches,
     Encoded,
-    PrefetchedBatches,
     Sample,
     SampleKey,
     SampleSettings,
@@ -196,7 +197,7 @@ def test_pictures_of_several_sizes_are_split_into_batches_of_one_and_the_last_is
 
 
 def test_batches_made_ahead_are_the_same_in_whatever_order_they_are_asked_for():
-    plain, ahead = batches(1, 0, 2), PrefetchedBatches(batches(1, 0, 2), 9)
+    plain, ahead = batches(1, 0, 2), Batches(batches(1, 0, 2), 9, ahead=True)
     for step in (0, 1, 2, 2, 7, 8):
         pairs = zip(plain.for_step(step), ahead.for_step(step), strict=True)
         assert all(a.noise.equal(b.noise) and last == also for (a, last), (b, also) in pairs)
@@ -216,12 +217,30 @@ def test_the_next_batch_is_made_while_this_one_is_used_and_its_error_comes_in_it
                 raise OSError("the disk is gone")
             yield step, True
 
-    ahead = PrefetchedBatches(Steps(), 2)
+    ahead = Batches(Steps(), 2, ahead=True)
     assert list(ahead.for_step(0)) == [(0, True)]
     assert begun.wait(60)
     read_on.set()
     with pytest.raises(OSError, match="gone"):
         list(ahead.for_step(1))
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_input_that_changed_is_known_before_its_step_and_other_errors_come_in_it(ahead):
+    class Steps:
+        device = torch.device("cpu")
+
+        def for_step(self, step):
+            if step:
+                raise InputChanged("1.jpg is gone") if step == 1 else OSError("a bug")
+            yield step, True
+
+    steps = Batches(Steps(), 3, ahead)
+    assert steps.changed_input(0) is None and list(steps.for_step(0)) == [(0, True)]
+    assert "1.jpg" in str(steps.changed_input(1))
+    assert steps.changed_input(2) is None and steps.changed_input(3) is None
+    with pytest.raises(OSError, match="a bug"):
+        list(steps.for_step(2))
 
 
 class Recorder:

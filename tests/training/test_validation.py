@@ -100,7 +100,7 @@ def test_prompts_are_generated_with_the_averaged_weights_that_are_put_back(fixed
         for parameter in weights.parameters:
             parameter += 1
     sampler = SimpleNamespace(generate=lambda unet, step: seen.extend(p.detach().clone() for p in unet.parameters()))
-    Validator(state_of(unet, weights, average), fixed_loss, sampler, set(), {5}).measure(5, contextlib.nullcontext)
+    Validator(state_of(unet, weights, average), fixed_loss, sampler, set(), {5}).generate(5, contextlib.nullcontext)
     assert all(torch.equal(*pair) for pair in zip(seen, begun, strict=True))
     assert all(torch.equal(parameter, before + 1) for parameter, before in zip(weights.parameters, begun, strict=True))
 

@@ -16,7 +16,6 @@ from captioning.image_facts import (
     find_near_duplicates,
     measure_image,
 )
-from data.image_files import METADATA_CSV
 from data.metadata import ScannedRow
 from data.metadata_files import unread_metadata_files
 from data.sidecars import find_differing_sidecars
@@ -77,18 +76,18 @@ def find_faults(file: CaptionFile) -> list[Finding]:
     """All findings, kind by kind, pictures in order."""
     rows = file.rows()
     paths = _pictures_to_measure(file, rows)
-    measured = prefetch(lambda path: measure_image(path, file.name_of(path)), paths)
+    measured = prefetch(lambda name: measure_image(paths[name], name), paths)
     bar = progress_bar(measured, total=len(paths), desc="checking the pictures", unit="picture")
     images = [facts for _, facts in bar]
     in_files = [*audit_files(file, rows), *audit_caption_files(file, rows)]
     return [*in_files, *audit_images(images), *audit_rows(rows, [facts.name for facts in images])]
 
 
-def _pictures_to_measure(file: CaptionFile, rows: Sequence[ScannedRow]) -> list[Path]:
-    """The pictures, and what has a row though its suffix is none of a picture: training reads it, too."""
-    others = file.unsupported_files()
-    without_row = set(file.without_row(rows, among=others))
-    return [*file.pictures(), *(path for path in others if path not in without_row)]
+def _pictures_to_measure(file: CaptionFile, rows: Sequence[ScannedRow]) -> dict[str, Path]:
+    """name → path: the pictures in the folder, and what else a row names: training reads that, too."""
+    pictures = {file.name_of(path): path for path in file.pictures()}
+    named = (PurePosixPath(row.file_name).as_posix() for row in rows if not row.picture_fault)
+    return pictures | {name: file.root / name for name in named}
 
 
 def audit_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterator[Finding]:
@@ -104,8 +103,8 @@ def audit_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterator[Findi
 def audit_caption_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterator[Finding]:
     """Captions that are not read, or that contradict a row."""
     for name in unread_metadata_files(file.root) if file.is_of_data_set else ():
-        kind = "with captions that are not read (metadata.csv beside metadata.jsonl; other splits)"
-        yield Finding(kind, name, wrong=name == METADATA_CSV)
+        kind = "with captions that are not read (beside a metadata.jsonl, almost of its name, or of other splits)"
+        yield Finding(kind, name, wrong=not name.endswith("/"))
     captions = [(file.root / row.file_name, row.captions) for row in rows if not row.picture_fault]
     for path in find_differing_sidecars(captions):
         kind = "text files that differ from the row of their picture (--existing replace takes them, or mend the row)"

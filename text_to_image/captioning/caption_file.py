@@ -26,6 +26,8 @@ from data.metadata_writer import Existing
 from data.picture_names import LINK_ADVICE
 from runtime.errors import UserError
 
+SHOWN_FAULTS = 10
+
 
 @dataclass(frozen=True)
 class CaptionFile:
@@ -88,11 +90,19 @@ class CaptionFile:
         advice = "name another file with --output, and to training with --metadata_file (job.sh: METADATA_FILE)"
         return f"{advice}; to keep the rows of this one, copy it there first" if self.path.exists() else advice
 
-    def training_flags(self) -> str | None:
-        """The flags with which training reads the file; None where --dataset with the folder of pictures will do."""
+    def training_hint(self) -> str | None:
+        """How training reads the file, or why not; None where --dataset with the folder of pictures will do."""
         if self.is_of_data_set:
             return None
-        return f"--dataset {shlex.quote(str(self.image_dir))} --metadata_file {shlex.quote(str(self.path))}"
+        if links := self.outside_links():
+            return f"training refuses pictures that are links out of the folder, such as {links[0]}; {LINK_ADVICE}"
+        flags = f"--dataset {shlex.quote(str(self.root))} --metadata_file {shlex.quote(str(self.path))}"
+        return f"training reads these captions with {flags}"
+
+    def outside_links(self) -> list[str]:
+        """The pictures that are links out of the folder that the names are relative to: training refuses them."""
+        root = self.root.resolve()
+        return [self.name_of(path) for path in self.pictures() if not path.resolve().is_relative_to(root)]
 
     def pending(self, existing: Existing) -> list[Path]:
         """The pictures that are to be captioned."""
@@ -115,10 +125,18 @@ class CaptionFile:
         message = f"all {pictures} pictures in {self.image_dir} have a row"
         if not pictures:
             message = f"no pictures directly in {self.image_dir}, and {len(rows)} rows for other pictures"
-        if not (empty := sum(row.caption_fault is not None for row in rows)):
-            return message
-        captions = "1 caption is" if empty == 1 else f"{empty} captions are"
-        return f"{message}; {captions} empty or not there: write it by hand, or let --existing fill do it"
+        if empty := len(self.with_empty_row(rows)):
+            captions = "1 caption is" if empty == 1 else f"{empty} captions are"
+            message += f"; {captions} empty or not there: write it by hand, or let --existing fill do it"
+        return "\n  ".join([message, *self._faults_to_mend(rows)])
+
+    def _faults_to_mend(self, rows: Iterable[ScannedRow]) -> list[str]:
+        """The rows without a right caption that --existing fill leaves as they are, with a line above them."""
+        fillable = {self.name_of(path) for path in self.with_empty_row(rows)}
+        faulty = [row for row in rows if row.caption_fault and PurePosixPath(row.file_name).as_posix() not in fillable]
+        lines = [f"{row.where}: {row.picture_fault or row.caption_fault}" for row in faulty[:SHOWN_FAULTS]]
+        more = [f"... and {len(faulty) - len(lines)} more; --check lists all"] if len(lines) < len(faulty) else []
+        return ["to be mended by hand:", *lines, *more] if lines else []
 
 
 def locate_caption_file(image_dir: Path, output: Path | None, recursive: bool, column: str = "text") -> CaptionFile:
@@ -129,7 +147,9 @@ def locate_caption_file(image_dir: Path, output: Path | None, recursive: bool, c
     """
     path = output or own_metadata_file(image_dir) or image_dir / METADATA
     if path.is_dir():
-        raise UserError(f"--output {path}: a folder; name a file, such as {path / METADATA}")
+        if output:
+            raise UserError(f"--output {path}: a folder; name a file, such as {path / METADATA}")
+        raise UserError(f"{path}: a folder, not a file with captions; move it away, or name a file with --output")
     if output and path.suffix.lower() == ".csv" and not path.exists():
         raise UserError(f"--output {path}: captions are written as lines of JSON; name a file such as {METADATA}")
     if not output and (near_miss := near_miss_message(image_dir)):
@@ -147,8 +167,7 @@ def refuse_outside_links(file: CaptionFile) -> None:
     """UserError where a picture of a metadata.jsonl is a link out of the folder: training would refuse its row."""
     if file.path.name not in METADATA_FILES:
         return
-    root = file.root.resolve()
-    if outside := [file.name_of(path) for path in file.pictures() if not path.resolve().is_relative_to(root)]:
+    if outside := file.outside_links():
         links = "1 picture is a link" if len(outside) == 1 else f"{len(outside)} pictures are links"
         raise UserError(
             f"{file.image_dir}: {links} out of the folder, which training refuses: {outside[0]}; {LINK_ADVICE}"

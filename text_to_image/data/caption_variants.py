@@ -40,12 +40,16 @@ CAPTION_WORDS = (  # 'a detailed caption for this image', but not 'a shirt with 
     r"(?:(?:brief|concise|detailed|factual|full|generated|image|long|one-sentence|photo|picture|possible|short|simple"
     rf"|suitable|training),?\s+)*{CAPTION_NOUN}(?:\s+(?:of|for)\s+(?:the|this|your)\s+(?:image|photo|photograph|picture))?"
 )
+# 'Based on the image, ', and what may stand between 'the caption' and its colon.
+BASIS = r"(?:(?:based\s+on|from|given|looking\s+at)\s+[^\s,.:!?]+(?:\s+[^\s,.:!?]+){0,4},\s*)"
+IS = r"(?:\s+(?:as|be|could|follows|is|may|might|reads|would))*"
 ANNOUNCEMENT = re.compile(
-    rf"[*#\"\s]*(?:{CONSENT})?[*#\"\s]*(?:"
+    rf"[*#\"\s]*(?:{CONSENT})?{BASIS}?[*#\"\s]*(?:"
     rf"(?:here(?:\s+(?:is|are)|['’]s)|(?:this|below|the\s+following)\s+is)(?:\s+(?!of\b|with\b)[^\s.:!?]+){{0,6}}?\s+{CAPTION_NOUN}\b[^.:!?]*[:.]"
     r"|here(?:\s+is|['’]s)\s+(?:the|your)\s+(?:image|photo|photograph|picture)\s*:"
     r"|(?:the|this)\s+(?:image|photo|photograph|picture)\s+(?:shows|depicts|features)\s*:"
-    rf"|{CAPTION_WORDS}[*\s]*:)[*\"\s]*|[*#\s]*{CONSENT}",
+    r"|I(?:['’]d|\s+would|\s+could|\s+can)?\s+(?:caption|describe|summarize)\s+(?:it|the|this)(?:\s+[^\s,.:!?]+){0,4}\s*:"
+    rf"|{CAPTION_WORDS}{IS}[*\s]*:)[*\"\s]*|[*#\s]*{CONSENT}",
     re.IGNORECASE,
 )
 PRONOUNS = frozenset({"he", "it", "one", "she", "that", "there", "these", "they", "this", "those", "we", "you"})

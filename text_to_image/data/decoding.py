@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageFile, PngImagePlugin
@@ -25,8 +26,8 @@ class PictureError(ValueError):
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """The picture as Pillow opens it: the header is read, no pixel is decoded.
+def open_picture(path: Path | BytesIO) -> Iterator[ImageFile.ImageFile]:
+    """The picture of a file, or of a file's content, as Pillow opens it: the header is read, no pixel is decoded.
 
     PictureError where the file cannot be opened, has too many pixels, or where a decoder fails inside the `with`.
     """

@@ -29,7 +29,8 @@ FTYP_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 # What our scripts write among pictures and no data set contains: sheets, and pictures that a safety checker blackened.
 SHEETS = frozenset({"contact_sheet.jpg", "copies_sheet.jpg"})
 WITHHELD_SUFFIX = "-withheld"
-MASK_SUFFIX = ".mask"  # 1.mask.png beside 1.jpg says where in it something is
+WITHHELD = re.compile(rf".*-[0-9a-f]{{8}}-[0-9]+{WITHHELD_SUFFIX}\.(?:png|jpg)")
+MASK_ENDINGS = (".mask", "-masklabel")  # 1.mask.png, or OneTrainer's 1-masklabel.png: where in 1.jpg something is
 
 
 def find_image_files(folder: Path, recursive: bool = False) -> list[Path]:
@@ -118,15 +119,16 @@ def _raise(error: OSError) -> None:
 
 
 def _is_picture(path: Path) -> bool:
-    if path.name in SHEETS or path.stem.endswith(WITHHELD_SUFFIX):
+    if path.name in SHEETS or WITHHELD.fullmatch(path.name):
         return False
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _is_mask(path: Path, stems: Set[Path]) -> bool:
     """Whether the picture is the mask of another; `stems` are all pictures without their suffixes."""
-    stem = path.with_suffix("")
-    return stem.suffix.lower() == MASK_SUFFIX and stem.with_suffix("") in stems
+    name = path.stem
+    picture = next((name[: -len(ending)] for ending in MASK_ENDINGS if name.lower().endswith(ending)), "")
+    return picture != "" and path.with_name(picture) in stems
 
 
 def _is_unsupported(path: Path) -> bool:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageChops, ImageCms, ImageOps
 
 from data.decoding import open_picture
-from runtime.errors import WorkError
+from runtime.errors import WriteError
 from runtime.files import atomic_write
 
 JPEG_QUALITY = 95
@@ -61,7 +61,7 @@ def is_animation(path: Path) -> bool:
         return image.format != "MPO" and getattr(image, "is_animated", False)
 
 
-def load_pixel_values(path: Path, height: int, width: int, interpolation: str = "lanczos") -> torch.Tensor:
+def load_pixel_values(path: Path | BytesIO, height: int, width: int, interpolation: str = "lanczos") -> torch.Tensor:
     """(3, height, width) in [-1, 1]: resized to cover the size, then cropped at the centre.
 
     `interpolation` is a name of torchvision's; its 'nearest_exact' is Pillow's 'nearest'.
@@ -72,8 +72,8 @@ def load_pixel_values(path: Path, height: int, width: int, interpolation: str = 
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def open_image(path: Path, min_side: int | None = None) -> Image.Image:
-    """The picture in sRGB, upright by its EXIF orientation, on white where it is transparent.
+def open_image(path: Path | BytesIO, min_side: int | None = None) -> Image.Image:
+    """The picture of a file, or of its content, in sRGB, upright by its EXIF orientation, on white where transparent.
 
     With `min_side` a large JPEG may be decoded at a fraction of its size, no side shorter than that, which is faster
     and takes less memory. Raises ValueError as `read_image_size`.
@@ -176,13 +176,15 @@ def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> I
 def save_image(image: Image.Image, path: Path, **settings: Any) -> Path:
     """Saves as JPEG or PNG by the suffix, atomically: nobody who watches the folder opens half a picture.
 
-    `settings` go to Pillow's `save`. Raises WorkError where the file cannot be written.
+    `settings` go to Pillow's `save`. Raises WriteError where the file cannot be written.
     """
     jpeg: dict[str, Any] = {"format": "JPEG", "quality": JPEG_QUALITY}
     file_format = jpeg if path.suffix == ".jpg" else {"format": "PNG"}
+    encoded = BytesIO()  # Pillow does not notice that a nearly full disk takes only a part of what it writes
+    image.save(encoded, **file_format, **settings)
     try:
         with atomic_write(path) as beside:
-            image.save(beside, **file_format, **settings)
+            beside.write_bytes(encoded.getbuffer())
     except OSError as error:
-        raise WorkError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from None
     return path

@@ -67,7 +67,7 @@ def read_captions(
         raise UserError(_missing_metadata_message(folder, files))
     rows = read_existing_captions(folder, column, check, files)
     if not rows:
-        raise UserError(f"{files[0].path} has no rows; {_how_to_caption(folder, files)}")
+        raise UserError(f"{files[0].path} has no rows; {_how_to_add_rows(files[0])}")
     return rows
 
 
@@ -92,9 +92,9 @@ def read_existing_captions(
     return rows
 
 
-def scan_captions(folder: Path, column: str = "text") -> list[ScannedRow]:
-    """The rows of all metadata files of the folder, bad ones too, as `scan_rows` returns them."""
-    return _scan(find_metadata_files(folder), Path(folder), column)
+def scan_captions(folder: Path, column: str = "text", named: Path | None = None) -> list[ScannedRow]:
+    """The rows of all metadata files of the folder, or of the file `named`, bad ones too, as `scan_rows` does."""
+    return _scan(find_metadata_files(folder, named=named), Path(folder), column)
 
 
 def scan_rows(path: Path, folder: Path, column: str = "text") -> list[ScannedRow]:
@@ -105,18 +105,25 @@ def scan_rows(path: Path, folder: Path, column: str = "text") -> list[ScannedRow
     return _scan([MetadataFile(path, folder)] if path.exists() else [], folder, column)
 
 
-def describe_captions(folder: Path, files: Sequence[MetadataFile], column: str) -> dict[str, list[str]]:
-    """Which files the captions are from, and which say something else; nothing where all is in one metadata.jsonl."""
+def describe_captions(
+    folder: Path, files: Sequence[MetadataFile], column: str, leave_out: Path | None = None
+) -> dict[str, list[str]]:
+    """Which files the captions are from, and which say something else; nothing where all is in one metadata.jsonl.
+
+    `leave_out` is a folder of other pictures, whose captions do not belong here.
+    """
     rows = _scan(files, folder, column)
     nested = [file.prefix.as_posix() for file in files if file.prefix.parts]
     elsewhere = [str(file.path) for file in files if not file.is_of_folder]
-    passed_over = [file.full_name(file.path.name) for file in find_metadata_files(folder)] if elsewhere else []
+    there = [file.full_name(file.path.name) for file in find_metadata_files(folder, leave_out)]
+    there += unread_metadata_files(folder, leave_out)
+    read = {file.path.resolve() for file in files}
     pairs = [(folder / row.file_name, row.captions) for row in rows if not row.picture_fault]
     differing = [path.relative_to(folder).as_posix() for path in find_differing_sidecars(pairs)]
     notes = {
         "from": elsewhere,
         "from the metadata files of sub-folders, too": nested,
-        "NOT READ": passed_over or unread_metadata_files(folder),
+        "NOT READ": [name for name in there if (folder / name).resolve() not in read],
         "TEXT FILES that differ from the row of their picture, which counts": differing,
     }
     return {words: names for words, names in notes.items() if names}
@@ -259,7 +266,10 @@ def _refuse(files: Sequence[MetadataFile], faults: Sequence[str]) -> None:
 
 def _missing_metadata_message(folder: Path, files: Sequence[MetadataFile]) -> str:
     if files:
-        return f"--metadata_file {files[0].path}: no such file; {_how_to_caption(folder, files)}"
+        path = files[0].path
+        if path.is_dir():
+            return f"{path} is a folder, not a file with captions; name a file, or move the folder away"
+        return f"--metadata_file {path}: no such file; {_how_to_caption(folder, files)}"
     pictures = find_image_files(folder)
     if near_miss := near_miss_message(folder):
         return near_miss
@@ -271,9 +281,19 @@ def _missing_metadata_message(folder: Path, files: Sequence[MetadataFile]) -> st
     return f"no {METADATA} in {folder}; {_how_to_caption(folder)}{texts}"
 
 
+def _how_to_add_rows(file: MetadataFile) -> str:
+    command = _how_to_caption(file.folder / file.prefix, [file])
+    if file.path.suffix.lower() != ".csv":
+        return command
+    return f"write them there by hand, or {'move it away and ' if file.is_of_folder else ''}{command}"
+
+
 def _how_to_caption(folder: Path, files: Sequence[MetadataFile] = ()) -> str:
     command = f'caption the pictures with: python "{SCRIPTS / "img_captioning.py"}" --image_dir "{folder}"'
     if elsewhere := next((file.path for file in files if not file.is_of_folder), None):
+        if elsewhere.suffix.lower() == ".csv":  # which is read and never written
+            elsewhere = elsewhere.with_suffix(".jsonl")
+            return f'{command} --output "{elsewhere}", and train with --metadata_file "{elsewhere}"'
         return f'{command} --output "{elsewhere}"'
     if os.access(folder, os.W_OK):
         return command

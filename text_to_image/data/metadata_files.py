@@ -5,7 +5,7 @@ As `datasets`' imagefolder finds them: metadata.jsonl or metadata.csv, each for 
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -34,8 +34,9 @@ class MetadataFile:
     @property
     def is_of_folder(self) -> bool:
         """Whether training reads the file without being told to."""
-        where = self.folder / self.prefix
-        return self.path.name in METADATA_FILES and self.path.parent.resolve() == where.resolve()
+        where, name = self.folder / self.prefix, self.path.name
+        counts = name == METADATA or name == METADATA_CSV and not (where / METADATA).exists()
+        return counts and self.path.parent.resolve() == where.resolve()
 
     def where(self, line: int) -> str:
         """'metadata.jsonl, line 3', with the sub-folder."""
@@ -78,24 +79,39 @@ def find_metadata_files(folder: Path, leave_out: Path | None = None, named: Path
     folder = Path(folder)
     if named:
         return [named_metadata_file(named, folder)]
+    read = ((here, own_metadata_file(here)) for here, _, is_read in _walk(folder, leave_out) if is_read)
+    return [MetadataFile(path, folder, _place(here, folder)) for here, path in read if path]
+
+
+def unread_metadata_files(folder: Path, leave_out: Path | None = None) -> list[str]:
+    """What holds captions and is not read: a metadata.csv beside a metadata.jsonl, folders of other splits, and files
+    that only look like a metadata file."""
+    folder, unread = Path(folder), []
+    for here, names, is_read in _walk(folder, leave_out):
+        present, place = [name for name in METADATA_FILES if name in names], _place(here, folder)
+        if is_read:
+            passed_over = present[1:] if present else _near_misses(names)
+            unread += [(place / name).as_posix() for name in passed_over]
+        elif present:
+            unread.append(f"{place.as_posix()}/")
+    return unread
+
+
+def _walk(folder: Path, leave_out: Path | None) -> Iterator[tuple[Path, list[str], bool]]:
+    """The folder and those below it, the names of their files, and whether their captions are of the split that is
+    trained on; without hidden folders and `leave_out`. A folder that cannot be listed is empty."""
     left_out = leave_out.resolve() if leave_out else None
-    files = []
-    for name, subfolders, _ in os.walk(folder):  # a folder that cannot be listed has no file
+    for name, subfolders, names in os.walk(folder):
         here = Path(name)
         subfolders[:] = sorted((sub for sub in subfolders if not sub.startswith((".", "__"))), key=natural_key)
-        if left_out and here.resolve() == left_out or here.name in OTHER_SPLITS and here != folder:
+        if left_out and here.resolve() == left_out:
             subfolders.clear()
-        elif path := own_metadata_file(here):
-            files.append(MetadataFile(path, folder, PurePosixPath(here.relative_to(folder).as_posix())))
-    return files
+        else:
+            yield here, names, OTHER_SPLITS.isdisjoint(here.relative_to(folder).parts)
 
 
-def unread_metadata_files(folder: Path) -> list[str]:
-    """The metadata.csv beside a metadata.jsonl, and the folders of other splits that have captions."""
-    folder = Path(folder)
-    unread = [METADATA_CSV] if all((folder / name).exists() for name in METADATA_FILES) else []
-    splits = (path for path in folder.iterdir() if path.name in OTHER_SPLITS and own_metadata_file(path))
-    return unread + sorted(f"{path.name}/" for path in splits)
+def _place(here: Path, folder: Path) -> PurePosixPath:
+    return PurePosixPath(here.relative_to(folder).as_posix())
 
 
 def pictures_without_row(files: Sequence[MetadataFile], known: Iterable[Path]) -> list[Path]:
@@ -110,11 +126,16 @@ def near_miss_message(folder: Path) -> str | None:
     where the folder has the right one."""
     if own_metadata_file(folder):
         return None
-    files = [path for here in (folder, folder / "train") if here.is_dir() for path in sorted(here.iterdir())]
-    if parquet := next((path for path in files if path.name == PARQUET), None):
+    folders = [here for here in (folder, folder / "train") if here.is_dir() and not own_metadata_file(here)]
+    near = [here / name for here in folders for name in _near_misses(path.name for path in here.iterdir())]
+    if parquet := next((path for path in near if path.name == PARQUET), None):
         return f"{parquet} has the captions; training reads it as it is, and nothing is captioned"
-    if not (near := next((path for path in files if NEAR_MISS.fullmatch(path.name) and path.is_file()), None)):
+    if not (path := next((path for path in near if path.is_file()), None)):
         return None
-    comma = re.search(r"\.csv\b", near.name, re.IGNORECASE)
+    comma = re.search(r"\.csv\b", path.name, re.IGNORECASE)
     name, content = (METADATA_CSV, "columns file_name,text") if comma else (METADATA, "a JSON object in each line")
-    return f"{near} is not read; if it holds the captions, rename it to {name} ({content}), else move it away"
+    return f"{path} is not read; if it holds the captions, rename it to {name} ({content}), else move it away"
+
+
+def _near_misses(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if name == PARQUET or NEAR_MISS.fullmatch(name))

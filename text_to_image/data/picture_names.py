@@ -104,12 +104,12 @@ class PictureNames:
 
 
 def _similarity_key(name: str) -> str:
-    """The name without case, accents, blanks, dashes, underscores and the suffixes of pictures."""
+    """The name without case, accents, suffixes of pictures and what separates words; '1_1' does not become '11'."""
     letters = (c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
     key = "".join(letters).casefold().strip().replace("%20", " ")
     while PurePosixPath(key).suffix in IMAGE_SUFFIXES:
         key = key[: -len(PurePosixPath(key).suffix)]
-    return re.sub(r"[\s_-]+", "", key)
+    return re.sub(r"(?<![0-9]) | (?![0-9])", "", re.sub(r"[\s_-]+", " ", key))
 
 
 def _digits(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.hub_datasets import find_captioned_folder
 from data.image_files import find_image_files
 from data.images import open_image, read_image_size, save_image
 from data.metadata import scan_captions
@@ -36,7 +37,9 @@ def check_copies(args: argparse.Namespace) -> None:
     sheet = sheet_path(args)
     similarity = load_similarity(args.embedder)
     generated, unreadable = open_pictures(generated_pictures(args.generated), "--generated", args.generated)
-    training, more_unreadable = open_pictures(training_pictures(args.dataset), "--dataset", args.dataset)
+    training, more_unreadable = open_pictures(
+        training_pictures(args.dataset, args.metadata_file), "--dataset", args.dataset
+    )
     print(f"{len(generated)} generated pictures, {len(training)} training pictures; {similarity.name}", flush=True)
 
     report = compare(similarity, generated, training)
@@ -95,12 +98,16 @@ def generated_pictures(folder: Path) -> list[Path]:
     return [path for path in found if path.name in models and models[path.name] == newest]
 
 
-def training_pictures(folder: Path) -> list[Path]:
-    """The pictures that have a row, whatever their captions; without rows all in the folder. UserError if there are
-    none, or if one is missing."""
-    found, rows = find_image_files(folder), scan_captions(folder)
+def training_pictures(folder: Path, metadata_file: Path | None = None) -> list[Path]:
+    """The pictures that have a row where training reads them, whatever their captions; without any row all in the
+    folder. UserError if there are none, or if one is missing."""
+    found = find_image_files(folder)
+    folder = find_captioned_folder(folder, metadata_file) or folder
+    rows = scan_captions(folder, named=metadata_file)
     if wrong := next((row for row in rows if row.picture_fault), None):
-        raise UserError(f"--dataset {folder}: {wrong.where}: {wrong.picture_fault}")
+        raise UserError(f"{metadata_file or f'--dataset {folder}'}: {wrong.where}: {wrong.picture_fault}")
+    if metadata_file and not rows:
+        raise UserError(f"--metadata_file {metadata_file}: no rows in it; name the file that training read")
     if not (pictures := [folder / row.file_name for row in rows] or found):
         raise UserError(f"--dataset {folder}: no pictures in it")
     return pictures

@@ -21,7 +21,7 @@ from models.loading import DTYPES, load_vae, quiet_libraries
 from models.one_file import SUFFIX
 from runtime.devices import choose_device
 from runtime.errors import UserError, WorkError, advice_for, first_line
-from runtime.files import atomic_write, remove_stale_partial_files, write_text_atomically
+from runtime.files import atomic_write, remove_stale_partial_files, set_mode, write_text_atomically
 from runtime.paths import display_path
 
 HASH_PLACEHOLDER = "0x" + "0" * 64  # as long as the real hash, which is written over it
@@ -129,7 +129,7 @@ def write_file(path: Path, weights: StateDict, metadata: dict[str, str]) -> None
     path.touch()
     mode = path.stat().st_mode
     save_file(weights, path, {**metadata, "modelspec.hash_sha256": HASH_PLACEHOLDER})
-    path.chmod(mode)  # save_file makes the file readable for its owner only
+    set_mode(path, mode)  # save_file makes the file readable for its owner only
     with open(path, "r+b") as file:
         header = file.read(int.from_bytes(file.read(8), "little"))
         digest = hashlib.sha256()

@@ -3,7 +3,7 @@
 import functools
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,16 @@ from models.folders import (
     FolderLike,
     ModelShape,
     StoredTensor,
-    has_safety_checker,
     kept_extras,
     list_loaded_weights,
     loading_errors,
     read_header,
     read_index,
     read_shape,
+    refuse_weights,
 )
 from models.loading import (
+    STORED_DTYPES,
     load_feature_extractor,
     load_noise_scheduler,
     load_scheduler,
@@ -62,9 +63,7 @@ OLD_NAMES = (
     (re.compile(r"(attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
 )
 POSITION_IDS = "position_ids"  # numbers 0, 1, 2, ..., which older files hold and newer ones do not
-DTYPES = ("F16", "BF16", "F32", "F64")
 SHORTEST_CHUNK = 3  # tokens: start, one word, end
-NAMES_SHOWN = 5
 
 
 def check_model(folder: FolderLike) -> None:
@@ -82,6 +81,7 @@ def _check_once(folder: FolderLike, states: frozenset[tuple[Path, int, int]]) ->
     _check_classes(folder)
     shape = read_shape(folder)
     unet, vae, text_encoder = (_check_weights(folder, part) for part in ("unet", "vae", "text_encoder"))
+    _check_scaling(folder, vae)
     _check_tokenizer(folder, text_encoder.config.vocab_size)
     _check_schedulers(folder, unet)
     _check_forward(folder, (unet, vae, text_encoder), shape)
@@ -98,12 +98,13 @@ def _check_classes(folder: FolderLike) -> None:
 
 
 def _check_extras(folder: FolderLike) -> None:
-    """Those that a result will have, and the safety checker that pictures are shown to."""
-    if "feature_extractor" in kept_extras(folder) or has_safety_checker(folder):
+    """Those that a result will have; pictures are shown to that safety checker."""
+    kept = kept_extras(folder)
+    if "feature_extractor" in kept:
         extractor = load_feature_extractor(folder)
         with loading_errors(folder, "feature_extractor"):
             pixels = extractor([Image.new("RGB", (64, 64))], return_tensors="pt").pixel_values
-    if has_safety_checker(folder):
+    if "safety_checker" in kept:
         checker = _check_weights(folder, "safety_checker")
         with loading_errors(folder, "safety_checker, or its feature_extractor,"), torch.device("meta"):
             checker.visual_projection(checker.vision_model(pixels.to("meta"))[1])
@@ -141,18 +142,11 @@ def _compare_weights(where: str, wanted: dict[str, tuple[int, ...]], found: dict
     misshapen = [
         f"{name} {shapes[name]}, not {shape}" for name, shape in wanted.items() if shapes.get(name, shape) != shape
     ]
-    stored = [f"{name} as {tensor.dtype}" for name, tensor in found.items() if tensor.dtype not in DTYPES]
-    _refuse(f"{where}: weights are missing", wanted.keys() - found.keys())
-    _refuse(f"{where}: it has weights that config.json does not ask for", found.keys() - wanted.keys())
-    _refuse(f"{where}: weights have other sizes than config.json asks for", misshapen)
-    _refuse(f"{where}: only fp16, bf16 and fp32 can be used, and it has", stored)
-
-
-def _refuse(message: str, names: Iterable[str]) -> None:
-    names = sorted(names)
-    if names:
-        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-        raise UserError(f"{message}: {', '.join(names[:NAMES_SHOWN])}{more}")
+    stored = [f"{name} as {tensor.dtype}" for name, tensor in found.items() if tensor.dtype not in STORED_DTYPES]
+    refuse_weights(f"{where}: weights are missing", wanted.keys() - found.keys())
+    refuse_weights(f"{where}: it has weights that config.json does not ask for", found.keys() - wanted.keys())
+    refuse_weights(f"{where}: weights have other sizes than config.json asks for", misshapen)
+    refuse_weights(f"{where}: only fp16, bf16, fp32 and fp64 can be used, and it has", stored)
 
 
 def _current_name(name: str) -> str:
@@ -164,6 +158,14 @@ def _current_name(name: str) -> str:
 def _display_files(folder: FolderLike, files: list[Path]) -> str:
     more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
     return f"{folder}: {files[0].relative_to(Path(folder))}{more}"
+
+
+def _check_scaling(folder: FolderLike, vae: AutoencoderKL) -> None:
+    """UserError unless latents can be multiplied with the VAE's factor, and divided by it again, in fp32."""
+    factor, smallest = vae.config.scaling_factor, torch.finfo(torch.float32).tiny
+    with loading_errors(folder, "vae"):
+        if not isinstance(factor, int | float) or not smallest < factor < 1 / smallest:
+            raise ValueError(f"its scaling_factor is {factor!r}, where a number above 0 belongs")
 
 
 # --- tokenizer and schedulers ---------------------------------------------------------------------------------------

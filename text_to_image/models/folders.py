@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ SHAPE_KEYS: dict[str, dict[str, Any]] = {  # of a part's config.json, with their
     "unet": {"in_channels": int, "sample_size": int | list, "block_out_channels": list, "down_block_types": list},
     "vae": {"latent_channels": int, "block_out_channels": list},
 }
+NAMES_SHOWN = 5  # of weights that are refused
 HASHED_BYTES = 1 << 20  # at the head and at the tail of a weights file
 # What a UNet may ask for beside noisy latents, timestep and text, by the key of its config.
 OTHER_CONDITIONS = {
@@ -157,8 +158,9 @@ def _read_json(folder: FolderLike, name: str, keys: Mapping[str, Any] | None = N
 
 
 def has_safety_checker(folder: FolderLike) -> bool:
-    """Whether the safety checker is there with its weights, and the feature extractor that reads pictures for it."""
-    return _has_extra(folder, "safety_checker") and _has_extra(folder, "feature_extractor")
+    """Whether pictures are shown to a safety checker: model_index.json names it and its feature extractor, and both
+    are there."""
+    return "safety_checker" in kept_extras(folder)
 
 
 def kept_extras(folder: FolderLike) -> list[str]:
@@ -260,6 +262,14 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 f"{path.name} is no whole safetensors file ({first_line(error)}); download it again (a clone without "
                 "Git LFS has a note instead)"
             ) from None
+
+
+def refuse_weights(message: str, names: Iterable[str]) -> None:
+    """UserError that begins with `message` and has the first of the weights' names, unless there are none."""
+    names = sorted(names)
+    if names:
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        raise UserError(f"{message}: {', '.join(names[:NAMES_SHOWN])}{more}")
 
 
 def fingerprint_model(folder: FolderLike, parts: Sequence[str] = PARTS) -> str:

@@ -7,7 +7,7 @@ With `_` for each dot and without prefixes they are looked up in one table, whic
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,9 @@ from safetensors import safe_open
 
 from models.folders import FolderLike, loading_errors, read_weight_shapes
 from models.ldm_keys import unet_key_map
+from models.loading import is_finite
 from runtime.errors import UserError
+from runtime.text_files import read_utf8
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
@@ -61,7 +63,7 @@ def files_of_lora(path: Path) -> list[Path]:
 def read_lora_file(path: Path, device: str = "cpu") -> LoraFile:
     """Every layer in the file; on the device 'meta' only the shapes are read.
 
-    UserError for a file that is damaged, of another kind of adapter, or lacks one of a layer's matrices.
+    UserError for a file that is damaged, of another kind of adapter, or whose settings are of other types than peft's.
     """
     layers: dict[str, Matrices] = {}
     with loading_errors(path.parent, path.name), safe_open(path, "pt") as opened:
@@ -76,8 +78,8 @@ def read_lora_file(path: Path, device: str = "cpu") -> LoraFile:
     if not layers:
         raise UserError(f"{path}: not a LoRA: there is no weight in it")
     for layer, matrices in layers.items():
-        if not _is_complete(matrices):
-            raise UserError(f"{path}: damaged: of {layer} it has only {', '.join(sorted(matrices))}")
+        if fault := _layer_fault(layer, matrices):
+            raise UserError(f"{path}: damaged: {fault}")
     return LoraFile(path, layers, config)
 
 
@@ -97,18 +99,81 @@ def _split_name(path: Path, name: str) -> tuple[str, str]:
     raise UserError(f"{path}: not a LoRA for Stable Diffusion 1.x or 2.x: it has {name}")
 
 
+def _layer_fault(layer: str, matrices: Matrices) -> str | None:
+    """What is wrong with the tensors of a layer, whatever the base; None where nothing is."""
+    if not _is_complete(matrices):
+        return f"of {layer} it has only {', '.join(sorted(matrices))}"
+    for role, tensor in matrices.items():
+        if role != "alpha" and tensor.dim() < 2:
+            return f"{role} of {layer} has the shape {tuple(tensor.shape)}, where a matrix belongs"
+    alpha = matrices.get("alpha")
+    if alpha is not None and (alpha.numel() != 1 or not alpha.isfinite().all()):
+        return f"alpha of {layer} is {alpha.tolist()}, where a number belongs"
+    return None
+
+
 def _read_config(path: Path, metadata: Mapping[str, str], names: Iterable[str]) -> dict[str, Any]:
     """UserError where peft's file is alone, as nothing else says its strength."""
     if not any(name.startswith(PEFT_PREFIX) for name in names):
-        return json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        return _parse_config(f"{path}: lora_adapter_metadata", metadata.get("lora_adapter_metadata", "{}"))
     file = path.parent / PEFT_CONFIG
     if not file.is_file():
         raise UserError(f"{path}: peft keeps the strength of such a file in {PEFT_CONFIG}; put that beside it")
-    config = json.loads(file.read_text(encoding="utf-8"))
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind not in PEFT_KINDS:
+    config = _parse_config(str(file), read_utf8(file))
+    if (kind := config.get("peft_type")) not in PEFT_KINDS:
         raise UserError(f"{file}: an adapter of the kind {kind}; {', '.join(PEFT_KINDS)} can be used")
     return config
+
+
+def _parse_config(where: str, text: str) -> dict[str, Any]:
+    """UserError that begins with `where` unless the text is a JSON object whose settings have peft's types."""
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where}: not JSON") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{where}: not a JSON object")
+    for key, value in config.items():
+        name = key.removeprefix("unet.").removeprefix("text_encoder.")
+        if name in SETTINGS and value is not None and not SETTINGS[name].check(value):
+            raise UserError(f"{where}: its {key} is {json.dumps(value)[:80]}, where {SETTINGS[name].wanted} belongs")
+    return config
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _is_rank(value: Any) -> bool:
+    return _is_finite_number(value) and value > 0
+
+
+def _is_alpha_pattern(value: Any) -> bool:
+    """{regular expression for the end of a layer's name: alpha}"""
+    try:
+        return all(_is_finite_number(alpha) and _layers_ending(end) for end, alpha in value.items())
+    except (AttributeError, re.error, OverflowError, RecursionError):
+        return False
+
+
+def _layers_ending(end: str) -> re.Pattern[str]:
+    """Matches the names of layers as peft does with a key of alpha_pattern."""
+    return re.compile(rf"(^|\.)({end.removeprefix('text_model.')})$")
+
+
+class Setting(NamedTuple):
+    check: Callable[[Any], bool]
+    wanted: str
+
+
+# What is read of a config, and must be there or null.
+SETTINGS = {
+    "r": Setting(_is_rank, "a number above 0"),
+    "lora_alpha": Setting(_is_finite_number, "a number"),
+    "alpha": Setting(_is_finite_number, "a number"),
+    "alpha_pattern": Setting(_is_alpha_pattern, "{the end of a layer's name: a number}"),
+    "use_rslora": Setting(lambda value: isinstance(value, bool), "true or false"),
+}
 
 
 # --- its place in a base --------------------------------------------------------------------------------------------
@@ -136,7 +201,7 @@ def _misfit(layer: str, matrices: Matrices, shape: tuple[int, ...] | None) -> st
         return f"this model has no {layer}"
     try:
         delta = tuple(_delta_weight(matrices).shape)
-    except RuntimeError:
+    except (RuntimeError, IndexError):  # of sizes, or of numbers of dimensions
         return f"the matrices of {layer} do not fit each other"
     if delta[0] == shape[0] and math.prod(delta) == math.prod(shape):
         return None
@@ -183,7 +248,7 @@ def _with_old_names(places: dict[str, str]) -> dict[str, str]:
 def fuse_lora(lora: LoraFile, model: torch.nn.Module, part: str, scale: float) -> None:
     """Adds the layers that are for `part` ('unet' or 'text_encoder'), times `scale`, to the weights of `model`.
 
-    The file has passed `check_lora_fits`.
+    The file has passed `check_lora_fits`. UserError where what a layer adds is not finite.
     """
     weights = dict(model.named_parameters())
     places = (_unet_places if part == "unet" else _text_encoder_places)(weights)
@@ -191,6 +256,8 @@ def fuse_lora(lora: LoraFile, model: torch.nn.Module, part: str, scale: float) -
         for layer, matrices in lora.layers.items():
             if name := places.get(_flat(layer)):
                 delta = _delta_weight(matrices) * (_strength(matrices, part, name, lora.config) * scale)
+                if not is_finite(delta):
+                    raise UserError(f"{lora.path}: damaged: what {layer} adds is not finite (NaN or infinite)")
                 weights[name].add_(delta.reshape(weights[name].shape))
 
 
@@ -243,7 +310,7 @@ def _strength(matrices: Matrices, part: str, weight: str, config: Mapping[str, A
     layer = weight.removeprefix("text_model.").removesuffix(".weight")
     patterns = setting("alpha_pattern") or {}
     alphas = [matrices["alpha"].item()] if "alpha" in matrices else []
-    alphas += [patterns[end] for end in patterns if re.search(rf"(^|\.)({end.removeprefix('text_model.')})$", layer)]
+    alphas += [patterns[end] for end in patterns if _layers_ending(end).search(layer)]
     alphas += [alpha for name in ("lora_alpha", "alpha") if (alpha := setting(name)) is not None]
     return (alphas or [rank])[0] / (math.sqrt(rank) if setting("use_rslora") else rank)
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from models.folders import refuse_weights
 from models.ldm_keys import (
     OPEN_CLIP_VIT_H_LAYERS,
     VAE_PREFIX,
@@ -32,6 +33,7 @@ from models.ldm_keys import (
     unet_key_map,
     vae_key_map,
 )
+from models.loading import STORED_DTYPES
 from models.one_file_configs import (
     EMA_PREFIX,
     CheckpointFile,
@@ -50,7 +52,7 @@ from models.tokenizer_files import (
     write_tokenizer,
 )
 from runtime.errors import UserError, WorkError, advice_for, first_line
-from runtime.files import atomic_folder, write_text_atomically
+from runtime.files import atomic_folder, set_mode, write_text_atomically
 from runtime.paths import display_path
 
 SUFFIX = ".safetensors"
@@ -69,7 +71,6 @@ MODEL_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}  # by safetensors' names
 FORMAT = 2  # of converted folders; raise it when another folder is made of the same file
 SOURCE_FILE = "source.json"  # in a converted folder: the file that it was made of
 # What files hold beside the weights that are used: the noise schedule, the parts of CLIP that only compare texts with
@@ -80,7 +81,6 @@ NOT_USED = re.compile(
     r"(transformer\.)?((text_model\.)?embeddings\.position_ids|logit_scale|text_projection(\.weight)?)|"
     rf"model\.(text_projection|logit_scale|attn_mask|transformer\.resblocks\.{OPEN_CLIP_VIT_H_LAYERS - 1}\..+))"
 )
-NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def open_checkpoint(path: Path, asked: str) -> Iterator[CheckpointFile]:
     if path.suffix != SUFFIX:
         weights = _load_pickle(path, asked)
         shapes = {key: tuple(weight.shape) for key, weight in weights.items()}
-        names = {dtype: name for name, dtype in DTYPES.items()}
+        names = {dtype: name for name, dtype in STORED_DTYPES.items()}
         dtypes = {key: names.get(weight.dtype, str(weight.dtype)) for key, weight in weights.items()}
         yield CheckpointFile(path, shapes, dtypes, {}, weights.__getitem__)
         return
@@ -285,11 +285,11 @@ def plan_conversion(file: CheckpointFile, asked: str) -> Conversion:
     }
     wanted = {name for names in parts.values() for name in names}
     extra = [name for name in file.shapes if name not in wanted and not NOT_USED.fullmatch(name)]
-    _refuse_weights(f"{asked}: weights are missing", wanted - file.shapes.keys())
-    _refuse_weights(f"{asked}: it has weights that Stable Diffusion {file.version}.x does not have", extra)
+    refuse_weights(f"{asked}: weights are missing", wanted - file.shapes.keys())
+    refuse_weights(f"{asked}: it has weights that Stable Diffusion {file.version}.x does not have", extra)
     dtypes = {part: _common_dtype(file, part, names, asked) for part, names in parts.items()}
     conversion = Conversion(_describe(file, sampling), configs, parts, shapes, dtypes)
-    _refuse_weights(
+    refuse_weights(
         f"{asked}: weights have other sizes than the rest of the file asks for", _misshapen(file, conversion)
     )
     return conversion
@@ -333,9 +333,10 @@ def _text_encoder_names(file: CheckpointFile, keys: Iterable[str]) -> dict[str, 
 def _common_dtype(file: CheckpointFile, part: str, names: Iterable[str], asked: str) -> torch.dtype:
     """The precision of a part's weights in the file; fp32 where that is not one for all."""
     found = {file.dtypes[name] for name in names}
-    if unknown := sorted(found.difference(DTYPES)):
-        raise UserError(f"{asked}: its {part} is stored as {', '.join(unknown)}; fp16, bf16 and fp32 can be used")
-    return functools.reduce(torch.promote_types, (DTYPES[name] for name in found))
+    if unknown := sorted(found.difference(STORED_DTYPES)):
+        known = "fp16, bf16, fp32 and fp64"
+        raise UserError(f"{asked}: its {part} is stored as {', '.join(unknown)}; {known} can be used")
+    return functools.reduce(torch.promote_types, (STORED_DTYPES[name] for name in found))
 
 
 def _misshapen(file: CheckpointFile, conversion: Conversion) -> list[str]:
@@ -350,13 +351,6 @@ def _misshapen(file: CheckpointFile, conversion: Conversion) -> list[str]:
     return found
 
 
-def _refuse_weights(message: str, names: Iterable[str]) -> None:
-    names = sorted(names)
-    if names:
-        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-        raise UserError(f"{message}: {', '.join(names[:NAMES_SHOWN])}{more}")
-
-
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
@@ -365,7 +359,8 @@ def write_folder(file: CheckpointFile, conversion: Conversion, folder: Path) -> 
     for part, name in WEIGHTS.items():
         _write_json(folder / part / "config.json", conversion.configs[part])
         save_file(read_part(file, conversion, part), folder / part / name, {"format": "pt"})
-        (folder / part / name).chmod((folder / part / "config.json").stat().st_mode)  # save_file: for its owner only
+        mode = (folder / part / "config.json").stat().st_mode
+        set_mode(folder / part / name, mode)  # save_file makes it readable for its owner only
     scheduler = conversion.configs["scheduler"]
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     _write_json(folder / "model_index.json", {**MODEL_INDEX, "scheduler": ["diffusers", scheduler["_class_name"]]})

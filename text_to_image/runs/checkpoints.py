@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from runtime.errors import UserError, WorkError, first_line, is_disk_full
-from runtime.files import flush_to_disk
+from runtime.files import flush_to_disk, format_size, size_on_disk
 
 MANIFEST, STATE = "manifest.json", "training_state.pt"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -46,7 +46,7 @@ def save_checkpoint(
         _write_manifest(partial, {"step": step, "trained": record["trained"], "fingerprint": record["fingerprint"]})
         _rename(partial, checkpoint)
     except Exception as error:
-        written, free = _size(partial), shutil.disk_usage(folder).free
+        written, free = size_on_disk(partial), shutil.disk_usage(folder).free
         shutil.rmtree(partial, ignore_errors=True)
         if is_disk_full(error) or isinstance(error, OSError):
             raise WorkError(_describe_failed_write(error, checkpoint, written, free)) from None
@@ -74,12 +74,12 @@ def _rename(partial: Path, checkpoint: Path) -> None:
 
 def _describe_failed_write(error: Exception, checkpoint: Path, written: int, free: int) -> str:
     complete = complete_checkpoints(checkpoint.parent)
-    needed = f"about {_gb(_size(complete[-1]))}" if complete else f"more than {_gb(written)}"
+    needed = f"about {format_size(size_on_disk(complete[-1]))}" if complete else f"more than {format_size(written)}"
     last = complete[-1].name if complete else "none yet"
     return (
         f"{checkpoint.parent}: {checkpoint.name} could not be written ({first_line(error)}): it needs {needed}, "
-        f"{_gb(free)} were free after {_gb(written)} of it, which are removed now; the last good checkpoint: {last}. "
-        "Make room, or check the permissions, and run the same command again"
+        f"{format_size(free)} were free after {format_size(written)} of it, which are removed now; the last good "
+        f"checkpoint: {last}. Make room, or check the permissions, and run the same command again"
     )
 
 
@@ -87,10 +87,10 @@ def remove_oldest_checkpoints(folder: Path, limit: int | None, keep: Collection[
     """Keeps the `limit` newest complete checkpoints (None: all) and those of the steps in `keep`."""
     for checkpoint in complete_checkpoints(folder)[: -limit if limit else 0]:
         if checkpoint_step(checkpoint) not in keep:
-            _remove(checkpoint)
+            remove_checkpoint(checkpoint)
 
 
-def _remove(checkpoint: Path) -> None:
+def remove_checkpoint(checkpoint: Path) -> None:
     """Renames it first, so that a kill in between leaves no damaged checkpoint; the next start removes the rest."""
     renamed = checkpoint.with_name(f"{PARTIAL}removed-{checkpoint.name}")
     shutil.rmtree(renamed, ignore_errors=True)
@@ -98,16 +98,8 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(renamed, ignore_errors=True)
 
 
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
-
-
 def _list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in _list_files(folder))
 
 
 def _sizes_and_hashes(files: dict[str, Path]) -> dict[str, dict[str, Any]]:
@@ -182,7 +174,7 @@ def remove_later_checkpoints(folder: Path, step: int, fingerprint: str) -> None:
     What a killed process left half written or half removed goes too. Other runs' checkpoints stay.
     """
     for checkpoint in later_checkpoints(folder, step, fingerprint):
-        _remove(checkpoint)
+        remove_checkpoint(checkpoint)
     for partial in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(partial, ignore_errors=True)
 

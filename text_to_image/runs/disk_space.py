@@ -1,8 +1,11 @@
-"""What a run will write and whether there is room for it, before the first step."""
+"""What a run will write, whether there is room for it, and a reserve, so that a full disk costs no steps."""
 
 import argparse
+import contextlib
+import ctypes
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,8 +19,11 @@ from models.lora import LORA_TARGETS
 from models.text_encoding import count_chunks
 from runs.checkpoints import complete_checkpoints
 from runtime.errors import WorkError
+from runtime.files import size_on_disk
 
 FLOAT = 4  # bytes
+RESERVE = ".reserve"
+MARGIN = 1 << 20  # bytes of a checkpoint that are not weights, and of the rows before it
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,11 @@ class DiskSpace:
     kept: int  # how many checkpoints there will be at the end
     needed: int  # still: encodings, checkpoints and the result, at the worst moment
     free: int
+    result: int = 0
+
+    @property
+    def reserve(self) -> int:
+        return int(self.checkpoint + MARGIN)
 
     @property
     def line(self) -> str:
@@ -56,7 +67,8 @@ def measure_space(args: argparse.Namespace, folder: Path, base: FolderLike, step
     remaining = max(0, at_once - len(complete_checkpoints(folder)))
     existing = next(path for path in [folder, *folder.resolve().parents] if path.is_dir())
     needed = encodings + remaining * checkpoint + result
-    return DiskSpace(checkpoint, kept, needed, shutil.disk_usage(existing).free)
+    free = shutil.disk_usage(existing).free + size_on_disk(folder / RESERVE)
+    return DiskSpace(checkpoint, kept, needed, free, result)
 
 
 def latents_bytes(images: Iterable[ImageToEncode], shape: ModelShape) -> int:
@@ -81,3 +93,33 @@ def check_space(space: DiskSpace, folder: Path) -> None:
             f"{space.checkpoint / 1e9:.2g} GB and the result), {space.free / 1e9:.3g} GB are free; make room, name "
             "another --output_dir, or keep fewer with --checkpoints_total_limit"
         )
+
+
+def hold_reserve(folder: Path, space: DiskSpace) -> None:
+    """Takes the room of one checkpoint with an empty file, so that there is one when others have filled the disk.
+
+    Nothing happens where that would leave too little for what the run writes meanwhile and for its result, or where
+    the file system cannot give room without writing it.
+    """
+    path = folder / RESERVE
+    release_reserve(folder)
+    if shutil.disk_usage(folder).free < space.reserve + space.result + MARGIN:
+        return
+    try:
+        with open(path, "wb") as file:
+            _allocate(file.fileno(), space.reserve)
+    except (OSError, AttributeError):
+        release_reserve(folder)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Linux's fallocate; OSError or AttributeError where there is none. os.posix_fallocate would write instead."""
+    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
+    if fallocate(descriptor, 0, 0, size):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def release_reserve(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        (folder / RESERVE).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.errors import WriteError, first_line
 from runtime.files import write_text_atomically
 from runtime.paths import display_path
 
@@ -33,5 +34,5 @@ def write_status(accelerator: Accelerator, state: str, folder: Path, step: int, 
     }  # fmt: skip
     try:
         write_text_atomically(Path(path), json.dumps(status) + "\n")
-    except OSError as error:  # the run itself is not worse for it
-        print(f"warning: {STATUS_VARIABLE}={path}: cannot be written ({error.strerror})", file=sys.stderr)
+    except (OSError, WriteError) as error:  # the run itself is not worse for it
+        print(f"warning: {STATUS_VARIABLE}={path}: cannot be written ({first_line(error)})", file=sys.stderr)

@@ -4,18 +4,25 @@ import errno
 import importlib.metadata
 import importlib.util
 import os
-import select
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from runtime.locales import support_any_locale
+from runtime.streams import make_streams_lossy, report_lost_output
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 # Required packages and the oldest versions whose interfaces are used; requirements.txt has the tested versions.
 PACKAGES = {"torch": (2, 6), "diffusers": (0, 42), "transformers": (5, 0), "accelerate": (1, 0)}
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # another user's, or on a read-only disk
-DISK_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
+FILE_TOO_LARGE = "File too large"
+DISK_FULL = (
+    "No space left on device",
+    "Disk quota exceeded",
+    FILE_TOO_LARGE,
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+)
 OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -26,11 +33,17 @@ OUT_OF_MEMORY = (
 )
 # Failures that can be recognised only by the text of the exception: (texts, what happened and what helps).
 FAILURES = (
+    ((FILE_TOO_LARGE,), "a file would be larger than `ulimit -f` or the file system allows"),
     (DISK_FULL, "the disk is full, or a quota is used up; make room and run the same command again"),
     (
         OUT_OF_MEMORY,
         "not enough memory; in training --train_batch_size 1 with --gradient_accumulation_steps, "
         "--gradient_checkpointing, --mixed_precision bf16, --lora_rank 16 or a lower --resolution help",
+    ),
+    (
+        ("failed to map segment", "Too many open files", "can't start new thread", "Resource temporarily unavailable"),
+        "a limit of this shell or job is too low (`ulimit -a` lists them: -v memory, -n open files, -u processes); "
+        "raise it, or ask the queue for more",
     ),
     (
         ("DataLoader worker",),
@@ -51,6 +64,17 @@ class WorkError(Exception):
     """The input is right, but the work could not be done or not completely (disk full, ...). Exit code 1."""
 
 
+class InputChanged(WorkError):
+    """A file that the run reads is gone or is not what it was; the message names it and says what to do. Exit code 1.
+
+    In training a checkpoint is saved first.
+    """
+
+
+class WriteError(WorkError):
+    """A file could not be written; `runtime.files.write_error` makes one."""
+
+
 class Stopped(BaseException):
     """A signal asked the run to stop, and everything worth saving is saved. Exit code 75.
 
@@ -59,15 +83,19 @@ class Stopped(BaseException):
 
 
 def exit_with(work: Callable[[], int | None]) -> NoReturn:
-    """Runs a script's main call and exits with its code. An expected error is one line on stderr; a bug propagates."""
-    support_any_locale()
+    """Runs a script's main call and exits with its code. An expected error is one line on stderr; a bug propagates.
+
+    The code tells of the work alone: what cannot be printed is dropped.
+    """
     code: int | None
+    make_streams_lossy()
+    support_any_locale()
     try:
         code = work() or EXIT_DONE
-        sys.stdout.flush()
     except BaseException as error:
         if (code := _report(error)) is None:
             raise
+    report_lost_output()
     sys.exit(code)
 
 
@@ -80,8 +108,6 @@ def _report(error: BaseException) -> int | None:
         # On a line of its own: a progress bar leaves its line open.
         print(f"\n{error if isinstance(error, Stopped) else 'interrupted'}", file=sys.stderr)
         return EXIT_STOPPED if isinstance(error, Stopped) else EXIT_INTERRUPTED
-    if isinstance(error, BrokenPipeError):
-        return _end_output() if _is_closed(sys.stdout) else None
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
         if error.filename is None:
             return None
@@ -90,7 +116,7 @@ def _report(error: BaseException) -> int | None:
         _print_error(f"{error.filename}: {read_only if error.errno == errno.EROFS else permission}")
         return EXIT_USER
     if isinstance(error, Exception) and (advice := advice_for(error)):
-        _print_error(f"{advice} ({first_line(error)})")
+        _print_error(f"{advice} ({first_line(_causes(error)[-1])})")
         return EXIT_FAILED
     return None
 
@@ -99,25 +125,12 @@ def _print_error(message: str) -> None:
     print(escape_control_chars(f"error: {message}"), file=sys.stderr)
 
 
-def _end_output() -> int:
-    """The reader of stdout, such as `head`, is gone: what Python still flushes at exit goes to /dev/null."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return EXIT_FAILED
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for lack of space or quota, or at a limit on the size of a file.
 
-
-def _is_closed(stream: TextIO) -> bool:
-    """Whether the reading end of the pipe behind `stream` is closed."""
-    poll = select.poll()
-    try:
-        poll.register(stream.fileno(), 0)
-    except (OSError, ValueError):  # not backed by a file descriptor
-        return False
-    return bool(poll.poll(0))
-
-
-def is_disk_full(error: Exception) -> bool:
-    """Whether a write failed for lack of space or quota; safetensors and torch say so only in their messages."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    safetensors and torch say so only in their messages.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     return any(text in str(error) for text in DISK_FULL)
 
@@ -129,11 +142,15 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def advice_for(error: Exception) -> str | None:
     """What happened and what to do, for a failure that is not a bug; None for anything else."""
-    if is_disk_full(error):
-        return FAILURES[0][1]
     # The last one, a lost connection, is a failure of this run only where the run has several processes.
     possible = FAILURES if int(os.environ.get("WORLD_SIZE", 1)) > 1 else FAILURES[:-1]
-    return next((advice for texts, advice in possible if any(text in str(error) for text in texts)), None)
+    said = "\n".join("out of memory" if isinstance(cause, MemoryError) else str(cause) for cause in _causes(error))
+    return next((advice for texts, advice in possible if any(text in said for text in texts)), None)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, what it was raised from, and so on: libraries wrap what fails while they are imported."""
+    return [error, *_causes(error.__cause__)] if error.__cause__ else [error]
 
 
 def escape_control_chars(text: str) -> str:
@@ -141,7 +158,7 @@ def escape_control_chars(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's message; the name of its class where the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 

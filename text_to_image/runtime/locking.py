@@ -168,7 +168,7 @@ def describe_holder(path: Path, own: Path, work: str) -> str | None:
         return f"process {pid} on this host {work}{_job_note(job)}" if alive else None
     if job and job == me["job"] and restart < me["restart"]:
         return None  # this very job, before it was requeued
-    if age > STALE_AFTER:
+    if abs(age) > STALE_AFTER:  # in the future where the clock was set back: a holder that lives renews it soon
         return None
     return f"process {pid} on {host} {work}{_job_note(job)}, and was alive {age:.0f} s ago"
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, check_cuda_p2p_ib_support
+from accelerate.utils import broadcast_object_list, check_cuda_p2p_ib_support, gather_object
 
 from runtime.errors import UserError, WorkError
 
@@ -33,6 +33,32 @@ def run_on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     if raised := own_error or outcome[1]:
         raise raised
     return outcome[0]
+
+
+def run_on_all(work: Callable[[], Result]) -> Result:
+    """Runs `work` on every process and waits for all of them; where it fails on some, none goes on.
+
+    A process raises its own error; the others get the first UserError or WorkError as it is, and a WorkError in place
+    of any other exception.
+    """
+    result: Result | None = None
+    own_error: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        own_error = error
+    shared: Exception | None = own_error
+    if own_error and not isinstance(own_error, UserError | WorkError):
+        shared = WorkError("another process failed; its message is above")
+    agreed = first_of_all(shared)  # also where this process failed: the others wait for its answer
+    if raised := own_error or agreed:
+        raise raised
+    return result  # type: ignore[return-value]
+
+
+def first_of_all(value: Result | None) -> Result | None:
+    """The first value that is not None, in the order of the processes; all of them get the same."""
+    return next((other for other in gather_object([value]) if other is not None), None)
 
 
 class CrossProcessFlag:

@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.errors import EXIT_STOPPED, Stopped
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
@@ -29,7 +29,9 @@ class StopSignals(AbstractContextManager):
         self._owner = os.getpid()
 
     def __enter__(self) -> "StopSignals":
-        self._earlier_handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # by nohup
+        listened = [number for number in SIGNALS if number not in ignored]
+        self._earlier_handlers = {number: signal.signal(number, self._receive) for number in listened}
         return self
 
     def __exit__(

@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 
+from runtime.errors import InputChanged, first_line
 from runtime.files import atomic_write
 
 
@@ -28,8 +29,15 @@ def is_intact(path: Path) -> bool:
 
 
 def read_tensor(path: Path, name: str) -> torch.Tensor:
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(name)
+    """One tensor of the file. Raises InputChanged where it cannot be read any more."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)
+    except FileNotFoundError:
+        fault = "no such file any more"
+    except (OSError, SafetensorError) as error:
+        fault = f"cannot be read any more ({first_line(error)})"
+    raise InputChanged(f"{path}: {fault}; the same command makes it again and goes on")
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

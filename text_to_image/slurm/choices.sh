@@ -59,16 +59,26 @@ check_caption_args() {
     done
 }
 
-# The folder in which pictures may lack a caption, of those that training reads; empty where parquet files have them.
-captioned_folder() {
-    "$venv/bin/python" "$scripts/slurm/captioned_folder.py" "$dataset" ${METADATA_FILE:+"$METADATA_FILE"}
+# Sets `pictures`, the folder in which pictures may lack a caption, of those that training reads, and `captions`, the
+# file in which these are to be read; both are empty where parquet files have them.
+find_captions() {
+    local -a paths
+    mapfile -td '' paths < <("$venv/bin/python" "$scripts/slurm/captioned_folder.py" "$dataset" \
+        ${METADATA_FILE:+"$METADATA_FILE"})
+    wait "$!" || exit
+    pictures="${paths[0]-}" captions="${paths[1]-}"
 }
 
-# The file in which its captions are to be read.
-caption_file() {
-    local name=metadata.jsonl
-    [[ -e "$pictures/$name" || ! -e "$pictures/metadata.csv" ]] || name=metadata.csv
-    printf '%s' "${METADATA_FILE:-$pictures/$name}"
+# What the job does with the data set itself, too, has a variable: it would caption one and train on another.
+check_train_args() {
+    local word
+    for word in "$@"; do
+        case "$word" in
+            --metadata_file | --metadata_file=*) fail 2 'TRAIN_ARGS: the file of the captions is named by METADATA_FILE' ;;
+            --dataset | --dataset=* | --train_data_dir | --train_data_dir=* | --dataset_name | --dataset_name=*)
+                fail 2 "TRAIN_ARGS: the data set is named by DATASET, and not by ${word%%=*}" ;;
+        esac
+    done
 }
 
 # Sets the flags of the three scripts. What stands later wins, so CAPTION_ARGS, TRAIN_ARGS and INFERENCE_ARGS do.

@@ -12,6 +12,7 @@ fetch() {
     read_words CAPTION_ARGS caption_args
     check_caption_args "${caption_args[@]}"
     read_words TRAIN_ARGS train_args
+    check_train_args "${train_args[@]}"
     train_args=(--dataset "${DATASET:-$repo/dataset}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
         ${METADATA_FILE:+--metadata_file "$METADATA_FILE"} "${train_args[@]}")
     mkdir -p "$outputs"
@@ -21,8 +22,7 @@ fetch() {
 }
 
 # Prints all that names something on the hub for training, on one line.
-HUB_FLAGS='pretrained_model_name_or_path|revision|non_ema_revision|variant|cache_dir|dataset|train_data_dir'
-HUB_FLAGS+='|dataset_name|dataset_config_name'
+HUB_FLAGS='pretrained_model_name_or_path|revision|non_ema_revision|variant|cache_dir|dataset_config_name'
 named() {
     local word value='' kept=''
     local -a words

@@ -4,7 +4,6 @@ A latent is kept as mean and standard deviation, so that every step still sample
 named by the hash of all that it follows from, so a changed picture, caption or model is never served stale.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -21,7 +20,9 @@ from models.folders import fingerprint_model
 from models.loading import load_text_encoder, load_vae
 from models.text_encoding import encode_prompts, join_embeddings
 from runtime.devices import loading_workers
+from runtime.errors import InputChanged
 from runtime.files import hash_key
+from runtime.processes import run_on_all
 from runtime.progress import progress_bar
 from runtime.tensor_files import is_intact, read_tensor, save_with_checksum
 from training.prior import prior_latents
@@ -55,18 +56,30 @@ class Encodings:
         mean, std = self.posterior(sample)
         return mean + std * sample.posterior_noise
 
+    def keep(self, samples: Iterable[Sample], prompts: Iterable[str]) -> "Encodings":
+        """Those of these samples and prompts alone, read now and kept in memory: whatever becomes of the files."""
+        by_picture = {(sample.stream, sample.picture, sample.augmentation): sample for sample in samples}
+        posteriors = {key: self.posterior(sample) for key, sample in by_picture.items()}
+        captions = dict.fromkeys([*(sample.caption for sample in by_picture.values()), *prompts])
+        texts = {caption: self.text(caption) for caption in captions}
+        return Encodings(
+            texts.__getitem__, lambda sample: posteriors[sample.stream, sample.picture, sample.augmentation]
+        )
+
 
 def encode_dataset(run: PreparedRun) -> Encodings:
     """Encodes what is not cached yet, generates the prior images, and returns the readers of both.
 
-    The processes share the work. Without --no_cache the VAE and the text encoder are freed when this returns.
+    The processes share the work, and all raise InputChanged where a picture is not what it was. Without --no_cache
+    the VAE and the text encoder are freed when this returns.
     """
     cache_folder = run.args.latents_cache_dir or run.folder / "cache"
-    text, posterior = _encode_once(run, cache_folder) if run.args.cache else _encode_live(run)
+    encode = _encode_once if run.args.cache else _encode_live
+    text, posterior = run_on_all(lambda: encode(run, cache_folder))
     return Encodings(text, posterior, prior_latents(run, cache_folder, text))
 
 
-def _encode_live(run: PreparedRun) -> tuple["CaptionEncoder", "LivePosteriors"]:
+def _encode_live(run: PreparedRun, _: Path) -> tuple["CaptionEncoder", "LivePosteriors"]:
     return CaptionEncoder.load(run), LivePosteriors(run.plan.images_to_encode, _load_vae(run))
 
 
@@ -78,7 +91,6 @@ def _encode_once(run: PreparedRun, cache_folder: Path) -> tuple["CachedTexts", "
     prompts = ["", *plan.prior_prompts, *(args.validation_prompts or [])]
     groups = [image.captions for image in plan.images_to_encode.values()] + [[prompt] for prompt in prompts]
     texts = store_texts(cache_folder / "text", groups, CaptionEncoder.load(run), run.process_share, quiet)
-    run.accelerator.wait_for_everyone()
     return texts, posteriors
 
 
@@ -203,12 +215,9 @@ class LatentCache:
         )
 
     def file(self, image: ImageToEncode) -> Path:
-        content = hashlib.sha256(image.picture.path.read_bytes()).hexdigest()
         augmentations = repr([astuple(augmentation) for augmentation in image.augmentations])  # numbers, no names
-        key_parts = (*image.size, augmentations, image.interpolation)
-        return (
-            self.folder / f"{hash_key('latents', self.vae_hash, str(self.vae.dtype), content, *key_parts)}.safetensors"
-        )
+        key_parts = (image.picture.sha256, *image.size, augmentations, image.interpolation)
+        return self.folder / f"{hash_key('latents', self.vae_hash, str(self.vae.dtype), *key_parts)}.safetensors"
 
     def _encode(
         self, files: Sequence[Path], pixel_values: torch.Tensor, augmentations: Sequence[Augmentation]
@@ -225,7 +234,10 @@ class LatentCache:
 def _prefetch_pixels(
     images: Images, keys: Sequence[ImageKey], workers: int, pixels_at_once: int
 ) -> Iterator[tuple[list[ImageKey], torch.Tensor]]:
-    """Batches of pictures of one size and the same augmentations, (B, 3, H, W), read ahead by `workers` processes."""
+    """Batches of pictures of one size and the same augmentations, (B, 3, H, W), read ahead by `workers` processes.
+
+    Raises InputChanged in the turn of the picture that it is about.
+    """
     by_size: dict[tuple, list[ImageKey]] = {}
     for key in keys:
         by_size.setdefault((images[key].size, images[key].augmentations), []).append(key)
@@ -233,13 +245,19 @@ def _prefetch_pixels(
     for (size, augmentations), group in by_size.items():
         length = max(1, pixels_at_once // (size[0] * size[1] * len(augmentations)))
         batches += [group[at : at + length] for at in range(0, len(group), length)]
-    pixel_values = DataLoader(_Pixels(images, batches), batch_size=None, num_workers=min(workers, len(batches)))
-    return zip(batches, pixel_values, strict=True)
+    loader = DataLoader(_Pixels(images, batches), batch_size=None, num_workers=min(workers, len(batches)))
+    for batch, pixel_values in zip(batches, loader, strict=True):
+        if isinstance(pixel_values, InputChanged):
+            raise pixel_values
+        yield batch, pixel_values
 
 
 @dataclass(frozen=True)
 class _Pixels(torch.utils.data.Dataset):
-    """Batches of pixel values by their number, as a DataLoader asks for them."""
+    """Batches of pixel values by their number, as a DataLoader asks for them.
+
+    InputChanged is returned: raised, the DataLoader would put a traceback into its message.
+    """
 
     images: Images
     batches: Sequence[Sequence[ImageKey]]
@@ -247,13 +265,21 @@ class _Pixels(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> torch.Tensor:
-        return torch.stack([load_image(self.images[key]) for key in self.batches[number]])
+    def __getitem__(self, number: int) -> torch.Tensor | InputChanged:
+        try:
+            return torch.stack([load_image(self.images[key]) for key in self.batches[number]])
+        except InputChanged as error:
+            return error
 
 
 def load_image(image: ImageToEncode) -> torch.Tensor:
-    """(3, H, W) in [-1, 1], not augmented."""
-    return load_pixel_values(image.picture.path, *image.size, image.interpolation)
+    """(3, H, W) in [-1, 1], not augmented. Raises InputChanged where the file is not what it was, or not a picture."""
+    try:
+        return load_pixel_values(image.picture.open(), *image.size, image.interpolation)
+    except ValueError as fault:
+        raise InputChanged(
+            f"{image.picture.path}: {fault}; put the picture back, and run the same command again"
+        ) from None
 
 
 @torch.no_grad()

@@ -1,12 +1,14 @@
 """metrics.jsonl, a row for each optimisation step, and the progress bar with its estimate."""
 
 import argparse
+import contextlib
 import json
 import math
+import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from accelerate import Accelerator
 from models.compiling import compile_clause, compile_seconds
 from runs.records import without_secrets
 from runtime.devices import peak_memory_gb, synchronize
-from runtime.files import write_text_atomically
+from runtime.errors import first_line
+from runtime.files import format_size, write_error, write_text_atomically
 from runtime.progress import format_duration, progress_bar
 from training.setup import PreparedRun
 
@@ -75,19 +78,26 @@ class MetricsLog:
         self.path = run.folder / METRICS_FILE
         self.read_every = 1 if run.accelerator.device.type == "cpu" else 10
         self.pending: list[tuple[int, torch.Tensor, dict[str, float]]] = []
+        self.unwritten: list[str] = []  # lines that the disk has refused
         self.started = self.collected_at = time.perf_counter()
         self.last_collected_step = run.resume.first_step
         self.estimated = False
         self.smoothed_loss = 0.0
         first_step, steps = run.resume.first_step, run.plan.steps
+        self.step = first_step  # the last one that was added
         self.bar = progress_bar(total=steps, initial=first_step, desc="training", unit="step", disable=not run.is_main)
         if run.is_main:
             keep_rows(self.path, first_step)
 
-    def add(self, step: int, result: StepResult, measured: dict[str, float]) -> None:
-        """Notes optimisation step `step` (from 1), and what was `measured` after it."""
-        self.pending.append((step, torch.stack([result.loss.detach(), result.grad_norm.detach()]), measured))
+    def add(self, step: int, result: StepResult) -> None:
+        """Notes optimisation step `step` (from 1)."""
+        self.step = step
+        self.pending.append((step, torch.stack([result.loss.detach(), result.grad_norm.detach()]), {}))
         self.bar.update()
+
+    def add_measured(self, losses: dict[str, float]) -> None:
+        """Notes what was measured after the last step."""
+        self.pending[-1][2].update(losses)
 
     def is_due(self, step: int) -> bool:
         return len(self.pending) >= self.read_every or step == self.run.plan.steps
@@ -110,13 +120,15 @@ class MetricsLog:
         ]  # fmt: skip
 
     def write(self, row: MetricsRow) -> None:
-        """Into the file, to the trackers and onto the bar."""
+        """Into the file, to the trackers and onto the bar. What the disk refuses, `flush` tries again."""
         if not self.run.is_main:
             return
         written = row.as_json()
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(written) + "\n")
-        self.run.accelerator.log({name: value for name, value in written.items() if name != "step"}, row.step)
+        self.unwritten.append(json.dumps(written) + "\n")
+        with contextlib.suppress(OSError):
+            self._write_lines()
+        values = {name: value for name, value in written.items() if name != "step"}
+        let_track(self.run.accelerator, lambda: self.run.accelerator.log(values, row.step))
         if math.isfinite(row.train_loss):
             self.smoothed_loss += (row.train_loss - self.smoothed_loss) * (SMOOTHING if self.smoothed_loss else 1)
         self.bar.set_postfix_str(
@@ -130,6 +142,19 @@ class MetricsLog:
             self.bar.write(f"step {row.step}: {' '.join(measured)}", file=sys.stdout)
         self._estimate(row.step)
 
+    def flush(self) -> None:
+        """All rows are in the file, or WriteError."""
+        try:
+            self._write_lines()
+        except OSError as error:
+            needed = f"more than {format_size(len(''.join(self.unwritten)))}"
+            raise write_error(self.path.parent, self.path.name, error, needed) from None
+
+    def _write_lines(self) -> None:
+        if self.unwritten:
+            append_whole(self.path, "".join(self.unwritten))
+            self.unwritten = []
+
     def _estimate(self, step: int) -> None:
         """Once, for the step whose loss was just read: until then the GPU may lag behind the steps counted here."""
         first_step = self.run.resume.first_step
@@ -140,7 +165,7 @@ class MetricsLog:
         remaining = format_duration(per_step * (self.run.plan.steps - step))
         self.bar.write(f"{per_step:.2f} s a step: about {remaining} to go{compile_clause()}", file=sys.stdout)
 
-    @contextmanager
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """For work between steps, whose time counts neither in images/s nor in the estimate."""
         synchronize()  # or the steps that the device still works on would count as this work
@@ -154,6 +179,15 @@ class MetricsLog:
         self.bar.close()
 
 
+def let_track(accelerator: Accelerator, work: Callable[[], object]) -> None:
+    """Has the tracker do its `work`. One that fails is left out from then on, with a line: it never ends a run."""
+    try:
+        work()
+    except Exception as error:  # a service's or a disk's; they have no common class
+        accelerator.trackers = []
+        print(f"warning: --report_to: {first_line(error)}; the run goes on without the tracker", file=sys.stderr)
+
+
 def start_trackers(args: argparse.Namespace, accelerator: Accelerator, folder: Path) -> None:
     """Starts the tracker of --report_to; secrets are left out of its config."""
     if args.report_to == "none":
@@ -162,7 +196,30 @@ def start_trackers(args: argparse.Namespace, accelerator: Accelerator, folder: P
     accelerator.project_configuration.set_directories(str(folder))
     accelerator.project_configuration.logging_dir = str(folder / args.logging_dir)
     plain = {name: value if isinstance(value, int | float) else str(value) for name, value in arguments.items()}
-    accelerator.init_trackers(args.tracker_project_name, config=plain)
+    threading.excepthook = _ignore_tensorboard(threading.excepthook)
+    let_track(accelerator, lambda: accelerator.init_trackers(args.tracker_project_name, config=plain))
+
+
+def _ignore_tensorboard(hook: Callable[[threading.ExceptHookArgs], object]) -> Callable:
+    """`hook` without the thread in which tensorboard writes: its failure is also raised where it is next called."""
+
+    def ignoring(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard"):
+            hook(args)
+
+    return ignoring
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Appends `text` to a file, or leaves it as it was and raises OSError."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 def keep_rows(path: Path, last_step: int) -> None:

@@ -104,7 +104,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     return Plan(
         folder=folder,
         without_caption=[str(path.relative_to(folder)) for path in without_caption],
-        caption_notes=describe_captions(folder, files, args.caption_column),
+        caption_notes=describe_captions(folder, files, args.caption_column, args.validation_dir),
         unreadable=[str(path.relative_to(folder)) for path in unreadable],
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),
@@ -193,6 +193,8 @@ def describe_run(
         "steps": plan.steps,
         "num_processes": accelerator.num_processes,
         "device": accelerator.device.type,
+        # The bits that a CPU computes depend on it.
+        "cpu_threads": torch.get_num_threads() if accelerator.device.type == "cpu" else None,
         "mixed_precision": precision,
         "saved_dtype": "float32",
         "trained": f"LoRA of rank {args.lora_rank}" if args.lora_rank else "UNet",

@@ -56,6 +56,8 @@ def find_resume_point(args: argparse.Namespace, plan: Plan, folder: Path, record
     later = [] if foreign else later_checkpoints(folder, first_step, record["fingerprint"])
     notes += [*checkpoint_notes, *(f"removes {path.name}, which lies after step {first_step}" for path in later)]
     resume = ResumePoint(checkpoint, first_step, earlier, bool(foreign), notes)
+    if not resume.finished(plan.steps):
+        notes += _changed_threads(read_run(checkpoint.parent) if checkpoint else earlier, record)
     if earlier and not resume.finished(plan.steps):
         _check_can_go_on(folder, earlier, checkpoint)
         notes += _changed_schedule(args, plan, earlier["steps"], first_step)
@@ -126,6 +128,17 @@ def _check_origin(checkpoint: Path, record: dict) -> None:
         changes = changes or ["it does not say of which run it is"]
         what = f"--resume_from_checkpoint {checkpoint} is another run's:"
         raise UserError("\n  ".join([what, *changes, "Give the arguments it had, or leave the flag out"]))
+
+
+def _changed_threads(before: dict | None, record: dict) -> list[str]:
+    """That the last bits may differ, where a CPU goes on with another number of threads; `before` is a run.json."""
+    was, now = (before or {}).get("cpu_threads"), record["cpu_threads"]
+    if not was or not now or was == now:
+        return []
+    return [
+        f"{was} CPU threads before, now {now}: the weights may differ in their last bits from those of a run that was "
+        f"not stopped; OMP_NUM_THREADS={was} keeps them"
+    ]
 
 
 def _changed_schedule(args: argparse.Namespace, plan: Plan, before: int, first_step: int) -> list[str]:

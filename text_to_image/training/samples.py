@@ -16,6 +16,7 @@ import torch
 
 from data.augmentation import Augmentation, augmented_caption
 from runtime.devices import set_thread_device, to_device
+from runtime.errors import InputChanged
 
 # The streams: the data set's pictures, those that the base generated, and those that are never trained on. Their names
 # are part of the random generators' keys.
@@ -215,29 +216,40 @@ class StepBatches:
         return source.latent_shapes[picture_index(self.seed, key, source)]
 
 
-class PrefetchedBatches:
-    """The same batches, those of the next step made by a thread while this one computes.
+class Batches:
+    """The same batches, all of a step made before it begins: what cannot be read is known between two steps.
 
-    So the GPU does not wait for files, which may lie on a network disk, nor for random numbers. `steps` is where the
-    run ends.
+    `ahead`: those of the next step are made by a thread while this one computes, so that the GPU does not wait for
+    files, which may lie on a network disk, nor for random numbers. `steps` is where the run ends.
     """
 
-    def __init__(self, batches: StepBatches, steps: int):
-        self._batches, self._steps = batches, steps
-        self._next: dict[int, Future[list[tuple[Batch, bool]]]] = {}  # by the step
+    def __init__(self, batches: StepBatches, steps: int, ahead: bool):
+        self._batches, self._steps, self._ahead = batches, steps, ahead
+        self._made: dict[int, Future[list[tuple[Batch, bool]]]] = {}  # by the step
 
     def for_step(self, step: int) -> Iterator[tuple[Batch, bool]]:
         """As `StepBatches.for_step`."""
-        waiting = self._next.pop(step, None) or self._begin(step)
-        self._next = {step + 1: self._begin(step + 1)} if step + 1 < self._steps else {}
-        yield from waiting.result()
+        made = self._made.pop(step, None) or self._begin(step)
+        self._made = {step + 1: self._begin(step + 1)} if self._ahead and step + 1 < self._steps else {}
+        yield from made.result()
+
+    def changed_input(self, step: int) -> InputChanged | None:
+        """Why step `step` cannot be trained, where files are not what they were; waits until its batches are made.
+
+        Any other error is raised by `for_step`.
+        """
+        if step >= self._steps:
+            return None
+        made = self._made[step] = self._made.get(step) or self._begin(step)
+        error = made.exception()
+        return error if isinstance(error, InputChanged) else None
 
     def pictures_of(self, step: int) -> list[int]:
         """As `StepBatches.pictures_of`."""
         return self._batches.pictures_of(step)
 
     def _begin(self, step: int) -> Future[list[tuple[Batch, bool]]]:
-        """In a thread that the program does not wait for when it ends: a file may hang."""
+        """`ahead` in a thread that the program does not wait for when it ends: a file may hang."""
         future: Future[list[tuple[Batch, bool]]] = Future()
 
         def make() -> None:
@@ -247,11 +259,11 @@ class PrefetchedBatches:
             except BaseException as error:
                 future.set_exception(error)
 
-        threading.Thread(target=make, name=f"batches of step {step}", daemon=True).start()
+        if self._ahead:
+            threading.Thread(target=make, name=f"batches of step {step}", daemon=True).start()
+        else:
+            make()
         return future
-
-
-Batches = StepBatches | PrefetchedBatches
 
 
 def step_samples(step: int, data_batch: int, prior_batch: int) -> list[SampleKey]:

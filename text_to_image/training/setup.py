@@ -39,7 +39,6 @@ from training.samples import (
     PRIOR,
     Batches,
     Encoder,
-    PrefetchedBatches,
     SampleSettings,
     SampleSource,
     StepBatches,
@@ -182,7 +181,7 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> Batches:
         device=accelerator.device,
         dtype=run.compute_dtype,
     )
-    return PrefetchedBatches(batches, plan.steps) if args.cache else batches
+    return Batches(batches, plan.steps, ahead=args.cache)
 
 
 def make_accelerator(args: argparse.Namespace) -> tuple[Accelerator, str]:

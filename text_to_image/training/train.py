@@ -1,29 +1,28 @@
 """Fine-tunes a Stable Diffusion UNet on captioned pictures: `train(args)` is the whole of it, in reading order."""
 
 import argparse
-import datetime
 import time
 from pathlib import Path
 
 import torch
 
 from models.compiling import compile_clause
-from runs.checkpoints import checkpoint_step, complete_checkpoints, remove_oldest_checkpoints, save_checkpoint
-from runs.records import write_run
+from runs.checkpoints import checkpoint_step, complete_checkpoints
 from runs.status import write_status
 from runs.upload import upload
 from runtime.devices import peak_memory_gb, synchronize
-from runtime.files import flush_to_disk
-from runtime.processes import CrossProcessFlag, run_on_main
+from runtime.processes import run_on_all, run_on_main
 from runtime.progress import format_duration, print_table
 from runtime.stopping import StopSignals
 from training.encoding import encode_dataset
+from training.interruption import Interruption
 from training.memory_rows import explain_out_of_memory
-from training.metrics import METRICS_FILE, MetricsLog, MetricsRow, StepResult, read_metrics, start_trackers
+from training.metrics import METRICS_FILE, MetricsLog, MetricsRow, StepResult, let_track, read_metrics, start_trackers
 from training.non_finite import NonFiniteSteps
 from training.objective import diffusion_loss
 from training.plan import picture_names
 from training.samples import Batches
+from training.saving import checkpoint_before_giving_up, save_result, write_checkpoint, write_rows
 from training.setup import PreparedRun, claim_output_folder, make_batches, prepare_run
 from training.state import TrainState
 from training.summary import closing_lines, run_summary
@@ -66,36 +65,34 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
 
     # Train:
     start_trackers(args, run.accelerator, run.folder)
-    validator = make_validator(run, state, encodings)
-    log = MetricsLog(run)
-    stop_flag = CrossProcessFlag(run.accelerator, args.distributed_timeout)
+    validator = run_on_all(lambda: make_validator(run, state, encodings))
+    interruption = Interruption(run, stop, batches)
     stop.defer()  # from here on a signal waits for the end of the step
-    run.accelerator.wait_for_everyone()  # on all processes, or some would end while others wait for them
-    for step in range(run.resume.first_step, run.plan.steps):
-        result = train_step(run, state, batches, step)
-        done = step + 1
-        measured = validator.measure(done, log.paused)  # after most steps nothing
-        log.add(done, result, measured)
-        stopping = stop_flag.any_process(bool(stop.asked))
-        saving = stopping or done % args.checkpointing_steps == 0
-        if saving or log.is_due(done):
-            for row in log.collect_rows():
-                non_finite.mark_or_raise(row)
-                log.write(row)
-        if saving:
-            with log.paused():
-                write_checkpoint(run, state, done)
-        if stopping:
-            log.close()
-            write_status(run.accelerator, "stopped", run.folder, done, run.plan.steps)
-            raise stop.exception_after(done, run.plan.steps)
+    run_on_all(interruption.raise_before_first_step)  # on all, or some would end while others wait for them
+    log = MetricsLog(run)
+    with checkpoint_before_giving_up(run, state, log, non_finite):
+        for step in range(run.resume.first_step, run.plan.steps):
+            result = train_step(run, state, batches, step)
+            done = step + 1
+            log.add(done, result)
+            log.add_measured(validator.measure(done, log.paused))  # after most steps nothing
+            validator.generate(done, log.paused)
+            stopping = interruption.is_due(done)
+            saving = stopping or done % args.checkpointing_steps == 0
+            if saving or log.is_due(done):
+                write_rows(log, non_finite)
+            if saving:
+                with log.paused():
+                    write_checkpoint(run, state, done)
+            if stopping:
+                log.close()
+                write_status(run.accelerator, "stopped", run.folder, done, run.plan.steps)
+                raise interruption.exception_after(done)
     log.close()
 
-    # Save the result, with the averaged weights where there is an EMA:
+    # Save the result:
     if run.is_main:
-        with state.final_unet() as unet:
-            run.trainable.save_result(unet, run.plan.base, run.folder, run.objective.noise_scheduler)
-        write_run(run.folder, {**run.record, **outcome(run.folder)})
+        save_result(run, state)
         run.lock.release()
     run.accelerator.wait_for_everyone()
     stop.note_saved("after the result was saved")
@@ -141,29 +138,6 @@ def end_dry_run(run: PreparedRun) -> None:
     write_status(run.accelerator, "dry_run", run.folder, run.resume.first_step, run.plan.steps)
 
 
-def write_checkpoint(run: PreparedRun, state: TrainState, step: int) -> None:
-    """Only the main process writes; the others wait, so that none starts a collective call without it."""
-
-    def write() -> None:
-        flush_to_disk(run.folder / METRICS_FILE)  # the rows before a checkpoint reach the disk before it does
-        existing = {step, *map(checkpoint_step, complete_checkpoints(run.folder))}
-        best = best_step(read_metrics(run.folder / METRICS_FILE), among=existing)
-        save_checkpoint(run.folder, step, run.record, state.save_weights, state.saved_state())
-        remove_oldest_checkpoints(run.folder, run.args.checkpoints_total_limit, keep={best[0]} if best else set())
-
-    run_on_main(run.accelerator, write)
-
-
-def outcome(folder: Path) -> dict:
-    """What run.json says at the end of the run."""
-    rows = read_metrics(folder / METRICS_FILE)
-    best = best_step(rows)
-    summary: dict[str, int | float] = {"best_step": best[0], best[1]: best[2]} if best else {}
-    summary["skipped_steps"] = sum("skipped" in row for row in rows)
-    finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-    return {**summary, "finished": True, "finished_at": finished_at, "peak_memory_gb": peak_memory_gb()}
-
-
 def report_result(run: PreparedRun, record: dict) -> None:
     """Says where the result is, and uploads it where asked for; `record` is run.json's content."""
     rows = [("finished", f"after {record['steps']} steps{compile_clause()}")]
@@ -174,7 +148,7 @@ def report_result(run: PreparedRun, record: dict) -> None:
     print_table([*rows, *closing_lines(run.folder, record)], quiet=not run.is_main)
     write_status(run.accelerator, "finished", run.folder, record["steps"], record["steps"])
     run.accelerator.wait_for_everyone()
-    run.accelerator.end_training()
+    let_track(run.accelerator, run.accelerator.end_training)
     if run.is_main and run.args.push_to_hub and not run.args.dry_run:
         upload(run.args, run.folder)  # the others do not wait for it
 

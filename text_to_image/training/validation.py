@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import torch
@@ -47,31 +47,35 @@ class Validator:
     def measure(self, step: int, paused: Callable[[], AbstractContextManager]) -> dict[str, float]:
         """{name of a loss: its value} after optimisation step `step` (from 1), empty after most.
 
-        Pictures go into OUTPUT/validation/. It all happens while the clock of the steps is `paused`.
+        Meanwhile the clock of the steps is `paused`.
         """
-        if step not in self.loss_steps | self.image_steps:
+        if step not in self.loss_steps:
             return {}
+        state = self.state
         with paused():
-            return self._measure(step)
-
-    def _measure(self, step: int) -> dict[str, float]:
-        state, losses = self.state, {}
-        # The unwrapped UNet: each process measures its share by itself.
-        if step in self.loss_steps:
+            # The unwrapped UNet: each process measures its share by itself.
             losses = self.fixed_loss.measure(state.unwrapped, state.accelerator)
             if state.ema.enabled:
                 with averaged(state.ema, state.weights):
                     losses |= self.fixed_loss.measure(state.unwrapped, state.accelerator, "_ema")
-        if self.sampler and step in self.image_steps and state.accelerator.is_main_process:
-            with averaged(state.ema, state.weights):
-                self.sampler.generate(state.unwrapped, step)
         return losses
+
+    def generate(self, step: int, paused: Callable[[], AbstractContextManager]) -> None:
+        """After most steps nothing. Pictures go into OUTPUT/validation/; WriteError where they cannot be written."""
+        state = self.state
+        if self.sampler and step in self.image_steps and state.accelerator.is_main_process:
+            with paused(), averaged(state.ema, state.weights):
+                self.sampler.generate(state.unwrapped, step)
 
 
 def make_validator(run: PreparedRun, state: TrainState, encodings: Encodings) -> Validator:
-    """Fixed samples of the training pictures, and of held-out ones where there are any; the prompts where given."""
+    """Fixed samples of the training pictures, and of held-out ones where there are any; the prompts where given.
+
+    Their encodings are read now, so that nothing that happens to the files can end a run between its steps.
+    """
     args, plan = run.args, run.plan
     samples = fixed_samples_of(run)
+    encodings = encodings.keep(chain.from_iterable(samples.values()), ["", *(args.validation_prompts or [])])
     fixed_loss = FixedNoiseLoss(
         samples, encodings, Objective(run.objective.noise_scheduler), run.accelerator.device, run.compute_dtype
     )

@@ -92,6 +92,7 @@ class Patience:
     def __init__(self, send: Callable, give_up: float, notice: float):
         self._send, self._give_up, self._notice = send, give_up, notice
         self._silent_since: float | None = None
+        self._said = False
         self.silence: HubSilent | None = None  # once the hub is given up
         self._lock = threading.Lock()
 
@@ -132,6 +133,9 @@ class Patience:
         return self._give_up if since is None else since + self._give_up - time.monotonic()
 
     def _say(self) -> None:
+        if self._said:
+            return
+        self._said = True
         print(
             f"the model hub has not answered for {self._notice:.0f} s; it is given up after {self._give_up:.0f} s "
             "(HF_HUB_OFFLINE=1 asks it nothing)",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data.image_files import METADATA, METADATA_CSV, METADATA_FILES, find_image_files, natural_key
+from data.image_files import IMAGE_SUFFIXES, METADATA, METADATA_CSV, METADATA_FILES, find_image_files, natural_key
 from data.metadata_rows import shown
 
 PARQUET = "metadata.parquet"
@@ -18,6 +18,8 @@ NEAR_MISS = re.compile(
     r"meta[ _-]?data ?(?:\(\d+\)|[ _-]copy)? ?\.(?:jsonl?|ndjson|jsonlines|csv|tsv)(?:\.(?:txt|jsonl?|csv))?",
     re.IGNORECASE,
 )
+# Names that other tools give to a file of captions.
+OTHER_NAME = re.compile(r"(?:captions?|annotations?|descriptions?)\.(?:jsonl?|ndjson|csv|tsv|txt)", re.IGNORECASE)
 # Sub-folders that `datasets` takes for other splits than the one that is trained on.
 OTHER_SPLITS = frozenset({"dev", "eval", "evaluation", "test", "testing", "val", "valid", "validation"})
 
@@ -113,8 +115,16 @@ def near_miss_message(folder: Path) -> str | None:
     files = [path for here in (folder, folder / "train") if here.is_dir() for path in sorted(here.iterdir())]
     if parquet := next((path for path in files if path.name == PARQUET), None):
         return f"{parquet} has the captions; training reads it as it is, and nothing is captioned"
-    if not (near := next((path for path in files if NEAR_MISS.fullmatch(path.name) and path.is_file()), None)):
+    if not (near := next((path for path in files if _is_near_miss(path)), None)):
         return None
-    comma = re.search(r"\.csv\b", near.name, re.IGNORECASE)
-    name, content = (METADATA_CSV, "columns file_name,text") if comma else (METADATA, "a JSON object in each line")
+    json = re.search("json", near.name, re.IGNORECASE)
+    name, content = (METADATA, "a JSON object in each line") if json else (METADATA_CSV, "columns file_name,text")
     return f"{near} is not read; if it holds the captions, rename it to {name} ({content}), else move it away"
+
+
+def _is_near_miss(path: Path) -> bool:
+    """Not of captions.txt beside captions.jpg, which it belongs to."""
+    is_named_so = NEAR_MISS.fullmatch(path.name) or (
+        OTHER_NAME.fullmatch(path.name) and not any(path.with_suffix(suffix).exists() for suffix in IMAGE_SUFFIXES)
+    )
+    return bool(is_named_so) and path.is_file()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from captioning.caption_file import (
     CaptionFile,
     locate_caption_file,
+    refuse_distant_text_files,
     refuse_misspelt_names,
     refuse_other_column,
     refuse_outside_links,
@@ -60,6 +61,7 @@ def caption_or_check(args: argparse.Namespace, stop: StopSignals | None = None) 
     else:
         refuse_other_column(file)
         refuse_misspelt_names(file)
+        refuse_distant_text_files(file, args.existing)
         model = args.model or _starter_captioner()
         require_packages()
         from captioning.caption_folder import caption_folder

@@ -111,3 +111,13 @@ def test_where_all_pictures_have_one_no_captioner_is_loaded(folder, capsys):
     said = capsys.readouterr().out
     assert "pictures with a text file beside them: 4;" in said and "all 4 pictures" in said
     assert [row.captions[0] for row in read_captions(folder)][2:] == ["picture c", "picture d"]
+
+
+def test_captions_in_another_folder_are_named_before_a_captioner_writes_others(folder):
+    (folder / "captions").mkdir()
+    (folder / "captions" / "d.txt").write_text("a shirt")
+    with pytest.raises(UserError, match="d.txt.*move them beside the pictures"):
+        caption_or_check(parse_args(["--image_dir", str(folder)]))
+    assert not (folder / "metadata.jsonl").exists()
+    with pytest.raises(WorkError):
+        caption_or_check(parse_args(["--image_dir", str(folder), "--check"]))

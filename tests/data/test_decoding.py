@@ -164,3 +164,10 @@ def test_a_picture_over_the_limit_is_refused_by_its_header_with_its_size(tmp_pat
     (tmp_path / name).write_bytes(header_only((60_000, 50_000))[name])
     with pytest.raises(ValueError, match=r"\d+ x \d+ pixels, more than the limit of 150,000,000; save it smaller"):
         read_image_size(tmp_path / name)
+
+
+def test_an_empty_file_and_one_of_another_format_say_what_they_are(tmp_path):
+    for content, said in ((b"", "an empty file"), (b"\0\0\0\x18ftypheic" + bytes(99), "save it as JPEG")):
+        (tmp_path / "a.jpg").write_bytes(content)
+        with pytest.raises(ValueError, match=said):
+            read_image_size(tmp_path / "a.jpg")

@@ -224,6 +224,7 @@ def test_a_csv_file_is_read_as_imagefolder_reads_it(folder, tmp_path_factory):
         ("file_name;text\na.jpg;a dog\n", "file_name;text"),
         ("a.jpg,a dog\n", "columns file_name and text"),
         ("file_name,caption\na.jpg,a dog\n", "--caption_column caption"),
+        ("file_name,text,text\na.jpg,a dog,a cat\n", '"text" twice'),
         ("file_name,text\na.jpg,caf\xe9\n".encode("latin-1"), "metadata.csv: not UTF-8"),
         ("file_name,text\na.jpg,a dog\n".encode("utf-16"), "metadata.csv: UTF-16"),
     ],
@@ -235,14 +236,23 @@ def test_a_csv_file_that_is_not_right_is_refused_with_the_line(folder, content, 
 
 @pytest.mark.parametrize(
     "name",
-    ["Metadata.jsonl", "metadata.json", "metadata.jsonl.txt", "METADATA.CSV", "meta_data.jsonl", "metadata (1).jsonl"],
+    ["Metadata.jsonl", "metadata.json", "metadata.jsonl.txt", "METADATA.CSV", "meta_data.jsonl", "metadata (1).jsonl"]
+    + ["captions.csv", "Captions.txt", "annotations.json", "caption.jsonl"],
 )
 def test_a_near_miss_of_the_metadata_file_is_named(folder, name):
     (folder / name).write_text("{}")
-    right = "metadata.csv" if "CSV" in name else "metadata.jsonl"
+    right = "metadata.jsonl" if "json" in name else "metadata.csv"
     assert name in refusal(folder) and f"rename it to {right}" in refusal(folder)
     write(folder, {"file_name": "a.jpg", "text": "a dog"})
     assert len(read_captions(folder)) == 1
+
+
+def test_text_files_in_another_folder_than_their_pictures_are_named(folder):
+    (folder / "captions").mkdir()
+    (folder / "captions" / "a.txt").write_text("a dog")
+    assert "1 text file" in refusal(folder) and str(Path("captions", "a.txt")) in refusal(folder)
+    (folder / "a.txt").write_text("mine")  # a.jpg has its own
+    assert "no metadata.jsonl" in refusal(folder)
 
 
 def test_a_folder_as_metadata_file_is_named(folder):
@@ -251,8 +261,9 @@ def test_a_folder_as_metadata_file_is_named(folder):
 
 
 def test_other_files_are_no_near_misses(folder):
-    for name in ("metadata.jsonl.backup-1", "notes.json", "images.jsonl", ".metadata.jsonl.lock"):
+    for name in ("metadata.jsonl.backup-1", "notes.json", "images.jsonl", ".metadata.jsonl.lock", "captions.txt"):
         (folder / name).touch()
+    (folder / "captions.jpg").touch()  # which captions.txt is the caption of
     assert "no metadata.jsonl" in refusal(folder)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sidecars import Sidecars, find_differing_sidecars
+from data.sidecars import Sidecars, find_differing_sidecars, find_distant_sidecars
 from runtime.errors import UserError
 
 
@@ -96,3 +96,20 @@ def test_a_trigger_before_most_rows_is_no_edit_and_a_tag_taken_from_one_file_is(
 def test_one_that_cannot_be_read_is_named_where_there_is_a_row(tmp_path):
     (tmp_path / "a.txt").write_bytes("für".encode("latin-1"))
     assert differing(tmp_path, {"a.jpg": ["für"]}) == ["a.txt"]
+
+
+def test_text_files_of_a_picture_in_another_folder_are_found(tmp_path):
+    for name in ("a.jpg", "b.jpg", "cats/a.jpg", "cats/a.txt", "captions/B.txt", "labels/b.txt", "texts/b.caption"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a dog")
+    (tmp_path / "labels/b.txt").write_text("0 0.5 0.5 0.25 0.3")
+    found = find_distant_sidecars(tmp_path, [tmp_path / "a.jpg", tmp_path / "b.jpg"])
+    assert found == [tmp_path / "captions/B.txt", tmp_path / "texts/b.caption"]  # cats/a.txt is that of cats/a.jpg
+
+
+def test_boxes_of_an_object_detector_are_no_caption(tmp_path):
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.25 0.3\n12 0.481719 .634028 0.690625 0.713278\n")
+    with pytest.raises(UserError, match="a.txt: boxes"):
+        captions_of(tmp_path / "a.jpg")
+    (tmp_path / "b.txt").write_text("501 2024")
+    assert captions_of(tmp_path / "b.jpg") == ("501 2024",)

@@ -113,10 +113,13 @@ time.sleep(60)
     assert done.returncode == 1 and "taken over by another run" in done.stderr
 
 
-def test_where_no_lock_can_be_made_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
+def test_where_no_lock_can_be_made_is_one_line(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(WorkError, match="cannot be made"):
-        take(tmp_path / "file" / "run")
+        take(tmp_path)
 
 
 @pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES])
@@ -188,3 +191,10 @@ def test_of_many_that_come_at_once_one_gets_it(tmp_path, held):
             process.kill()  # leaves the lock behind for the next round
             process.join()
         assert winners == 1
+
+
+@pytest.mark.parametrize("below", [".", "further"])
+def test_a_file_where_the_folder_should_be_is_the_users_mistake(tmp_path, below):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file.*cannot be made.*--output_dir"):
+        RunLock(tmp_path / "file" / below).take()

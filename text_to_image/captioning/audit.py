@@ -18,7 +18,7 @@ from captioning.image_facts import (
 )
 from data.metadata import ScannedRow
 from data.metadata_files import unread_metadata_files
-from data.sidecars import find_differing_sidecars
+from data.sidecars import find_differing_sidecars, find_distant_sidecars
 from runtime.errors import UserError, WorkError, escape_control_chars
 from runtime.prefetching import prefetch
 from runtime.progress import progress_bar
@@ -109,6 +109,9 @@ def audit_caption_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterat
     for path in find_differing_sidecars(captions):
         kind = "text files that differ from the row of their picture (--existing replace takes them, or mend the row)"
         yield Finding(kind, path.relative_to(file.root).as_posix())
+    for path in find_distant_sidecars(file.image_dir, file.without_row(rows)):
+        kind = "text files with the name of a picture, in another folder than it (move them beside it)"
+        yield Finding(kind, path.relative_to(file.image_dir).as_posix())
     for path in file.without_row(rows, among=file.pictures_of_other_files()):
         kind = "in sub-folders with a metadata file, without a row in it (caption that sub-folder)"
         yield Finding(kind, file.name_of(path))

@@ -24,6 +24,7 @@ from data.metadata_files import (
 )
 from data.metadata_writer import Existing
 from data.picture_names import LINK_ADVICE
+from data.sidecars import distant_sidecars_message
 from runtime.errors import UserError
 
 SHOWN_FAULTS = 10
@@ -189,6 +190,12 @@ def refuse_other_column(file: CaptionFile) -> None:
         return
     if other := next((row for row in rows if row.other_column), None):
         raise UserError(f"{file.path}, {other.where}: {other.caption_fault}")
+
+
+def refuse_distant_text_files(file: CaptionFile, existing: Existing) -> None:
+    """UserError where text files of pictures that are to be captioned lie in another folder than these."""
+    if message := distant_sidecars_message(file.image_dir, file.pending(existing)):
+        raise UserError(message)
 
 
 def remove_partial_caption_files(file: CaptionFile) -> None:

@@ -31,7 +31,7 @@ def open_picture(path: Path | BytesIO) -> Iterator[ImageFile.ImageFile]:
 
     PictureError where the file cannot be opened, has too many pixels, or where a decoder fails inside the `with`.
     """
-    with _faults_as_picture_errors(), _quiet_pillow(), Image.open(path, formats=FORMATS) as image:
+    with _faults_as_picture_errors(path), _quiet_pillow(), Image.open(path, formats=FORMATS) as image:
         width, height = image.size
         if width * height > PIXEL_LIMIT:
             raise PictureError(
@@ -41,21 +41,23 @@ def open_picture(path: Path | BytesIO) -> Iterator[ImageFile.ImageFile]:
 
 
 @contextmanager
-def _faults_as_picture_errors() -> Iterator[None]:
+def _faults_as_picture_errors(path: Path | BytesIO) -> Iterator[None]:
     """Decoders raise anything for damaged files: RuntimeError, AssertionError, KeyError, struct.error, ..."""
     try:
         yield
     except PictureError:
         raise
     except Exception as error:
-        raise PictureError(_in_plain_words(error)) from None
+        raise PictureError(_in_plain_words(error, path)) from None
 
 
-def _in_plain_words(error: Exception) -> str:
+def _in_plain_words(error: Exception, path: Path | BytesIO) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"not a picture that can be read ({FORMAT_NAMES})"
+        if not (path.getbuffer().nbytes if isinstance(path, BytesIO) else path.stat().st_size):
+            return "an empty file"
+        return f"not a picture that can be read ({FORMAT_NAMES}); save it as JPEG or PNG"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
     if isinstance(error, MemoryError):

@@ -22,6 +22,17 @@ SIDES = {
     "Swedish": r"vänster\w* höger\w*",
     "Danish, Norwegian": r"venstre\w* højre\w* høyre\w*",
     "Czech": r"[vn]a?levo lev(?:á|é|ého|ém|ou|ý|ých|ým) [vn]a?pravo prav(?:á|é|ého|ém|ou|ý|ých|ým)",
+    "Slovak": r"[vn]?a?ľavo ľav(?:á|é|ého|ej|om|ou|ú|ý|ých|ým) [vn]?a?pravo prav(?:ej|om|ú)",
+    "Croatian, Slovenian": r"lijev\w* [nu]?l(?:ij)?evo [nu]?desn[aeiou]\w*",
+    "Catalan": r"esquerr[ae]s? esquerrà dret[ae]?s? dretes",
+    "Romanian": r"st[âî]ng\w* dreapt\w* drept\w*",
+    "Hungarian": r"bal balra balról balo\w* bals\w* jobb jobbra jobbról jobbo\w* jobbs\w*",
+    "Finnish": r"vas(?:en|em)\w* oike[ai]\w*",
+    "Estonian": r"vasak\w* parem\w*",
+    "Lithuanian": r"kair(?:ė|į|i|y)\w* dešin\w*",
+    "Turkish": r"sol solda soldaki soldan solu solun\w* sola sağ\w*",
+    "Vietnamese": r"trái phải",
+    "Indonesian, Malay": r"kiri\w* kanan\w*",
     "Russian": r"слева влево налево лев(?:ая|о|ого|ое|ой|ом|ому|ую|ые|ый|ых|ым|ыми)"
     r" справа вправо направо прав(?:ая|о|ого|ое|ой|ом|ому|ую|ые|ый|ых|ым|ыми)",
     "Ukrainian": r"зліва вліво ліворуч лів(?:а|е|ий|их|им|ого|ої|ому|ою|у|і|ій) вправо праворуч"
@@ -55,6 +66,14 @@ WRITING = {
     "Danish, Norwegian": r"tekst\w* ord ordet ordene bogstav\w* bokstav\w* skrev\w* skrift\w* tallet nummer\w* navn\w*"
     r" skilt\w* avis avisen klokke\w*",
     "Czech": r"slov(?:a|o|y) písm\w* nápis\w* čísl\w* číslic\w* názv\w* název podpis\w* noviny hodiny",
+    "Slovak": r"slová písm\w* nápis\w* čísl\w* názov",
+    "Croatian, Slovenian": r"riječ\w* slovima natpis\w* napis\w* broj\w*",
+    "Romanian": r"textul\w* scris\w* litere\w* cuv[âi]nt\w* cuvinte\w* num[ăe]r(?:e|ul|ele)? inscripți\w*",
+    "Hungarian": r"szöveg\w* felirat\w* betű\w* szám\w* szó szavak írás\w* írott név",
+    "Finnish": r"teksti\w* kirjai\w* kirjoit\w* sana sanat sanoja numero\w* nimi",
+    "Turkish": r"yazı\w* harf\w* kelime\w* rakam\w* metin\w* tabela\w* sayı\w*",
+    "Vietnamese": r"chữ số viết",
+    "Indonesian, Malay": r"tulisan\w* bertuliskan tertulis huruf\w* kata teks angka nomor",
     "Russian": r"текст\w* слов(?:а|ами|ах|о|ом)? букв\w* надпис\w* написан\w* шрифт\w* цифр\w* числ[ао] номер\w*"
     r" логотип\w* имя имена назван\w* подпис\w* заголов\w* вывеск\w* плакат\w* газет\w* час(?:ами|ов|ы) календар\w*"
     r" клавиатур\w* табличк\w* лозунг\w* монограмм\w* рукопис\w*",

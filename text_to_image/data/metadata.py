@@ -14,7 +14,7 @@ from data.image_files import METADATA, find_image_files, no_pictures_message
 from data.metadata_files import MetadataFile, find_metadata_files, near_miss_message, unread_metadata_files
 from data.metadata_rows import file_name_of, found, read_rows, shown
 from data.picture_names import PictureNames
-from data.sidecars import Sidecars, find_differing_sidecars
+from data.sidecars import Sidecars, distant_sidecars_message, find_differing_sidecars
 from runtime.errors import UserError
 from runtime.paths import SCRIPTS
 
@@ -275,6 +275,8 @@ def _missing_metadata_message(folder: Path, files: Sequence[MetadataFile]) -> st
         return near_miss
     if not pictures:
         return no_pictures_message(folder)
+    if distant := distant_sidecars_message(folder, pictures):
+        return distant
     sidecars = Sidecars()
     beside = sum(sidecars.read(path) is not None for path in pictures)
     texts = f" ({beside} of {len(pictures)} have a text file beside them, which becomes the caption)" if beside else ""

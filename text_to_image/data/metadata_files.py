@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data.image_files import METADATA, METADATA_CSV, METADATA_FILES, find_image_files, natural_key
+from data.image_files import IMAGE_SUFFIXES, METADATA, METADATA_CSV, METADATA_FILES, find_image_files, natural_key
 from data.metadata_rows import shown
 
 PARQUET = "metadata.parquet"
@@ -18,6 +18,8 @@ NEAR_MISS = re.compile(
     r"meta[ _-]?data ?(?:\(\d+\)|[ _-]copy)? ?\.(?:jsonl?|ndjson|jsonlines|csv|tsv)(?:\.(?:txt|jsonl?|csv))?",
     re.IGNORECASE,
 )
+# Names that other tools give to a file of captions.
+OTHER_NAME = re.compile(r"(?:captions?|annotations?|descriptions?)\.(?:jsonl?|ndjson|csv|tsv|txt)", re.IGNORECASE)
 # Sub-folders that `datasets` takes for other splits than the one that is trained on.
 OTHER_SPLITS = frozenset({"dev", "eval", "evaluation", "test", "testing", "val", "valid", "validation"})
 
@@ -132,10 +134,17 @@ def near_miss_message(folder: Path) -> str | None:
         return f"{parquet} has the captions; training reads it as it is, and nothing is captioned"
     if not (path := next((path for path in near if path.is_file()), None)):
         return None
-    comma = re.search(r"\.csv\b", path.name, re.IGNORECASE)
-    name, content = (METADATA_CSV, "columns file_name,text") if comma else (METADATA, "a JSON object in each line")
+    json = re.search("json", path.name, re.IGNORECASE)
+    name, content = (METADATA, "a JSON object in each line") if json else (METADATA_CSV, "columns file_name,text")
     return f"{path} is not read; if it holds the captions, rename it to {name} ({content}), else move it away"
 
 
 def _near_misses(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if name == PARQUET or NEAR_MISS.fullmatch(name))
+    """Of the files in a folder; captions.txt beside captions.jpg is none."""
+    paths = [PurePosixPath(name) for name in names]
+    pictures = {path.stem for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
+    return sorted(path.name for path in paths if _is_near_miss(path.name) and path.stem not in pictures)
+
+
+def _is_near_miss(name: str) -> bool:
+    return name == PARQUET or bool(NEAR_MISS.fullmatch(name) or OTHER_NAME.fullmatch(name))

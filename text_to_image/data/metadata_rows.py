@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,9 @@ def _csv_rows(path: Path) -> Iterator[NumberedRow]:
 
 
 def _csv_header(path: Path, values: list[str]) -> list[str]:
+    values = [value.strip() for value in values]
+    if twice := [name for name, number in Counter(values).items() if number > 1]:
+        raise UserError(f"{path}: its first line names the column {shown(twice[0])} twice")
     if "file_name" not in values:
         raise UserError(
             f"{path}: its first line must name the columns file_name and text, separated by commas; "

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.image_files import find_nested_image_files
 from data.picture_names import same_name_key
 from runtime.errors import UserError
 from runtime.text_files import read_utf8
 
 SUFFIXES = (".txt", ".caption")
+BOXES = re.compile(r"(?:\d+(?: +\d*\.\d+){4,}\s*)+")  # class, then its place as fractions of the picture
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,7 @@ class Sidecars:
 
     def files(self, picture: Path) -> list[Path]:
         """The text files that belong to the picture."""
-        names = [f"{stem}{suffix}" for suffix in SUFFIXES for stem in (picture.name, picture.stem)]
-        return [path for name in names if (path := self._find(picture.parent, name))]
+        return [path for name in _names_for(picture) if (path := self._find(picture.parent, name))]
 
     def _find(self, folder: Path, name: str) -> Path | None:
         names = self._list(folder).get(_key(name), [])
@@ -55,6 +56,36 @@ class Sidecars:
                     names.setdefault(_key(path.name), []).append(path.name)
             self._listed[folder] = names
         return self._listed[folder]
+
+
+def distant_sidecars_message(folder: Path, pictures: Iterable[Path]) -> str | None:
+    """Says that text files which seem to be of the pictures lie elsewhere in `folder`; None where none do."""
+    if not (found := find_distant_sidecars(folder, pictures)):
+        return None
+    number = "1 text file" if len(found) == 1 else f"{len(found)} text files"
+    return (
+        f"{number} with the name of a picture, in another folder than it, such as {found[0]}: if they hold the "
+        f"captions, move them beside the pictures, else out of {folder}"
+    )
+
+
+def find_distant_sidecars(folder: Path, pictures: Iterable[Path]) -> list[Path]:
+    """The text files in `folder` and below that have the name of one of the pictures, and lie beside no such picture.
+
+    Only for pictures that have no text file beside them.
+    """
+    sidecars = Sidecars()
+    names = {_key(name) for picture in pictures if not sidecars.files(picture) for name in _names_for(picture)}
+    listed = (path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and _key(path.name) in names)
+    belonging = {path for picture in find_nested_image_files(folder) for path in sidecars.files(picture)}
+    return sorted(path for path in listed if path not in belonging and _is_caption(path))
+
+
+def _is_caption(path: Path) -> bool:
+    try:
+        return _read(path) is not None
+    except UserError:
+        return False
 
 
 def find_differing_sidecars(rows: Iterable[tuple[Path, Sequence[str]]]) -> list[Path]:
@@ -90,6 +121,10 @@ def _text(captions: Sequence[str]) -> str:
     return " ".join(" ".join(captions).split())
 
 
+def _names_for(picture: Path) -> list[str]:
+    return [f"{stem}{suffix}" for suffix in SUFFIXES for stem in (picture.name, picture.stem)]
+
+
 def _key(name: str) -> str:
     return same_name_key(name).casefold()
 
@@ -98,6 +133,8 @@ def _read(path: Path) -> Sidecar | None:
     """Paragraphs, with blank lines between them, are one caption; otherwise each line is one."""
     # Only \n ends a line: str.splitlines() would also cut a caption at U+2028.
     text = read_utf8(path).replace("\r\n", "\n").strip()
+    if BOXES.fullmatch(text):
+        raise UserError(f"{path}: boxes of an object detector (YOLO's labels), and no caption; move it away")
     joined = re.search(r"\n[^\S\n]*\n", text) is not None
     lines = [text] if joined else text.split("\n")
     captions = tuple(caption for line in lines if (caption := " ".join(line.split())))

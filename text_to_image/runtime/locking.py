@@ -6,6 +6,7 @@ library only.
 
 import atexit
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import EXIT_FAILED, NOT_WRITABLE, UserError, WorkError
+from runtime.errors import EXIT_FAILED, NO_PLACE, NOT_WRITABLE, UserError, WorkError
 
 LOCK_FILE = ".lock"
 RENEW_EVERY = 20  # seconds
@@ -55,7 +56,7 @@ class RunLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._take()
         except OSError as error:
-            if error.errno in NOT_WRITABLE:
+            if error.errno in (*NOT_WRITABLE, *NO_PLACE, errno.EEXIST):
                 raise UserError(f"{self.path}: cannot be made ({error.strerror}); {self.instead}") from None
             raise WorkError(f"{self.path}: cannot be made ({error.strerror})") from None
         self.held = True

@@ -61,7 +61,7 @@ def test_which_weights_generate_is_what_was_asked_for(monkeypatch, tiny_model):
     monkeypatch.setattr("generation.generate.find_weights", find)
     flags = ["--checkpoint", "checkpoint-2", "--lora", "x", "--lora_scale", "0.5", "--prompt", "x"]
     flags += ["--lora", "y", "--lora_scale", "2"]
-    with pytest.raises(UserError, match=r"'checkpoint-2', \['x', 'y'\], \[0\.5, 2\.0\], None\)"):
+    with pytest.raises(UserError, match=r"'checkpoint-2', \['x', 'y'\], \[0\.5, 2\.0\], None, False\)"):
         generate(parse_args(["--model", str(tiny_model), *flags]))
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from models import loading
 from run_folder import assert_same_tensors, losses, rows
 from runs.disk_space import MARGIN, RESERVE, DiskSpace, hold_reserve, release_reserve
 from runs.records import read_run
@@ -79,6 +80,19 @@ def test_a_result_that_cannot_be_written_leaves_a_checkpoint_of_the_last_step(tr
     assert left == {"cache", "metrics.jsonl", "run.json", "checkpoint-6", ".lock"}
     (tmp_path / "out" / ".lock").unlink()  # ours until this process ends
     goes_on_as_if_nothing_had_been(train_run, "out", *kind)
+
+
+def test_whatever_fails_at_the_end_the_line_says_where_the_trained_weights_are(
+    train_run, tmp_path, refuse, monkeypatch
+):
+    refuse(loading, "_save_other_parts", [1, 2], RuntimeError("no such part"))
+    with pytest.raises(WorkError, match="could not be saved: no such part; .*whole in checkpoint-6"):
+        train_run("out", *USUAL)
+    assert not list((tmp_path / "out").glob("unet*"))
+    monkeypatch.setattr(saving, "_save_last_checkpoint", lambda *args: None)  # as where only the result has room
+    with pytest.raises(WorkError, match="no such part; the trained UNet is whole in .*tight/unet-6"):
+        train_run("tight", *USUAL)
+    assert_same_tensors(tmp_path / "out" / "checkpoint-6" / "unet", tmp_path / "tight" / "unet-6", "*.safetensors")
 
 
 def test_an_earlier_result_stays_whole_until_the_next_one_is(train_run, tmp_path, refuse):

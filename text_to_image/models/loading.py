@@ -32,9 +32,8 @@ from models.folders import (
     refuse_weights,
 )
 from runtime.devices import convolution_memory_format
-from runtime.errors import UserError, WorkError, advice_for, first_line
+from runtime.errors import UserError
 from runtime.files import atomic_folder, set_aside
-from runtime.paths import display_path
 
 COPIED_FILES = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}  # by the names that flags have
@@ -145,19 +144,13 @@ def save_pipeline(unet: UNet2DConditionModel, base: FolderLike, output: Path, no
     """Writes the pipeline of `base` with another UNet, all parts in fp32: plain diffusers cannot run mixed dtypes.
 
     The other parts of `base` stay as they are (SD 1.x's safety checker, the scheduler's class), and so do its licence
-    and defaults. The UNet comes first; WorkError that says where it is if anything else fails.
+    and defaults. The UNet comes first and whole, whatever else fails.
     """
     with atomic_folder(output / "unet") as partial:
         unet.save_pretrained(partial, safe_serialization=True)
         earlier = set_aside(output / "unet")  # of an end of the run that failed later
     shutil.rmtree(earlier, ignore_errors=True)
-    try:
-        _save_other_parts(_load_pipeline(unet, base), base, output, noise_scheduler)
-    except Exception as error:
-        raise WorkError(
-            f"the trained UNet is saved whole in {display_path(output / 'unet')}, the rest of the model is not: "
-            f"{advice_for(error) or first_line(error)}"
-        ) from error
+    _save_other_parts(_load_pipeline(unet, base), base, output, noise_scheduler)
 
 
 def _load_pipeline(unet: UNet2DConditionModel, base: FolderLike) -> StableDiffusionPipeline:

@@ -18,7 +18,7 @@ from runs.checkpoints import (
 from runs.disk_space import hold_reserve, release_reserve
 from runs.records import write_run
 from runtime.devices import peak_memory_gb
-from runtime.errors import WorkError, WriteError, first_line, is_disk_full
+from runtime.errors import WorkError, WriteError, advice_for, first_line, is_disk_full
 from runtime.files import flush_to_disk, format_size, size_on_disk, write_error
 from runtime.processes import run_on_main
 from training.metrics import METRICS_FILE, MetricsLog, read_metrics
@@ -123,11 +123,11 @@ def save_result(run: PreparedRun, state: TrainState) -> None:
             run.trainable.save_result(unet, run.plan.base, run.folder / RESULT, run.objective.noise_scheduler)
             _move_content(run.folder / RESULT, run.folder)
         except Exception as error:
-            _raise_failed_result(run, error)
-            raise
+            raise _failed_result(run, error) from None
         finally:
             shutil.rmtree(run.folder / RESULT, ignore_errors=True)
     write_run(run.folder, {**run.record, **outcome(run.folder)})
+    shutil.rmtree(_kept_unet(run), ignore_errors=True)
     if own_checkpoint:
         remove_checkpoint(own_checkpoint)
 
@@ -152,12 +152,31 @@ def _move_content(source: Path, target: Path) -> None:
         os.replace(path, target / path.name)
 
 
-def _raise_failed_result(run: PreparedRun, error: Exception) -> None:
-    """WriteError if `error` is one of the disk."""
+def _failed_result(run: PreparedRun, error: Exception) -> WorkError:
+    """The error that says what happened and where the trained weights are."""
     if is_disk_full(error) or isinstance(error, OSError):
         needed, removed = f"about {format_size(run.space.result)}", size_on_disk(run.folder / RESULT)
-        failed = write_error(run.folder, "the result", error, needed, removed)
-        raise WriteError(f"{failed}; {_where_it_goes_on(run.folder)}") from None
+        failed: object = write_error(run.folder, "the result", error, needed, removed)
+    else:
+        failed = f"{run.folder}: the result could not be saved: {advice_for(error) or first_line(error)}"
+    return WorkError(f"{failed}; {_where_the_weights_are(run)}")
+
+
+def _where_the_weights_are(run: PreparedRun) -> str:
+    """In the checkpoint of the last step; where there was no room for it, the UNet of the result is kept."""
+    steps, unet = run.record["steps"], run.folder / RESULT / "unet"
+    if steps in _steps_with_checkpoint(run.folder):
+        return f"what was trained is whole in checkpoint-{steps}, from which it goes on"
+    if not unet.is_dir():
+        return _where_it_goes_on(run.folder)
+    kept = _kept_unet(run)
+    shutil.rmtree(kept, ignore_errors=True)
+    unet.rename(kept)
+    return f"the trained UNet is whole in {kept}; {_where_it_goes_on(run.folder)}"
+
+
+def _kept_unet(run: PreparedRun) -> Path:
+    return run.folder / f"unet-{run.record['steps']}"
 
 
 def outcome(folder: Path) -> dict:

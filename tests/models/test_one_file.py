@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from export_checkpoint import parse_args
 from exporting.export import export_checkpoint
 from models import one_file
+from models.checking import check_model
 from models.ldm_keys import StateDict
 from models.loading import load_noise_scheduler, load_unet
 from one_file_models import as_ema, make_model, set_zero_snr, write_one_file
@@ -94,6 +95,13 @@ def test_weights_of_two_precisions_become_fp32_and_keep_their_values(convert, fi
     unet = part_of(convert(file_of(1, {name: weights[1][name].half()})), "unet")
     assert {weight.dtype for weight in unet.values()} == {torch.float32}
     assert torch.equal(unet["conv_out.weight"], weights[1][name].half().float())
+
+
+def test_a_file_may_be_in_fp64_as_a_folder_may(convert, file_of, weights):
+    doubled = {key: weight.double() for key, weight in weights[1].items()}
+    folder = convert(file_of(1, doubled))
+    check_model(folder)
+    assert load_unet(folder).dtype == torch.float32
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -72,10 +72,12 @@ main() {
     fi
 }
 
-say() { printf '%s\n' "$*" || :; } # a log that cannot be written ends nothing
+# A log that cannot be written, or whose reader is gone, ends nothing.
+trap : PIPE
+say() { printf '%s\n' "$*" 2>/dev/null || :; }
 
 fail() {
-    printf 'error: %s\n' "$2" >&2
+    printf 'error: %s\n' "$2" >&2 || :
     exit "$1"
 }
 

@@ -37,7 +37,7 @@ from tiny_model import make_tiny_model  # noqa: E402
 ENDINGS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PATIENCE = 600  # seconds, for a job that was told to end, or left alone
 EVERY = 5  # steps between checkpoints
-LEFTOVERS = (".*.part", ".partial-*", ".lock*")
+LEFTOVERS = (".*.part", ".partial-*", ".lock*", ".reserve", "unet-*")
 # What a job may end with, beside the signal itself: the script that ran may have noticed it first.
 CODES = {
     signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 75, 143}, signal.SIGINT: {-2, 75, 130}, signal.SIGHUP: {-1, 75, 129},
@@ -85,6 +85,9 @@ class Chaos:
         try:
             printed, _ = job.communicate(timeout=moment or PATIENCE)
         except subprocess.TimeoutExpired:
+            if moment is None:
+                os.killpg(job.pid, signal.SIGKILL)
+                sys.exit(f"{name}: left alone, it has not ended after {PATIENCE} s")
             ended = True
             os.killpg(job.pid, ending)
             printed, _ = job.communicate(timeout=PATIENCE)  # until the last process of the group has ended

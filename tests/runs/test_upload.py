@@ -21,7 +21,7 @@ def test_a_hub_that_refuses_is_one_line_before_the_training_and_after_it(tmp_pat
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     args = Namespace(push_to_hub=True, hub_token="hf_secret", hub_model_id=None, logging_dir="logs")
-    with pytest.raises(UserError, match="^--push_to_hub: 401 Unauthorized; log in"):
+    with pytest.raises(UserError, match="^--push_to_hub: 401 Unauthorized"):
         prepare_upload(args, tmp_path)
     with pytest.raises(WorkError, match="401 Unauthorized; the result is in"):
         upload(args, tmp_path)

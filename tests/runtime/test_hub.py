@@ -144,7 +144,7 @@ def test_an_answer_begins_the_time_anew(monkeypatch):
 
 def test_an_upload_takes_the_time_that_it_takes(server):
     sent = []
-    request = SimpleNamespace(method="POST", extensions={})
+    request = SimpleNamespace(method="POST", url=SimpleNamespace(path="/api/models/me/it/commit/main"), extensions={})
     Patience(sent.append, give_up=0, notice=10).send(request)
     assert sent == [request] and request.extensions == {}
 

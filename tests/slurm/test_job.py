@@ -1,7 +1,9 @@
 """job.sh: its choices and steps with scripts that only record, and once for real."""
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -224,6 +226,17 @@ def test_a_script_that_stops_ends_the_job_with_its_code(job, script, code):
     done, calls = job(**{f"EXIT_{script}": code})
     assert done.returncode == code and list(calls)[-1] == script
     assert "== done" not in done.stdout
+
+
+def test_a_log_that_nobody_reads_or_that_is_full_ends_nothing(job):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command, settings = ["bash", job.repository / "job.sh"], {"cwd": job.folder, "env": job.environment()}
+    assert subprocess.run(command, stdout=writer, stderr=writer, **settings).returncode == 0
+    os.close(writer)
+    assert json.loads(job.log.read_text().splitlines()[-1])[0] == "inference"
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([*command, "no_such_step"], stdout=full, stderr=full, **settings).returncode == 2
 
 
 # --- where it lies and what runs it ---------------------------------------------------------------------------------

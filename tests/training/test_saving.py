@@ -54,9 +54,21 @@ def test_rows_that_cannot_be_written_end_the_run_with_a_checkpoint_of_the_last_s
 
 def test_where_not_even_the_checkpoint_can_be_written_one_line_says_so(train_run, tmp_path, refuse):
     refuse(metrics, "append_whole", calls=range(4, 100))
+    refuse(saving, "save_checkpoint", calls=[1])
     with pytest.raises(WorkError, match=r"metrics\.jsonl .*step 4 could not be saved .*no checkpoint"):
         train_run("out", *USUAL)
     assert len(rows(tmp_path / "out")) == 3 and not (tmp_path / "out" / "checkpoint-4").exists()
+
+
+def test_a_checkpoint_is_worth_more_than_its_rows(train_run, refuse):
+    whole = train_run("whole", *USUAL)
+    refuse(metrics, "append_whole", calls=[4, 5])
+    with pytest.raises(WorkError, match=r"metrics\.jsonl .*goes on from checkpoint-4"):
+        train_run("out", *USUAL)
+    (whole.parent / "out" / ".lock").unlink()  # ours until this process ends
+    out = train_run("out", *USUAL)
+    assert losses(out) == losses(whole)
+    assert_same_tensors(whole, out, "unet/*.safetensors")
 
 
 def test_validation_pictures_that_cannot_be_written_cost_no_step_and_no_loss(

@@ -39,6 +39,7 @@ HASH_CHANGES = {  # what it means that one of the hashes differs
     "dataset_hash": "the data set: other pictures, captions or shorter forms of them",
     "base_model_hash": "the base model: other weights or configs",
 }
+KEPT_UNETS = "unet-*"  # of results that could not be saved whole: unet-800, named by the step
 RESULT_FOLDERS = (
     "validation", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor",
 )  # fmt: skip
@@ -126,7 +127,7 @@ def remove_run(folder: Path) -> None:
 
     run.json goes last: what an interrupted removal leaves is still known as a run.
     """
-    for path in [*folder.glob("checkpoint-*"), *(folder / name for name in RESULT_FOLDERS)]:
+    for path in [*folder.glob("checkpoint-*"), *folder.glob(KEPT_UNETS), *(folder / name for name in RESULT_FOLDERS)]:
         shutil.rmtree(path, ignore_errors=True)
     for name in RESULT_FILES:
         (folder / name).unlink(missing_ok=True)

@@ -4,10 +4,13 @@ import argparse
 from pathlib import Path
 
 from runs.model_card import CARD_FILE, is_generated_card, make_model_card
-from runtime.errors import UserError, WorkError
-from runtime.hub import hub_error_reason
+from runs.records import KEPT_UNETS
+from runtime.errors import WorkError
+from runtime.hub import asking_hub, hub_error_reason
 
-NOT_UPLOADED = ["checkpoint-*/**", ".partial-*/**", "cache/**", ".cache/**", ".lock*", ".*.part"]
+NOT_UPLOADED = [
+    "checkpoint-*/**", ".partial-*/**", f"{KEPT_UNETS}/**", "cache/**", ".cache/**", ".lock*", ".reserve", ".*.part",
+]  # fmt: skip
 
 
 def prepare_upload(args: argparse.Namespace, folder: Path) -> None:
@@ -15,10 +18,8 @@ def prepare_upload(args: argparse.Namespace, folder: Path) -> None:
     from huggingface_hub import HfApi
 
     if args.push_to_hub:
-        try:
+        with asking_hub("--push_to_hub"):
             HfApi(token=args.hub_token).create_repo(_repository_name(args, folder), exist_ok=True)
-        except Exception as error:  # the hub's errors have no common class
-            raise UserError(f"--push_to_hub: {hub_error_reason(error)}; log in with `hf auth login`") from None
 
 
 def upload(args: argparse.Namespace, folder: Path) -> None:

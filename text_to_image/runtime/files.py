@@ -84,7 +84,7 @@ def raise_disk_full(path: Path, error: Exception, partial: Path) -> None:
     """WriteError if `error` is a full disk's: `partial` is what has been written of `path` and will be removed."""
     if is_disk_full(error):
         written = size_on_disk(partial)
-        raise write_error(path.parent, path.name, error, f"more than {format_size(written)}", written) from None
+        raise write_error(path.parent, path.name, error, f"more than {format_size(written)}", written) from error
 
 
 def write_error(folder: Path, name: str, error: Exception, needed: str, removed: int = 0) -> WriteError:

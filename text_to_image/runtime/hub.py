@@ -98,7 +98,7 @@ class Patience:
 
     def send(self, request: Any, **options: Any) -> Any:
         """The response, as the client's own `send` returns it. Uploads are sent as they are."""
-        if request.method not in ("GET", "HEAD"):
+        if request.method not in ("GET", "HEAD") and not request.url.path.endswith("/repos/create"):
             return self._send(request, **options)
         notice = self._start_waiting()
         _limit_timeouts(request, self._time_left())

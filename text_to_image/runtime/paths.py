@@ -41,5 +41,5 @@ def display_path(path: str | PathLike[str]) -> str:
     """The path as a user would type it: relative if it is below the current folder."""
     try:
         return str(Path(path).resolve().relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, OSError):  # elsewhere, or the current folder is gone
         return str(path)

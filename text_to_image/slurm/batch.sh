@@ -97,12 +97,12 @@ requeue() {
     progress="$where, $(find "$outputs" ${output_dir:+"$output_dir"} "$dataset" \
         "${pictures_dir:-$samples}" -type f ! -name '.job_*' 2>/dev/null | wc -l || true) files"
     state="$(state_file)"
-    mkdir -p "$outputs"
     if [[ -f "$state" && "$(sed -n 2p "$state")" == "$progress" ]]; then
         times=$(($(tail -n 1 "$state") + 1))
     fi
     ((times <= 3)) || fail 1 "three restarts in a row ended $where: a longer --time is needed"
-    printf '%s\n%s\n%s\n' "$where" "$progress" "$times" >"$state"
+    { mkdir -p "$outputs" && printf '%s\n%s\n%s\n' "$where" "$progress" "$times" >"$state"; } ||
+        say "this restart is not counted: $state cannot be written"
     say "== $(date '+%F %T') requeued as restart $((restart + 1)) of job $job, $where"
     scontrol requeue "$job" || fail 1 "job $job cannot be requeued; sbatch job.sh goes on from there"
     sleep 600 # until Slurm ends this shell

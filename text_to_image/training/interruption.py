@@ -19,9 +19,9 @@ class Interruption:
     def is_due(self, done: int) -> bool:
         """Whether the run ends after `done` steps; all processes get the same answer.
 
-        Waits until the batches of the next step are made, which it needs anyway.
+        Waits until the batches of the next step are made, unless the run was asked to stop.
         """
-        changed = self.batches.changed_input(done)
+        changed = None if self.stop.asked else self.batches.changed_input(done)
         self.lost = str(changed) if changed else None
         if self._folder_is_gone():  # with the encodings in it
             write_run(self.run.folder, self.run.record)  # for the checkpoint

@@ -13,6 +13,7 @@ from runs.checkpoints import (
     later_checkpoints,
     remove_later_checkpoints,
 )
+from runs.disk_space import release_reserve
 from runs.records import read_run, remove_run, run_differences, write_run
 from runtime.errors import UserError
 from runtime.files import remove_partial_files, remove_stale_partial_files
@@ -157,6 +158,7 @@ def _changed_schedule(args: argparse.Namespace, plan: Plan, before: int, first_s
 def prepare_output_folder(folder: Path, resume: ResumePoint, record: dict) -> None:
     """Makes the folder ready: another run is removed, and of this one what lies after the step it goes on from."""
     remove_partial_files(folder)
+    release_reserve(folder)  # of a killed run: the encodings may need its room
     for cached in folder.glob("cache/*/"):
         remove_stale_partial_files(cached)
     if resume.overwrites:

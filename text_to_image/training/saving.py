@@ -16,7 +16,7 @@ from runs.checkpoints import (
     save_checkpoint,
 )
 from runs.disk_space import hold_reserve, release_reserve
-from runs.records import write_run
+from runs.records import KEPT_UNETS, write_run
 from runtime.devices import peak_memory_gb
 from runtime.errors import WorkError, WriteError, advice_for, first_line, is_disk_full
 from runtime.files import flush_to_disk, format_size, size_on_disk, write_error
@@ -45,15 +45,16 @@ def write_checkpoint(run: PreparedRun, state: TrainState, step: int) -> None:
         existing = {step, *_steps_with_checkpoint(run.folder)}
         best = best_step(read_metrics(run.folder / METRICS_FILE), among=existing)
         _save_checkpoint(run, state, step)
-        hold_reserve(run.folder, run.space)
         remove_oldest_checkpoints(run.folder, run.args.checkpoints_total_limit, keep={best[0]} if best else set())
+        hold_reserve(run.folder, run.space)
 
     run_on_main(run.accelerator, write)
 
 
 def _save_checkpoint(run: PreparedRun, state: TrainState, step: int) -> Path:
     release_reserve(run.folder)
-    flush_to_disk(run.folder / METRICS_FILE)  # the rows before a checkpoint reach the disk before it does
+    if (run.folder / METRICS_FILE).is_file():
+        flush_to_disk(run.folder / METRICS_FILE)  # the rows before a checkpoint reach the disk before it does
     return save_checkpoint(run.folder, step, run.record, state.save_weights, state.saved_state())
 
 
@@ -91,8 +92,9 @@ def checkpoint_before_giving_up(
 
 def _try_checkpoint(run: PreparedRun, state: TrainState, log: MetricsLog, non_finite: NonFiniteSteps) -> str:
     """Returns where the run will go on."""
-    try:
+    with contextlib.suppress(OSError, WorkError):  # a checkpoint is worth more than its rows
         write_rows(log, non_finite)
+    try:
         if log.step not in [run.resume.first_step, *_steps_with_checkpoint(run.folder)]:
             _save_checkpoint(run, state, log.step)
     except (OSError, WorkError):
@@ -127,7 +129,8 @@ def save_result(run: PreparedRun, state: TrainState) -> None:
         finally:
             shutil.rmtree(run.folder / RESULT, ignore_errors=True)
     write_run(run.folder, {**run.record, **outcome(run.folder)})
-    shutil.rmtree(_kept_unet(run), ignore_errors=True)
+    for kept in run.folder.glob(KEPT_UNETS):
+        shutil.rmtree(kept, ignore_errors=True)
     if own_checkpoint:
         remove_checkpoint(own_checkpoint)
 
@@ -147,13 +150,16 @@ def _move_content(source: Path, target: Path) -> None:
     """What of the same name is in `target` goes. Flushed to the disk first: a quota may be noticed only then."""
     for path in source.rglob("*"):
         flush_to_disk(path)
-    for path in sorted(source.iterdir(), key=Path.is_file):  # model_index.json after the folders that it names
+    # The UNet after what can be had from the base, and model_index.json after the folders that it names:
+    for path in sorted(source.iterdir(), key=lambda path: (path.is_file(), path.name == "unet")):
         shutil.rmtree(target / path.name, ignore_errors=True)
         os.replace(path, target / path.name)
 
 
 def _failed_result(run: PreparedRun, error: Exception) -> WorkError:
     """The error that says what happened and where the trained weights are."""
+    if isinstance(error, WriteError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     if is_disk_full(error) or isinstance(error, OSError):
         needed, removed = f"about {format_size(run.space.result)}", size_on_disk(run.folder / RESULT)
         failed: object = write_error(run.folder, "the result", error, needed, removed)
@@ -169,14 +175,10 @@ def _where_the_weights_are(run: PreparedRun) -> str:
         return f"what was trained is whole in checkpoint-{steps}, from which it goes on"
     if not unet.is_dir():
         return _where_it_goes_on(run.folder)
-    kept = _kept_unet(run)
+    kept = run.folder / KEPT_UNETS.replace("*", str(steps))
     shutil.rmtree(kept, ignore_errors=True)
     unet.rename(kept)
     return f"the trained UNet is whole in {kept}; {_where_it_goes_on(run.folder)}"
-
-
-def _kept_unet(run: PreparedRun) -> Path:
-    return run.folder / f"unet-{run.record['steps']}"
 
 
 def outcome(folder: Path) -> dict:

@@ -130,7 +130,7 @@ def test_modules_need_a_machine_that_has_them(tmp_path):
 GO_OFFLINE = """
 say() { echo "$*"; }
 for part in choices hub; do source "$0/text_to_image/slurm/$part.sh"; done
-repo="$0"
+repo="$0" outputs="$0/output"
 go_offline
 echo "offline ${HF_HUB_OFFLINE-no}"
 """

@@ -85,7 +85,8 @@ check_train_args() {
 choose_flags() {
     local precision
     precision="$("$venv/bin/python" "$scripts/slurm/environment.py" precision)"
-    captioning=(--image_dir "$pictures" ${captioner:+--model "$captioner"} ${METADATA_FILE:+--output "$METADATA_FILE"}
+    captioning=(${pictures:+--image_dir "$pictures"} ${captioner:+--model "$captioner"}
+        ${METADATA_FILE:+--output "$METADATA_FILE"}
         ${SLURM_ARRAY_TASK_ID:+--wait} "${caption_args[@]}") # one task of an array captions, the others wait for it
     training=(--dataset "$dataset" --epochs "${EPOCHS:-100}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
         ${output_dir:+--output_dir "$output_dir"} ${precision:+--mixed_precision "$precision"} ${seed:+--seed "$seed"}

@@ -2,6 +2,7 @@
 
 import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,7 +112,10 @@ def test_one_picture_that_does_not_fit_is_a_line(images_of, monkeypatch):
 
 
 def test_a_full_disk_is_reported_and_not_taken_for_done(images_of, monkeypatch, tmp_path):
-    monkeypatch.setattr(Image.Image, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    def refuse(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(WorkError, match="No space left"):
         images_of("--prompt", "jeans", "--num_images", 1)
     assert not list((tmp_path / "pictures").glob("*.png"))

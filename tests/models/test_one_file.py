@@ -173,7 +173,7 @@ def test_what_fails_half_way_leaves_nothing(convert, file_of, outputs, monkeypat
         save_file(state_dict, path, metadata)
 
     monkeypatch.setattr("models.one_file.save_file", fail_at_the_vae)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WorkError, match="converted: .*No space"):
         convert(file_of(1))
     assert list((outputs / "converted").iterdir()) == []
 

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from models.ldm_keys import StateDict, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
+from bases.ldm_keys import StateDict, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
 from models.loading import load_text_encoder, load_unet, load_vae, save_vocabulary
 from tiny_model import make_tokenizer, sd_scheduler
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bases.finding import ModelOptions, find_model
 from captioned_folder import write_captioned_folder
-from models.finding import ModelOptions, find_model
 from run_folder import losses
 from runtime.errors import UserError, exit_with
 from tiny_model import add_safety_checker
@@ -38,7 +38,7 @@ def pickled(model: Path) -> Path:
 
 
 def test_pickles_are_refused_with_the_way_out_and_converted_where_allowed(train_run, own_model, monkeypatch, tmp_path):
-    monkeypatch.setattr("models.finding.OUTPUTS", tmp_path / "output")
+    monkeypatch.setattr("bases.finding.OUTPUTS", tmp_path / "output")
     usual = ["--max_train_steps", 2, "--learning_rate", 1e-3, "--seed", 0]
     plain = train_run("plain", *usual)
     pickled(own_model)
@@ -56,7 +56,7 @@ def test_a_run_with_checkpoints_in_its_folder_is_no_model_of_pickles(train_run):
 
 
 def test_a_pickle_that_would_run_code_is_refused_even_where_pickles_are_allowed(own_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("models.finding.OUTPUTS", tmp_path / "output")
+    monkeypatch.setattr("bases.finding.OUTPUTS", tmp_path / "output")
     pickled(own_model)
     torch.save(Harmful(tmp_path / "made"), own_model / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match="unet cannot be loaded"):

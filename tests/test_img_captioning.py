@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from background import Background, run_script
-from data.metadata import read_captions
-from data.metadata_writer import append_captions
 from img_captioning import caption_or_check, parse_args
+from metadata.reading import read_captions
+from metadata.writer import append_captions
 from runtime.errors import UserError
 from tiny_captioners import make_blip
 

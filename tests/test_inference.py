@@ -12,11 +12,11 @@ from PIL import Image
 
 import inference
 from background import INFERENCE, run_script
-from data.metadata import read_captions
 from generated_folder import QUICK, pixels, rows
 from generation import image_generator
 from generation.generate import generate
 from inference import parse_args
+from metadata.reading import read_captions
 from models.lora import LORA_FILE
 from models.samplers import SamplingSettings
 from runtime.errors import UserError, WorkError

@@ -15,7 +15,7 @@ TOP = {"README.md", "LICENSE", "requirements.txt", "pyproject.toml", "job.sh", "
        "text_to_image", "tests"}  # fmt: skip
 ENTRY_POINTS = {"img_captioning", "train_text_to_image", "inference", "export_checkpoint", "check_copies"}
 # A folder imports from lower layers and from itself. Only the entry points import `training`.
-LAYERS = (("runtime",), ("data", "models"), ("runs", "captioning", "optimization"),
+LAYERS = (("runtime",), ("metadata",), ("data", "models"), ("bases",), ("runs", "captioning", "optimization"),
           ("training", "generation"), ("exporting", "evaluation"))  # fmt: skip
 LAYER = {folder: number for number, folders in enumerate(LAYERS) for folder in folders}
 # What job.sh calls may use the entry points; the scripts that made the small models are apart.

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from clone import ROOT
-from data.image_files import find_image_files
-from data.metadata import read_captions
+from metadata.image_files import find_image_files
+from metadata.reading import read_captions
 from models.loading import load_tokenizer
 from models.text_encoding import count_tokens
 from runtime.paths import STARTER

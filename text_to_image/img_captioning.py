@@ -12,7 +12,7 @@ from captioning.caption_file import (
     refuse_outside_links,
     require_pictures_or_rows,
 )
-from data.image_files import METADATA
+from metadata.image_files import METADATA
 from runtime.errors import UserError, escape_control_chars, exit_with, require_packages
 from runtime.flags import FlagParser, expanded_path, filled_text, positive_int
 from runtime.paths import DATASET, STARTER, STARTER_CAPTIONER

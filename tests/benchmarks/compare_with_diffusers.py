@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(ROOT / "text_to_image")]
 
 from data.images import load_pixel_values  # noqa: E402
-from data.metadata import read_captions  # noqa: E402
+from metadata.reading import read_captions  # noqa: E402
 from models.loading import (  # noqa: E402
     load_noise_scheduler,
     load_text_encoder,

@@ -26,8 +26,8 @@ import torch  # noqa: E402
 from fuzz_data_set import LONGEST, mutate, too_long  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+from bases.one_file import convert_one_file  # noqa: E402
 from models.loading import load_text_encoder, load_unet, load_vae, quiet_libraries  # noqa: E402
-from models.one_file import convert_one_file  # noqa: E402
 from one_file_models import as_ema, ldm_weights, make_model  # noqa: E402
 from runtime.errors import exit_with  # noqa: E402
 

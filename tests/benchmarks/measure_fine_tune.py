@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(ROOT / "text_to_image"), str(ROOT / "text_to_image" / "starter")]
 
 from classifier import classify, load_classifier  # noqa: E402
-from data.metadata import read_captions  # noqa: E402
 from generation.contact_sheet import make_contact_sheet  # noqa: E402
 from measure_base import generate_samples  # noqa: E402
+from metadata.reading import read_captions  # noqa: E402
 from models.defaults import guidance_scale_of  # noqa: E402
 from models.loading import quiet_libraries  # noqa: E402
 from runtime.paths import STARTER  # noqa: E402

@@ -101,7 +101,7 @@ def export(folder: str, to: str, dtype: str) -> str:
 
 
 def convert(file: str, tokenizer: str, to: str) -> str:
-    from models.one_file import convert_one_file
+    from bases.one_file import convert_one_file
 
     return str(convert_one_file(Path(file), file, Path(to), Path(tokenizer), False, None))
 

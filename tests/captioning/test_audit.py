@@ -10,8 +10,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 from captioning.audit import Finding, find_faults, print_findings, run_audit
 from captioning.caption_file import locate_caption_file
 from data.images import EXIF_ORIENTATION
-from data.metadata_writer import append_captions
 from img_captioning import DATASET, caption_or_check, parse_args
+from metadata.writer import append_captions
 from runtime.errors import WorkError
 
 

@@ -13,11 +13,11 @@ from PIL import Image
 from captioning import caption_folder
 from captioning.caption_file import locate_caption_file
 from captioning.caption_writers import CaptionWriter
-from data.image_files import METADATA
-from data.metadata import read_captions
-from data.metadata_files import MetadataFile
-from data.metadata_writer import append_captions
 from img_captioning import caption_or_check, parse_args
+from metadata.files import MetadataFile
+from metadata.image_files import METADATA
+from metadata.reading import read_captions
+from metadata.writer import append_captions
 from runtime.errors import UserError, WorkError
 from runtime.locking import this_process
 from tiny_captioners import make_blip, make_qwen

@@ -8,8 +8,8 @@ import pytest
 
 from captioning.caption_file import CaptionFile, locate_caption_file
 from captioning.caption_writers import CaptionWriter, ReplacingCaptionWriter
-from data.metadata import read_captions
-from data.metadata_writer import append_captions
+from metadata.reading import read_captions
+from metadata.writer import append_captions
 from runtime.errors import WorkError
 
 ROWS = (

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from captioning import caption_folder
-from data.metadata import read_captions
-from data.metadata_files import find_metadata_files
 from img_captioning import caption_or_check, parse_args
+from metadata.files import find_metadata_files
+from metadata.reading import read_captions
 from runtime.errors import UserError, WorkError
 
 

@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
-from data.metadata import read_captions
 from img_captioning import caption_or_check, parse_args
+from metadata.reading import read_captions
 from runtime.errors import UserError, WorkError
 
 

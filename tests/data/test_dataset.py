@@ -11,7 +11,7 @@ from PIL import Image
 from captioned_folder import write_captioned_folder
 from data.dataset import Picture, hash_dataset, read_pictures, with_trigger
 from data.decoding import PIXEL_LIMIT
-from data.metadata_files import MetadataFile
+from metadata.files import MetadataFile
 from runtime.errors import UserError
 
 

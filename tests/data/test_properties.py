@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from data.buckets import cropped_fraction, nearest_size
 from data.caption_variants import caption_variants
-from data.image_files import METADATA
-from data.metadata import read_captions
-from data.metadata_writer import write_captions
 from data.mirroring import mirror_caption
+from metadata.image_files import METADATA
+from metadata.reading import read_captions
+from metadata.writer import write_captions
 
 # The same examples every time, no limit on their time: a failure is a fault of the code and not of a busy machine.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=100, database=None)

@@ -14,13 +14,13 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from bases.ldm_keys import unet_key_map
 from export_checkpoint import parse_args
 from exporting import lora_file
 from exporting.export import export_checkpoint, generate_test_image
 from exporting.lora_file import export_lora, to_kohya
 from generation.weights import find_weights, load_generation_unet
 from models.folders import read_shape
-from models.ldm_keys import unet_key_map
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE, lora_config, lora_layers, write_lora
 from runtime.errors import UserError, WorkError

@@ -10,9 +10,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from data.image_files import find_image_files
 from data.images import save_image
-from data.metadata import read_captions
 from generation.output_files import (
     OutputWriter,
     find_file,
@@ -23,6 +21,8 @@ from generation.output_files import (
     webui_parameters,
 )
 from generation.planned_images import GeneratedBatch, PlannedImage
+from metadata.image_files import find_image_files
+from metadata.reading import read_captions
 from planned_image import planned_image
 from runtime.errors import UserError, WorkError
 

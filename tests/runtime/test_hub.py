@@ -10,12 +10,12 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, hf_api
 
+from bases.finding import find_model
+from bases.tokenizer_files import locate_tokenizer_files
 from captioning.captioner_loading import download_captioner, load_captioner
 from captioning.lengths import load_caption_tokenizer
-from data.hub_datasets import find_dataset
 from generation.loras import find_lora
-from models.finding import find_model
-from models.tokenizer_files import locate_tokenizer_files
+from metadata.hub_datasets import find_dataset
 from runtime import hub
 from runtime.errors import UserError, WorkError
 from runtime.hub import HubSilent, Patience, asking_hub, give_up_after, hub_error_reason, waiting_for_hub

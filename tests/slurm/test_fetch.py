@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import bases.finding
 import captioning.captioner_loading
 import img_captioning
-import models.finding
 from runtime.errors import UserError
 from slurm.fetch import fetch, pictures_without_caption
 
@@ -57,7 +57,7 @@ def fetched(folder, tmp_path, monkeypatch):
             return tmp_path
 
         monkeypatch.setattr(captioning.captioner_loading, "download_captioner", download)
-        monkeypatch.setattr(models.finding, "find_bases", lambda args: (tmp_path, tmp_path))
+        monkeypatch.setattr(bases.finding, "find_bases", lambda args: (tmp_path, tmp_path))
         record = tmp_path / "record"
         flags = img_captioning.parse_args(["--allow_pickle"] if allow_pickle else [])
         fetch(record, captioner, flags, argparse.Namespace(dataset=str(folder), metadata_file=None))

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from background import count_rows, finish, kill, start
+from bases.ldm_keys import StateDict
 from export_checkpoint import parse_args
 from exporting.export import export_checkpoint
 from generated_folder import pixels
 from generation.weights import find_weights
-from models.ldm_keys import StateDict
 from models.loading import load_unet
 from one_file_models import ldm_weights, make_model, write_one_file
 from run_folder import weights
@@ -33,7 +33,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def file(folder, tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("models.finding.OUTPUTS", tmp_path / "output")
+    monkeypatch.setattr("bases.finding.OUTPUTS", tmp_path / "output")
     return write_one_file(tmp_path / "base.safetensors", ldm_weights(folder, 1))
 
 

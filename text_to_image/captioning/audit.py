@@ -16,9 +16,9 @@ from captioning.image_facts import (
     find_near_duplicates,
     measure_image,
 )
-from data.metadata import ScannedRow
-from data.metadata_files import unread_metadata_files
-from data.sidecars import find_differing_sidecars, find_distant_sidecars
+from metadata.files import unread_metadata_files
+from metadata.reading import ScannedRow
+from metadata.sidecars import find_differing_sidecars, find_distant_sidecars
 from runtime.errors import UserError, WorkError, escape_control_chars
 from runtime.prefetching import prefetch
 from runtime.progress import progress_bar

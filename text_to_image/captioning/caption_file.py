@@ -5,16 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data.image_files import (
-    METADATA,
-    METADATA_FILES,
-    find_image_files,
-    find_nested_image_files,
-    find_unsupported_files,
-    no_pictures_message,
-)
-from data.metadata import ScannedRow, scan_captions, scan_rows
-from data.metadata_files import (
+from metadata.files import (
     MetadataFile,
     find_metadata_files,
     named_metadata_file,
@@ -22,9 +13,18 @@ from data.metadata_files import (
     own_metadata_file,
     pictures_without_row,
 )
-from data.metadata_writer import Existing
-from data.picture_names import LINK_ADVICE
-from data.sidecars import distant_sidecars_message
+from metadata.image_files import (
+    METADATA,
+    METADATA_FILES,
+    find_image_files,
+    find_nested_image_files,
+    find_unsupported_files,
+    no_pictures_message,
+)
+from metadata.picture_names import LINK_ADVICE
+from metadata.reading import ScannedRow, scan_captions, scan_rows
+from metadata.sidecars import distant_sidecars_message
+from metadata.writer import Existing
 from runtime.errors import UserError
 
 SHOWN_FAULTS = 10

@@ -21,7 +21,7 @@ from captioning.lengths import cut_words, load_caption_tokenizer, print_lengths
 from captioning.sidecar_captions import read_sidecars, write_sidecar_captions
 from data.caption_variants import without_announcement
 from data.dataset import with_trigger
-from data.metadata_writer import Captions
+from metadata.writer import Captions
 from runtime.devices import keep_freed_memory
 from runtime.errors import WorkError, escape_control_chars, first_line
 from runtime.locking import LockHeld, RunLock

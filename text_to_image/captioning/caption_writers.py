@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from captioning.caption_file import CaptionFile
-from data.metadata_writer import Captions, Existing, write_captions
+from metadata.writer import Captions, Existing, write_captions
 from runtime.errors import WorkError
 from runtime.files import atomic_write, write_text_atomically
 

@@ -9,9 +9,9 @@ from statistics import median
 from huggingface_hub import snapshot_download
 from transformers import CLIPTokenizer
 
-from data.metadata import ScannedRow
+from bases.tokenizer_files import OTHER_FILES, VOCABULARY
+from metadata.reading import ScannedRow
 from models.text_encoding import count_chunks, count_tokens
-from models.tokenizer_files import OTHER_FILES, VOCABULARY
 from runtime.errors import UserError, first_line
 from runtime.hub import asking_hub
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from captioning.caption_writers import CaptionWriter
 from captioning.image_loading import find_fault
 from data.dataset import with_trigger
-from data.sidecars import Sidecar, Sidecars
+from metadata.sidecars import Sidecar, Sidecars
 from runtime.errors import escape_control_chars
 from runtime.prefetching import prefetch
 from runtime.progress import progress_bar

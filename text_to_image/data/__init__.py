@@ -1,1 +1,1 @@
-"""The data set: metadata.jsonl, image files, hub data sets, buckets, augmentation, mirroring, captions."""
+"""From captioned pictures to what is trained on: buckets, augmentation, mirroring, caption variants."""

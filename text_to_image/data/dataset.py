@@ -10,8 +10,8 @@ from pathlib import Path
 
 from data.caption_variants import caption_variants, suggest_prompts
 from data.images import read_image_size
-from data.metadata import CaptionRow, read_captions
-from data.metadata_files import MetadataFile
+from metadata.files import MetadataFile
+from metadata.reading import CaptionRow, read_captions
 from runtime.errors import InputChanged
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.hub_datasets import find_captioned_folder
-from data.image_files import find_image_files
 from data.images import open_image, read_image_size, save_image
-from data.metadata import scan_captions
 from evaluation.calibration import calibrate
 from evaluation.copies_report import CopyReport, Diversity, NearestMatch, make_copies_sheet, print_report
 from evaluation.similarity import FeatureSimilarity, ImageSimilarity, StructuralSimilarity
 from generation.output_files import IMAGES_FILE, read_image_rows
+from metadata.hub_datasets import find_captioned_folder
+from metadata.image_files import find_image_files
+from metadata.reading import scan_captions
 from runtime.errors import UserError, WorkError
 from runtime.paths import display_path
 

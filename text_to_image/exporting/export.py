@@ -13,12 +13,12 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors.torch import save_file
 
+from bases.ldm_keys import StateDict, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
+from bases.one_file import SUFFIX
 from exporting.file_metadata import CheckpointFormat, ldm_config_yaml, modelspec_metadata, read_checkpoint_format
 from generation.weights import GenerationWeights, find_weights, load_generation_text_encoder, load_generation_unet
 from models.folders import FolderLike, ModelShape, count_parameters
-from models.ldm_keys import StateDict, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
 from models.loading import DTYPES, load_vae, quiet_libraries
-from models.one_file import SUFFIX
 from runtime.devices import choose_device
 from runtime.errors import UserError, WorkError, advice_for, first_line
 from runtime.files import atomic_write, remove_stale_partial_files, set_mode, write_text_atomically

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
+from bases.one_file_configs import LDM_PARAMETERIZATION, MODELSPEC_PREDICTION
 from models.folders import FolderLike, ModelShape, loading_errors, read_shape
 from models.lora import LoraLayer
-from models.one_file_configs import LDM_PARAMETERIZATION, MODELSPEC_PREDICTION
 from runtime.errors import UserError
 
 # Other programs build Stable Diffusion's own architecture and load no other. The text encoder is not listed: its width

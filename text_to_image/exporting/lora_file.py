@@ -13,11 +13,11 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_unet_state_dict_to_peft
 from safetensors.torch import load_file
 
+from bases.ldm_keys import StateDict
 from exporting.export import check_finite, check_output_path, write_file
 from exporting.file_metadata import lora_metadata, read_checkpoint_format
 from generation.loras import run_of_lora
 from generation.weights import find_weights
-from models.ldm_keys import StateDict
 from models.loading import DTYPES, quiet_libraries
 from models.lora import LORA_FILE, LoraLayer, read_lora_layers
 from runs.records import is_lora

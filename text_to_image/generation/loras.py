@@ -11,10 +11,10 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
+from bases.lora_files import PEFT_CONFIG, PEFT_FILE
+from bases.one_file_configs import MODELSPEC_PREDICTION
 from models.folders import FolderLike, loading_errors
 from models.lora import LORA_FILE
-from models.lora_files import PEFT_CONFIG, PEFT_FILE
-from models.one_file_configs import MODELSPEC_PREDICTION
 from runs.records import read_run
 from runtime.errors import UserError
 from runtime.hub import asking_hub, hub_status

@@ -15,11 +15,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from data.decoding import open_picture
-from data.image_files import METADATA
 from data.images import save_image
-from data.metadata import scan_rows
-from data.metadata_writer import append_captions
 from generation.planned_images import GeneratedBatch, PlannedImage
+from metadata.image_files import METADATA
+from metadata.reading import scan_rows
+from metadata.writer import append_captions
 from models.samplers import SAMPLERS
 from runtime.errors import UserError, first_line
 from runtime.files import remove_stale_partial_files, write_text_atomically

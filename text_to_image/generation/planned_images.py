@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from data.image_files import WITHHELD_SUFFIX
+from metadata.image_files import WITHHELD_SUFFIX
 from models.samplers import SamplingSettings
 
 

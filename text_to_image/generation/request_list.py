@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.metadata_rows import read_rows
 from generation.foreign_prompts import is_comment, is_picture_record, parse_foreign_line
+from metadata.rows import read_rows
 from models.samplers import SAMPLERS
 from runtime.errors import UserError
 from runtime.flags import non_negative_float, positive_int, seed_int, utf8_text, zero_to_one

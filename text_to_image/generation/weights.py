@@ -12,6 +12,9 @@ import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from transformers import CLIPTextModel
 
+from bases.finding import ModelOptions, find_bases, find_model
+from bases.lora_files import check_lora_fits, files_of_lora, fuse_lora, read_lora_file
+from bases.one_file import is_one_file
 from generation.loras import (
     ScaledLora,
     choose_scales,
@@ -22,12 +25,9 @@ from generation.loras import (
     trained_schedule,
 )
 from models.defaults import REAL_MODEL
-from models.finding import ModelOptions, find_bases, find_model
 from models.folders import PARTS, FolderLike, ModelFolder, fingerprint_file, fingerprint_model
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE
-from models.lora_files import check_lora_fits, files_of_lora, fuse_lora, read_lora_file
-from models.one_file import is_one_file
 from models.sampling import load_sampler
 from runs.checkpoints import complete_checkpoints, find_missing_file
 from runs.records import RUN_FILE, read_run

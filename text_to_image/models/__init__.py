@@ -1,1 +1,1 @@
-"""Stable Diffusion models: found and checked, loaded and saved, text encoding, samplers, LoRA."""
+"""Stable Diffusion models: loaded and saved, text encoding, samplers, LoRA."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.hub_datasets import find_captioned_folder
-from data.image_files import METADATA
-from data.metadata_files import own_metadata_file
+from metadata.files import own_metadata_file
+from metadata.hub_datasets import find_captioned_folder
+from metadata.image_files import METADATA
 from runtime.errors import exit_with
 
 

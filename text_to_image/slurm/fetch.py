@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import img_captioning
 import train_text_to_image
-from data.metadata_writer import Existing
+from metadata.writer import Existing
 from runtime.errors import exit_with, require_packages
 from slurm.check_flags import split_counted
 
@@ -26,7 +26,7 @@ def pictures_without_caption(
     UserError where training would not take the folder.
     """
     from captioning.caption_file import locate_caption_file, refuse_outside_links, require_pictures_or_rows
-    from data.sidecars import Sidecars
+    from metadata.sidecars import Sidecars
 
     captions = locate_caption_file(folder, metadata_file, recursive)
     require_pictures_or_rows(captions)
@@ -39,8 +39,8 @@ def pictures_without_caption(
 
 def fetch(record: Path, captioner: str, captioning: argparse.Namespace, training: argparse.Namespace) -> None:
     """Downloads model, data set and captioner where they are not local folders; UserError where the hub has none."""
-    from data.hub_datasets import find_dataset
-    from models.finding import find_bases
+    from bases.finding import find_bases
+    from metadata.hub_datasets import find_dataset
 
     print(f"the model: {find_bases(training)[0]}")
     folder, named = find_dataset(training), training.metadata_file

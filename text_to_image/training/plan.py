@@ -12,19 +12,19 @@ import torch
 from accelerate import Accelerator
 from transformers import CLIPTokenizer
 
+from bases.finding import find_bases
+from bases.one_file import is_one_file
 from data.augmentation import NO_AUGMENTATION, Augmentation, list_augmentations
 from data.buckets import Bucket, ImageToEncode, Size, choose_sizes, list_buckets
 from data.caption_variants import first_sentence
 from data.dataset import Picture, hash_dataset, read_pictures
-from data.hub_datasets import find_dataset
-from data.image_files import find_nested_image_files, find_nested_unsupported_files
-from data.metadata import CaptionSources, describe_captions
-from data.metadata_files import find_metadata_files, pictures_without_row
 from data.mirroring import why_not_mirrored
+from metadata.files import find_metadata_files, pictures_without_row
+from metadata.hub_datasets import find_dataset
+from metadata.image_files import find_nested_image_files, find_nested_unsupported_files
+from metadata.reading import CaptionSources, describe_captions
 from models.defaults import guidance_scale_of
-from models.finding import find_bases
 from models.folders import ModelFolder, ModelShape, fingerprint_model, read_shape
-from models.one_file import is_one_file
 from models.text_encoding import count_chunks
 from runs.records import fingerprint_run, seed_for, without_secrets
 from runtime.errors import PACKAGES, UserError

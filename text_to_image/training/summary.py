@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from data.augmentation import AFFINE_VARIANTS
-from data.metadata import CaptionSources
+from metadata.reading import CaptionSources
 from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
 from models.folders import count_parameters, left_out_extras
 from models.text_encoding import count_tokens

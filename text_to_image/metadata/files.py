@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data.image_files import IMAGE_SUFFIXES, METADATA, METADATA_CSV, METADATA_FILES, find_image_files, natural_key
-from data.metadata_rows import shown
+from metadata.image_files import IMAGE_SUFFIXES, METADATA, METADATA_CSV, METADATA_FILES, find_image_files, natural_key
+from metadata.rows import shown
 
 PARQUET = "metadata.parquet"
 # Metadata.jsonl, metadata.json, metadata.jsonl.txt, meta_data.csv, 'metadata (1).jsonl'.

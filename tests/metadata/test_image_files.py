@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.image_files import find_image_files, find_nested_image_files, find_unsupported_files, no_pictures_message
+from metadata.image_files import find_image_files, find_nested_image_files, find_unsupported_files, no_pictures_message
 
 
 @pytest.fixture

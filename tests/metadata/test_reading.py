@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data.metadata import describe_captions, read_captions, scan_rows
-from data.metadata_files import MetadataFile, find_metadata_files
+from metadata.files import MetadataFile, find_metadata_files
+from metadata.reading import describe_captions, read_captions, scan_rows
 from runtime.errors import UserError
 
 
@@ -169,7 +169,7 @@ def test_a_csv_file_without_rows_is_not_to_be_filled_by_the_captioner_which_neve
 
 
 def test_where_the_folder_cannot_be_written_captions_are_to_go_elsewhere(folder, monkeypatch):
-    monkeypatch.setattr("data.metadata.os.access", lambda path, mode: False)
+    monkeypatch.setattr("metadata.reading.os.access", lambda path, mode: False)
     assert "--output FILE" in refusal(folder) and "--metadata_file FILE" in refusal(folder)
 
 

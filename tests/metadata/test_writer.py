@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from data.metadata import read_captions
-from data.metadata_writer import append_captions
+from metadata.reading import read_captions
+from metadata.writer import append_captions
 from runtime.errors import WorkError
 
 

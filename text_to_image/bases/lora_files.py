@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
+from bases.ldm_keys import unet_key_map
 from models.folders import FolderLike, loading_errors, not_whole, read_weight_shapes
-from models.ldm_keys import unet_key_map
 from models.loading import is_finite
 from runtime.errors import UserError
 from runtime.text_files import read_utf8

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.finding import ModelOptions, find_model
+from bases.finding import ModelOptions, find_model
 from models.folders import fingerprint_model
 from models.loading import load_unet, load_vae
 from runtime.errors import UserError

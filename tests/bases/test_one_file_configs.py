@@ -8,10 +8,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from models.ldm_keys import text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
+from bases.ldm_keys import text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
+from bases.one_file import plan_conversion
+from bases.one_file_configs import CheckpointFile
 from models.loading import load_noise_scheduler
-from models.one_file import plan_conversion
-from models.one_file_configs import CheckpointFile
 from one_file_models import ldm_weights, write_one_file
 from runtime.errors import UserError
 from unet_configs import SD15, SD21

@@ -6,8 +6,8 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from data.image_files import IMAGE_SUFFIXES, find_nested_image_files
-from data.metadata_rows import shown
+from metadata.image_files import IMAGE_SUFFIXES, find_nested_image_files
+from metadata.rows import shown
 
 CLOSE = 0.75  # by difflib; one letter of four in another form
 MOST_COMPARED = 200  # names with a missing one

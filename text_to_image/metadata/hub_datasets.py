@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.image_files import METADATA
-from data.metadata_files import own_metadata_file
+from metadata.files import own_metadata_file
+from metadata.image_files import METADATA
 from runtime.errors import UserError
 from runtime.files import hash_key
 from runtime.hub import asking_hub

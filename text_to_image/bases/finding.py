@@ -7,10 +7,10 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from models.checking import check_model
+from bases.checking import check_model
+from bases.one_file import convert_one_file, is_one_file
+from bases.pickles import convert_pickles, list_pickles
 from models.folders import INDEX_FILE, PARTS, ModelFolder, list_variants, list_weights, read_index
-from models.one_file import convert_one_file, is_one_file
-from models.pickles import convert_pickles, list_pickles
 from runtime.errors import UserError
 from runtime.hub import asking_hub
 from runtime.paths import OUTPUTS

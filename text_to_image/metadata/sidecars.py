@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.image_files import find_nested_image_files
-from data.picture_names import same_name_key
+from metadata.image_files import find_nested_image_files
+from metadata.picture_names import same_name_key
 from runtime.errors import UserError
 from runtime.text_files import read_utf8
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from captioned_folder import write_captioned_folder
-from data.hub_datasets import find_dataset
+from metadata.hub_datasets import find_dataset
 from runtime.errors import UserError
 
 

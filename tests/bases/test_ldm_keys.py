@@ -10,7 +10,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from models.ldm_keys import (
+from bases.ldm_keys import (
     CLIP_PREFIX,
     OPEN_CLIP_PREFIX,
     text_encoder_to_ldm,

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from models.checking import check_model
+from bases.checking import check_model
 from models.folders import ModelFolder, has_safety_checker, kept_extras, left_out_extras
 from runtime.errors import UserError
 from runtime.paths import STARTER

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-import models.tokenizer_files
+import bases.tokenizer_files
 from models.loading import load_tokenizer
 from runtime.errors import UserError
 
@@ -19,7 +19,7 @@ def test_without_one_and_without_a_hub_a_line_says_how_to_bring_it(convert, file
     def unreachable(*args, **settings):
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr(models.tokenizer_files, "hf_hub_download", unreachable)
+    monkeypatch.setattr(bases.tokenizer_files, "hf_hub_download", unreachable)
     with pytest.raises(UserError, match=r"clip-vit-large.*bash job\.sh setup.*--tokenizer FOLDER") as error:
         convert(file_of(1), tokenizer=None)
     assert "\n" not in str(error.value) and not outputs.exists()
@@ -30,7 +30,7 @@ def test_from_the_hub_comes_clips_vocabulary_with_each_versions_padding(
     convert, file_of, folders, monkeypatch, version, padding
 ):
     monkeypatch.setattr(
-        models.tokenizer_files, "hf_hub_download", lambda repository, name, cache_dir: folders[1] / "tokenizer" / name
+        bases.tokenizer_files, "hf_hub_download", lambda repository, name, cache_dir: folders[1] / "tokenizer" / name
     )
     tokenizer = load_tokenizer(convert(file_of(version), tokenizer=None))
     assert tokenizer.pad_token == padding and tokenizer.model_max_length == 77

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data.metadata import read_captions, scan_rows
-from data.metadata_writer import write_captions
-from data.picture_names import MissingPicture, PictureNames
+from metadata.picture_names import MissingPicture, PictureNames
+from metadata.reading import read_captions, scan_rows
+from metadata.writer import write_captions
 from runtime.errors import UserError
 
 NFC, NFD = (unicodedata.normalize(form, "café é.jpg") for form in ("NFC", "NFD"))

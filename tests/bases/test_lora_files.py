@@ -11,9 +11,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from bases.lora_files import PEFT_CONFIG, PEFT_FILE, check_lora_fits, fuse_lora, read_lora_file
 from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_FILE, LORA_TARGETS, lora_config, write_lora
-from models.lora_files import PEFT_CONFIG, PEFT_FILE, check_lora_fits, fuse_lora, read_lora_file
 from runtime.errors import UserError
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"

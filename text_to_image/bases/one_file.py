@@ -23,8 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from models.folders import refuse_weights
-from models.ldm_keys import (
+from bases.ldm_keys import (
     OPEN_CLIP_VIT_H_LAYERS,
     VAE_PREFIX,
     StateDict,
@@ -33,8 +32,7 @@ from models.ldm_keys import (
     unet_key_map,
     vae_key_map,
 )
-from models.loading import STORED_DTYPES
-from models.one_file_configs import (
+from bases.one_file_configs import (
     EMA_PREFIX,
     CheckpointFile,
     Sampling,
@@ -43,14 +41,16 @@ from models.one_file_configs import (
     make_configs,
     read_sampling,
 )
-from models.pickles import PICKLE_SUFFIXES
-from models.tokenizer_files import (
+from bases.pickles import PICKLE_SUFFIXES
+from bases.tokenizer_files import (
     check_vocabulary,
     find_tokenizer,
     hash_tokenizer,
     locate_tokenizer_files,
     write_tokenizer,
 )
+from models.folders import refuse_weights
+from models.loading import STORED_DTYPES
 from runtime.errors import UserError, WorkError, advice_for, first_line
 from runtime.files import atomic_folder, set_mode, write_text_atomically
 from runtime.paths import display_path

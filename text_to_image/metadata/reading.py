@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.image_files import METADATA, find_image_files, no_pictures_message
-from data.metadata_files import MetadataFile, find_metadata_files, near_miss_message, unread_metadata_files
-from data.metadata_rows import file_name_of, found, read_rows, shown
-from data.picture_names import PictureNames
-from data.sidecars import Sidecars, distant_sidecars_message, find_differing_sidecars
+from metadata.files import MetadataFile, find_metadata_files, near_miss_message, unread_metadata_files
+from metadata.image_files import METADATA, find_image_files, no_pictures_message
+from metadata.picture_names import PictureNames
+from metadata.rows import file_name_of, found, read_rows, shown
+from metadata.sidecars import Sidecars, distant_sidecars_message, find_differing_sidecars
 from runtime.errors import UserError
 from runtime.paths import SCRIPTS
 

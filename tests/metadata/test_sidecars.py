@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sidecars import Sidecars, find_differing_sidecars, find_distant_sidecars
+from metadata.sidecars import Sidecars, find_differing_sidecars, find_distant_sidecars
 from runtime.errors import UserError
 
 

@@ -10,11 +10,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from bases import one_file
+from bases.checking import check_model
+from bases.ldm_keys import StateDict
 from export_checkpoint import parse_args
 from exporting.export import export_checkpoint
-from models import one_file
-from models.checking import check_model
-from models.ldm_keys import StateDict
 from models.loading import load_noise_scheduler, load_unet
 from one_file_models import as_ema, make_model, set_zero_snr, write_one_file
 from runtime.errors import UserError, WorkError
@@ -172,7 +172,7 @@ def test_what_fails_half_way_leaves_nothing(convert, file_of, outputs, monkeypat
             raise OSError(28, "No space left on device")
         save_file(state_dict, path, metadata)
 
-    monkeypatch.setattr("models.one_file.save_file", fail_at_the_vae)
+    monkeypatch.setattr("bases.one_file.save_file", fail_at_the_vae)
     with pytest.raises(WorkError, match="converted: .*No space"):
         convert(file_of(1))
     assert list((outputs / "converted").iterdir()) == []

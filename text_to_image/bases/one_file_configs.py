@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from models.ldm_keys import CLIP_PREFIX, OPEN_CLIP_PREFIX, OPEN_CLIP_VIT_H_LAYERS, UNET_PREFIX, VAE_PREFIX
+from bases.ldm_keys import CLIP_PREFIX, OPEN_CLIP_PREFIX, OPEN_CLIP_VIT_H_LAYERS, UNET_PREFIX, VAE_PREFIX
 from runtime.errors import UserError, first_line
 
 EMA_PREFIX = "model_ema."

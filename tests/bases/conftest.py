@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from models.finding import ModelOptions, find_model
-from models.ldm_keys import StateDict
+from bases.finding import ModelOptions, find_model
+from bases.ldm_keys import StateDict
 from one_file_models import ldm_weights, make_model, write_one_file
 
 
@@ -23,7 +23,7 @@ def weights(folders) -> dict[int, StateDict]:
 
 @pytest.fixture
 def outputs(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("models.finding.OUTPUTS", tmp_path / "output")
+    monkeypatch.setattr("bases.finding.OUTPUTS", tmp_path / "output")
     return tmp_path / "output"
 
 

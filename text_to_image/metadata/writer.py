@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from data.image_files import METADATA
-from data.metadata import lacks_caption
-from data.metadata_rows import file_name_of, parse_row
-from data.picture_names import same_name_key
+from metadata.image_files import METADATA
+from metadata.picture_names import same_name_key
+from metadata.reading import lacks_caption
+from metadata.rows import file_name_of, parse_row
 from runtime.errors import WorkError
 from runtime.files import atomic_write
 

@@ -43,6 +43,19 @@ def own_model(tiny_model, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def xl_model(tmp_path_factory) -> Path:
+    from tiny_xl import make_xl_model
+
+    return make_xl_model(tmp_path_factory.mktemp("model") / "xl")
+
+
+@pytest.fixture
+def own_xl_model(xl_model, tmp_path) -> Path:
+    """A copy of the small XL that a test may spoil."""
+    return shutil.copytree(xl_model, tmp_path / "xl")
+
+
+@pytest.fixture(scope="session")
 def captioned_folder(tmp_path_factory) -> Path:
     """Three portrait JPEGs of 48 x 64 px and their metadata.jsonl; tests that change a folder make their own."""
     return write_captioned_folder(tmp_path_factory.mktemp("data") / "garments")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from generation.request_list import GenerationRequest, PromptsFile, read_requests
-from models.defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, merge_defaults
+from models.defaults import GENERATION_DEFAULTS, GUIDANCE_SCALE, XL_GUIDANCE_SCALE, merge_defaults
 from models.samplers import DEFAULT_SAMPLER, SAMPLERS
 from runs.records import RESULT_FILES, is_lora, newest_finished_run, newest_run, read_run
 from runtime.errors import UserError, exit_with, require_packages
@@ -105,9 +105,9 @@ def add_sampling_flags(group: argparse._ArgumentGroup) -> None:
     flag("--steps", type=positive_int, default=25, metavar="N", help="denoising steps (default: 25)")
     flag("--scheduler", choices=SAMPLERS, default=DEFAULT_SAMPLER, metavar="NAME",
          help=f"{', '.join(SAMPLERS)} (default: {DEFAULT_SAMPLER})")
-    flag("--guidance_scale", type=non_negative_float, default=GUIDANCE_SCALE, metavar="X",
+    flag("--guidance_scale", type=non_negative_float, metavar="X",
          help="how closely to follow the prompt; 1 or less turns guidance off and takes half the time (default: the "
-              f"model's, else {GUIDANCE_SCALE})")
+              f"model's, else {GUIDANCE_SCALE}, XL {XL_GUIDANCE_SCALE})")
     flag("--guidance_rescale", type=zero_to_one, default=0.0, metavar="X",
          help="reduces overexposure by strong guidance, 0 to 1; 0.7 suits models with zero terminal SNR, 0 turns it "
               "off (default: 0)")

@@ -1,10 +1,10 @@
-"""Fine-tunes the UNet of a Stable Diffusion 1.x/2.x model on captioned pictures."""
+"""Fine-tunes the UNet of a Stable Diffusion model (1.x, 2.x, XL) on captioned pictures."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.defaults import FROM_FLAG, FROM_SCRIPT, TRAINING_DEFAULTS, merge_defaults
+from models.defaults import FROM_FLAG, FROM_SCRIPT, LEARNING_RATE, TRAINING_DEFAULTS, merge_defaults
 from runtime.errors import UserError, exit_with, require_packages
 from runtime.flags import (
     FlagParser,
@@ -36,7 +36,7 @@ EXAMPLES = """\
 The folder holds pictures and metadata.jsonl, one row for each picture:
   {"file_name": "1.jpg", "text": "A pair of denim jeans on white."}
 img_captioning.py writes it; a metadata.csv is read, too. The result loads with
-diffusers.StableDiffusionPipeline.from_pretrained and with inference.py.
+diffusers.DiffusionPipeline.from_pretrained and with inference.py.
 """
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 LORA_LEARNING_RATE = 1e-4
@@ -49,6 +49,10 @@ NEEDS = (  # a flag, the one it makes no sense without, and what that is
     ("latents_cache_dir", "cache", "what is to be kept there"),
     ("timing", "dry_run", "which alone may leave it out"),
 )
+FOREIGN_FLAGS = {  # of other trainers, and why there is no such flag here
+    "--train_text_encoder": "the text encoders stay as they are: on a few captions they forget what they know, and "
+    "what they give could not be kept. Give your subject a name of its own: --trigger 'sks jeans'",
+}
 # Not for a model to decide: where things are, and how long one wants to train.
 NOT_FROM_THE_MODEL = {
     "allow_pickle", "cache_dir", "dataset", "dataset_config_name", "dry_run", "epochs", "hub_model_id", "hub_token",
@@ -59,7 +63,7 @@ NOT_FROM_THE_MODEL = {
 
 
 def build_parser() -> FlagParser:
-    parser = FlagParser("train_text_to_image.py --dataset FOLDER [flags]", __doc__, EXAMPLES)
+    parser = FlagParser("train_text_to_image.py --dataset FOLDER [flags]", __doc__, EXAMPLES, FOREIGN_FLAGS)
     add_everyday_flags(parser.add_argument_group("everyday"))
     add_data_flags(parser.add_argument_group("data"))
     add_objective_flags(parser.add_argument_group("objective"))
@@ -90,8 +94,8 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
          help="the pictures' area is this squared; they keep their shape (default: what the model was made for)")
     flag("--train_batch_size", type=positive_int, default=4, metavar="N",
          help="pictures at once, on each process; prior images come on top (default: 4)")
-    flag("--learning_rate", type=positive_float, default=1e-5, metavar="X",
-         help="the peak learning rate (default: 1e-5; for a LoRA 1e-4)")
+    flag("--learning_rate", type=positive_float, default=LEARNING_RATE, metavar="X",
+         help="the peak learning rate (default: 1e-5; XL: 5e-6; for a LoRA 1e-4)")
     flag("--use_ema", action=YesNo, default=False,
          help="keep an exponential moving average of the weights and save that (default: no)")
     flag("--lora_rank", type=positive_int, metavar="N",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bases.checking import check_model
+from bases.finding import find_model
 from models.folders import ModelFolder, has_safety_checker, kept_extras, left_out_extras
 from runtime.errors import UserError
 from runtime.paths import STARTER
@@ -255,6 +257,56 @@ def test_every_schedule_that_is_trained_passes(own_model, prediction_type, zero_
     change_json(own_model / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
     change_json(own_model / "scheduler" / "scheduler_config.json", **changes)
     check_model(own_model)
+
+
+# --- Stable Diffusion XL --------------------------------------------------------------------------------------------
+
+
+def test_a_whole_xl_passes(xl_model):
+    assert find_model(str(xl_model), "--model").path == xl_model
+
+
+def spoil(model: Path, fault: str) -> None:
+    if fault == "no text_encoder_2":
+        shutil.rmtree(model / "text_encoder_2")
+    elif fault == "other tokens":
+        tokenizer = json.loads((model / "tokenizer_2" / "tokenizer.json").read_text())
+        words = tokenizer["model"]["vocab"]
+        words["denim</w>"], words["jeans</w>"] = words["jeans</w>"], words["denim</w>"]
+        (model / "tokenizer_2" / "tokenizer.json").write_text(json.dumps(tokenizer))
+        (model / "tokenizer_2" / "vocab.json").write_text(json.dumps(words))
+    elif fault == "pooled":
+        change_json(model / "unet" / "config.json", addition_time_embed_dim=30)
+    elif fault == "class":
+        change_json(model / "model_index.json", text_encoder_2=["transformers", "CLIPTextModel"])
+    elif fault == "missing":
+        change_weights(
+            model, "text_encoder_2", lambda weights: {k: w for k, w in weights.items() if "projection" not in k}
+        )
+    elif fault == "refiner":
+        change_json(model / "model_index.json", text_encoder=[None, None], tokenizer=[None, None])
+        shutil.rmtree(model / "text_encoder")
+        shutil.rmtree(model / "tokenizer")
+    elif fault == "inpainting":
+        change_json(model / "unet" / "config.json", in_channels=9)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("no text_encoder_2", "text_encoder_2"),
+        ("other tokens", "tokenizer_2 has other tokens"),
+        ("pooled", "text_encoder_2 .*the other parts need"),
+        ("class", "CLIPTextModel as its text_encoder_2, where CLIPTextModelWithProjection"),
+        ("missing", "text_encoder_2/.*missing: text_projection.weight"),
+        ("refiner", "refiner"),
+        ("inpainting", "inpainting"),
+    ],
+)
+def test_what_is_no_whole_xl_is_refused_by_name(own_xl_model, fault, said):
+    spoil(own_xl_model, fault)
+    with pytest.raises(UserError, match=said):
+        find_model(str(own_xl_model), "--model")
 
 
 # --- what a model can do without ------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from classifier import classify, load_classifier  # noqa: E402
 from generation.contact_sheet import make_contact_sheet  # noqa: E402
 from measure_base import generate_samples  # noqa: E402
 from metadata.reading import read_captions  # noqa: E402
-from models.defaults import guidance_scale_of  # noqa: E402
 from models.loading import quiet_libraries  # noqa: E402
+from models.sampling import guidance_scale_of  # noqa: E402
 from runtime.paths import STARTER  # noqa: E402
 
 SIZE = (224, 288)  # width, height that dataset/ is trained at on the starter

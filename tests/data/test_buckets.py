@@ -1,12 +1,16 @@
 """Buckets: each picture is trained at a size of its own shape, and little of it is cropped."""
 
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from data.augmentation import list_augmentations
+from data.augmentation import NO_AUGMENTATION, list_augmentations
 from data.buckets import ImageToEncode, choose_sizes, cropped_fraction, list_buckets, nearest_size
 from data.dataset import Picture
+from data.images import load_pixel_values
 
 
 def picture_of(width: int, height: int) -> Picture:
@@ -67,3 +71,37 @@ def test_the_captions_to_encode_are_all_as_written_then_all_mirrored_with_their_
     assert ImageToEncode(picture, (64, 64), list_augmentations(False, 0.1), "lanczos").captions == as_written
     mirrored = ["on the right", "blue", "blue"]
     assert ImageToEncode(picture, (64, 64), list_augmentations(True, 0.1), "lanczos").captions == as_written + mirrored
+
+
+@pytest.mark.parametrize("square", [False, True], ids=["buckets", "squares"])
+def test_the_crop_that_is_told_is_the_crop_that_is_read(square):
+    """Red grows by a level a pixel to the right, green by one a pixel down: each pixel says where it lies."""
+    random = np.random.default_rng(0)
+    for width, height in random.integers(90, 255, (100, 2)).tolist():
+        picture = picture_of(width, height)
+        [size] = choose_sizes([picture], 64, 8, square)
+        *original, top, left, target_height, target_width = ImageToEncode(picture, size, NO_AUGMENTATION, "x").time_ids
+        assert (original, [target_height, target_width]) == ([height, width], list(size))
+        pixels = (load_pixel_values(coordinates(width, height), *size, "bilinear") + 1) * 127.5
+        scale = max(size[0] / height, size[1] / width)
+        middle = size[0] // 2, size[1] // 2  # away from the edges, where resizing cannot average
+        right_of_edge, below_edge = ((pixels[channel][middle].item() + 0.5) * scale - 0.5 for channel in (0, 1))
+        assert right_of_edge - middle[1] == pytest.approx(left, abs=1)
+        assert below_edge - middle[0] == pytest.approx(top, abs=1)
+
+
+def coordinates(width: int, height: int) -> BytesIO:
+    across, down = np.meshgrid(np.arange(width), np.arange(height))
+    file = BytesIO()
+    Image.fromarray(np.stack([across, down, across * 0], axis=-1).astype(np.uint8)).save(file, "PNG")
+    return file
+
+
+def test_a_mirrored_or_shrunk_picture_shows_the_same_crop():
+    """Crops are centred, so mirroring keeps the distance to the left edge."""
+    picture = picture_of(100, 50)
+    plain, moved = (
+        ImageToEncode(picture, (64, 64), augmentations, "x").time_ids
+        for augmentations in (NO_AUGMENTATION, list_augmentations(True, 0.1))
+    )
+    assert plain == moved == (50, 100, 0, 32, 64, 64)

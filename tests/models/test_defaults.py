@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from models.defaults import GUIDANCE_SCALE, guidance_scale_of, merge_defaults
+from models.defaults import merge_defaults, recommended_guidance_scale
 from runtime.errors import UserError
 from runtime.flags import FlagParser, YesNo, given_flags, positive_float
 
@@ -67,13 +67,13 @@ def test_a_mistake_in_the_file_is_named_with_the_file(merged, values, named):
 
 
 def test_the_guidance_scale_is_the_models_or_the_usual_one(tmp_path):
-    assert guidance_scale_of(tmp_path) == GUIDANCE_SCALE
+    assert recommended_guidance_scale(tmp_path) is None
     (tmp_path / "generation_defaults.json").write_text('{"guidance_scale": 4}')
-    assert guidance_scale_of(tmp_path) == 4
+    assert recommended_guidance_scale(tmp_path) == 4
 
 
 @pytest.mark.parametrize("value", ['"much"', "-1", "null"])
 def test_a_wrong_guidance_scale_is_named_with_its_file(tmp_path, value):
     (tmp_path / "generation_defaults.json").write_text(f'{{"guidance_scale": {value}}}')
     with pytest.raises(UserError, match="generation_defaults.json: guidance_scale"):
-        guidance_scale_of(tmp_path)
+        recommended_guidance_scale(tmp_path)

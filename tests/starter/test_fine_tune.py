@@ -14,8 +14,8 @@ import pytest
 
 from clone import ROOT
 from measure_base import generate_samples
-from models.defaults import guidance_scale_of
 from models.loading import load_tokenizer
+from models.sampling import guidance_scale_of
 from render_garments import Spec, render
 from runtime.paths import STARTER
 

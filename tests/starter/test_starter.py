@@ -12,8 +12,8 @@ from background import run_script
 from classifier import accuracy, classify, load_classifier
 from clone import ROOT
 from measure_base import generate_samples, psnr_on
-from models.defaults import guidance_scale_of
 from models.loading import load_prompt_encoder, load_tokenizer
+from models.sampling import guidance_scale_of
 from models.text_encoding import count_tokens
 from pictures import HELD_OUT
 from render_garments import render, sample_spec

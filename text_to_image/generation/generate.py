@@ -21,6 +21,7 @@ from models.compiling import check_compiler
 from models.defaults import REAL_MODEL
 from models.folders import ModelShape, has_safety_checker, read_index, read_shape
 from models.loading import quiet_libraries
+from models.sampling import guidance_scale_of
 from runtime.devices import choose_device
 from runtime.errors import escape_control_chars
 from runtime.paths import display_path, read_only_note
@@ -101,7 +102,7 @@ def _make_settings(flags: argparse.Namespace, weights: GenerationWeights, size: 
     return GenerationSettings(
         steps=flags.steps,
         scheduler=flags.scheduler,
-        guidance_scale=flags.guidance_scale,
+        guidance_scale=guidance_scale_of(weights.base) if flags.guidance_scale is None else flags.guidance_scale,
         guidance_rescale=flags.guidance_rescale,
         negative_prompt=flags.negative_prompt,
         height=height,

@@ -20,7 +20,14 @@ from generation.weights import (
 )
 from models.folders import read_shape
 from models.loading import DTYPES, load_vae, set_attention
-from models.sampling import decode_latents, generate_latents, initial_noise, sampling_conditions, seeded_generator
+from models.sampling import (
+    decode_in_tiles,
+    decode_latents,
+    generate_latents,
+    initial_noise,
+    sampling_conditions,
+    seeded_generator,
+)
 from models.text_encoding import TextEmbedding, count_tokens
 from runtime.devices import disable_cudnn_attention, keep_freed_memory
 from runtime.errors import UserError, WorkError, escape_control_chars, first_line, is_out_of_memory
@@ -119,8 +126,17 @@ class ImageGenerator:
         return decode_latents(self.vae, latents)
 
     def halve_batch_size(self, planned: Sequence[PlannedImage]) -> None:
-        """For pictures of this size, after a batch that did not fit; WorkError where that was one picture."""
+        """For pictures of this size, after a batch that did not fit; one picture is decoded in tiles.
+
+        WorkError where that was done already.
+        """
         height, width = planned[0].settings.size
+        if len(planned) == 1 and not self.vae.use_tiling:
+            decode_in_tiles(self.vae)
+            print(
+                "not enough memory for one picture: going on in tiles, whose colours may differ a little", flush=True
+            )
+            return
         if len(planned) == 1:
             raise WorkError(
                 f"not enough memory for one picture of {width} x {height} px; a smaller --width or --height needs less"

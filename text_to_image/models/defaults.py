@@ -20,7 +20,9 @@ from runtime.flags import FlagParser, given_flags, non_negative_float
 
 TRAINING_DEFAULTS, GENERATION_DEFAULTS = "training_defaults.json", "generation_defaults.json"
 FROM_FLAG, FROM_SCRIPT = "flag", "default"  # where a value comes from; else it is the name of a file
-GUIDANCE_SCALE = 7.5
+# Custom in the field; XL's UNet takes less of both.
+GUIDANCE_SCALE, XL_GUIDANCE_SCALE = 7.5, 5.0
+LEARNING_RATE, XL_LEARNING_RATE = 1e-5, 5e-6  # of a whole UNet
 REAL_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # the scripts' example of a full-size model
 
 
@@ -42,11 +44,12 @@ def merge_defaults(
     return argparse.Namespace(**{**from_script, **from_file, **given}, origins=origins)
 
 
-def guidance_scale_of(folder: PathLike[str]) -> float:
-    """The guidance scale that the model in `folder` recommends; 7.5 if it recommends none."""
+def recommended_guidance_scale(folder: PathLike[str]) -> float | None:
+    """The guidance scale that the model in `folder` recommends in generation_defaults.json, if it does."""
     file = Path(folder) / GENERATION_DEFAULTS
+    values = _read_json(file)
     try:
-        return non_negative_float(str(_read_json(file).get("guidance_scale", GUIDANCE_SCALE)))
+        return non_negative_float(str(values["guidance_scale"])) if "guidance_scale" in values else None
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{file}: guidance_scale: {error}") from None
 

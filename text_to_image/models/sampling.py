@@ -11,12 +11,22 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from PIL import Image
 
 from models.conditions import Conditions, whole_picture
-from models.folders import FolderLike, loading_errors
+from models.defaults import GUIDANCE_SCALE, XL_GUIDANCE_SCALE, recommended_guidance_scale
+from models.folders import FolderLike, is_xl, loading_errors
 from models.samplers import DEFAULT_SAMPLER, SAMPLERS, SamplingSettings
 from models.text_encoding import TextEmbedding
 from runtime.errors import UserError
 
+TILE = 512  # pixels, along each side
 PromptPair = tuple[TextEmbedding, TextEmbedding]  # of a prompt and of its negative prompt
+
+
+def guidance_scale_of(folder: FolderLike) -> float:
+    """The guidance scale that the model recommends, else what is usual for its kind."""
+    recommended = recommended_guidance_scale(folder)
+    if recommended is not None:
+        return recommended
+    return XL_GUIDANCE_SCALE if is_xl(folder) else GUIDANCE_SCALE
 
 
 def load_sampler(
@@ -121,6 +131,13 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> list[Image.Imag
     return [
         _to_image(vae.decode(latent[None].to(vae.dtype) / vae.config.scaling_factor).sample[0]) for latent in latents
     ]
+
+
+def decode_in_tiles(vae: AutoencoderKL) -> None:
+    """From now on larger pictures are decoded in overlapping tiles, which take less memory and differ a little."""
+    vae.enable_tiling()
+    vae.tile_sample_min_size = TILE
+    vae.tile_latent_min_size = TILE // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def _to_image(pixel_values: torch.Tensor) -> Image.Image:

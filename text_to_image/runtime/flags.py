@@ -3,7 +3,7 @@
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -15,7 +15,8 @@ Number = TypeVar("Number", int, float)
 class FlagParser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError with a one-line message and accepts no abbreviated flags."""
 
-    def __init__(self, usage: str, description: str, examples: str):
+    def __init__(self, usage: str, description: str, examples: str, foreign: Mapping[str, str] | None = None):
+        self.foreign = foreign or {}  # flags of other programs: why there is no such flag here
         super().__init__(
             usage=usage,  # argparse's own would fill a screen
             description=description,
@@ -30,10 +31,11 @@ class FlagParser(argparse.ArgumentParser):
             message = self._describe_unknown(message.removeprefix(prefix).split())
         raise UserError(f"{message}; {self.prog} --help lists the flags")
 
-    @staticmethod
-    def _describe_unknown(words: Sequence[str]) -> str:
+    def _describe_unknown(self, words: Sequence[str]) -> str:
         """Names the flags only, never their values: a value may be a token."""
         unknown = [word.partition("=")[0] for word in words if word.startswith("-")]
+        for flag in filter(self.foreign.get, unknown):
+            return f"{flag}: {self.foreign[flag]}"
         if unknown:
             return f"unknown flags: {' '.join(unknown)}"
         return f"words that belong to no flag: {len(words)}; put a text of several words in quotes"

@@ -27,13 +27,13 @@ from generation.contact_sheet import make_contact_sheet  # noqa: E402
 from generation.generate import MAX_TOKEN_CHUNKS  # noqa: E402
 from generation.image_generator import encode_all_prompts  # noqa: E402
 from generation.weights import find_weights  # noqa: E402
-from models.defaults import guidance_scale_of  # noqa: E402
 from models.folders import read_shape  # noqa: E402
 from models.loading import load_unet, load_vae, quiet_libraries, set_attention  # noqa: E402
 from models.samplers import SamplingSettings  # noqa: E402
 from models.sampling import (  # noqa: E402
     decode_latents,
     generate_latents,
+    guidance_scale_of,
     initial_noise,
     load_sampler,
     sampling_conditions,

@@ -23,8 +23,9 @@ from metadata.files import find_metadata_files, pictures_without_row
 from metadata.hub_datasets import find_dataset
 from metadata.image_files import find_nested_image_files, find_nested_unsupported_files
 from metadata.reading import CaptionSources, describe_captions
-from models.defaults import guidance_scale_of
-from models.folders import ModelFolder, ModelShape, fingerprint_model, read_shape
+from models.defaults import FROM_SCRIPT, XL_LEARNING_RATE
+from models.folders import ModelFolder, ModelShape, fingerprint_model, is_xl, read_shape
+from models.sampling import guidance_scale_of
 from models.text_encoding import count_chunks
 from runs.records import fingerprint_run, seed_for, without_secrets
 from runtime.errors import PACKAGES, UserError
@@ -125,10 +126,16 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         prior_batch=prior_batch_size(global_batch, args.prior_images),
         steps=steps,
         warmup=warmup_steps(args.lr_warmup_steps, steps),
-        learning_rate=args.learning_rate * (global_batch if args.scale_lr else 1),
+        learning_rate=choose_learning_rate(args, base) * (global_batch if args.scale_lr else 1),
         prior_prompts=repeat_prompts(own_prompts, args.prior_images),
         interpolation=args.image_interpolation_mode,
     )
+
+
+def choose_learning_rate(args: argparse.Namespace, base: ModelFolder) -> float:
+    """--learning_rate; where nobody names one, what is usual for the kind of model."""
+    by_default = args.origins["learning_rate"] == FROM_SCRIPT
+    return XL_LEARNING_RATE if by_default and is_xl(base) and not args.lora_rank else args.learning_rate
 
 
 def total_steps(pictures: int, repeats: int, epochs: int, global_batch: int, max_train_steps: int | None) -> int:
@@ -186,6 +193,7 @@ def describe_run(
 ) -> dict:
     """What run.json says, at the start of the run."""
     arguments = without_secrets({name: value for name, value in vars(args).items() if name != "origins"})
+    arguments["learning_rate"] = choose_learning_rate(args, plan.base)
     captions = [caption for picture in plan.pictures for caption in picture.captions]
     run = {
         "finished": False,
@@ -201,6 +209,7 @@ def describe_run(
         # The bits that a CPU computes depend on it.
         "cpu_threads": torch.get_num_threads() if accelerator.device.type == "cpu" else None,
         "mixed_precision": precision,
+        "text_dtype": "float16" if args.cache else "float32",
         "saved_dtype": "float32",
         "trained": f"LoRA of rank {args.lora_rank}" if args.lora_rank else "UNet",
         "sizes": [

@@ -11,11 +11,10 @@ from accelerate.utils import gather_object
 from diffusers import SchedulerMixin
 from safetensors.torch import load_file
 
-from models.defaults import guidance_scale_of
 from models.folders import fingerprint_model
 from models.loading import load_unet, set_attention
 from models.samplers import SamplingSettings
-from models.sampling import generate_latents, load_sampler, sampling_conditions
+from models.sampling import generate_latents, guidance_scale_of, load_sampler, sampling_conditions
 from models.text_encoding import TextEmbedding
 from runtime.files import hash_key
 from runtime.progress import progress_bar

@@ -58,7 +58,8 @@ def find_resume_point(args: argparse.Namespace, plan: Plan, folder: Path, record
     notes += [*checkpoint_notes, *(f"removes {path.name}, which lies after step {first_step}" for path in later)]
     resume = ResumePoint(checkpoint, first_step, earlier, bool(foreign), notes)
     if not resume.finished(plan.steps):
-        notes += _changed_threads(read_run(checkpoint.parent) if checkpoint else earlier, record)
+        before = read_run(checkpoint.parent) if checkpoint else earlier
+        notes += [*_changed_threads(before, record), *_changed_text(before, record)]
     if earlier and not resume.finished(plan.steps):
         _check_can_go_on(folder, earlier, checkpoint)
         notes += _changed_schedule(args, plan, earlier["steps"], first_step)
@@ -139,6 +140,18 @@ def _changed_threads(before: dict | None, record: dict) -> list[str]:
     return [
         f"{was} CPU threads before, now {now}: the weights may differ in their last bits from those of a run that was "
         f"not stopped; OMP_NUM_THREADS={was} keeps them"
+    ]
+
+
+def _changed_text(before: dict | None, record: dict) -> list[str]:
+    """That captions were encoded in another precision; `before` is a run.json, of earlier versions without a word of
+    it: they kept fp32."""
+    was, now = (before or record).get("text_dtype", "float32"), record["text_dtype"]
+    if was == now:
+        return []
+    return [
+        f"encoded captions were kept in {was} before, now in {now}: the weights move by what that rounds off, and are "
+        "not those of a run that was not stopped"
     ]
 
 

@@ -21,6 +21,7 @@ from training.plan import Plan, unmirrored_word
 from training.setup import PreparedRun
 
 Rows = list[tuple[str, str]]
+SMALL = 0.6  # of the size that a model was made for; half of it spoils XL (huggingface/diffusers#8794)
 PRECISION_WORDS = {
     "no": "fp32", "bf16": "a bf16 copy of fp32 weights", "fp16": "fp16 autocast, fp32 weights",
     "pure_bf16": "bf16 weights, stochastically rounded",
@@ -39,6 +40,7 @@ def run_summary(run: PreparedRun) -> Rows:
         ("trained", run.record["trained"]),
         ("pictures", _pictures_line(plan)),
         *_bucket_rows(plan),
+        *_small_resolution_rows(args, plan),
         *_augmentation_rows(args, plan),
         ("captions", _captions_line(args, plan, tokenizer)),
         *_caption_source_rows(plan.caption_sources),
@@ -99,6 +101,14 @@ def _bucket_rows(plan: Plan) -> Rows:
         line = f"{width} x {height} px: {_count(bucket.pictures)}, at most {bucket.cropped:.1%} cropped"
         rows.append(("size" if not rows else "", line + (f"; SMALLER and enlarged: {_names(small)}" if small else "")))
     return rows
+
+
+def _small_resolution_rows(args: argparse.Namespace, plan: Plan) -> Rows:
+    native = plan.shape.native_size
+    if not args.resolution or args.resolution > SMALL * native:
+        return []
+    words = f"SMALL: this model was made for {native} px and draws poorly at {args.resolution}"
+    return [("", f"{words}; leave --resolution out")]
 
 
 def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:

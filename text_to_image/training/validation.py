@@ -14,10 +14,16 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from data.augmentation import Augmentation
 from data.buckets import ImageToEncode
 from data.images import save_image
-from models.defaults import guidance_scale_of
 from models.loading import load_vae
 from models.samplers import SamplingSettings
-from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler, sampling_conditions
+from models.sampling import (
+    decode_latents,
+    generate_latents,
+    guidance_scale_of,
+    initial_noise,
+    load_sampler,
+    sampling_conditions,
+)
 from optimization.ema import averaged
 from training.encoding import Encodings
 from training.objective import Objective, diffusion_loss

@@ -102,8 +102,8 @@ def warn_of_single_process(num_processes: int) -> None:
 
     Without --multi_gpu, and always with --cpu, it sets only the address for them (accelerate's simple launcher).
     """
-    asked_for_several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
-    if num_processes == 1 and asked_for_several:
+    simple_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ  # torchrun sets it
+    if num_processes == 1 and simple_launcher and "MASTER_ADDR" in os.environ:
         print(
             "note: accelerate launch was asked for several processes, but started only this one; several start with "
             "`torchrun --nproc_per_node 2 SCRIPT`, on GPUs also `accelerate launch --multi_gpu --num_processes 2`",

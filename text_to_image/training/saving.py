@@ -85,7 +85,8 @@ def follow_output_folder(run: PreparedRun) -> str | None:
     if recorded:
         return None
     write_run(run.folder, run.record)
-    gone = "removed with its rows and checkpoints" if made_again else "run.json was removed from it"
+    away = "removed, or moved to another disk, with its rows and checkpoints"
+    gone = away if made_again else f"{RUN_FILE} was removed from it"
     return f"{before}: {gone} while the run wrote into it; it is made again, and the same command goes on there"
 
 

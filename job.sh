@@ -110,7 +110,7 @@ run_job() {
     [[ -t 2 ]] || export TQDM_MININTERVAL=30
     # GPU memory in segments that grow: pictures of many sizes would leave gaps that nothing else fits into.
     [[ -n "${PYTORCH_CUDA_ALLOC_CONF-}" ]] || export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
-    TEXT_TO_IMAGE_STATUS="$(mktemp)" # where training writes what read_status reads
+    TEXT_TO_IMAGE_STATUS="$(make_status_file)" # where training writes what read_status reads
     export TEXT_TO_IMAGE_STATUS
     trap 'rm -f "$TEXT_TO_IMAGE_STATUS"' EXIT
     describe_machine

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,18 @@ def own_xl_model(xl_model, tmp_path) -> Path:
 def captioned_folder(tmp_path_factory) -> Path:
     """Three portrait JPEGs of 48 x 64 px and their metadata.jsonl; tests that change a folder make their own."""
     return write_captioned_folder(tmp_path_factory.mktemp("data") / "garments")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 16 MB, where this user may mount one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

@@ -2,6 +2,10 @@
 
     python tests/benchmarks/chaos.py                       200 starts: an hour or two, tiny model
     python tests/benchmarks/chaos.py --starts 20 --seed 1
+    python tests/benchmarks/chaos.py --minutes 30          no start after that, the last job is finished
+
+It says how far it is after each start, each fault when it is found, and the verdict also when it is interrupted
+(Ctrl-C, SIGTERM).
 
 Each start gets SIGKILL, SIGTERM, SIGINT or SIGHUP, the whole process group at once, until a job has finished; then the
 next job begins with folders of its own. All must end with the captions, weights, optimizer, loss rows and pictures of
@@ -35,7 +39,7 @@ from run_folder import assert_same_bits  # noqa: E402
 from tiny_model import make_tiny_model  # noqa: E402
 
 ENDINGS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PATIENCE = 600  # seconds, for a job that was told to end, or left alone
+PATIENCE = 1800  # seconds, for a job that was told to end, or left alone
 EVERY = 5  # steps between checkpoints
 LEFTOVERS = (".*.part", ".partial-*", ".lock*", ".reserve", "unet-*")
 # What a job may end with, beside the signal itself: the script that ran may have noticed it first.
@@ -53,6 +57,9 @@ class Chaos:
     faults: list[str] = field(default_factory=list)
     saved: int | None = None  # the step that the last start said it had saved, when it was asked to stop
     ends: Counter = field(default_factory=Counter)
+    alone: float = 0  # seconds of the job that was left alone
+    jobs: int = 0  # finished and compared with it
+    running: subprocess.Popen | None = None
 
     def start(self, name: str) -> subprocess.Popen:
         """A job whose data set, model and pictures are in folders of its `name`, in a process group of its own."""
@@ -77,9 +84,47 @@ class Chaos:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
 
+    def run_all(self, starts: int, minutes: float, rng: random.Random) -> None:
+        """One job left alone, then jobs that are ended again and again, each compared with the first."""
+        make_tiny_model(self.work / "tiny")
+        begun = time.perf_counter()
+        assert self.run_once("alone", None), self.faults
+        self.alone = time.perf_counter() - begun
+
+        def goes_on() -> bool:
+            return self.ends.total() <= starts and time.perf_counter() < begun + 60 * minutes
+
+        while goes_on():
+            name, finished, self.saved = f"job {self.jobs + 1}", False, None
+            while not finished:
+                moment = rng.uniform(0, self.alone) if goes_on() else None
+                finished = self.run_once(name, moment, rng.choice(ENDINGS))
+                print(f"{self.verdict()} ({name})", flush=True)
+            self.jobs += 1
+            self.compare(name)
+
+    def end(self) -> None:
+        """Kills the job that runs."""
+        if self.running and self.running.poll() is None:
+            os.killpg(self.running.pid, signal.SIGKILL)
+            self.running.wait()
+
+    def verdict(self) -> str:
+        """The figures so far; the job that was left alone at first is not counted."""
+        ends = ", ".join(f"{count} {name}" for name, count in sorted(self.ends.items()))
+        return (
+            f"{self.ends.total() - 1} starts, {self.jobs} jobs finished and compared ({ends}; alone "
+            f"{self.alone:.0f} s): {len(self.faults) or 'no'} faults"
+        )
+
+    def note(self, fault: str) -> None:
+        self.faults.append(fault)
+        print(f"FAULT {fault}", flush=True)
+
     def run_once(self, name: str, moment: float | None, ending: signal.Signals = signal.SIGKILL) -> bool:
         """One start, ended after `moment` seconds (None: left alone); whether the job has finished."""
-        out, job = self.work / name / "out", self.start(name)
+        out = self.work / name / "out"
+        job = self.running = self.start(name)
         rows = count_rows(out)
         ended = False
         try:
@@ -108,7 +153,7 @@ class Chaos:
                 wrong.append(f"{rows} steps were done, {self.saved} saved, and it went on after step {first}")
             self.saved = number_after("saved in checkpoint-", printed)
         if wrong:
-            self.faults.append(f"{where} ({ending.name if ending else 'left alone'}): {', '.join(wrong)}\n{printed}")
+            self.note(f"{where} ({ending.name if ending else 'left alone'}): {', '.join(wrong)}\n{printed}")
 
     def compare(self, name: str) -> None:
         """Notes where a finished job differs from the one that was left alone."""
@@ -120,7 +165,7 @@ class Chaos:
             left = [str(path) for pattern in LEFTOVERS for path in other.rglob(pattern)]
             assert not left, f"left over: {left}"
         except (AssertionError, OSError) as error:
-            self.faults.append(f"{name}: not as the job that was left alone: {error!r}")
+            self.note(f"{name}: not as the job that was left alone: {error!r}")
 
 
 def number_after(words: str, printed: str) -> int | None:
@@ -152,27 +197,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--starts", type=int, default=200)
     parser.add_argument("--steps", type=int, default=40, help=f"of a job, a multiple of {EVERY}")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no start is ended after that")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
     args = parser.parse_args()
-    rng = random.Random(args.seed)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with tempfile.TemporaryDirectory() as name:
         chaos = Chaos(Path(name), args.steps)
-        make_tiny_model(chaos.work / "tiny")
-        begun = time.perf_counter()
-        assert chaos.run_once("alone", None), chaos.faults
-        alone, jobs, starts = time.perf_counter() - begun, 0, 0
-        while starts < args.starts:
-            jobs += 1
-            finished, chaos.saved = False, None
-            while not finished:
-                moment = rng.uniform(0, alone) if starts < args.starts else None
-                finished = chaos.run_once(f"job {jobs}", moment, rng.choice(ENDINGS))
-                starts += 1
-                print(f"{starts} starts, {jobs} jobs, {len(chaos.faults)} faults", flush=True)
-            chaos.compare(f"job {jobs}")
-    print(*chaos.faults, sep="\n\n")
-    ends = ", ".join(f"{count} {name}" for name, count in sorted(chaos.ends.items()))
-    print(f"{starts} starts of {jobs} jobs ({ends}; alone {alone:.0f} s): {len(chaos.faults) or 'no'} faults")
+        try:
+            chaos.run_all(args.starts, args.minutes, random.Random(args.seed))
+        except KeyboardInterrupt:
+            chaos.end()
+            print("interrupted; so far:")
+        print(*chaos.faults, chaos.verdict(), sep="\n\n")
     return int(bool(chaos.faults))
 
 

@@ -109,7 +109,7 @@ def test_a_chat_template_that_cannot_be_used_is_one_line(llava, tmp_path):
     [
         ("google/gemma", "no connection to 140.131.1.1", "`hf download google/gemma`"),
         ("models/of mine", "not found", "no such folder, and a model of the hub is named owner/name"),
-        ("./models/blip", "not found", "no such folder, and a model of the hub is named owner/name"),
+        ("./models/blip", "not found", "no such folder or file"),
     ],
 )
 def test_the_advice_suits_the_reason_why_a_model_cannot_be_had(monkeypatch, name, said, advice):

@@ -1,6 +1,5 @@
 """A disk that is full, or will be: the last good checkpoint stays, one line tells, and the run goes on later."""
 
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,18 +13,6 @@ from runs.disk_space import DiskSpace, check_space
 from runtime.errors import WorkError
 
 USUAL = ["--learning_rate", 1e-3, "--checkpointing_steps", 2, "--seed", 0]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system of 16 MB, where this user may mount one."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this user may not mount a tmpfs; test_checkpoints.py has the same with an injected error")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.multiprocess
@@ -67,6 +54,22 @@ def test_what_is_needed_is_free_or_the_run_is_refused():
     check_space(DiskSpace(checkpoint=10, kept=2, needed=40, free=40), Path("out"))
     with pytest.raises(WorkError):
         check_space(DiskSpace(checkpoint=10, kept=2, needed=41, free=40), Path("out"))
+
+
+def test_a_file_larger_than_ulimit_f_is_refused_before_the_run(train_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_space.resource, "getrlimit", lambda _: (100_000, -1))
+    with pytest.raises(WorkError, match=r"file of \d+ kB.*ulimit -f.*100 kB"):
+        train_run("out", "--max_train_steps", 4, *USUAL)
+    assert not (tmp_path / "out").exists()
+    check_space(DiskSpace(checkpoint=10, kept=1, needed=20, free=20, largest_file=99_000), Path("out"))
+
+
+def test_the_largest_file_is_no_smaller_than_any_that_a_run_writes(train_run, monkeypatch):
+    spaces, real = [], disk_space.measure_space
+    monkeypatch.setattr("training.setup.measure_space", lambda *of: spaces.append(real(*of)) or spaces[-1])
+    out = train_run("out", "--max_train_steps", 2, *USUAL, "--use_ema")
+    written = max(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    assert spaces[0].largest_file == pytest.approx(written, rel=0.3)
 
 
 def test_the_estimate_of_the_captions_is_what_they_take(train_run, tmp_path, monkeypatch):

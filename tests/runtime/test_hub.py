@@ -14,6 +14,7 @@ from bases.finding import find_model
 from bases.tokenizer_files import locate_tokenizer_files
 from captioning.captioner_loading import download_captioner, load_captioner
 from captioning.lengths import load_caption_tokenizer
+from evaluation.similarity import FeatureSimilarity
 from generation.loras import find_lora
 from metadata.hub_datasets import find_dataset
 from runtime import hub
@@ -166,11 +167,46 @@ def test_a_full_disk_is_not_the_hubs_fault():
         raise OSError(28, "No space left on device")
 
 
-def test_an_unreachable_hub_is_named_and_any_other_error_is_its_first_line():
+def test_an_unreachable_hub_is_named_and_any_other_error_is_its_first_line(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     error = OSError("Couldn't connect\nlong advice")
     assert hub_error_reason(error) == "Couldn't connect"
     error.__context__ = ConnectionRefusedError(111, "refused")
-    assert hub_error_reason(error) == "the hub cannot be reached"
+    assert "the hub cannot be reached" in hub_error_reason(error)
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_for_a_hub_that_cannot_be_reached_only_waiting_helps_as_for_a_silent_one(server, asked):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(WorkError, match="cannot be reached"):
+        ASKED[asked]()
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_offline_by_ones_own_wish_only_another_name_helps(server, monkeypatch, asked):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE|some.captioner"):
+        ASKED[asked]()
+
+
+PATHS = {
+    "model": lambda name: find_model(name, "--model"),
+    "captioner": load_captioner,
+    "captioner at set-up": download_captioner,
+    "tokenizer": load_caption_tokenizer,
+    "LoRA": find_lora,
+    "embedder": FeatureSimilarity,
+}
+
+
+@pytest.mark.parametrize("asked", PATHS)
+@pytest.mark.parametrize("name", ["/no/such folder", "./none", "../none", "~/none"])
+def test_nobody_asks_the_hub_for_a_path(server, asked, name):
+    with pytest.raises(UserError, match=f"{name}: no such folder or file$"):
+        PATHS[asked](name)
+    assert not server.asked
 
 
 def test_after_silence_the_libraries_take_what_is_in_the_cache(server, monkeypatch, tmp_path):

@@ -4,9 +4,11 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +17,12 @@ import pytest
 from runtime import locking
 from runtime.errors import UserError, WorkError
 from runtime.locking import RunLock, this_process
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch):
+    """A lock of another host that looks old is watched for 0.1 s."""
+    monkeypatch.setattr(locking, "WATCHED_RENEWALS", 0.1 / locking.RENEW_EVERY)
 
 
 @pytest.fixture
@@ -82,10 +90,55 @@ def test_another_host_is_believed_until_it_has_been_silent_for_long(tmp_path, he
     take(tmp_path).release()
 
 
-def test_a_lock_from_the_future_is_not_waited_for(tmp_path, held):
+@pytest.mark.parametrize("age", [-locking.STALE_AFTER - 1, locking.STALE_AFTER + 1], ids=["back", "forwards"])
+def test_a_clock_that_jumps_does_not_make_a_living_holder_look_dead(tmp_path, held, capfd, age):
+    lock, before = tmp_path / ".lock", time.time() - age
+    held(host="node7", age=age)
+    renewal = threading.Timer(0.02, os.utime, [lock])
+    renewal.start()
+    with pytest.raises(UserError, match="on node7 trains into it"):
+        take(tmp_path)
+    renewal.join()
+    assert abs(lock.stat().st_mtime - before) > 1 and "not renewed for long" in capfd.readouterr().err
+
+
+def test_a_lock_from_the_future_that_nobody_renews_is_taken_over(tmp_path, held):
     """The clock was set back: a holder that lives renews its lock to the new time."""
     held(host="node7", age=-locking.STALE_AFTER - 1)
     take(tmp_path).release()
+
+
+def test_a_folder_that_was_moved_is_followed_and_its_lock_renewed_there(tmp_path, monkeypatch):
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    lock = take(out)
+    assert not lock.follow_folder() and lock.folder == out
+    out.rename(moved)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".lock").write_text(json.dumps({**this_process(), "host": "node7"}))
+    (tmp_path / "other").rename(out)  # another run's: no reason to end, as a lock that was taken over is
+    os.utime(moved / ".lock", (0, 0))
+    lock.renew()
+    assert (moved / ".lock").stat().st_mtime > 0
+    assert not lock.follow_folder() and lock.folder == moved
+    lock.release()
+    assert not list(moved.iterdir()) and (out / ".lock").exists()
+
+
+def test_a_folder_that_was_removed_is_made_again_with_its_lock(tmp_path):
+    lock = take(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    assert lock.follow_folder() and json.loads(lock.path.read_text()) == this_process()
+    lock.release()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_copy_in_the_folders_place_is_the_same_folder(tmp_path):
+    lock = take(tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "copy").rename(tmp_path / "out")
+    assert not lock.follow_folder() and lock.folder == tmp_path / "out"
+    lock.release()
 
 
 def test_a_container_that_shares_the_hosts_name_counts_as_another_host(tmp_path, held):

@@ -63,10 +63,11 @@ def test_nccl_settings_follow_whether_gpus_can_reach_each_other(monkeypatch):
         ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, 2, False),
         ({"ACCELERATE_MIXED_PRECISION": "no"}, 1, False),  # accelerate launch --num_processes 1
         ({"MASTER_ADDR": "127.0.0.1"}, 1, False),  # python, where a cluster sets the address
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "RANK": "0"}, 1, False),  # torchrun
     ],
 )
 def test_a_launcher_that_starts_one_process_of_several_is_reported(monkeypatch, capfd, launcher, processes, warned):
-    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in launcher.items():
         monkeypatch.setenv(name, value)

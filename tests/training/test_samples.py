@@ -233,7 +233,7 @@ def test_the_next_batch_is_made_while_this_one_is_used_and_its_error_comes_in_it
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-def test_input_that_changed_is_known_before_its_step_and_other_errors_come_in_it(ahead):
+def test_why_batches_cannot_be_made_is_known_before_their_step_and_comes_in_it_too(ahead):
     class Steps:
         device = torch.device("cpu")
 
@@ -243,9 +243,9 @@ def test_input_that_changed_is_known_before_its_step_and_other_errors_come_in_it
             yield step, True
 
     steps = Batches(Steps(), 3, ahead)
-    assert steps.changed_input(0) is None and list(steps.for_step(0)) == [(0, True)]
-    assert "1.jpg" in str(steps.changed_input(1))
-    assert steps.changed_input(2) is None and steps.changed_input(3) is None
+    assert steps.error_of(0) is None and list(steps.for_step(0)) == [(0, True)]
+    assert "1.jpg" in str(steps.error_of(1))
+    assert isinstance(steps.error_of(2), OSError) and steps.error_of(3) is None
     with pytest.raises(OSError, match="a bug"):
         list(steps.for_step(2))
 

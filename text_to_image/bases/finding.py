@@ -12,7 +12,7 @@ from bases.one_file import convert_one_file, is_one_file
 from bases.pickles import convert_pickles, list_pickles
 from models.folders import INDEX_FILE, PARTS, ModelFolder, list_parts, list_variants, list_weights, read_index
 from runtime.errors import UserError
-from runtime.hub import asking_hub
+from runtime.hub import asking_hub, refuse_missing_path
 from runtime.paths import OUTPUTS
 
 # What model_index.json may name as the library of a part; 'stable_diffusion' is diffusers' safety checker.
@@ -79,6 +79,7 @@ def _find_folder(name: str, asked: str, options: ModelOptions) -> Path:
 
 
 def _download(name: str, asked: str, options: ModelOptions) -> Path:
+    refuse_missing_path(asked, name)
     with asking_hub(f"{asked}: no such folder or file, and not available from the Hugging Face hub"):
         path = DiffusionPipeline.download(
             name,

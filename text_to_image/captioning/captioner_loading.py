@@ -19,7 +19,15 @@ from transformers.utils import logging
 from captioning.captioners import Blip, Blip2, Captioner, Chat, Florence2, RemoteCodeChat
 from runtime.devices import best_mixed_precision, choose_device
 from runtime.errors import UserError, WorkError, advice_for, is_out_of_memory
-from runtime.hub import asking_hub, hub_error, hub_error_reason, hub_status, is_passing, waiting_for_hub
+from runtime.hub import (
+    asking_hub,
+    hub_error,
+    hub_error_reason,
+    hub_status,
+    is_passing,
+    refuse_missing_path,
+    waiting_for_hub,
+)
 
 FAMILIES: dict[str, type[Captioner]] = {"blip": Blip, "blip-2": Blip2, "florence2": Florence2}  # all others: Chat
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
@@ -40,6 +48,8 @@ def load_captioner(
     loaded, WorkError where it does not fit into the memory.
     """
     _quiet_transformers()
+    if not Path(name).exists():
+        refuse_missing_path(f"--model {name}", name)
     try:
         with waiting_for_hub():
             family = _find_family(name, trust_remote_code)
@@ -97,9 +107,10 @@ def _loading_error(name: str, error: Exception, allow_pickle: bool) -> Exception
     if advice_for(error):
         return error
     asked = f"cannot load a captioner from --model {name}"
-    if hub_status(error) or is_passing(error):
+    if hub_status(error):
         return hub_error(asked, error)
-    return UserError(_loading_advice(name, error, allow_pickle, f"{asked}: {hub_error_reason(error)}"))
+    kind = WorkError if is_passing(error) else UserError
+    return kind(_loading_advice(name, error, allow_pickle, f"{asked}: {hub_error_reason(error)}"))
 
 
 def _loading_advice(name: str, error: Exception, allow_pickle: bool, message: str) -> str:
@@ -134,5 +145,6 @@ def download_captioner(name: str, whole: bool = False) -> Path:
     import huggingface_hub
 
     patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
+    refuse_missing_path(f"CAPTIONER {name}", name)
     with asking_hub(f"CAPTIONER {name}: not available from the hub"):
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=None if whole else patterns))

@@ -13,7 +13,7 @@ from bases.tokenizer_files import OTHER_FILES, VOCABULARY
 from metadata.reading import ScannedRow
 from models.text_encoding import count_chunks, count_tokens
 from runtime.errors import UserError, first_line
-from runtime.hub import asking_hub
+from runtime.hub import asking_hub, refuse_missing_path
 
 SENTENCE_BREAK = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 EMPTY_VOCABULARY = 16  # tokens at most in the tokenizer that transformers makes up where files are missing
@@ -44,6 +44,7 @@ def load_caption_tokenizer(name: str) -> CLIPTokenizer:
     asked, reason = f"--tokenizer {name}: no CLIP tokenizer can be loaded from it", "it has no tokenizer files"
     folder = Path(name)
     if not folder.is_dir():
+        refuse_missing_path(f"--tokenizer {name}", name)
         with asking_hub(asked):
             folder = Path(snapshot_download(name, allow_patterns=["tokenizer/*", *VOCABULARY, *OTHER_FILES]))
     for subfolder in ("tokenizer", ""):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image, ImageOps
 
 from runtime.devices import choose_device
 from runtime.errors import UserError
-from runtime.hub import hub_error, waiting_for_hub
+from runtime.hub import hub_error, refuse_missing_path, waiting_for_hub
 from runtime.progress import progress_bar
 
 try:
@@ -206,6 +207,8 @@ class FeatureSimilarity:
         from transformers import AutoImageProcessor, AutoModel
 
         self.name = f"features of {model}"
+        if not Path(model).exists():
+            refuse_missing_path(f"--embedder {model}", model)
         try:
             with waiting_for_hub():
                 self.processor = AutoImageProcessor.from_pretrained(model)

@@ -17,7 +17,7 @@ from models.folders import FolderLike, loading_errors
 from models.lora import LORA_FILE
 from runs.records import read_run
 from runtime.errors import UserError
-from runtime.hub import asking_hub, hub_status
+from runtime.hub import asking_hub, hub_status, refuse_missing_path
 from runtime.paths import display_path
 
 
@@ -51,6 +51,7 @@ def find_lora(name: str) -> Path:
 
 
 def _download_lora(name: str) -> Path:
+    refuse_missing_path(f"--lora {name}", name)
     with asking_hub(f"--lora {name}: no such file or folder, and not found on the hub"):
         try:
             return Path(hf_hub_download(name, LORA_FILE))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from runtime.errors import UserError, WorkError, first_line, is_disk_full
-from runtime.files import flush_to_disk, format_size, size_on_disk
+from runtime.files import flush_to_disk, format_size, size_on_disk, what_helps
 
 MANIFEST, STATE = "manifest.json", "training_state.pt"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -79,7 +79,7 @@ def _describe_failed_write(error: Exception, checkpoint: Path, written: int, fre
     return (
         f"{checkpoint.parent}: {checkpoint.name} could not be written ({first_line(error)}): it needs {needed}, "
         f"{format_size(free)} were free after {format_size(written)} of it, which are removed now; the last good "
-        f"checkpoint: {last}. Make room, or check the permissions, and run the same command again"
+        f"checkpoint: {last}; {what_helps(str(error))}, or check the permissions, and run the same command again"
     )
 
 

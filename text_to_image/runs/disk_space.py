@@ -6,6 +6,7 @@ import ctypes
 import json
 import math
 import os
+import resource
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from models.lora import LORA_TARGETS
 from models.text_encoding import count_chunks
 from runs.checkpoints import complete_checkpoints
 from runtime.errors import WorkError
-from runtime.files import size_on_disk
+from runtime.files import format_size, size_on_disk
 
 FLOAT, HALF = 4, 2  # bytes
+SHARD = 10 * 10**9  # bytes: diffusers splits larger files of weights
 RESERVE = ".reserve"
 MARGIN = 1 << 20  # bytes of a checkpoint that are not weights, and of the rows before it
 
@@ -35,6 +37,7 @@ class DiskSpace:
     needed: int  # still: encodings, checkpoints and the result, at the worst moment
     free: int
     result: int = 0
+    largest_file: int = 0
 
     @property
     def reserve(self) -> int:
@@ -53,10 +56,11 @@ def measure_space(args: argparse.Namespace, folder: Path, base: FolderLike, step
     """
     if args.lora_rank:
         trained = count_lora_parameters(base, args.lora_rank, LORA_TARGETS)
-        result = FLOAT * trained
+        result = largest_part = FLOAT * trained
     else:
         trained = count_parameters(base)
-        result = FLOAT * sum(count_parameters(base, part) for part in list_parts(base))
+        parts = [FLOAT * count_parameters(base, part) for part in list_parts(base)]
+        result, largest_part = sum(parts), max(parts)
     weight = 2 if args.mixed_precision == "pure_bf16" else FLOAT
     state = {"adamw": 2 * weight, "adamw8bit": 2, "adafactor": 0}[args.optimizer]
     checkpoint = trained * (weight + state + FLOAT * args.use_ema)
@@ -68,7 +72,8 @@ def measure_space(args: argparse.Namespace, folder: Path, base: FolderLike, step
     existing = next(path for path in [folder, *folder.resolve().parents] if path.is_dir())
     needed = encodings + remaining * checkpoint + result
     free = shutil.disk_usage(existing).free + size_on_disk(folder / RESERVE)
-    return DiskSpace(checkpoint, kept, needed, free, result)
+    largest_file = max(trained * state, *(min(SHARD, size) for size in (trained * FLOAT, largest_part)))
+    return DiskSpace(checkpoint, kept, needed, free, result, largest_file)
 
 
 def latents_bytes(images: Iterable[ImageToEncode], shape: ModelShape) -> int:
@@ -86,7 +91,13 @@ def texts_bytes(images: Iterable[ImageToEncode], base: FolderLike, tokenizer: CL
 
 
 def check_space(space: DiskSpace, folder: Path) -> None:
-    """WorkError where the run would end in a full disk."""
+    """WorkError where the run would end in a full disk, or at `ulimit -f`."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and space.largest_file > limit:
+        raise WorkError(
+            f"{folder}: the run will write a file of {format_size(space.largest_file)}, and `ulimit -f` of this shell "
+            f"allows {format_size(limit)}; raise it: ulimit -f unlimited"
+        )
     if space.needed > space.free:
         raise WorkError(
             f"{folder}: the run will write {space.needed / 1e9:.3g} GB (encodings, checkpoints of "

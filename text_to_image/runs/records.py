@@ -39,7 +39,7 @@ HASH_CHANGES = {  # what it means that one of the hashes differs
     "dataset_hash": "the data set: other pictures, captions or shorter forms of them",
     "base_model_hash": "the base model: other weights or configs",
 }
-KEPT_UNETS = "unet-*"  # of results that could not be saved whole: unet-800, named by the step
+KEPT_UNETS = "unet-*"  # the pattern of `kept_unet`
 RESULT_FOLDERS = (
     "validation", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor",
 )  # fmt: skip
@@ -115,6 +115,11 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> None:
         write_text_atomically(folder / RUN_FILE, json.dumps(run, indent=2, default=str) + "\n")
     except OSError as error:
         raise WorkError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def kept_unet(step: int) -> str:
+    """The folder of a UNet whose result could not be saved whole after `step`."""
+    return f"unet-{step}"
 
 
 def is_lora(run: Mapping[str, Any]) -> bool:

@@ -33,6 +33,15 @@ def write_status(accelerator: Accelerator, state: str, folder: Path, step: int, 
         "state": state,
     }  # fmt: skip
     try:
-        write_text_atomically(Path(path), json.dumps(status) + "\n")
+        _write(Path(path), json.dumps(status) + "\n")
     except (OSError, WriteError) as error:  # the run itself is not worse for it
         print(f"warning: {STATUS_VARIABLE}={path}: cannot be written ({first_line(error)})", file=sys.stderr)
+
+
+def _write(path: Path, text: str) -> None:
+    """Over the blanks that the file was made with, where they are enough: its disk may be full by now."""
+    room = path.stat().st_size if path.is_file() else 0
+    if room < len(text.encode()):
+        return write_text_atomically(path, text)
+    with open(path, "r+b") as file:
+        file.write(text.encode().ljust(room))

@@ -1,12 +1,14 @@
 """Uploads a finished run to the model hub."""
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from runs.model_card import CARD_FILE, is_generated_card, make_model_card
 from runs.records import KEPT_UNETS
 from runtime.errors import WorkError
-from runtime.hub import asking_hub, hub_error_reason
+from runtime.hub import asking_hub, hub_error_reason, waiting_for_hub
 
 NOT_UPLOADED = [
     "checkpoint-*/**", ".partial-*/**", f"{KEPT_UNETS}/**", "cache/**", ".cache/**", ".lock*", ".reserve", ".*.part",
@@ -30,7 +32,7 @@ def upload(args: argparse.Namespace, folder: Path) -> None:
     from huggingface_hub import HfApi
 
     api = HfApi(token=args.hub_token)
-    try:
+    with _ending_in_one_line(folder):
         repository = api.create_repo(_repository_name(args, folder), exist_ok=True).repo_id
         api.upload_folder(
             repo_id=repository, folder_path=folder, ignore_patterns=[*NOT_UPLOADED, f"{args.logging_dir}/**"]
@@ -40,10 +42,19 @@ def upload(args: argparse.Namespace, folder: Path) -> None:
         ):
             card = make_model_card(folder, repository)
             api.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD_FILE, repo_id=repository)
-    except Exception as error:
-        raise WorkError(
-            f"--push_to_hub: {hub_error_reason(error)}; the result is in {folder}, and the same command tries again"
-        ) from None
+
+
+@contextlib.contextmanager
+def _ending_in_one_line(folder: Path) -> Iterator[None]:
+    """WorkError that says where the result is, whatever the hub raises within the block."""
+    with waiting_for_hub() as patience:
+        try:
+            yield
+        except Exception as error:
+            reason = hub_error_reason(patience.silence or error)
+            raise WorkError(
+                f"--push_to_hub: {reason}; the result is in {folder}, and the same command tries again"
+            ) from None
 
 
 def _repository_name(args: argparse.Namespace, folder: Path) -> str:

@@ -92,11 +92,15 @@ def write_error(folder: Path, name: str, error: Exception, needed: str, removed:
     existing = next(path for path in [folder, *folder.absolute().parents] if path.is_dir())
     free = format_size(shutil.disk_usage(existing).free + removed)
     reason = isinstance(error, OSError) and error.strerror or first_line(error)
-    help_line = "raise `ulimit -f`" if FILE_TOO_LARGE in reason else "make room"
     return WriteError(
-        f"{folder}: {name} could not be written ({reason}): it needs {needed}, {free} are free; {help_line} and run "
-        "the same command again"
+        f"{folder}: {name} could not be written ({reason}): it needs {needed}, {free} are free; {what_helps(reason)} "
+        "and run the same command again"
     )
+
+
+def what_helps(reason: str) -> str:
+    """For a file that could not be written for this `reason`, the system's words."""
+    return "raise `ulimit -f`" if FILE_TOO_LARGE in reason else "make room"
 
 
 def size_on_disk(path: Path) -> int:

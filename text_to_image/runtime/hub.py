@@ -17,6 +17,7 @@ from runtime.errors import UserError, WorkError, advice_for, first_line
 NOTICE_AFTER, GIVE_UP_AFTER = 10.0, 60.0  # seconds without any answer
 TIMEOUT_VARIABLES = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")  # the hub's own, in seconds
 AGAIN = "run the same command again"
+NOT_REACHED = f"the hub cannot be reached; {AGAIN} where there is internet"
 # The class of an exception in the chain of causes, and what it means.
 REFUSALS = {
     "HubSilent": f"the hub does not answer; try later, or {AGAIN} where there is internet",
@@ -26,10 +27,11 @@ REFUSALS = {
     "then `hf auth login`",
     "RevisionNotFoundError": "the hub has the repository, but not this revision",
     "HFValidationError": "a name on the hub is owner/name; a sub-folder of one is no model of its own",
-    "ConnectError": "the hub cannot be reached",  # httpx's
-    "ConnectionError": "the hub cannot be reached",  # requests' and Python's own
+    "ConnectError": NOT_REACHED,  # httpx's
+    "ConnectionError": NOT_REACHED,  # requests' and Python's own
     "TimeoutException": "the hub does not answer",
 }
+UNREACHED = {"ConnectError", "ConnectionError", "TimeoutException"}
 # By the number that the hub answers with, where the class says no more.
 STATUSES = {
     401: "not without a valid token; see that the name is right, make a token on the hub's page of settings, then "
@@ -62,6 +64,12 @@ def asking_hub(asked: str) -> Iterator[None]:
                 raise
             # `datasets` drops the causes of its own error.
             raise hub_error(asked, patience.silence or error) from None
+
+
+def refuse_missing_path(asked: str, name: str) -> None:
+    """UserError where `name`, which is not there, can only be a path: no name on the hub begins so."""
+    if name.startswith(("/", ".", "~")):
+        raise UserError(f"{asked}: no such folder or file")
 
 
 @contextmanager
@@ -177,9 +185,11 @@ def _causes(error: Any) -> Iterator[Any]:
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether waiting helps: the hub is silent, has a fault, or counts too many requests."""
-    status = hub_status(error) or 0
-    return status == 429 or status >= 500 or any(isinstance(cause, HubSilent) for cause in _causes(error))
+    """Whether waiting helps: the hub is silent or cannot be reached, has a fault, or counts too many requests."""
+    if status := hub_status(error):
+        return status == 429 or status >= 500
+    names = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
+    return "HubSilent" in names or bool(names & UNREACHED) and not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def hub_status(error: Exception) -> int | None:
@@ -189,6 +199,8 @@ def hub_status(error: Exception) -> int | None:
 
 def _explain(cause: Any) -> str | None:
     classes, status = [kind.__name__ for kind in type(cause).__mro__], _status(cause)
+    if UNREACHED & set(classes) and huggingface_hub.constants.HF_HUB_OFFLINE:
+        classes = ["OfflineModeIsEnabled"]  # `datasets` drops it
     reason = next((REFUSALS[name] for name in classes if name in REFUSALS), None)
     if status is None:
         return reason

@@ -21,6 +21,7 @@ from runtime.errors import EXIT_FAILED, NO_PLACE, NOT_WRITABLE, UserError, WorkE
 LOCK_FILE = ".lock"
 RENEW_EVERY = 20  # seconds
 STALE_AFTER = 300  # seconds without renewal, for a holder on another host
+WATCHED_RENEWALS = 2.5  # in which a living holder renews the lock at least once
 TAKEOVER_TIMEOUT = 10  # seconds; a process that takes over a stale lock needs far less
 
 
@@ -45,8 +46,13 @@ class RunLock:
         work: str = "trains into it",
         instead: str = "name another --output_dir",
     ):
-        self.path, self.work, self.instead = folder / name, work, instead
+        self.folder, self.name, self.work, self.instead = folder, name, work, instead
         self.held, self.released = False, threading.Event()
+        self._opened: int | None = None  # a descriptor of the locked folder, which knows it wherever it is moved
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
 
     def take(self) -> None:
         """Raises LockHeld, a UserError, if another run holds the lock; UserError or WorkError if none can be made."""
@@ -63,16 +69,65 @@ class RunLock:
         atexit.register(self.release)
         threading.Thread(target=self._renew, daemon=True).start()
 
+    def follow_folder(self) -> bool:
+        """Sets `folder` to where the locked folder was moved. Where it was removed it is made again, locked: True.
+
+        Raises LockHeld where another run has made it, UserError or WorkError where it cannot be made.
+        """
+        if not self.held:
+            return False
+        if found := self._locate():
+            self.folder = found
+            return False
+        self.release()
+        self.held, self.released = False, threading.Event()
+        self.take()
+        return True
+
+    def _locate(self) -> Path | None:
+        """Where the locked folder is now; None where it was removed, or moved to another file system."""
+        if (opened := self._opened) is None:  # nobody can tell
+            return self.folder
+        candidates = [self.folder]
+        with contextlib.suppress(OSError):  # Linux's
+            candidates.append(Path(os.readlink(f"/proc/self/fd/{opened}")))
+        return next((folder for folder in candidates if self._is_locked(folder, opened)), None)
+
+    def _is_locked(self, folder: Path, opened: int) -> bool:
+        """Whether it is the folder that was locked. Not every file system keeps a folder's number: the lock tells."""
+        with contextlib.suppress(OSError, ValueError):
+            return (
+                os.path.samestat(os.stat(folder), os.fstat(opened))
+                or json.loads((folder / self.name).read_text()) == this_process()
+            )
+        return False
+
     def _take(self) -> None:
         own = self.path.with_name(f"{self.path.name}.{socket.gethostname()}.{os.getpid()}.part")
         own.write_text(json.dumps(this_process()))
         try:
+            self._watch_silent_lock(own)
             while not _link(own, self.path):
                 if holder := describe_holder(self.path, own, self.work):
                     raise LockHeld(f"{self.path.parent}: {holder}", self.instead)
                 self._remove_stale(own)
+            with contextlib.suppress(OSError):
+                self._opened = os.open(self.folder, getattr(os, "O_PATH", os.O_RDONLY))
         finally:
             own.unlink()
+
+    def _watch_silent_lock(self, own: Path) -> None:
+        """Waits until a lock of another host that looks old is renewed, or has had the time for it.
+
+        A clock that jumps, forwards or back, makes a living run's lock look old.
+        """
+        if not _is_silent(self.path, own):
+            return
+        seconds = WATCHED_RENEWALS * RENEW_EVERY
+        print(f"{self.path}: not renewed for long; it is watched for {seconds:.0f} s", file=sys.stderr)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and _is_silent(self.path, own):
+            time.sleep(min(1, seconds / 10))
 
     def _remove_stale(self, own: Path) -> None:
         """Removes a lock that nobody holds. One process at a time, or it could be another process's new lock."""
@@ -91,23 +146,32 @@ class RunLock:
 
     def _renew(self) -> None:
         while not self.released.wait(RENEW_EVERY):
-            with contextlib.suppress(OSError, ValueError):
-                if json.loads(self.path.read_text()) != this_process():
-                    self._exit_if_lost()
-                os.utime(self.path)
+            self.renew()
 
-    def _exit_if_lost(self) -> None:
+    def renew(self) -> None:
+        """Says that the holder lives. Ends the process where another run has taken the lock over."""
+        with contextlib.suppress(OSError, ValueError):
+            if folder := self._locate():
+                if json.loads((folder / self.name).read_text()) != this_process():
+                    self._exit_if_lost(folder / self.name)
+                os.utime(folder / self.name)
+
+    def _exit_if_lost(self, path: Path) -> None:
         """This process was suspended for long and another run has the lock: nothing more may be written."""
         if not self.released.is_set():
-            print(f"error: {self.path}: taken over by another run while this one was suspended", file=sys.stderr)
+            print(f"error: {path}: taken over by another run while this one was suspended", file=sys.stderr)
             os._exit(EXIT_FAILED)
 
     def release(self) -> None:
         self.released.set()
         atexit.unregister(self.release)
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(self.path.read_text()) == this_process():
-                self.path.unlink()
+            folder = self._locate()
+            if folder and json.loads((folder / self.name).read_text()) == this_process():
+                (folder / self.name).unlink()
+        if self._opened is not None:
+            os.close(self._opened)
+            self._opened = None
 
 
 def _link(existing: Path, new: Path) -> bool:
@@ -157,21 +221,43 @@ def describe_holder(path: Path, own: Path, work: str) -> str | None:
 
     `own` is a file of this process on the same file system, see `_age`.
     """
-    try:
-        holder, age = json.loads(path.read_text()), _age(path, own)
-        facts = ("host", "space", "pid", "started", "job", "restart")
-        host, space, pid, started, job, restart = (holder[key] for key in facts)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # just released, or truncated by a crash of the machine
-    me = this_process()
-    if (host, space) == (me["host"], me["space"]):
-        alive = _start_time(pid) == started and pid != me["pid"]
-        return f"process {pid} on this host {work}{_job_note(job)}" if alive else None
-    if job and job == me["job"] and restart < me["restart"]:
-        return None  # this very job, before it was requeued
-    if abs(age) > STALE_AFTER:  # in the future where the clock was set back: a holder that lives renews it soon
+    holder = _read_holder(path)
+    if holder is None or (alive := _is_alive(holder)) is False:
         return None
-    return f"process {pid} on {host} {work}{_job_note(job)}, and was alive {age:.0f} s ago"
+    what = f"{work}{_job_note(holder['job'])}"
+    if alive:
+        return f"process {holder['pid']} on this host {what}"
+    with contextlib.suppress(FileNotFoundError):  # just released
+        if abs(age := _age(path, own)) <= STALE_AFTER:
+            return f"process {holder['pid']} on {holder['host']} {what}, and was alive {age:.0f} s ago"
+    return None
+
+
+def _is_silent(path: Path, own: Path) -> bool:
+    """Whether only its age says that the holder of the lock has ended."""
+    holder = _read_holder(path)
+    with contextlib.suppress(FileNotFoundError):
+        return holder is not None and _is_alive(holder) is None and abs(_age(path, own)) > STALE_AFTER
+    return False
+
+
+def _read_holder(path: Path) -> dict[str, Any] | None:
+    """The content of a lock; None if it was just released, or truncated by a crash of the machine."""
+    try:
+        holder = json.loads(path.read_text())
+        return {key: holder[key] for key in ("host", "space", "pid", "started", "job", "restart")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_alive(holder: dict[str, Any]) -> bool | None:
+    """Whether a lock's holder still runs; None where only the age of the lock tells."""
+    me = this_process()
+    if (holder["host"], holder["space"]) == (me["host"], me["space"]):
+        return _start_time(holder["pid"]) == holder["started"] and holder["pid"] != me["pid"]
+    if holder["job"] and holder["job"] == me["job"] and holder["restart"] < me["restart"]:
+        return False  # this very job, before it was requeued
+    return None
 
 
 def _job_note(job: str | None) -> str:

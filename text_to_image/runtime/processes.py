@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, check_cuda_p2p_ib_support, gather_object
 
-from runtime.errors import UserError, WorkError
+from runtime.errors import UserError, WorkError, first_line
 
 Result = TypeVar("Result")
 
@@ -28,7 +28,7 @@ def run_on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
         except (UserError, WorkError) as error:
             outcome[1] = own_error = error
         except Exception as error:
-            own_error, outcome[1] = error, WorkError("the main process failed; its message is above")
+            own_error, outcome[1] = error, other_failed("the main process", error)
     broadcast_object_list(outcome)
     if raised := own_error or outcome[1]:
         raise raised
@@ -49,11 +49,16 @@ def run_on_all(work: Callable[[], Result]) -> Result:
         own_error = error
     shared: Exception | None = own_error
     if own_error and not isinstance(own_error, UserError | WorkError):
-        shared = WorkError("another process failed; its message is above")
+        shared = other_failed("another process", own_error)
     agreed = first_of_all(shared)  # also where this process failed: the others wait for its answer
     if raised := own_error or agreed:
         raise raised
     return result  # type: ignore[return-value]
+
+
+def other_failed(which: str, error: Exception) -> WorkError:
+    """What the processes raise that have not failed themselves."""
+    return WorkError(f"{which} failed: {type(error).__name__}: {first_line(error)}")
 
 
 def first_of_all(value: Result | None) -> Result | None:
@@ -97,8 +102,8 @@ def warn_of_single_process(num_processes: int) -> None:
 
     Without --multi_gpu, and always with --cpu, it sets only the address for them (accelerate's simple launcher).
     """
-    asked_for_several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
-    if num_processes == 1 and asked_for_several:
+    simple_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ  # torchrun sets it
+    if num_processes == 1 and simple_launcher and "MASTER_ADDR" in os.environ:
         print(
             "note: accelerate launch was asked for several processes, but started only this one; several start with "
             "`torchrun --nproc_per_node 2 SCRIPT`, on GPUs also `accelerate launch --multi_gpu --num_processes 2`",

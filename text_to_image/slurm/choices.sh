@@ -33,6 +33,20 @@ own_or_current() {
     printf '%s' "$own"
 }
 
+# Prints the name of a new file with room for what training writes into it: TMPDIR may be full, or fill up meanwhile.
+make_status_file() {
+    local folder file
+    for folder in "${TMPDIR:-/tmp}" "$outputs" "$PWD"; do
+        file="$({ mkdir -p "$folder" && mktemp -p "$folder" .status.XXXXXXXX; } 2>/dev/null)" || continue
+        if printf '%4096s' '' 2>/dev/null >"$file"; then
+            printf '%s' "$file"
+            return
+        fi
+        rm -f "$file"
+    done
+    fail 1 "no room for a file of 4 kB in ${TMPDIR:-/tmp}, $outputs or $PWD"
+}
+
 # read_words VARIABLE ARRAY: splits it as a shell does, quotes included; nothing is expanded or run.
 read_words() {
     local -n into="$2" # a name for the caller's array

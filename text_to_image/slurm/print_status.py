@@ -14,7 +14,7 @@ KEYS = ("state", "step", "steps", "num_processes", "model")
 
 def fields(path: Path) -> list[str]:
     """The values in the order of KEYS; none where the file is empty or missing."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     status = json.loads(text) if text else {}
     return [str(status[key]) for key in KEYS if status]
 

@@ -1,10 +1,11 @@
-"""What ends a run between two steps, with a checkpoint: a signal, or files that are gone; on all processes alike."""
+"""What ends a run between two steps, with a checkpoint: a signal, or files that cannot be read; on all processes."""
 
-from runs.records import RUN_FILE, write_run
-from runtime.errors import InputChanged, Stopped, WorkError
-from runtime.processes import CrossProcessFlag, first_of_all
+from runtime.errors import Stopped, WorkError, advice_for, first_line
+from runtime.processes import CrossProcessFlag, first_of_all, other_failed
 from runtime.stopping import StopSignals
+from training.memory_rows import out_of_memory_error
 from training.samples import Batches
+from training.saving import follow_output_folder
 from training.setup import PreparedRun
 
 
@@ -14,36 +15,50 @@ class Interruption:
     def __init__(self, run: PreparedRun, stop: StopSignals, batches: Batches):
         self.run, self.stop, self.batches = run, stop, batches
         self.flag = CrossProcessFlag(run.accelerator, run.args.distributed_timeout)
-        self.lost: str | None = None  # what this process found gone or changed
+        self.reason: Exception | None = None  # of this process
 
     def is_due(self, done: int) -> bool:
         """Whether the run ends after `done` steps; all processes get the same answer.
 
         Waits until the batches of the next step are made, unless the run was asked to stop.
         """
-        changed = None if self.stop.asked else self.batches.changed_input(done)
-        self.lost = str(changed) if changed else None
-        if self._folder_is_gone():  # with the encodings in it
-            write_run(self.run.folder, self.run.record)  # for the checkpoint
-            self.lost = f"{self._folder_fault()}; it is made again, and the same command goes on there"
-        return self.flag.any_process(bool(self.stop.asked or self.lost))
+        fault = None if self.stop.asked else self._batches_fault(done)
+        self.reason = self._folder_fault() or fault  # in this order: the encodings are in the folder
+        return self.flag.any_process(bool(self.stop.asked or self.reason))
 
-    def exception_after(self, done: int) -> Stopped | WorkError:
-        """What all processes raise once checkpoint-`done` is written: what is gone, else Stopped."""
-        if lost := first_of_all(self.lost):
-            return WorkError(f"{lost} (ended after step {done} of {self.run.plan.steps}, saved in checkpoint-{done})")
-        return self.stop.exception_after(done, self.run.plan.steps)
+    def exception_after(self, done: int) -> Exception | Stopped:
+        """What this process raises once checkpoint-`done` is written: its own bug, the first reason, or Stopped."""
+        saved = f"(ended after step {done} of {self.run.plan.steps}, saved in checkpoint-{done})"
+        reason = first_of_all(_as_line(self.reason))
+        if self.reason and not isinstance(self.reason, WorkError):
+            self.reason.add_note(saved)  # below its traceback
+            return self.reason
+        return WorkError(f"{reason} {saved}") if reason else self.stop.exception_after(done, self.run.plan.steps)
 
     def raise_before_first_step(self) -> None:
-        """Raises InputChanged where this process cannot begin."""
-        if self._folder_is_gone():
-            raise InputChanged(f"{self._folder_fault()}; put it back, and run the same command again")
-        if changed := self.batches.changed_input(self.run.resume.first_step):
-            raise changed
+        """Raises why this process cannot begin."""
+        fault = self._batches_fault(self.run.resume.first_step)
+        if reason := self._folder_fault() or fault:
+            raise reason
 
-    def _folder_is_gone(self) -> bool:
-        """Told by run.json: the folder itself may have been made again by whatever wrote into it since."""
-        return self.run.is_main and not (self.run.folder / RUN_FILE).is_file()
+    def _folder_fault(self) -> WorkError | None:
+        fault = follow_output_folder(self.run) if self.run.is_main else None
+        return WorkError(fault) if fault else None
 
-    def _folder_fault(self) -> str:
-        return f"{self.run.folder}: moved or removed while the run wrote into it"
+    def _batches_fault(self, step: int) -> Exception | None:
+        """Why step `step` cannot be trained: a WorkError, or the error itself where only its traceback explains it."""
+        error = self.batches.error_of(step)
+        if error is None or isinstance(error, WorkError):
+            return error
+        if explained := out_of_memory_error(self.run, error):
+            return explained
+        if advice := advice_for(error):
+            return WorkError(f"{advice} ({first_line(error)})")
+        return WorkError(first_line(error)) if isinstance(error, OSError) else error
+
+
+def _as_line(error: Exception | None) -> str | None:
+    """For the other processes."""
+    if error is None:
+        return None
+    return str(error if isinstance(error, WorkError) else other_failed("another process", error))

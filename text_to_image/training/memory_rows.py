@@ -83,12 +83,18 @@ def explain_out_of_memory(
         try:
             return work(run, *args, **kwargs)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not (is_out_of_memory(error) and (room := gpu_bytes(run))):
-                raise
-            help_lines = "; ".join(advice(run, room))
-            raise WorkError(f"not enough GPU memory ({first_line(error)}); what takes less: {help_lines}") from None
+            if expected := out_of_memory_error(run, error):
+                raise expected from None
+            raise
 
     return explained
+
+
+def out_of_memory_error(run: PreparedRun, error: Exception) -> WorkError | None:
+    """A GPU's 'out of memory' as the line that says which flags take less; None for any other error."""
+    if not (isinstance(error, RuntimeError) and is_out_of_memory(error) and (room := gpu_bytes(run))):
+        return None
+    return WorkError(f"not enough GPU memory ({first_line(error)}); what takes less: {'; '.join(advice(run, room))}")
 
 
 def plan_memory(run: PreparedRun) -> MemoryPlan:

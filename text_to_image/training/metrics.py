@@ -75,7 +75,6 @@ class MetricsLog:
 
     def __init__(self, run: PreparedRun):
         self.run = run
-        self.path = run.folder / METRICS_FILE
         self.read_every = 1 if run.accelerator.device.type == "cpu" else 10
         self.pending: list[tuple[int, torch.Tensor, dict[str, float]]] = []
         self.unwritten: list[str] = []  # lines that the disk has refused
@@ -88,6 +87,10 @@ class MetricsLog:
         self.bar = progress_bar(total=steps, initial=first_step, desc="training", unit="step", disable=not run.is_main)
         if run.is_main:
             keep_rows(self.path, first_step)
+
+    @property
+    def path(self) -> Path:
+        return self.run.folder / METRICS_FILE
 
     def add(self, step: int, result: StepResult) -> None:
         """Notes optimisation step `step` (from 1)."""

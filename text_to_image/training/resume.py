@@ -19,7 +19,7 @@ from runtime.errors import UserError
 from runtime.files import remove_partial_files, remove_stale_partial_files
 from training.plan import Plan, warmup_steps
 
-RESULTS = ("model_index.json", "pytorch_lora_weights.safetensors")
+RESULT_INDEXES = ("model_index.json", "pytorch_lora_weights.safetensors")
 WHAT_TO_DO = (
     "Give the arguments it had, or name another --output_dir (left out, each run gets a folder of its own), "
     "or begin anew in this one with --overwrite"
@@ -74,7 +74,7 @@ def _foreign_content(folder: Path, found: dict | None, record: dict) -> list[str
         why = [] if changes or not found else ["it was made by another version of these scripts"]
         return ["another run:", *changes, *why, *(f"{path.name} is not of this run" for path in foreign)]
     own = found or later_checkpoints(folder, 0, record["fingerprint"])
-    if not own and any((folder / name).is_file() for name in RESULTS):
+    if not own and any((folder / name).is_file() for name in RESULT_INDEXES):
         return ["a model that was not trained here"]
     return []
 

@@ -17,7 +17,6 @@ import torch
 from data.augmentation import Augmentation, augmented_caption
 from models.conditions import Conditions, TimeIds
 from runtime.devices import set_thread_device, to_device
-from runtime.errors import InputChanged
 
 # The streams: the data set's pictures, those that the base generated, and those that are never trained on. Their names
 # are part of the random generators' keys.
@@ -233,16 +232,15 @@ class Batches:
         self._made = {step + 1: self._begin(step + 1)} if self._ahead and step + 1 < self._steps else {}
         yield from made.result()
 
-    def changed_input(self, step: int) -> InputChanged | None:
-        """Why step `step` cannot be trained, where files are not what they were; waits until its batches are made.
-
-        Any other error is raised by `for_step`.
-        """
+    def error_of(self, step: int) -> Exception | None:
+        """Why the batches of step `step` could not be made; waits until they are."""
         if step >= self._steps:
             return None
         made = self._made[step] = self._made.get(step) or self._begin(step)
         error = made.exception()
-        return error if isinstance(error, InputChanged) else None
+        if error is None or isinstance(error, Exception):
+            return error
+        raise error  # a second Ctrl-C
 
     def pictures_of(self, step: int) -> list[int]:
         """As `StepBatches.pictures_of`."""

@@ -16,10 +16,11 @@ from runs.checkpoints import (
     save_checkpoint,
 )
 from runs.disk_space import hold_reserve, release_reserve
-from runs.records import KEPT_UNETS, write_run
+from runs.records import KEPT_UNETS, RUN_FILE, kept_unet, write_run
 from runtime.devices import peak_memory_gb
 from runtime.errors import WorkError, WriteError, advice_for, first_line, is_disk_full
 from runtime.files import flush_to_disk, format_size, size_on_disk, write_error
+from runtime.locking import LockHeld
 from runtime.processes import run_on_main
 from training.metrics import METRICS_FILE, MetricsLog, read_metrics
 from training.non_finite import NonFiniteSteps
@@ -27,7 +28,7 @@ from training.setup import PreparedRun
 from training.state import TrainState
 from training.validation import best_step
 
-RESULT = f"{PARTIAL}result"  # the folder that the result is written into; the next start removes what a kill left
+NEW_RESULT = f"{PARTIAL}result"  # a folder until the result is whole; the next start removes what a kill left
 
 
 def write_rows(log: MetricsLog, non_finite: NonFiniteSteps) -> None:
@@ -65,6 +66,30 @@ def _steps_with_checkpoint(folder: Path) -> list[int]:
 # --- When a file cannot be written ----------------------------------------------------------------------------------
 
 
+def follow_output_folder(run: PreparedRun) -> str | None:
+    """What has happened to the output folder while the run wrote into it; None: it is where it was.
+
+    From here on `run.folder` is where it was moved to; where it was removed, it is made again. WorkError where another
+    run's folder is there now. On the main process, which holds the lock.
+    """
+    before = run.folder
+    try:
+        made_again = run.lock.follow_folder()
+    except LockHeld as held:
+        raise WorkError(f"{held.holder}; the folder of this run was removed") from None
+    if run.folder != before:
+        return f"{before}: moved to {run.folder} while the run wrote into it; give --output_dir {run.folder} to go on"
+    recorded = (run.folder / RUN_FILE).is_file()
+    if made_again and recorded:
+        raise WorkError(f"{before}: removed while the run wrote into it, and another run's folder is there now")
+    if recorded:
+        return None
+    write_run(run.folder, run.record)
+    away = "removed, or moved to another disk, with its rows and checkpoints"
+    gone = away if made_again else f"{RUN_FILE} was removed from it"
+    return f"{before}: {gone} while the run wrote into it; it is made again, and the same command goes on there"
+
+
 @contextlib.contextmanager
 def checkpoint_before_giving_up(
     run: PreparedRun, state: TrainState, log: MetricsLog, non_finite: NonFiniteSteps
@@ -85,9 +110,10 @@ def checkpoint_before_giving_up(
         release_reserve(run.folder)
         if not isinstance(error, OSError | WriteError):
             raise
+        reason = follow_output_folder(run) or first_line(error)
         saved = _try_checkpoint(run, state, log, non_finite)
         log.close()
-        raise WorkError(f"{first_line(error)}; {saved}") from None
+        raise WorkError(f"{reason}; {saved}") from None
 
 
 def _try_checkpoint(run: PreparedRun, state: TrainState, log: MetricsLog, non_finite: NonFiniteSteps) -> str:
@@ -122,12 +148,12 @@ def save_result(run: PreparedRun, state: TrainState) -> None:
     own_checkpoint = _save_last_checkpoint(run, state, run.record["steps"])
     with state.final_unet() as unet:
         try:
-            run.trainable.save_result(unet, run.plan.base, run.folder / RESULT, run.objective.noise_scheduler)
-            _move_content(run.folder / RESULT, run.folder)
+            run.trainable.save_result(unet, run.plan.base, run.folder / NEW_RESULT, run.objective.noise_scheduler)
+            _move_content(run.folder / NEW_RESULT, run.folder)
         except Exception as error:
             raise _failed_result(run, error) from None
         finally:
-            shutil.rmtree(run.folder / RESULT, ignore_errors=True)
+            shutil.rmtree(run.folder / NEW_RESULT, ignore_errors=True)
     write_run(run.folder, {**run.record, **outcome(run.folder)})
     for kept in run.folder.glob(KEPT_UNETS):
         shutil.rmtree(kept, ignore_errors=True)
@@ -161,7 +187,7 @@ def _failed_result(run: PreparedRun, error: Exception) -> WorkError:
     if isinstance(error, WriteError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if is_disk_full(error) or isinstance(error, OSError):
-        needed, removed = f"about {format_size(run.space.result)}", size_on_disk(run.folder / RESULT)
+        needed, removed = f"about {format_size(run.space.result)}", size_on_disk(run.folder / NEW_RESULT)
         failed: object = write_error(run.folder, "the result", error, needed, removed)
     else:
         failed = f"{run.folder}: the result could not be saved: {advice_for(error) or first_line(error)}"
@@ -170,12 +196,12 @@ def _failed_result(run: PreparedRun, error: Exception) -> WorkError:
 
 def _where_the_weights_are(run: PreparedRun) -> str:
     """In the checkpoint of the last step; where there was no room for it, the UNet of the result is kept."""
-    steps, unet = run.record["steps"], run.folder / RESULT / "unet"
+    steps, unet = run.record["steps"], run.folder / NEW_RESULT / "unet"
     if steps in _steps_with_checkpoint(run.folder):
         return f"what was trained is whole in checkpoint-{steps}, from which it goes on"
     if not unet.is_dir():
         return _where_it_goes_on(run.folder)
-    kept = run.folder / KEPT_UNETS.replace("*", str(steps))
+    kept = run.folder / kept_unet(steps)
     shutil.rmtree(kept, ignore_errors=True)
     unet.rename(kept)
     return f"the trained UNet is whole in {kept}; {_where_it_goes_on(run.folder)}"

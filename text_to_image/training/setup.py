@@ -59,14 +59,18 @@ class PreparedRun:
     trainable: FullUNet | LoraAdapter
     learning_rate_at: Callable[[int], float]  # by the step, from 0
     record: dict  # run.json
-    folder: Path  # of the output
-    lock: RunLock
+    lock: RunLock  # of the output folder
     resume: ResumePoint
     space: DiskSpace
 
     @property
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
+
+    @property
+    def folder(self) -> Path:
+        """Of the output: where it was moved to, once `follow_output_folder` has seen that."""
+        return self.lock.folder
 
     @property
     def seed(self) -> int:
@@ -117,8 +121,8 @@ def prepare_run(args: argparse.Namespace) -> PreparedRun:
     resume = run_on_main(accelerator, lambda: lock_and_find_resume_point(args, plan, folder, record, lock))
     record["steps"] = max(plan.steps, resume.first_step)
     return PreparedRun(
-        args, accelerator, precision, plan, tokenizer, objective, trainable, learning_rate_at, record, folder, lock,
-        resume, space,
+        args, accelerator, precision, plan, tokenizer, objective, trainable, learning_rate_at, record, lock, resume,
+        space,
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ class Encoded(NamedTuple):
     latents: torch.Tensor  # (B, C, h, w)
     hidden_states: torch.Tensor  # (B, L, D)
     attention_mask: torch.Tensor | None  # (B, L): 1 read, 0 padding; None: all are read
+    loss_weights: torch.Tensor | None = None  # (B, 1, h, w), 1 on average; None: every latent pixel counts the same
 
 
 @dataclass(frozen=True)
@@ -162,12 +163,13 @@ class Batch:
     timesteps: torch.Tensor
     encoder_hidden_states: torch.Tensor
     encoder_attention_mask: torch.Tensor | None
+    loss_weights: torch.Tensor | None = None  # (B, 1, h, w); None: all 1
 
 
 def make_batch(encodings: Encoder, samples: Sequence[Sample], device: torch.device, dtype: torch.dtype) -> Batch:
     """The tensors of samples of one shape; `dtype` is the UNet's, for what it reads as it is."""
     encoded = encodings.encode(samples)
-    mask = encoded.attention_mask
+    mask, weights = encoded.attention_mask, encoded.loss_weights
     return Batch(
         latents=to_device(encoded.latents, device),
         noise=to_device(torch.stack([sample.noise for sample in samples]), device),
@@ -175,6 +177,7 @@ def make_batch(encodings: Encoder, samples: Sequence[Sample], device: torch.devi
         timesteps=to_device(torch.tensor([sample.timestep for sample in samples]), device),
         encoder_hidden_states=to_device(encoded.hidden_states, device, dtype),
         encoder_attention_mask=None if mask is None else to_device(mask, device, dtype),
+        loss_weights=None if weights is None else to_device(weights, device),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from data.augmentation import AFFINE_VARIANTS
+from metadata.image_files import mask_key
 from metadata.reading import CaptionSources
 from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
 from models.folders import count_parameters, left_out_extras
@@ -39,6 +40,7 @@ def run_summary(run: PreparedRun) -> Rows:
         ("trained", run.record["trained"]),
         ("pictures", _pictures_line(plan)),
         *_bucket_rows(plan),
+        *_mask_rows(args, plan),
         *_augmentation_rows(args, plan),
         ("captions", _captions_line(args, plan, tokenizer)),
         *_caption_source_rows(plan.caption_sources),
@@ -99,6 +101,18 @@ def _bucket_rows(plan: Plan) -> Rows:
         line = f"{width} x {height} px: {_count(bucket.pictures)}, at most {bucket.cropped:.1%} cropped"
         rows.append(("size" if not rows else "", line + (f"; SMALLER and enlarged: {_names(small)}" if small else "")))
     return rows
+
+
+def _mask_rows(args: argparse.Namespace, plan: Plan) -> Rows:
+    """How many pictures have a mask, and how much is white; and which pictures only look like masks by their names."""
+    named = [p.path.name for p in [*plan.pictures, *plan.held_out] if mask_key(p.path)]
+    rows = [("", f"PICTURES, since they have a row, and not the masks that they are named as: {_names(named)}")]
+    rows = rows if named else []
+    if not (shares := plan.white_shares):
+        return rows
+    outside = f"counts {args.unmasked_weight:g}" if args.unmasked_weight else "does not count"
+    line = f"{len(shares)} of {_count(len(plan.pictures))} have one, white on {min(shares):.0%} to {max(shares):.0%}"
+    return [*rows, ("masks", f"{line} of their area, {sum(shares) / len(shares):.0%} on average; black {outside}")]
 
 
 def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:

@@ -92,8 +92,8 @@ def find_masks(folder: Path, pictures: Iterable[Path]) -> tuple[dict[Path, Path]
         by_key.setdefault(mask_key(mask), []).append(mask)
     masks = {picture: _masks_of(picture, by_key) for picture in pictures}
     faults = [
-        f"{mask}: a mask, and no picture of that name is beside it; rename or remove it, or give it a row if it is a "
-        "picture"
+        f"{mask}: a mask, and no picture of that name is beside it; move it there, rename it, or give it a row if it "
+        "is a picture"
         for mask in _without_picture(by_key, pictures)
     ]
     faults += [f"{', '.join(map(str, own))}: two masks of {p.name}; keep one" for p, own in masks.items() if own[1:]]

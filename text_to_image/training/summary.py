@@ -111,8 +111,9 @@ def _mask_rows(args: argparse.Namespace, plan: Plan) -> Rows:
     if not (shares := plan.white_shares):
         return rows
     outside = f"counts {args.unmasked_weight:g}" if args.unmasked_weight else "does not count"
-    line = f"{len(shares)} of {_count(len(plan.pictures))} have one, white on {min(shares):.0%} to {max(shares):.0%}"
-    return [*rows, ("masks", f"{line} of their area, {sum(shares) / len(shares):.0%} on average; black {outside}")]
+    mean = sum(shares) / len(shares)
+    line = f"{len(shares)} of {_count(len(plan.pictures))} have one, on average {mean:.1%} white"
+    return [*rows, ("masks", f"{line}, at least {min(shares):.1%}; what is black {outside}")]
 
 
 def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:

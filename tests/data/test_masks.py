@@ -1,5 +1,7 @@
 """Masks: found beside their pictures, cropped and moved with them, and what each part of a picture then counts."""
 
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from captioned_folder import write_captioned_folder
+from clone import ROOT
 from data.augmentation import Affine, Augmentation, apply_augmentation, augment_mask, list_augmentations
 from data.dataset import hash_dataset, read_pictures, with_masks
 from data.images import EXIF_ORIENTATION, load_pixel_values
@@ -202,6 +205,20 @@ def test_the_hash_of_the_data_set_counts_masks_and_is_as_it_was_without(folder):
     other = hash_now()
     shutil.move(path, folder / "2.mask.png")
     assert len({without, one, other, hash_now()}) == 4
+
+
+def test_the_example_of_the_readme_makes_a_mask(tmp_path, monkeypatch):
+    """Its picture is turned by EXIF, as those of phones are."""
+    folder = write_captioned_folder(tmp_path / "pictures", {"1.jpg": "a"})
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    Image.new("RGB", (640, 480)).save(folder / "1.jpg", exif=exif)
+    section = (ROOT / "dataset" / "README.md").read_text().split("## Masks")[1]
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], {})
+    [picture] = with_masks(folder, read_pictures(folder, short_captions=False), from_alpha=False)
+    share = white_share(picture.mask, (480, 640), (640, 480), (80, 60))
+    assert share == pytest.approx(math.pi * 150 * 210 / (480 * 640), rel=0.01)  # an ellipse of 300 x 420 px
 
 
 # --- Whether it is usable -------------------------------------------------------------------------------------------

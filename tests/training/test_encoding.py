@@ -7,14 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from captioned_folder import write_captioned_folder
 from data.augmentation import NO_AUGMENTATION, list_augmentations
 from data.buckets import ImageToEncode
 from data.dataset import read_pictures, with_masks
 from data.images import load_pixel_values
+from models.folders import ModelShape
 from models.loading import load_text_encoder, load_tokenizer, load_vae
 from models.text_encoding import encode_prompt
+from runs.disk_space import latents_bytes
 from runtime.tensor_files import is_intact
 from tiny_model import make_tiny_model
 from training.encoding import CachedPosteriors, CaptionEncoder, Encodings, LatentCache, LivePosteriors, store_texts
@@ -161,6 +164,13 @@ def test_stored_masks_are_the_live_ones_and_stay_when_they_are_kept(tmp_path, va
         assert weights[0] is None or torch.equal(*weights) and weights[0].mean().item() == pytest.approx(1)
     shown = [sample.augmentation for sample in samples if sample.picture == 0]
     assert len(shown) == 4 and {a.mirrored for a in shown} == {True, False}
+
+
+def test_the_room_that_latents_and_masks_take_is_foretold(tmp_path, vae, masked):
+    images = masked[1]
+    LatentCache(tmp_path, vae, "hash").store(images, ALL, workers=0, quiet=True)
+    stored = sum(tensor.nbytes for file in tmp_path.glob("*.safetensors") for tensor in load_file(file).values())
+    assert stored == latents_bytes(images.values(), ModelShape(2, 2, 4, 64, (1,)))
 
 
 def test_the_bases_own_pictures_have_no_mask(vae, masked):

@@ -172,6 +172,14 @@ def test_a_mask_that_is_not_of_one_picture_is_named(folder, names, culprit):
     assert culprit in str(error.value) and names[0] in str(error.value)
 
 
+def test_a_picture_without_a_suffix_has_one_mask_too(folder):
+    shutil.move(folder / "1.jpg", folder / "1")
+    rows = folder / "metadata.jsonl"
+    rows.write_text(rows.read_text().replace('"1.jpg"', '"1"'))
+    add_mask(folder, "1.mask.png")
+    assert masks_in(folder) == {"1": "1.mask.png"}
+
+
 def test_a_picture_without_a_row_may_have_a_mask(folder):
     Image.new("RGB", (48, 64)).save(folder / "4.png")
     add_mask(folder, "4.mask.png")

@@ -79,9 +79,9 @@ def mask_key(mask: Path) -> str | None:
     return _key(mask.parent / name) if name else None
 
 
-def picture_keys(picture: Path) -> tuple[str, str]:
+def picture_keys(picture: Path) -> tuple[str, ...]:
     """Of masks that are named after the picture without its suffix, and with it: 1.mask.png, 1.jpg.mask.png."""
-    return _key(picture.with_suffix("")), _key(picture)
+    return tuple(dict.fromkeys([_key(picture.with_suffix("")), _key(picture)]))
 
 
 def _key(path: Path) -> str:

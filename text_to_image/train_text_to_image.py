@@ -56,9 +56,10 @@ FOREIGN_FLAGS = {  # of other trainers, and why there is no such flag here
 # Not for a model to decide: where things are, and how long one wants to train.
 NOT_FROM_THE_MODEL = {
     "allow_pickle", "cache_dir", "dataset", "dataset_config_name", "dry_run", "epochs", "hub_model_id", "hub_token",
-    "latents_cache_dir", "local_rank", "logging_dir", "max_train_steps", "metadata_file", "non_ema_revision",
-    "output_dir", "overwrite", "pretrained_model_name_or_path", "push_to_hub", "report_to", "resume_from_checkpoint",
-    "revision", "timing", "tokenizer", "tracker_project_name", "validation_dir", "variant",
+    "latents_cache_dir", "local_rank", "logging_dir", "mask_from_alpha", "max_train_steps", "metadata_file",
+    "non_ema_revision", "output_dir", "overwrite", "pretrained_model_name_or_path", "push_to_hub", "report_to",
+    "resume_from_checkpoint", "revision", "timing", "tokenizer", "tracker_project_name", "unmasked_weight",
+    "validation_dir", "variant",
 }  # fmt: skip
 
 
@@ -124,6 +125,11 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
               "rotated, so that results do not all have its place; 0: none (default: 0)")
     flag("--image_interpolation_mode", choices=INTERPOLATIONS, default="lanczos", metavar="NAME",
          help=f"how pictures are resized: {', '.join(INTERPOLATIONS)} (default: lanczos)")
+    flag("--mask_from_alpha", action=YesNo, default=False,
+         help="the loss counts where a picture is opaque; a mask beside it (1.mask.png, white: counts) comes first "
+              "(default: no)")
+    flag("--unmasked_weight", type=zero_to_one, default=0.0, metavar="X",
+         help="what the loss counts where a mask is black, of what it counts where it is white (default: 0)")
     flag("--trigger", type=utf8_text, metavar="PHRASE",
          help="a phrase put before every caption, by which to ask for the thing later (default: none)")
     flag("--short_captions", action=YesNo, default=True,

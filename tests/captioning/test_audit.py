@@ -151,6 +151,20 @@ def test_files_that_are_not_captioned_are_named(folder, capsys):
     assert "below/7.png" in capsys.readouterr().out
 
 
+def test_masks_are_no_pictures_and_those_that_training_refuses_are_named(folder):
+    mask = Image.new("L", (400, 300), 255)
+    mask.save(folder / "0.mask.png")
+    assert found(folder) == {}
+    mask.crop((0, 0, 300, 300)).save(folder / "1.mask.png")
+    mask.save(folder / "7.mask.png")
+    kinds = found(folder)
+    assert kinds.keys() == {"masks that cannot be used"}
+    assert [Path(text.split(": ")[0]).name for text in kinds["masks that cannot be used"]] == [
+        "7.mask.png",
+        "1.mask.png",
+    ]
+
+
 def test_every_picture_that_a_row_names_is_measured(folder):
     for name in ("rowed", "own"):
         (folder / name).mkdir()

@@ -1,8 +1,19 @@
 """The pictures of a folder: which files are, in which order, and which cannot be read."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from metadata.image_files import find_image_files, find_nested_image_files, find_unsupported_files, no_pictures_message
+from metadata.image_files import (
+    find_image_files,
+    find_mask_files,
+    find_nested_image_files,
+    find_unsupported_files,
+    mask_key,
+    no_pictures_message,
+    picture_keys,
+)
 
 
 @pytest.fixture
@@ -66,11 +77,29 @@ def test_what_looks_like_a_picture_is_named_whatever_its_suffix_and_nothing_else
     assert {path.name for path in find_unsupported_files(folder)} == named
 
 
-def test_a_mask_belongs_to_its_picture_and_is_none_itself(folder):
-    for name in ("9.mask.png", "a.MASK.PNG", "alone.mask.png", "b-masklabel.png", ".mask.png", "-masklabel.png"):
+def test_what_is_named_as_a_mask_is_no_picture(folder):
+    masks = {"9.mask.png", "a.MASK.PNG", "a.jpg.mask.webp", "alone.mask.png", "b-masklabel.png"}
+    for name in (*masks, ".mask.png", "-masklabel.png"):
         (folder / name).touch()
     names = [path.name for path in find_image_files(folder)]
-    assert names == ["9.webp", "10.webp", "-masklabel.png", "a.jpg", "alone.mask.png", "b.PNG"]
+    assert names == ["9.webp", "10.webp", "-masklabel.png", "a.jpg", "b.PNG"]
+    assert {path.name for path in find_mask_files(folder)} == masks
+
+
+def test_a_folder_of_masks_alone_says_what_they_are_taken_for(tmp_path):
+    (tmp_path / "carnival.mask.jpg").touch()
+    assert re.search(r"carnival\.mask\.jpg .* mask", no_pictures_message(tmp_path))
+
+
+def test_a_mask_is_named_after_its_picture_in_any_case_with_or_without_its_suffix():
+    def is_of(mask, picture):
+        return mask_key(Path("in") / mask) in picture_keys(Path("in") / picture)
+
+    for mask in ("Évreux 1.mask.png", "e\u0301vreux 1-masklabel.png", "ÉVREUX 1.JPG.MASK.WEBP"):
+        assert is_of(mask, "Évreux 1.JPG")
+    assert not any(
+        is_of(mask, "1.jpg") for mask in ("11.mask.png", "1.png.mask.png", "2/1.mask.png", "1.mask.mask.png")
+    )
 
 
 def test_only_what_the_safety_checker_withheld_is_left_out_as_that(folder):

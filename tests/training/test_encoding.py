@@ -7,17 +7,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from captioned_folder import write_captioned_folder
 from data.augmentation import NO_AUGMENTATION, list_augmentations
 from data.buckets import ImageToEncode
-from data.dataset import read_pictures
+from data.dataset import read_pictures, with_masks
 from data.images import load_pixel_values
 from models.conditions import whole_picture
+from models.folders import ModelShape
 from models.loading import load_prompt_encoder, load_vae
+from runs.disk_space import latents_bytes
 from runtime.tensor_files import is_intact
 from tiny_model import make_tiny_model
-from training.encoding import CaptionEncoder, Encodings, LatentCache, LivePosteriors, store_texts
+from training.encoding import CachedPosteriors, CaptionEncoder, Encodings, LatentCache, LivePosteriors, store_texts
 from training.samples import DATA, PRIOR, SampleKey, SampleSettings, SampleSource, make_sample
 
 HALF_PRECISION = 2e-3  # of what is stored in fp16, where values are about 1
@@ -127,6 +130,73 @@ def test_the_bases_own_pictures_have_no_spread(images, encodings):
     )
     samples = [make_sample(0, SampleKey(PRIOR, number), source, SampleSettings(0.0, 1000)) for number in range(2)]
     assert torch.equal(encodings.encode(samples)[0], torch.stack([latent, latent]))
+
+
+# --- masks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """The data of a folder whose first picture has a mask, and what is encoded of it, with 32 augmentations each."""
+    data = write_captioned_folder(tmp_path / "data")
+    mask = Image.new("L", (48, 64))
+    mask.paste(255, (0, 8, 20, 50))
+    mask.save(data / "11 (1).mask.png")
+    return data, with_masks_of(data)
+
+
+def with_masks_of(data):
+    images = images_of(data, list_augmentations(True, 0.3))
+    pictures = with_masks(data, [image.picture for image in images.values()], from_alpha=False)
+    return {key: replace(image, picture=p) for (key, image), p in zip(images.items(), pictures, strict=True)}
+
+
+def samples_of(images, numbers):
+    """Any augmentation of any picture."""
+    shapes = tuple((4, image.size[0] // 2, image.size[1] // 2) for image in images.values())
+    augmentations = [image.augmentations for image in images.values()]
+    captions, time_ids = zip(*((s.picture.caption_groups, s.time_ids) for s in images.values()), strict=True)
+    source = SampleSource(captions, shapes, augmentations, time_ids)
+    return [make_sample(0, SampleKey(DATA, number), source, SampleSettings(0.0, 1000)) for number in numbers]
+
+
+def test_stored_masks_are_the_live_ones_and_stay_when_they_are_kept(tmp_path, vae, text, masked):
+    images, samples = masked[1], samples_of(masked[1], range(12))
+    stored = store(tmp_path / "cache", images, vae, text)
+    stored = replace(stored, mask=stored.posterior.mask, unmasked_weight=0.25)
+    live = LivePosteriors(images, vae)
+    live = Encodings(text, live, mask=live.mask, unmasked_weight=0.25)
+    kept = stored.keep(samples, [sample.caption for sample in samples])
+    shutil.rmtree(tmp_path / "cache")
+    for sample in samples:
+        weights = [reader.encode([sample]).loss_weights for reader in (kept, live)]
+        assert [own is None for own in weights] == [sample.picture != 0] * 2
+        assert weights[0] is None or torch.equal(*weights) and weights[0].mean().item() == pytest.approx(1)
+    shown = [sample.augmentation for sample in samples if sample.picture == 0]
+    assert len(shown) == 4 and {a.mirrored for a in shown} == {True, False}
+
+
+def test_the_room_that_latents_and_masks_take_is_foretold(tmp_path, vae, masked):
+    images = masked[1]
+    LatentCache(tmp_path, vae, "hash").store(images, ALL, workers=0, quiet=True)
+    stored = sum(tensor.nbytes for file in tmp_path.glob("*.safetensors") for tensor in load_file(file).values())
+    assert stored == latents_bytes(images.values(), ModelShape(2, 2, 4, 64, (1,)))
+
+
+def test_the_bases_own_pictures_have_no_mask(vae, masked):
+    sample = replace(samples_of(masked[1], [0])[0], stream=PRIOR, picture=0)
+    assert LivePosteriors(masked[1], vae).mask(sample) is None
+    assert CachedPosteriors(masked=frozenset([(DATA, 0)])).mask(sample) is None
+
+
+def test_a_mask_enters_the_name_of_its_file_alone_and_a_changed_one_is_never_served_stale(tmp_path, vae, masked):
+    data, images = masked
+    cache = LatentCache(tmp_path, vae, "hash")
+    without = images_of(data, list_augmentations(True, 0.3))
+    assert [cache.file(images[key]) == cache.file(without[key]) for key in images] == [False, True, True]
+    first = cache.file(images[DATA, 0])
+    Image.new("L", (48, 64), 255).save(data / "11 (1).mask.png")
+    assert cache.file(with_masks_of(data)[DATA, 0]) not in (first, cache.file(without[DATA, 0]))
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
+from data.masks import loss_weights
 from plain_conditions import text_alone
 from training.objective import (
     Objective,
@@ -61,6 +62,40 @@ def test_the_loss_is_each_samples_mean_squared_error():
     offsets = torch.arange(6.0).view(-1, 1, 1, 1)
     loss = loss_of(noise + offsets, scheduler("epsilon"), latents, noise)
     assert torch.allclose(loss, torch.arange(6.0) ** 2, atol=1e-5)
+
+
+def test_a_masked_loss_is_the_one_worked_out_by_hand():
+    """Errors of 1 and 3 in the two halves of a sample of two latent pixels; the mask is white on the first, black on
+    the second. Without it (1 + 9) / 2 = 5; with it 1; where black counts 0.5, (1 + 0.5 * 9) / 1.5 = 11 / 3."""
+    latents, noise = torch.zeros(3, 4, 1, 2), torch.zeros(3, 4, 1, 2)
+    prediction = torch.tensor([1.0, 3.0]).expand(3, 4, 1, 2)
+    mask, timesteps = torch.tensor([[[1.0, 0.0]]]), torch.tensor([0, 500, 999])
+    noise_scheduler = scheduler("epsilon")
+
+    def loss(weights, **settings):
+        batch = Batch(latents, noise, noise, timesteps, text_alone(torch.zeros(3, 77, 8)), weights)
+        return diffusion_loss(FixedUNet(prediction), Objective(noise_scheduler, **settings), batch)
+
+    assert torch.allclose(loss(None), torch.tensor([5.0, 5, 5]))
+    assert torch.allclose(loss(loss_weights([None, mask, mask], 0.0)), torch.tensor([5.0, 1, 1]))
+    weights = loss_weights([None, mask, mask], 0.5)
+    by_hand = torch.tensor([5, 11 / 3, 11 / 3])
+    assert torch.allclose(loss(weights), by_hand)
+    assert torch.allclose(loss(weights, snr_gamma=5.0), by_hand * snr_weights(noise_scheduler, timesteps, 5.0))
+    # DREAM for p = 1 adds λ = sigma times the error 0 - 1 or 0 - 3 to the target 0: what is left is (1 + sigma) times.
+    factor = 1 + (1 - noise_scheduler.alphas_cumprod[timesteps]).sqrt()
+    assert torch.allclose(loss(weights, dream_detail_preservation=1.0), by_hand * factor**2)
+
+
+def test_what_is_masked_out_has_no_gradient():
+    latents, noise = pair()
+    masks = [torch.zeros(1, 3, 3) for _ in range(6)]
+    for mask in masks:
+        mask[0, 1, 2] = 1
+    prediction = noise.clone().requires_grad_()
+    batch = Batch(latents, noise + 1, noise, TIMESTEPS, text_alone(torch.zeros(6, 77, 8)), loss_weights(masks, 0.0))
+    diffusion_loss(FixedUNet(prediction), Objective(scheduler("epsilon")), batch).sum().backward()
+    assert (prediction.grad != 0).nonzero()[:, 2:].unique(dim=0).tolist() == [[1, 2]]
 
 
 def test_snr_is_diffusers_own():

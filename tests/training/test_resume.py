@@ -38,7 +38,7 @@ def nothing_goes_on():
 
 @pytest.fixture(scope="session")
 def two_shapes(tmp_path_factory) -> Path:
-    """Five pictures, two of them landscape: batches of two sizes."""
+    """Five pictures, two of them landscape: batches of two sizes. One has a mask."""
     from PIL import Image
 
     captions = {
@@ -49,6 +49,7 @@ def two_shapes(tmp_path_factory) -> Path:
     for name in ("1.png", "3.png"):
         with Image.open(folder / name) as image:
             image.rotate(90, expand=True).save(folder / name)
+    Image.linear_gradient("L").resize((48, 64)).save(folder / "0.mask.png")
     return folder
 
 

@@ -16,6 +16,7 @@ from captioning.image_facts import (
     find_near_duplicates,
     measure_image,
 )
+from data.masks import Mask, find_masks, open_mask
 from metadata.files import unread_metadata_files
 from metadata.reading import ScannedRow
 from metadata.sidecars import find_differing_sidecars, find_distant_sidecars
@@ -80,7 +81,8 @@ def find_faults(file: CaptionFile) -> list[Finding]:
     bar = progress_bar(measured, total=len(paths), desc="checking the pictures", unit="picture")
     images = [facts for _, facts in bar]
     in_files = [*audit_files(file, rows), *audit_caption_files(file, rows)]
-    return [*in_files, *audit_images(images), *audit_rows(rows, [facts.name for facts in images])]
+    masks = audit_masks(file, [facts for facts in images if facts.fault is None])
+    return [*in_files, *masks, *audit_images(images), *audit_rows(rows, [facts.name for facts in images])]
 
 
 def _pictures_to_measure(file: CaptionFile, rows: Sequence[ScannedRow]) -> dict[str, Path]:
@@ -115,6 +117,18 @@ def audit_caption_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterat
     for path in file.without_row(rows, among=file.pictures_of_other_files()):
         kind = "in sub-folders with a metadata file, without a row in it (caption that sub-folder)"
         yield Finding(kind, file.name_of(path))
+
+
+def audit_masks(file: CaptionFile, images: Iterable[ImageFacts]) -> Iterator[Finding]:
+    """Masks that training would refuse, whatever it crops the pictures to."""
+    sizes = {file.root / image.name: (image.width, image.height) for image in images}
+    masks, faults = find_masks(file.image_dir, sizes)
+    for picture, path in masks.items():
+        try:
+            open_mask(Mask(path), sizes[picture])
+        except ValueError as fault:
+            faults.append(f"{path}: {fault}")
+    yield from (Finding("masks that cannot be used", fault) for fault in faults)
 
 
 def audit_images(images: Sequence[ImageFacts]) -> Iterator[Finding]:

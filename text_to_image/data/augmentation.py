@@ -57,7 +57,16 @@ def apply_augmentation(pixels: torch.Tensor, augmentation: Augmentation) -> torc
     """(3, H, W) in [-1, 1] → the same shape and range, augmented."""
     if augmentation.mirrored:
         pixels = pixels.flip(-1)
-    return pixels if augmentation.affine == Affine() else _apply_affine(pixels, augmentation.affine)
+    if augmentation.affine == Affine():
+        return pixels
+    return _apply_affine(pixels, augmentation.affine, "bicubic", "border").clamp(-1, 1)
+
+
+def augment_mask(mask: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
+    """(1, H, W) in [0, 1] → the same shape and range, moved as its picture is; 0 outside of the picture."""
+    if augmentation.mirrored:
+        mask = mask.flip(-1)
+    return mask if augmentation.affine == Affine() else _apply_affine(mask, augmentation.affine, "bilinear", "zeros")
 
 
 def augmented_caption(caption: str, augmentation: Augmentation) -> str:
@@ -74,7 +83,8 @@ def fit_in_frame(affine: Affine, height: int, width: int) -> tuple[float, float,
     return scale, affine.translate_x * (1 - scale * box_width), affine.translate_y * (1 - scale * box_height)
 
 
-def _apply_affine(pixels: torch.Tensor, affine: Affine) -> torch.Tensor:
+def _apply_affine(pixels: torch.Tensor, affine: Affine, mode: str, padding_mode: str) -> torch.Tensor:
+    """(C, H, W) moved in its frame; `mode` and `padding_mode` as `grid_sample` has them."""
     height, width = pixels.shape[-2:]
     scale, x, y = fit_in_frame(affine, height, width)
     cos, sin = math.cos(affine.rotation) / scale, math.sin(affine.rotation) / scale
@@ -83,5 +93,4 @@ def _apply_affine(pixels: torch.Tensor, affine: Affine) -> torch.Tensor:
     inverse = torch.tensor([[cos, sin * height / width], [-sin * width / height, cos]])
     theta = torch.hstack([inverse, -inverse @ torch.tensor([[x], [y]])])[None]
     grid = F.affine_grid(theta, [1, *pixels.shape], align_corners=False)
-    moved = F.grid_sample(pixels[None], grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return moved[0].clamp(-1, 1)
+    return F.grid_sample(pixels[None], grid, mode=mode, padding_mode=padding_mode, align_corners=False)[0]

@@ -3,55 +3,29 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from io import BytesIO
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from data.caption_variants import caption_variants, suggest_prompts
 from data.images import read_image_size
+from data.input_files import InputFile
+from data.masks import Mask, alpha_mask, find_masks, refuse_masks
 from metadata.files import MetadataFile
 from metadata.reading import CaptionRow, read_captions
-from runtime.errors import InputChanged
 
 
 @dataclass(frozen=True)
-class Picture:
+class Picture(InputFile):
     """A picture of the data set and its captions; width and height in pixels, after its EXIF orientation."""
 
-    path: Path
     width: int
     height: int
     caption_groups: tuple[tuple[str, ...], ...]  # samples choose a group, then a caption in it, each equally often
     trigger: str | None = None  # the phrase in front of every caption
     row_captions: tuple[str, ...] = ()  # as they stand in the metadata file
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of the file as it was when this was first asked for: before the run, which is known by it."""
-        return hashlib.sha256(self._read()).hexdigest()
-
-    def open(self) -> BytesIO:
-        """The content that `sha256` is of. Raises InputChanged where the file is gone or has another.
-
-        The hash takes a fortieth of the time of decoding, and leaves no moment in which the file could change unseen.
-        """
-        content = self._read()
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise InputChanged(
-                f"{self.path}: another picture than when the run began; put back the one that was there, and the same "
-                "command goes on; with this one a run begins anew"
-            )
-        return BytesIO(content)
-
-    def _read(self) -> bytes:
-        try:
-            return self.path.read_bytes()
-        except FileNotFoundError:
-            fault = "no such file any more"
-        except OSError as error:
-            fault = f"cannot be read any more ({error.strerror})"
-        raise InputChanged(f"{self.path}: {fault}; put it back as it was, and the same command goes on")
+    mask: Mask | None = None  # where the loss counts; None: everywhere
+    noun: ClassVar[str] = "picture"
 
     @property
     def captions(self) -> list[str]:
@@ -94,6 +68,21 @@ def read_pictures(
     return pictures
 
 
+def with_masks(folder: Path, pictures: Sequence[Picture], from_alpha: bool) -> list[Picture]:
+    """The pictures of a folder with their masks: files beside them, else `from_alpha` their own transparency.
+
+    Raises UserError that lists the masks that belong to no picture or with another to the same.
+    """
+    files, faults = find_masks(folder, [picture.path for picture in pictures])
+    refuse_masks(faults)
+    masked = []
+    for picture in pictures:
+        beside = files.get(picture.path)
+        mask = Mask(beside) if beside else alpha_mask(picture.path) if from_alpha else None
+        masked.append(replace(picture, mask=mask) if mask else picture)
+    return masked
+
+
 def _caption_groups(
     captions: tuple[str, ...], short_captions: bool, trigger: str | None
 ) -> tuple[tuple[str, ...], ...]:
@@ -122,9 +111,11 @@ def _without_trigger(caption: str, trigger: str | None) -> str:
 
 
 def hash_dataset(pictures: Sequence[Picture]) -> str:
-    """A hash of all that is learned from the data set: the pictures' bytes and their captions, in order."""
+    """A hash of all that is learned from the data set: the bytes of pictures and masks, and captions, in order."""
     digest = hashlib.sha256()
     for picture in pictures:
         digest.update(bytes.fromhex(picture.sha256))
         digest.update(repr(picture.caption_groups).encode())
+        if picture.mask:
+            digest.update(f"mask {picture.mask.key}".encode())
     return digest.hexdigest()

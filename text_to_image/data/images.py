@@ -66,13 +66,17 @@ def load_pixel_values(path: Path | BytesIO, height: int, width: int, interpolati
 
     `interpolation` is a name of torchvision's; its 'nearest_exact' is Pillow's 'nearest'.
     """
-    resampling = Image.Resampling[interpolation.removesuffix("_exact").upper()]
-    picture = ImageOps.fit(open_image(path), (width, height), resampling)
+    picture = resize_and_crop(open_image(path), height, width, interpolation)
     pixels = np.asarray(picture, dtype=np.float32) / 127.5 - 1
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def open_image(path: Path | BytesIO, min_side: int | None = None) -> Image.Image:
+def resize_and_crop(image: Image.Image, height: int, width: int, interpolation: str) -> Image.Image:
+    """The part in the middle that has the shape of height and width, at that size."""
+    return ImageOps.fit(image, (width, height), Image.Resampling[interpolation.removesuffix("_exact").upper()])
+
+
+def open_image(path: Path | BytesIO, min_side: int | None = None, background: str = "white") -> Image.Image:
     """The picture of a file, or of its content, in sRGB, upright by its EXIF orientation, on white where transparent.
 
     With `min_side` a large JPEG may be decoded at a fraction of its size, no side shorter than that, which is faster
@@ -81,9 +85,21 @@ def open_image(path: Path | BytesIO, min_side: int | None = None) -> Image.Image
     with open_picture(path) as file:
         if min_side:
             file.draft(None, (min_side, min_side))
-        picture = _to_rgb(_upright(file))
+        picture = _to_rgb(_upright(file), background)
     picture.info.clear()  # the file's orientation and colour profile no longer hold for it
     return picture
+
+
+def has_alpha(path: Path) -> bool:
+    """Whether the picture may be transparent somewhere. Raises ValueError as `read_image_size`."""
+    with open_picture(path) as image:
+        return image.has_transparency_data
+
+
+def open_alpha(path: Path | BytesIO) -> Image.Image:
+    """How opaque the picture of a file is, upright, in mode L. Raises ValueError as `read_image_size`."""
+    with open_picture(path) as file:
+        return _to_bytes(_upright(file)).convert("RGBA").getchannel("A")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -104,14 +120,14 @@ def _read_orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode that Pillow opens, in sRGB, composited on white where it is transparent."""
+def _to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """A picture of any mode that Pillow opens, in sRGB, composited on `background` where it is transparent."""
     image = _to_bytes(image)
     picture = _to_srgb(image.convert(image.mode.removesuffix("A")))
     if not image.has_transparency_data:
         return picture
     picture.putalpha(image.convert("RGBA").getchannel("A"))
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB")
 
 
 def _to_bytes(image: Image.Image) -> Image.Image:

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Set
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 from runtime.errors import UserError
@@ -30,7 +31,7 @@ FTYP_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 SHEETS = frozenset({"contact_sheet.jpg", "copies_sheet.jpg"})
 WITHHELD_SUFFIX = "-withheld"
 WITHHELD = re.compile(rf".*-[0-9a-f]{{8}}-[0-9]+{WITHHELD_SUFFIX}\.(?:png|jpg)")
-MASK_ENDINGS = (".mask", "-masklabel")  # 1.mask.png, or OneTrainer's 1-masklabel.png: where in 1.jpg something is
+MASK_ENDINGS = (".mask", "-masklabel")  # 1.mask.png, or OneTrainer's 1-masklabel.png: where in 1.jpg the loss counts
 
 
 def find_image_files(folder: Path, recursive: bool = False) -> list[Path]:
@@ -38,9 +39,12 @@ def find_image_files(folder: Path, recursive: bool = False) -> list[Path]:
 
     `recursive`: also those in sub-folders, except hidden ones and those with a metadata file of their own.
     """
-    found = _find_files(folder, recursive, _is_picture)
-    stems = {path.with_suffix("") for path in found}
-    return [path for path in found if not _is_mask(path, stems)]
+    return _find_files(folder, recursive, _is_picture)
+
+
+def find_mask_files(folder: Path, recursive: bool = False) -> list[Path]:
+    """The files in `folder` that are masks by their names, whether or not there is a picture beside them."""
+    return _find_files(folder, recursive, _is_mask)
 
 
 def find_unsupported_files(folder: Path, recursive: bool = False) -> list[Path]:
@@ -63,6 +67,28 @@ def find_nested_unsupported_files(folder: Path) -> list[Path]:
     return _find_nested(find_unsupported_files, folder)
 
 
+def find_nested_mask_files(folder: Path) -> list[Path]:
+    """As `find_mask_files`, in `folder` and below; only in `folder` where a sub-folder cannot be listed."""
+    return _find_nested(find_mask_files, folder)
+
+
+def mask_key(mask: Path) -> str | None:
+    """The same as one of `picture_keys` of the picture that the mask belongs to by its name; None of other files."""
+    stem = mask.stem
+    name = next((stem[: -len(ending)] for ending in MASK_ENDINGS if stem.lower().endswith(ending)), "")
+    return _key(mask.parent / name) if name else None
+
+
+def picture_keys(picture: Path) -> tuple[str, ...]:
+    """Of masks that are named after the picture without its suffix, and with it: 1.mask.png, 1.jpg.mask.png."""
+    return tuple(dict.fromkeys([_key(picture.with_suffix("")), _key(picture)]))
+
+
+def _key(path: Path) -> str:
+    """The path, whatever the case of the name and whether its letters are composed."""
+    return str(path.with_name(unicodedata.normalize("NFC", path.name).casefold()))
+
+
 def _find_nested(find: Callable[[Path, bool], list[Path]], folder: Path) -> list[Path]:
     try:
         return find(folder, True)
@@ -76,6 +102,8 @@ def no_pictures_message(folder: Path, recursive: bool = False) -> str:
     if unsupported := find_unsupported_files(folder, recursive):
         name = unsupported[0].name
         return f"{message} that can be read: {name} is in an unsupported format; save it as JPEG or PNG"
+    if masks := find_mask_files(folder, recursive):
+        return f"{message}: {masks[0].name} is the mask of one by its name; rename it if it is none"
     if not recursive and find_nested_image_files(folder):
         return f"{message} itself; img_captioning.py --recursive captions those in its sub-folders, too"
     captioned = (path for path in folder.iterdir() if path.is_dir() and _has_metadata(path))
@@ -119,16 +147,17 @@ def _raise(error: OSError) -> None:
 
 
 def _is_picture(path: Path) -> bool:
+    return mask_key(path) is None and _is_image(path)
+
+
+def _is_mask(path: Path) -> bool:
+    return mask_key(path) is not None and _is_image(path)
+
+
+def _is_image(path: Path) -> bool:
     if path.name in SHEETS or WITHHELD.fullmatch(path.name):
         return False
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def _is_mask(path: Path, stems: Set[Path]) -> bool:
-    """Whether the picture is the mask of another; `stems` are all pictures without their suffixes."""
-    name = path.stem
-    picture = next((name[: -len(ending)] for ending in MASK_ENDINGS if name.lower().endswith(ending)), "")
-    return picture != "" and path.with_name(picture) in stems
 
 
 def _is_unsupported(path: Path) -> bool:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import ctypes
 import json
-import math
 import os
 import resource
 import shutil
@@ -77,8 +76,13 @@ def measure_space(args: argparse.Namespace, folder: Path, base: FolderLike, step
 
 
 def latents_bytes(images: Iterable[ImageToEncode], shape: ModelShape) -> int:
-    """Of all encoded pictures: mean and standard deviation of each in each of its augmentations."""
-    return sum(2 * FLOAT * math.prod(shape.latent_shape(*i.size)) * len(i.augmentations) for i in images)
+    """Of all encoded pictures: mean and standard deviation of each in each of its augmentations, and its mask."""
+
+    def augmented_bytes(image: ImageToEncode) -> int:
+        channels, height, width = shape.latent_shape(*image.size)
+        return (2 * FLOAT * channels + HALF * (image.picture.mask is not None)) * height * width
+
+    return sum(augmented_bytes(image) * len(image.augmentations) for image in images)
 
 
 def texts_bytes(images: Iterable[ImageToEncode], base: FolderLike, tokenizer: CLIPTokenizer, max_chunks: int) -> int:

@@ -1,11 +1,11 @@
-"""Latents and text embeddings that training reads: encoded once and kept on disk, or at every step.
+"""Latents, masks and text embeddings that training reads: encoded once and kept on disk, or at every step.
 
 A latent is kept as mean and standard deviation, so that every step still samples the posterior anew. Every file is
 named by the hash of all that it follows from, so a changed picture, caption or model is never served stale.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from data.augmentation import Augmentation, apply_augmentation
 from data.buckets import ImageToEncode
 from data.images import load_pixel_values
+from data.masks import latent_mask, loss_weights
 from models.conditions import Conditions
 from models.folders import fingerprint_model, text_parts
 from models.loading import load_prompt_encoder, load_vae
@@ -44,12 +45,15 @@ class Encodings:
     text: Callable[[str], TextEmbedding]  # caption -> its embedding
     posterior: Callable[[Sample], Posterior]
     prior: Sequence[torch.Tensor] = ()  # the base's own pictures: latents (C, h, w), already sampled
+    mask: Callable[[Sample], torch.Tensor | None] = lambda _: None  # (1, h, w), 1 where the loss counts
+    unmasked_weight: float = 0.0
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
         """The tensors of samples of one shape."""
         latents = torch.stack([self.latent(sample) for sample in samples])
         texts = [self.text(sample.caption) for sample in samples]
-        return Encoded(latents, Conditions.join(texts, [sample.time_ids for sample in samples]))
+        conditions = Conditions.join(texts, [sample.time_ids for sample in samples])
+        return Encoded(latents, conditions, loss_weights(list(map(self.mask, samples)), self.unmasked_weight))
 
     def latent(self, sample: Sample) -> torch.Tensor:
         """(C, h, w)"""
@@ -64,8 +68,12 @@ class Encodings:
         posteriors = {key: self.posterior(sample) for key, sample in by_picture.items()}
         captions = dict.fromkeys([*(sample.caption for sample in by_picture.values()), *prompts])
         texts = {caption: self.text(caption) for caption in captions}
-        return Encodings(
-            texts.__getitem__, lambda sample: posteriors[sample.stream, sample.picture, sample.augmentation]
+        masks = {key: self.mask(sample) for key, sample in by_picture.items()}
+        return replace(
+            self,
+            text=texts.__getitem__,
+            posterior=lambda sample: posteriors[sample.stream, sample.picture, sample.augmentation],
+            mask=lambda sample: masks[sample.stream, sample.picture, sample.augmentation],
         )
 
 
@@ -78,7 +86,8 @@ def encode_dataset(run: PreparedRun) -> Encodings:
     cache_folder = run.args.latents_cache_dir or run.folder / "cache"
     encode = _encode_once if run.args.cache else _encode_live
     text, posterior = run_on_all(lambda: encode(run, cache_folder))
-    return Encodings(text, posterior, prior_latents(run, cache_folder, text))
+    prior = prior_latents(run, cache_folder, text)
+    return Encodings(text, posterior, prior, posterior.mask, run.args.unmasked_weight)
 
 
 def _encode_live(run: PreparedRun, _: Path) -> tuple["CaptionEncoder", "LivePosteriors"]:
@@ -180,16 +189,36 @@ class LivePosteriors:
         pixel_values = load_image(self.images[sample.stream, sample.picture])
         return encode_pixels(self.vae, apply_augmentation(pixel_values, sample.augmentation)[None])[0]
 
+    def mask(self, sample: Sample) -> torch.Tensor | None:
+        """(1, h, w); None where the picture has none."""
+        image = self.images.get((sample.stream, sample.picture))
+        if image is None or image.picture.mask is None:
+            return None
+        return latent_mask(image.picture.mask.load(*image.size), sample.augmentation, sample.noise.shape[-2:])
+
 
 @dataclass(frozen=True)
 class CachedPosteriors:
-    """Posteriors in files, a file for each picture with all its augmentations."""
+    """Posteriors and masks in files, a file for each picture with all its augmentations."""
 
     locations: dict[tuple[str, int, Augmentation], tuple[Path, str]] = field(default_factory=dict)
+    masked: frozenset[ImageKey] = frozenset()  # the pictures that have a mask
 
     def __call__(self, sample: Sample) -> Posterior:
         mean, std = read_tensor(*self.locations[sample.stream, sample.picture, sample.augmentation]).unbind()
         return mean, std
+
+    def mask(self, sample: Sample) -> torch.Tensor | None:
+        """(1, h, w); None where the picture has none."""
+        if (sample.stream, sample.picture) not in self.masked:
+            return None
+        file, name = self.locations[sample.stream, sample.picture, sample.augmentation]
+        return read_tensor(file, _mask_name(name))
+
+
+def _mask_name(name: str) -> str:
+    """In a file of latents, beside those of an augmentation."""
+    return f"mask {name}"
 
 
 @dataclass(frozen=True)
@@ -217,27 +246,40 @@ class LatentCache:
         )
         with bar:
             for batch, pixel_values in _prefetch_pixels(images, missing, workers, self.pixels_at_once):
-                self._encode([files[key] for key in batch], pixel_values, images[batch[0]].augmentations)
+                self._encode([images[key] for key in batch], pixel_values)
                 bar.update(len(batch))
         return CachedPosteriors(
-            {(*key, a): (files[key], str(i)) for key in keys for i, a in enumerate(images[key].augmentations)}
+            {(*key, a): (files[key], str(i)) for key in keys for i, a in enumerate(images[key].augmentations)},
+            frozenset(key for key in keys if images[key].picture.mask),
         )
 
     def file(self, image: ImageToEncode) -> Path:
         augmentations = repr([astuple(augmentation) for augmentation in image.augmentations])  # numbers, no names
+        mask_parts = [image.picture.mask.key] if image.picture.mask else []
         key_parts = (image.picture.sha256, *image.size, augmentations, image.interpolation)
-        return self.folder / f"{hash_key('latents', self.vae_hash, str(self.vae.dtype), *key_parts)}.safetensors"
+        return (
+            self.folder
+            / f"{hash_key('latents', self.vae_hash, str(self.vae.dtype), *key_parts, *mask_parts)}.safetensors"
+        )
 
-    def _encode(
-        self, files: Sequence[Path], pixel_values: torch.Tensor, augmentations: Sequence[Augmentation]
-    ) -> None:
-        """Pictures (B, 3, H, W) of one size, a file for each with its posterior in every augmentation."""
+    def _encode(self, images: Sequence[ImageToEncode], pixel_values: torch.Tensor) -> None:
+        """Pictures (B, 3, H, W) of one size, a file for each with its posterior and mask in every augmentation."""
+        augmentations = images[0].augmentations
         augmented = [apply_augmentation(picture, a) for picture in pixel_values for a in augmentations]
         size = max(1, self.pixels_at_once // pixel_values[0, 0].numel())
         batches = (torch.stack(augmented[at : at + size]) for at in range(0, len(augmented), size))
         posteriors = iter([posterior for batch in batches for posterior in encode_pixels(self.vae, batch)])
-        for file in files:
-            save_with_checksum(file, {str(i): torch.stack(next(posteriors)) for i in range(len(augmentations))})
+        for image in images:
+            stored = {str(i): torch.stack(next(posteriors)) for i in range(len(augmentations))}
+            save_with_checksum(self.file(image), stored | _masks_to_store(image, stored["0"].shape[-2:]))
+
+
+def _masks_to_store(image: ImageToEncode, latent_size: Sequence[int]) -> dict[str, torch.Tensor]:
+    """The picture's mask in every augmentation, by the name in the file; empty where it has none."""
+    if image.picture.mask is None:
+        return {}
+    mask = image.picture.mask.load(*image.size)
+    return {_mask_name(str(i)): latent_mask(mask, a, latent_size) for i, a in enumerate(image.augmentations)}
 
 
 def _prefetch_pixels(

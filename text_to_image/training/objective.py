@@ -29,8 +29,13 @@ def diffusion_loss(unet: torch.nn.Module, objective: Objective, batch: Batch) ->
         noisy_latents, target = dream(unet, objective, batch, noisy_latents, target)
     model_pred = predict(unet, noisy_latents, batch)
     # float(): half precision would lose small differences in the mean.
-    loss = F.mse_loss(model_pred.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
-    return loss * snr_weights(noise_scheduler, timesteps, objective.snr_gamma)
+    errors = F.mse_loss(model_pred.float(), target.float(), reduction="none")
+    return mean_error(errors, batch.loss_weights) * snr_weights(noise_scheduler, timesteps, objective.snr_gamma)
+
+
+def mean_error(errors: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """(B,) the mean of each sample's errors (B, C, h, w), weighed with (B, 1, h, w): `data.masks.loss_weights`."""
+    return (errors if weights is None else errors * weights).mean(dim=(1, 2, 3))
 
 
 def make_objective(args: argparse.Namespace, noise_scheduler: DDPMScheduler) -> Objective:

@@ -5,7 +5,7 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from bases.one_file import is_one_file
 from data.augmentation import NO_AUGMENTATION, Augmentation, list_augmentations
 from data.buckets import Bucket, ImageToEncode, Size, choose_sizes, list_buckets
 from data.caption_variants import first_sentence
-from data.dataset import Picture, hash_dataset, read_pictures
+from data.dataset import Picture, hash_dataset, read_pictures, with_masks
+from data.masks import Mask, refuse_masks, white_share
 from data.mirroring import why_not_mirrored
 from metadata.files import find_metadata_files, pictures_without_row
 from metadata.hub_datasets import find_dataset
@@ -56,6 +57,7 @@ class Plan:
     held_out_sizes: list[Size]
     interpolation: str
     caption_sources: CaptionSources = CaptionSources()
+    white_shares: tuple[float, ...] = ()  # of the pictures trained on that have a mask: how much of it is white
 
     @property
     def buckets(self) -> list[Bucket]:
@@ -93,6 +95,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         base, unet_base = find_bases(args)
     files = find_metadata_files(folder, leave_out=args.validation_dir, named=args.metadata_file)
     pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger, files)
+    pictures = with_masks(folder, pictures, args.mask_from_alpha)
     captions = [(picture.path, picture.row_captions) for picture in pictures]
     caption_sources = run_on_main(
         accelerator, lambda: describe_captions(folder, files, captions, leave_out=args.validation_dir)
@@ -107,7 +110,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     global_batch = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     steps = total_steps(len(pictures), args.repeats, args.epochs, global_batch, args.max_train_steps)
     own_prompts = args.prior_prompts or [first_sentence(picture.base_caption) for picture in pictures]
-    return Plan(
+    plan = Plan(
         folder=folder,
         without_caption=[str(path.relative_to(folder)) for path in without_caption],
         caption_sources=caption_sources,
@@ -130,6 +133,34 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         prior_prompts=repeat_prompts(own_prompts, args.prior_images),
         interpolation=args.image_interpolation_mode,
     )
+    return replace(plan, white_shares=measure_masks(args, plan))
+
+
+def measure_masks(args: argparse.Namespace, plan: Plan) -> tuple[float, ...]:
+    """How much is white of each mask that is trained with, 0 to 1.
+
+    Raises UserError that lists every mask that cannot be used, and where a flag is about masks and there are none.
+    """
+    images = plan.images_to_encode.items()
+    masked = [(stream, image.picture.mask, image) for (stream, _), image in images if image.picture.mask]
+    _check_mask_flags(args, plan.folder, [mask for _, mask, _ in masked])
+    shares, faults = [], []
+    for stream, mask, image in masked:
+        picture_size = image.picture.width, image.picture.height
+        try:
+            share = white_share(mask, picture_size, image.size, plan.shape.latent_shape(*image.size)[1:])
+            shares += [share] if stream == DATA else []
+        except ValueError as fault:
+            faults.append(str(fault))
+    refuse_masks(faults)
+    return tuple(shares)
+
+
+def _check_mask_flags(args: argparse.Namespace, folder: Path, masks: Sequence[Mask]) -> None:
+    transparent = any(mask.from_alpha for mask in masks)
+    for flag, what, there in (("mask_from_alpha", "transparency", transparent), ("unmasked_weight", "a mask", masks)):
+        if getattr(args, flag) and not there:
+            raise UserError(f"--{flag}: no picture in {folder} has {what}; leave the flag out")
 
 
 def choose_learning_rate(args: argparse.Namespace, base: ModelFolder) -> float:
@@ -184,7 +215,8 @@ def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[lis
     out = set(shuffled[:count])
     trained = [pictures[i] for i in chosen if i not in out]
     if args.validation_dir:
-        return trained, read_pictures(args.validation_dir, False, args.caption_column, args.trigger)
+        held_out = read_pictures(args.validation_dir, False, args.caption_column, args.trigger)
+        return trained, with_masks(args.validation_dir, held_out, args.mask_from_alpha)
     return trained, [pictures[i] for i in sorted(out)]
 
 

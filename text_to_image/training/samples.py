@@ -31,6 +31,7 @@ class Encoded(NamedTuple):
 
     latents: torch.Tensor  # (B, C, h, w)
     conditions: Conditions
+    loss_weights: torch.Tensor | None = None  # (B, 1, h, w), 1 on average; None: every latent pixel counts the same
 
 
 @dataclass(frozen=True)
@@ -163,17 +164,20 @@ class Batch:
     input_noise: torch.Tensor
     timesteps: torch.Tensor
     conditions: Conditions
+    loss_weights: torch.Tensor | None = None  # (B, 1, h, w); None: all 1
 
 
 def make_batch(encodings: Encoder, samples: Sequence[Sample], device: torch.device, dtype: torch.dtype) -> Batch:
     """The tensors of samples of one shape; `dtype` is the UNet's, for what it reads as it is."""
     encoded = encodings.encode(samples)
+    weights = encoded.loss_weights
     return Batch(
         latents=to_device(encoded.latents, device),
         noise=to_device(torch.stack([sample.noise for sample in samples]), device),
         input_noise=to_device(torch.stack([sample.input_noise for sample in samples]), device),
         timesteps=to_device(torch.tensor([sample.timestep for sample in samples]), device),
         conditions=encoded.conditions.to(device, dtype),
+        loss_weights=None if weights is None else to_device(weights, device),
     )
 
 

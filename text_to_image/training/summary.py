@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from data.augmentation import AFFINE_VARIANTS
+from metadata.image_files import mask_key
 from metadata.reading import CaptionSources
 from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
 from models.folders import count_parameters, left_out_extras
@@ -41,6 +42,7 @@ def run_summary(run: PreparedRun) -> Rows:
         ("pictures", _pictures_line(plan)),
         *_bucket_rows(plan),
         *_small_resolution_rows(args, plan),
+        *_mask_rows(args, plan),
         *_augmentation_rows(args, plan),
         ("captions", _captions_line(args, plan, tokenizer)),
         *_caption_source_rows(plan.caption_sources),
@@ -109,6 +111,19 @@ def _small_resolution_rows(args: argparse.Namespace, plan: Plan) -> Rows:
         return []
     words = f"SMALL: this model was made for {native} px and draws poorly at {args.resolution}"
     return [("", f"{words}; leave --resolution out")]
+
+
+def _mask_rows(args: argparse.Namespace, plan: Plan) -> Rows:
+    """How many pictures have a mask, and how much is white; and which pictures only look like masks by their names."""
+    named = [p.path.name for p in [*plan.pictures, *plan.held_out] if mask_key(p.path)]
+    rows = [("", f"PICTURES, since they have a row, and not the masks that they are named as: {_names(named)}")]
+    rows = rows if named else []
+    if not (shares := plan.white_shares):
+        return rows
+    outside = f"counts {args.unmasked_weight:g}" if args.unmasked_weight else "does not count"
+    mean = sum(shares) / len(shares)
+    line = f"{len(shares)} of {_count(len(plan.pictures))} have one, on average {mean:.1%} white"
+    return [*rows, ("masks", f"{line}, at least {min(shares):.1%}; what is black {outside}")]
 
 
 def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:

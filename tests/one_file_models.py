@@ -8,9 +8,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from bases.ldm_keys import StateDict, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
+from bases.families import SD1, SD2, XL
+from bases.ldm_keys import StateDict, unet_to_ldm, vae_to_ldm
+from bases.text_encoder_keys import text_encoder_to_ldm
 from models.loading import load_text_encoder, load_unet, load_vae, save_vocabulary
 from tiny_model import make_tokenizer, sd_scheduler
+
+FAMILIES = {1: SD1, 2: SD2, "XL": XL}
 
 
 def make_model(
@@ -61,11 +65,12 @@ def set_zero_snr(folder: Path) -> None:
     index.write_text(index.read_text().replace("PNDMScheduler", "DDIMScheduler"))
 
 
-def ldm_weights(folder: Path, version: int, dtype: torch.dtype = torch.float32) -> StateDict:
+def ldm_weights(folder: Path, version: int | str, dtype: torch.dtype = torch.float32) -> StateDict:
     """The weights of a folder under the names that a one-file checkpoint has."""
-    text_encoder = text_encoder_to_ldm(load_text_encoder(folder, dtype).state_dict(), open_clip=version == 2)
-    unet, vae = unet_to_ldm(load_unet(folder, dtype).state_dict()), vae_to_ldm(load_vae(folder, dtype).state_dict())
-    return {name: weight.detach().clone().contiguous() for name, weight in (unet | vae | text_encoder).items()}
+    weights = unet_to_ldm(load_unet(folder, dtype).state_dict()) | vae_to_ldm(load_vae(folder, dtype).state_dict())
+    for encoder in FAMILIES[version].text_encoders:
+        weights |= text_encoder_to_ldm(load_text_encoder(folder, dtype, encoder.part).state_dict(), encoder)
+    return {name: weight.detach().clone().contiguous() for name, weight in weights.items()}
 
 
 def as_ema(weights: StateDict) -> StateDict:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from bases.finding import ModelOptions, find_bases, find_model
 from bases.lora_files import check_lora_fits, files_of_lora, fuse_lora, read_lora_file
@@ -206,11 +206,13 @@ def load_generation_unet(weights: GenerationWeights, dtype: torch.dtype) -> UNet
     return unet.to(dtype, memory_format=torch.channels_last).eval()
 
 
-def load_generation_text_encoder(weights: GenerationWeights, dtype: torch.dtype) -> CLIPTextModel:
-    """The text encoder with the LoRAs fused that have a part for it, in fp32 before it becomes `dtype`."""
-    text_encoder = load_text_encoder(weights.base)
+def load_generation_text_encoder(
+    weights: GenerationWeights, dtype: torch.dtype, part: str = "text_encoder"
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """A text encoder with the LoRAs fused that have a part for it, in fp32 before it becomes `dtype`."""
+    text_encoder = load_text_encoder(weights.base, part=part)
     for file, scale in weights.loras:
-        fuse_lora(read_lora_file(file), text_encoder, "text_encoder", scale)
+        fuse_lora(read_lora_file(file), text_encoder, part, scale)
     return text_encoder.to(dtype).eval()
 
 

@@ -19,7 +19,7 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
 from models.folders import (
@@ -39,6 +39,7 @@ COPIED_FILES = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}  # by the names that flags have
 # What weights may be stored as, by safetensors' names.
 STORED_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}  # XL has both
 PLAIN_ATTENTION_MAX_TOKENS = 2048
 
 
@@ -88,8 +89,10 @@ def load_tokenizer(folder: FolderLike) -> CLIPTokenizer:
     return tokenizer
 
 
-def load_text_encoder(folder: FolderLike, dtype: torch.dtype = torch.float32) -> CLIPTextModel:
-    return _load_weights(CLIPTextModel, folder, "text_encoder").to(dtype).eval()
+def load_text_encoder(
+    folder: FolderLike, dtype: torch.dtype = torch.float32, part: str = "text_encoder"
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    return _load_weights(TEXT_ENCODERS[part], folder, part).to(dtype).eval()
 
 
 def load_safety_checker(folder: FolderLike) -> StableDiffusionSafetyChecker:

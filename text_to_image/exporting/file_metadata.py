@@ -27,6 +27,7 @@ class PublishedModel:
     kohya_version: str  # `ss_base_model_version`
     kohya_velocity_version: str
     sizes: Mapping[str, Mapping[str, Any]]  # of the configs; the text encoders' follow from cross_attention_dim
+    kohya_uses_ldm_names: bool = False  # in LoRAs, for the UNet's layers; else diffusers' names
     yaml_text_encoder: Mapping[str, Any] | None = None  # its place in the .yaml for AUTOMATIC1111; None: it needs none
 
 
@@ -67,6 +68,7 @@ PUBLISHED = {
         kohya_version="sdxl_base_v1-0",
         kohya_velocity_version="sdxl_base_v1-0",
         sizes={"unet": XL_LEVELS, "vae": VAE_SIZES},
+        kohya_uses_ldm_names=True,
     ),
 }
 

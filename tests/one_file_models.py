@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from bases.families import SD1, SD2, XL
 from bases.ldm_keys import StateDict, unet_to_ldm, vae_to_ldm
 from bases.text_encoder_keys import text_encoder_to_ldm
-from models.loading import TEXT_ENCODERS, load_text_encoder, load_unet, load_vae, save_vocabulary
+from models.loading import load_text_encoder, load_unet, load_vae, save_vocabulary
 from tiny_model import make_tokenizer, sd_scheduler
 from unet_configs import SDXL
 
@@ -88,20 +88,24 @@ def write_one_file(path: Path, weights: StateDict, metadata: dict[str, str] | No
 
 def full_size_xl_weights() -> StateDict:
     """All weights in a file of Stable Diffusion XL, without data."""
-    texts = (
-        {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
-        {
-            "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
-            "projection_dim": 1280,
-        },
+    parts = full_size_xl_parts()
+    weights = unet_to_ldm(parts["unet"].state_dict()) | vae_to_ldm(parts["vae"].state_dict())
+    for encoder in XL.text_encoders:
+        weights |= text_encoder_to_ldm(parts[encoder.part].state_dict(), encoder)
+    return weights
+
+
+def full_size_xl_parts() -> dict[str, torch.nn.Module]:
+    """Stable Diffusion XL's own sizes, without data."""
+    one = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    two = CLIPTextConfig(
+        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, hidden_act="gelu",
+        projection_dim=1280,
     )  # fmt: skip
     with torch.device("meta"):
         vae = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4, scaling_factor=0.13025,
         )  # fmt: skip
-        weights = unet_to_ldm(UNet2DConditionModel(**SDXL).state_dict()) | vae_to_ldm(vae.state_dict())
-        for encoder, sizes in zip(XL.text_encoders, texts, strict=True):
-            model = TEXT_ENCODERS[encoder.part](CLIPTextConfig(**sizes))
-            weights |= text_encoder_to_ldm(model.state_dict(), encoder)
-    return weights
+        texts = {"text_encoder": CLIPTextModel(one), "text_encoder_2": CLIPTextModelWithProjection(two)}
+        return {"unet": UNet2DConditionModel(**SDXL), "vae": vae, **texts}

@@ -123,13 +123,11 @@ def _check_conditions(file: CheckpointFile, asked: str) -> None:
     refuse_weights(f"{asked}: weights are missing", [name for name in wanted if name not in file.shapes])
     channels = (*(file.unet_shape("input_blocks.0.0.weight") or ()), 0, 0)[1]
     has_label = file.unet_shape("label_emb.0.0.weight") is not None
-    if (
-        channels != (file.vae_shape("post_quant_conv.weight") or (0,))[0]
-        or has_label != file.family.has_size_conditions
-    ):
+    reads_pictures = has_label and not file.family.has_size_conditions
+    if channels != (file.vae_shape("post_quant_conv.weight") or (0,))[0] or reads_pictures:
         raise UserError(
-            f"{asked}: not a text-to-image model of Stable Diffusion 1.x, 2.x or XL (inpainting, depth, unCLIP or "
-            f"another kind): its UNet reads {channels} channels{' and embeddings of pictures' * has_label}"
+            f"{asked}: not a text-to-image model of {file.family.name} (inpainting, depth, unCLIP or another kind): "
+            f"its UNet reads {channels} channels{' and embeddings of pictures' * reads_pictures}"
         )
 
 

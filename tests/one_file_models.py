@@ -70,7 +70,7 @@ def ldm_weights(folder: Path, version: int | str, dtype: torch.dtype = torch.flo
     """The weights of a folder under the names that a one-file checkpoint has."""
     weights = unet_to_ldm(load_unet(folder, dtype).state_dict()) | vae_to_ldm(load_vae(folder, dtype).state_dict())
     for encoder in FAMILIES[version].text_encoders:
-        weights |= text_encoder_to_ldm(load_text_encoder(folder, dtype, encoder.part).state_dict(), encoder)
+        weights |= text_encoder_to_ldm(load_text_encoder(folder, encoder.part).to(dtype).state_dict(), encoder)
     return {name: weight.detach().clone().contiguous() for name, weight in weights.items()}
 
 

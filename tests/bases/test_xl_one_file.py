@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 import bases.tokenizer_files
+from bases.checking import check_model
 from bases.checkpoint_files import CheckpointFile
 from bases.one_file import convert_one_file, plan_conversion
 from models.loading import load_noise_scheduler
@@ -72,6 +73,7 @@ def config_of(folder: Path, part: str, name: str = "config.json") -> dict:
 def test_the_folder_has_every_bit_and_generates_the_same_picture(convert_file, folder, capsys):
     converted = convert_file()
     assert "(Stable Diffusion XL, epsilon)" in capsys.readouterr().out
+    check_model(converted)
     assert all(same(part_of(converted, part), part_of(folder, part)) for part in PARTS)
     pictures = []
     for model in (folder, converted):

@@ -8,16 +8,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bases.one_file import convert_one_file
 from export_checkpoint import parse_args
 from exporting.export import export_checkpoint
 from exporting.file_metadata import read_checkpoint_format
 from exporting.lora_file import export_lora, ldm_names, to_kohya
-from generation.weights import find_weights, load_generation_unet
-from models import folders
-from models.loading import load_unet
+from generation.weights import find_weights, load_generation_text_encoder, load_generation_unet
+from models.loading import load_text_encoder, load_unet
 from models.lora import LORA_TARGETS, LoraLayer, lora_config, write_lora
 from one_file_models import ldm_weights
 from runtime.errors import WorkError
@@ -25,13 +24,6 @@ from tiny_xl import make_xl_model
 from unet_configs import SDXL
 
 UNSEEN = 3 / 255
-
-
-@pytest.fixture(autouse=True)
-def xl_accepted(monkeypatch):
-    """These tests are of files alone, whatever else is checked of a model."""
-    monkeypatch.setattr("bases.finding.check_model", lambda folder: None)
-    monkeypatch.delitem(folders.OTHER_CONDITIONS, "addition_embed_type", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +147,18 @@ def test_the_file_is_read_again_as_a_lora_from_elsewhere(exported, run, folder):
         for weights in (find_weights(str(folder), loras=[str(file)]), find_weights(str(run)))
     )
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
+def test_a_lora_changes_the_second_text_encoder_too(folder, tmp_path):
+    name = "lora_te2_text_model_encoder_layers_0_self_attn_q_proj"
+    down, up = torch.randn(2, 128), torch.randn(128, 2)
+    save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, tmp_path / "te2.safetensors")
+    weights, parts = find_weights(str(folder), loras=[str(tmp_path / "te2.safetensors")]), {}
+    for part in ("text_encoder", "text_encoder_2"):
+        before = load_text_encoder(folder, part).state_dict()
+        after = load_generation_text_encoder(weights, part).state_dict()
+        parts[part] = [name for name in before if not torch.equal(before[name], after[name])]
+    assert parts["text_encoder"] == [] and len(parts["text_encoder_2"]) == 1
 
 
 def test_a_full_size_loras_names_are_those_of_kohyas_scripts():

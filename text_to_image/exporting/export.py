@@ -103,7 +103,7 @@ def load_part(source: GenerationWeights, part: str, dtype: torch.dtype) -> Any:
     """A part as pictures are generated with it: with the LoRAs fused."""
     if part == "unet":
         return load_generation_unet(source, dtype)
-    return load_vae(source.base, dtype) if part == "vae" else load_generation_text_encoder(source, dtype, part)
+    return load_vae(source.base, dtype) if part == "vae" else load_generation_text_encoder(source, part).to(dtype)
 
 
 def collect_weights(source: GenerationWeights, family: Family, dtype: torch.dtype) -> StateDict:

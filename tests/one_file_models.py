@@ -6,11 +6,16 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from bases.ldm_keys import StateDict, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
+from bases.families import SD1, SD2, XL
+from bases.ldm_keys import StateDict, unet_to_ldm, vae_to_ldm
+from bases.text_encoder_keys import text_encoder_to_ldm
 from models.loading import load_text_encoder, load_unet, load_vae, save_vocabulary
 from tiny_model import make_tokenizer, sd_scheduler
+from unet_configs import SDXL
+
+FAMILIES = {1: SD1, 2: SD2, "XL": XL}
 
 
 def make_model(
@@ -61,11 +66,12 @@ def set_zero_snr(folder: Path) -> None:
     index.write_text(index.read_text().replace("PNDMScheduler", "DDIMScheduler"))
 
 
-def ldm_weights(folder: Path, version: int, dtype: torch.dtype = torch.float32) -> StateDict:
+def ldm_weights(folder: Path, version: int | str, dtype: torch.dtype = torch.float32) -> StateDict:
     """The weights of a folder under the names that a one-file checkpoint has."""
-    text_encoder = text_encoder_to_ldm(load_text_encoder(folder, dtype).state_dict(), open_clip=version == 2)
-    unet, vae = unet_to_ldm(load_unet(folder, dtype).state_dict()), vae_to_ldm(load_vae(folder, dtype).state_dict())
-    return {name: weight.detach().clone().contiguous() for name, weight in (unet | vae | text_encoder).items()}
+    weights = unet_to_ldm(load_unet(folder, dtype).state_dict()) | vae_to_ldm(load_vae(folder, dtype).state_dict())
+    for encoder in FAMILIES[version].text_encoders:
+        weights |= text_encoder_to_ldm(load_text_encoder(folder, encoder.part).to(dtype).state_dict(), encoder)
+    return {name: weight.detach().clone().contiguous() for name, weight in weights.items()}
 
 
 def as_ema(weights: StateDict) -> StateDict:
@@ -78,3 +84,28 @@ def as_ema(weights: StateDict) -> StateDict:
 def write_one_file(path: Path, weights: StateDict, metadata: dict[str, str] | None = None) -> Path:
     save_file(weights, path, {"format": "pt", **(metadata or {})})
     return path
+
+
+def full_size_xl_weights() -> StateDict:
+    """All weights in a file of Stable Diffusion XL, without data."""
+    parts = full_size_xl_parts()
+    weights = unet_to_ldm(parts["unet"].state_dict()) | vae_to_ldm(parts["vae"].state_dict())
+    for encoder in XL.text_encoders:
+        weights |= text_encoder_to_ldm(parts[encoder.part].state_dict(), encoder)
+    return weights
+
+
+def full_size_xl_parts() -> dict[str, torch.nn.Module]:
+    """Stable Diffusion XL's own sizes, without data."""
+    one = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    two = CLIPTextConfig(
+        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, hidden_act="gelu",
+        projection_dim=1280,
+    )  # fmt: skip
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4, scaling_factor=0.13025,
+        )  # fmt: skip
+        texts = {"text_encoder": CLIPTextModel(one), "text_encoder_2": CLIPTextModelWithProjection(two)}
+        return {"unet": UNet2DConditionModel(**SDXL), "vae": vae, **texts}

@@ -22,7 +22,7 @@ EXAMPLES = """\
     --model stable-diffusion-v1-5/stable-diffusion-v1-5 \\
     --lora style.safetensors --lora_scale 0.8 --to styled.safetensors
 
-The model must be a Stable Diffusion 1.x or 2.x. A LoRA (a run with --lora_rank)
+The model must be a Stable Diffusion 1.x, 2.x or XL. A LoRA (a run with --lora_rank)
 is fused into its base, unless --lora_only writes it by itself.
 
 AUTOMATIC1111 needs a .yaml beside a file of Stable Diffusion 2.x, or of 1.x
@@ -31,6 +31,7 @@ with v prediction. It is written too, under the same name.
 The file gets its name only after diffusers has read it back and every weight
 has been found equal. To load it in Python:
   StableDiffusionPipeline.from_single_file("jeans.safetensors", config="OUTPUT")
+and a file of XL with StableDiffusionXLPipeline.
 """
 
 

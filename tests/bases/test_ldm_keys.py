@@ -10,15 +10,13 @@ from diffusers.loaders.single_file_utils import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bases.ldm_keys import (
-    CLIP_PREFIX,
-    OPEN_CLIP_PREFIX,
-    text_encoder_to_ldm,
-    unet_key_map,
-    unet_to_ldm,
-    vae_to_ldm,
-)
+from bases.families import SD1, SD2
+from bases.ldm_keys import unet_key_map, unet_to_ldm, vae_to_ldm
+from bases.text_encoder_keys import text_encoder_to_ldm
 from runtime.errors import UserError
+
+[CLIP], [OPEN_CLIP] = SD1.text_encoders, SD2.text_encoders
+CLIP_PREFIX, OPEN_CLIP_PREFIX = CLIP.prefixes[0], OPEN_CLIP.prefixes[0]
 
 
 def unet(channels, attention_levels, layers: int, **settings) -> UNet2DConditionModel:
@@ -150,19 +148,17 @@ def text_encoder(layers: int) -> CLIPTextModel:
 @pytest.mark.parametrize("prefix", ["", "text_model."])
 def test_clips_keys_are_the_same_from_either_version_of_transformers(prefix):
     state_dict = {prefix + name: weight for name, weight in text_encoder(2).state_dict().items()}
-    written = text_encoder_to_ldm(
-        {**state_dict, f"{prefix}embeddings.position_ids": torch.arange(10)}, open_clip=False
-    )
+    written = text_encoder_to_ldm({**state_dict, f"{prefix}embeddings.position_ids": torch.arange(10)}, CLIP)
     assert {name.removeprefix(CLIP_PREFIX) for name in written} == {name.removeprefix(prefix) for name in state_dict}
     assert CLIP_PREFIX + "encoder.layers.1.self_attn.q_proj.weight" in written
-    open_clip = text_encoder_to_ldm(state_dict, open_clip=True)
+    open_clip = text_encoder_to_ldm(state_dict, OPEN_CLIP)
     assert OPEN_CLIP_PREFIX + "transformer.resblocks.1.attn.in_proj_weight" in open_clip
 
 
 @pytest.mark.parametrize("layers", [2, 23])
 def test_diffusers_turns_open_clip_back_into_its_own_keys(layers):
     model = text_encoder(layers)
-    state_dict, written = model.state_dict(), text_encoder_to_ldm(model.state_dict(), open_clip=True)
+    state_dict, written = model.state_dict(), text_encoder_to_ldm(model.state_dict(), OPEN_CLIP)
     assert written[OPEN_CLIP_PREFIX + "transformer.resblocks.0.attn.in_proj_weight"].shape == (24, 8)
     assert written[OPEN_CLIP_PREFIX + "positional_embedding"].shape == (10, 8)
     found = {
@@ -175,9 +171,7 @@ def test_diffusers_turns_open_clip_back_into_its_own_keys(layers):
 
 def test_queries_keys_and_values_are_joined_in_this_order():
     state_dict = text_encoder(1).state_dict()
-    joined = text_encoder_to_ldm(state_dict, open_clip=True)[
-        OPEN_CLIP_PREFIX + "transformer.resblocks.0.attn.in_proj_bias"
-    ]
+    joined = text_encoder_to_ldm(state_dict, OPEN_CLIP)[OPEN_CLIP_PREFIX + "transformer.resblocks.0.attn.in_proj_bias"]
     assert torch.equal(joined[8:16], state_dict["encoder.layers.0.self_attn.k_proj.bias"])
 
 
@@ -185,7 +179,7 @@ def test_the_last_layer_that_stable_diffusion_2_never_uses_is_written_for_progra
     numbers = [
         {
             int(name.split("resblocks.")[1].split(".")[0])
-            for name in text_encoder_to_ldm(model, True)
+            for name in text_encoder_to_ldm(model, OPEN_CLIP)
             if "resblocks" in name
         }
         for model in (text_encoder(23).state_dict(), text_encoder(2).state_dict())
@@ -194,9 +188,9 @@ def test_the_last_layer_that_stable_diffusion_2_never_uses_is_written_for_progra
 
 
 def test_a_weight_without_an_ldm_key_is_named():
-    with pytest.raises(UserError, match="add_embedding.linear_1.weight"):
-        unet_key_map(["conv_in.weight", "add_embedding.linear_1.weight"])
+    with pytest.raises(UserError, match="class_embedding.linear_1.weight"):
+        unet_key_map(["conv_in.weight", "class_embedding.linear_1.weight"])
     with pytest.raises(UserError, match="its VAE has encoder.extra.weight"):
         vae_to_ldm({"encoder.extra.weight": torch.zeros(1)})
-    with pytest.raises(UserError, match="its text encoder has text_projection.weight"):
-        text_encoder_to_ldm({"text_projection.weight": torch.zeros(1)}, open_clip=True)
+    with pytest.raises(UserError, match="its text encoder has visual.weight"):
+        text_encoder_to_ldm({"visual.weight": torch.zeros(1)}, OPEN_CLIP)

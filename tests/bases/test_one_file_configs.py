@@ -8,11 +8,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bases.ldm_keys import text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
+from bases.checkpoint_files import CheckpointFile
+from bases.ldm_keys import unet_to_ldm, vae_to_ldm
 from bases.one_file import plan_conversion
-from bases.one_file_configs import CheckpointFile
+from bases.text_encoder_keys import text_encoder_to_ldm
 from models.loading import load_noise_scheduler
-from one_file_models import ldm_weights, write_one_file
+from one_file_models import FAMILIES, ldm_weights, write_one_file
 from runtime.errors import UserError
 from unet_configs import SD15, SD21
 
@@ -154,7 +155,7 @@ def full_size_shapes(version: int) -> dict[str, tuple[int, ...]]:
         )  # fmt: skip
         text_encoder = CLIPTextModel(CLIPTextConfig(**text, intermediate_size=4 * text["hidden_size"]))
         weights = unet_to_ldm(UNet2DConditionModel(**unet).state_dict()) | vae_to_ldm(vae.state_dict())
-        weights |= text_encoder_to_ldm(text_encoder.state_dict(), open_clip=version == 2)
+        weights |= text_encoder_to_ldm(text_encoder.state_dict(), *FAMILIES[version].text_encoders)
     return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 

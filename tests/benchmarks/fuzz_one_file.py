@@ -27,15 +27,17 @@ from fuzz_data_set import LONGEST, mutate, too_long  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from bases.one_file import convert_one_file  # noqa: E402
-from models.loading import load_text_encoder, load_unet, load_vae, quiet_libraries  # noqa: E402
+from models.loading import TEXT_ENCODERS, load_text_encoder, load_unet, load_vae, quiet_libraries  # noqa: E402
 from one_file_models import as_ema, ldm_weights, make_model  # noqa: E402
 from runtime.errors import exit_with  # noqa: E402
+from tiny_xl import make_xl_model  # noqa: E402
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.bool, torch.float8_e4m3fn)
 PREDICTION = "modelspec.prediction_type"
 METADATA = ({}, {PREDICTION: "v"}, {PREDICTION: "?"}, {"modelspec.architecture": "-"})
 YAML = b"model: {params: {parameterization: v, image_size: 64, linear_end: 0.012, scale_factor: 0.2, timesteps: 9}}\n"
-ADDED = ("v_pred", "ztsnr", "lora", "betas", "conditioner.x", "joint_blocks.0")
+NOTED = ("embedding", ".proj_in", "label_emb", "text_projection")  # in names of weights by which a model is known
+ADDED = ("v_pred", "ztsnr", "lora", "betas", "conditioner.x", "joint_blocks.0", "edm_mean", "denoiser.sigmas")
 
 
 def reshape(weight: torch.Tensor, way: int) -> torch.Tensor:
@@ -48,7 +50,7 @@ def change_weights(weights: dict[str, torch.Tensor], rng: random.Random) -> dict
     """One to four weights dropped, renamed, of another shape or dtype, or keys added; at times the UNet is an EMA."""
     weights = dict(as_ema(weights), **weights) if rng.random() < 0.1 else dict(weights)
     for _ in range(rng.randint(1, 4)):
-        name = rng.choice([*weights, *(name for name in weights if "embedding" in name or ".proj_in" in name)])
+        name = rng.choice([*weights, *(name for name in weights if any(part in name for part in NOTED))])
         weight, way = weights[name], rng.randrange(6)
         if way == 0:
             del weights[name]
@@ -90,8 +92,10 @@ def check(path: Path, to: Path, tokenizer: Path) -> int | str:
 
     def convert() -> None:
         folder = convert_one_file(path, f"--model {path}", to, tokenizer, True, None)
-        for load in (load_unet, load_vae, load_text_encoder):
+        for load in (load_unet, load_vae):
             load(folder)
+        for part in filter(lambda part: (folder / part).is_dir(), TEXT_ENCODERS):
+            load_text_encoder(folder, part=part)
 
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(LONGEST)
@@ -109,14 +113,15 @@ def check(path: Path, to: Path, tokenizer: Path) -> int | str:
 
 
 def fuzz(count: int, work: Path, rng: random.Random) -> Counter:
-    models = [make_model(work / f"sd{version}", version) for version in (1, 2)]
-    weights, outcomes = [ldm_weights(folder, version) for version, folder in enumerate(models, 1)], Counter()
+    models: dict[int | str, Path] = {version: make_model(work / f"sd{version}", version) for version in (1, 2)}
+    models["XL"] = make_xl_model(work / "xl")
+    weights, outcomes = [ldm_weights(folder, version) for version, folder in models.items()], Counter()
     for number in range(count):
         folder = work / "file"
         folder.mkdir()
         path = folder / f"m{number}{'.ckpt' if number % 5 == 0 else '.safetensors'}"
         write(path, rng.choice(weights), rng)
-        outcome = check(path, folder / "converted", models[0])
+        outcome = check(path, folder / "converted", models[1])
         left = [found for found in folder.glob("converted/*") if outcome != 0 or found.suffix == ".part"]
         outcomes[f"left behind: {left}" if left else outcome] += 1
         if outcome not in (0, 2):

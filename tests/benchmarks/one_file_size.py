@@ -2,13 +2,15 @@
 
 python tests/benchmarks/one_file_size.py
 python tests/benchmarks/one_file_size.py --version 2 --dtype fp32
+python tests/benchmarks/one_file_size.py --version XL
 
-Random weights. Takes a few minutes, 6 GB of memory (11 GB for fp32) and four times the file on disk (TMPDIR).
+Random weights. Takes a few minutes, 6 GB of memory (11 GB for fp32 or XL) and three times the file on disk (TMPDIR).
 """
 
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,15 +21,17 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "text_to_image"), str(ROOT / "tests" / "benchmarks"), str(ROOT / "tests")]
 
 
-def main(version: int, dtype: str) -> None:
+def main(version: str, dtype: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, first, second = (Path(name) / file for file in ("model", "first.safetensors", "second.safetensors"))
         print("making the model ...", flush=True)
         run("make", folder, version, dtype)
-        make_vocabulary(folder / "tokenizer")
+        for tokenizer in folder.glob("tokenizer*"):
+            make_vocabulary(tokenizer)
         run("export", folder, first, dtype)
         converted = run("convert", first, folder, Path(name) / "converted")
         run("convert", first, folder, Path(name) / "converted")  # again: what was made of it is found
+        shutil.rmtree(folder)  # makes room
         run("export", Path(converted), second, dtype)
         print(run("compare", first, second))
 
@@ -53,6 +57,9 @@ def make(folder: str, version: str, dtype: str) -> str:
     import sd15_size
     import torch
 
+    if version == "XL":
+        make_xl(Path(folder), getattr(torch, {"fp16": "float16", "fp32": "float32"}[dtype]))
+        return folder
     sd15_size.make_model(Path(folder))
     if version == "2":
         make_sd2_parts(Path(folder))
@@ -78,6 +85,26 @@ def make_sd2_parts(folder: Path) -> None:
     for part, model in (("text_encoder", CLIPTextModel(text)), ("unet", UNet2DConditionModel(**SD21))):
         model.save_pretrained(folder / part)
     sd_scheduler("v_prediction").save_pretrained(folder / "scheduler")
+
+
+def make_xl(folder: Path, dtype) -> None:
+    """SDXL's parts, of 2.57, 0.82 and 0.08 B parameters."""
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTokenizer
+
+    from one_file_models import full_size_xl_parts
+    from runtime.paths import STARTER
+    from tiny_xl import xl_scheduler
+
+    parts = full_size_xl_parts()
+    for part in parts.values():
+        part.to(dtype).to_empty(device="cpu")
+        for parameter in part.parameters():
+            torch.nn.init.uniform_(parameter, -0.05, 0.05)
+    tokenizers = {name: CLIPTokenizer.from_pretrained(STARTER / "tokenizer") for name in ("tokenizer", "tokenizer_2")}
+    pipeline = StableDiffusionXLPipeline(**parts, **tokenizers, scheduler=xl_scheduler("v_prediction"))
+    pipeline.save_pretrained(folder)
 
 
 def make_vocabulary(tokenizer: Path) -> None:
@@ -122,7 +149,7 @@ def compare(first: str, second: str) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", type=int, choices=(1, 2), default=1, help="of Stable Diffusion (default: 1)")
+    parser.add_argument("--version", choices=("1", "2", "XL"), default="1", help="of Stable Diffusion (default: 1)")
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of the weights (default: fp16)")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -182,7 +182,7 @@ def test_a_file_that_does_not_read_back_as_it_was_is_not_kept(exported, own_mode
     with pytest.raises(WorkError, match=r"2 weights of the unet differ \(down_blocks.1"):
         exported(own_model)
     monkeypatch.setattr(export, "unet_to_ldm", unet_to_ldm)
-    monkeypatch.setattr(export, "text_encoder_to_ldm", lambda state_dict, open_clip: {})
+    monkeypatch.setattr(export, "text_encoder_to_ldm", lambda state_dict, encoder: {})
     with pytest.raises(WorkError, match="cannot read it back"):  # though the folder has a text encoder
         exported(own_model)
     monkeypatch.undo()

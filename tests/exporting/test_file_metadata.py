@@ -10,6 +10,7 @@ from diffusers.loaders.single_file_utils import (
     create_vae_diffusers_config_from_ldm,
 )
 
+from bases.families import SD2
 from exporting.file_metadata import ldm_config_yaml, lora_metadata, read_checkpoint_format
 from models.lora import LoraLayer
 
@@ -28,7 +29,7 @@ def test_diffusers_reads_the_models_configs_from_the_yaml(sd2_model: Path):
 
 def test_only_a_model_of_stable_diffusions_own_sizes_has_standard_sizes(sd2_model: Path):
     model = read_checkpoint_format(sd2_model, {})
-    assert model.version == 2 and not model.has_standard_sizes
+    assert model.family is SD2 and not model.has_standard_sizes
     model.configs["unet"] |= {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 1024}
     model.configs["vae"] |= {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
     assert model.has_standard_sizes and model.architecture == "stable-diffusion-v2-768-v"

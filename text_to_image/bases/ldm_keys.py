@@ -18,11 +18,12 @@ StateDict = dict[str, torch.Tensor]
 
 # What the keys of each part begin with in the file.
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
-CLIP_PREFIX, OPEN_CLIP_PREFIX = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
 
 UNET_OUTER_LAYERS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",  # of XL: pooled text, sizes and crop
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -35,27 +36,13 @@ UNET_RESNET_LAYERS = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+FUSED = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.")  # one weight in OpenCLIP's layout
 VAE_RESNET_LAYERS = {"conv_shortcut": "nin_shortcut"}
 VAE_ATTENTION_LAYERS = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-OPEN_CLIP_LAYERS = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-}
-OPEN_CLIP_OUTER_KEYS = {
-    "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm.weight": "ln_final.weight",
-    "final_layer_norm.bias": "ln_final.bias",
-}
-OPEN_CLIP_FUSED = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.")
-OPEN_CLIP_VIT_H_LAYERS = 24  # Stable Diffusion 2 uses all but the last
 
 
 def unet_to_ldm(state_dict: StateDict) -> StateDict:
-    """The UNet's weights under their LDM keys. UserError for a weight that SD 1.x and 2.x do not have."""
+    """The UNet's weights under their LDM keys. UserError for a weight that Stable Diffusion does not have."""
     ldm_keys = unet_key_map(state_dict)
     return {UNET_PREFIX + ldm_keys[key]: weight for key, weight in state_dict.items()}
 
@@ -70,24 +57,10 @@ def vae_to_ldm(state_dict: StateDict) -> StateDict:
     return converted
 
 
-def text_encoder_to_ldm(state_dict: StateDict, open_clip: bool) -> StateDict:
-    """CLIP's weights under their own names (SD 1.x), or in OpenCLIP's layout with fused Q, K and V (SD 2.x)."""
-    # Older versions of transformers wrap the model in 'text_model' and save the position ids as a weight.
-    plain = {key.removeprefix("text_model."): weight for key, weight in state_dict.items()}
-    plain = {key: weight for key, weight in plain.items() if not key.endswith("position_ids")}
-    if not open_clip:
-        return {CLIP_PREFIX + key: weight for key, weight in plain.items()}
-    fused = {
-        OPEN_CLIP_PREFIX + ldm_key: plain[keys[0]] if len(keys) == 1 else torch.cat([plain[key] for key in keys])
-        for ldm_key, keys in turn_round(open_clip_key_map(plain)).items()
-    }
-    return fused | _last_layer_of_vit_h(fused)
-
-
 def turn_round(key_map: dict[str, str]) -> dict[str, list[str]]:
     """{LDM key: the diffusers keys of the weights it holds}: one key, or Q, K and V in the order of their fusion."""
     turned: dict[str, list[str]] = {}
-    for key in sorted(key_map, key=lambda key: [part not in key for part in OPEN_CLIP_FUSED]):
+    for key in sorted(key_map, key=lambda key: [part not in key for part in FUSED]):
         turned.setdefault(key_map[key], []).append(key)
     return turned
 
@@ -123,10 +96,10 @@ class _UNetBlocks:
     def ldm_key(self, key: str) -> str:
         match = _match_block(key)
         if not match:
-            raise UserError(f"its UNet has {key}, which Stable Diffusion 1.x and 2.x do not have")
+            raise UserError(f"its UNet has {key}, which Stable Diffusion 1.x, 2.x and XL do not have")
         block, kind, layer, rest = match["block"], match["kind"], int(match["layer"]), match["rest"]
         if kind == "resnets":  # inside an attention block both layouts use the same names
-            rest = _replace_layer(rest, UNET_RESNET_LAYERS)
+            rest = replace_layer(rest, UNET_RESNET_LAYERS)
         if block == "mid_block":  # resnet, attention, resnet
             return f"middle_block.{2 * layer + (kind == 'attentions')}.{rest}"
         if kind == "downsamplers":  # an entry of its own after the block's layers
@@ -150,7 +123,7 @@ def _match_block(key: str) -> re.Match | None:
     return re.fullmatch(rf"{block}\.(?P<kind>{kinds})\.(?P<layer>\d+)\.(?P<rest>.+)", key)
 
 
-def _replace_layer(key: str, layers: dict[str, str]) -> str:
+def replace_layer(key: str, layers: dict[str, str]) -> str:
     """`key` with the layer name that it begins with replaced; unchanged if it begins with none of `layers`."""
     layer = next((layer for layer in layers if key.startswith(f"{layer}.")), None)
     return layers[layer] + key.removeprefix(layer) if layer else key
@@ -177,40 +150,13 @@ def _vae_key(key: str, last_up_block: int) -> str:
     if match := re.fullmatch(r"((?:en|de)coder)\.mid_block\.(resnets|attentions)\.(\d+)\.(.+)", key):
         coder, kind, layer, rest = match.groups()
         if kind == "attentions":
-            return f"{coder}.mid.attn_{int(layer) + 1}.{_replace_layer(rest, VAE_ATTENTION_LAYERS)}"
-        return f"{coder}.mid.block_{int(layer) + 1}.{_replace_layer(rest, VAE_RESNET_LAYERS)}"
+            return f"{coder}.mid.attn_{int(layer) + 1}.{replace_layer(rest, VAE_ATTENTION_LAYERS)}"
+        return f"{coder}.mid.block_{int(layer) + 1}.{replace_layer(rest, VAE_RESNET_LAYERS)}"
     if match := re.fullmatch(r"(encoder\.down|decoder\.up)_blocks\.(\d+)\.(.+)", key):
         blocks, number, rest = match.groups()
         index = int(number) if blocks == "encoder.down" else last_up_block - int(number)
         if match := re.fullmatch(r"resnets\.(\d+)\.(.+)", rest):
-            return f"{blocks}.{index}.block.{match[1]}.{_replace_layer(match[2], VAE_RESNET_LAYERS)}"
+            return f"{blocks}.{index}.block.{match[1]}.{replace_layer(match[2], VAE_RESNET_LAYERS)}"
         if match := re.fullmatch(r"(down|up)samplers\.0\.(.+)", rest):
             return f"{blocks}.{index}.{match[1]}sample.{match[2]}"
-    raise UserError(f"its VAE has {key}, which Stable Diffusion 1.x and 2.x do not have")
-
-
-# --- text encoder ---------------------------------------------------------------------------------------------------
-
-
-def open_clip_key_map(keys: Iterable[str]) -> dict[str, str]:
-    """{CLIP key: OpenCLIP key}, without OPEN_CLIP_PREFIX; Q, K and V share one. UserError for an unknown key."""
-    return {key: OPEN_CLIP_OUTER_KEYS.get(key) or _open_clip_layer_key(key) for key in keys}
-
-
-def _open_clip_layer_key(key: str) -> str:
-    match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", key)
-    if not match:
-        raise UserError(f"its text encoder has {key}, which OpenCLIP's does not have")
-    number, rest = match.groups()
-    if any(projection in rest for projection in OPEN_CLIP_FUSED):
-        return f"transformer.resblocks.{number}.attn.in_proj_{rest.rpartition('.')[2]}"
-    return f"transformer.resblocks.{number}.{_replace_layer(rest, OPEN_CLIP_LAYERS)}"
-
-
-def _last_layer_of_vit_h(weights: StateDict) -> StateDict:
-    """A copy of layer 23 as layer 24 where a model has 23: other programs build the whole ViT-H and expect weights for
-    the last layer too, although it is never used."""
-    first, last = (f"{OPEN_CLIP_PREFIX}transformer.resblocks.{OPEN_CLIP_VIT_H_LAYERS - n}." for n in (2, 1))
-    if any(key.startswith(last) for key in weights):
-        return {}
-    return {last + key.removeprefix(first): weights[key].clone() for key in weights if key.startswith(first)}
+    raise UserError(f"its VAE has {key}, which Stable Diffusion 1.x, 2.x and XL do not have")

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bases.ldm_keys import unet_key_map
-from models.folders import FolderLike, loading_errors, not_whole, read_weight_shapes
-from models.loading import is_finite
+from models.folders import FolderLike, loading_errors, not_whole, read_index, read_weight_shapes
+from models.loading import TEXT_ENCODERS, is_finite
 from runtime.errors import UserError
 from runtime.text_files import read_utf8
 
@@ -25,8 +25,11 @@ PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 PEFT_KINDS = ("LORA", "LOHA", "LOKR")
 PREFIXES = re.compile(
-    r"(?:base_model\.model\.|unet\.|text_encoder\.|lora_(?:unet|te1?)_|(?:model\.)?diffusion_model\.|text_model[._])*"
+    r"(?:base_model\.model\.|unet\.|text_encoder(?:_2)?\.|lora_(?:unet|te[12]?)_|(?:model\.)?diffusion_model\."
+    r"|text_model[._])*"
 )
+SECOND_ENCODER = "text_encoder_2."  # before the names of its layers, which the first of XL has too
+OF_SECOND_ENCODER = re.compile(r"(?:base_model\.model\.)?(?:text_encoder_2\.|lora_te2_)")
 # What one tensor is of a layer. peft's own state dicts have the adapter's name before `.weight`, or at the end.
 TENSOR = re.compile(
     r"(?P<layer>.+?)(?:[._]lora(?:_linear_layer)?[._](?P<lora>A|B|down|up|mid)(?:\.\w+)?\.weight"
@@ -44,7 +47,7 @@ OLD_ENDINGS = {
 }  # fmt: skip
 
 Matrices = dict[str, torch.Tensor]  # of one layer: down and up, hada_w1_a, …, and perhaps its alpha
-Shapes = Mapping[str, tuple[int, ...]]  # {name of a weight of the base: its shape}
+Shapes = Mapping[str, tuple[int, ...]]  # {name of a weight or layer of the base: its shape}
 
 
 class LoraFile(NamedTuple):
@@ -100,11 +103,11 @@ def _split_name(path: Path, name: str) -> tuple[str, str]:
     match = TENSOR.fullmatch(name)
     if match and (layer := PREFIXES.sub("", match["layer"].replace(".processor.", "."), count=1)):
         role = match["lora"] or match["other"] or match["alpha"]
-        return layer, ROLES.get(role, role)
+        return SECOND_ENCODER * bool(OF_SECOND_ENCODER.match(name)) + layer, ROLES.get(role, role)
     kind = next((kind for part, kind in OTHER_ADAPTERS.items() if part in name), None)
     if kind:
         raise UserError(f"{path}: {kind} adapter ({name}); LoRA, LoHa and LoKr can be used")
-    raise UserError(f"{path}: not a LoRA for Stable Diffusion 1.x or 2.x: it has {name}")
+    raise UserError(f"{path}: not a LoRA for Stable Diffusion 1.x, 2.x or XL: it has {name}")
 
 
 def _layer_fault(layer: str, matrices: Matrices) -> str | None:
@@ -142,7 +145,7 @@ def _parse_config(where: str, text: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{where}: not a JSON object")
     for key, value in config.items():
-        name = key.removeprefix("unet.").removeprefix("text_encoder.")
+        name = key.removeprefix("unet.").removeprefix("text_encoder.").removeprefix(SECOND_ENCODER)
         if name in SETTINGS and value is not None and not SETTINGS[name].check(value):
             raise UserError(f"{where}: its {key} is {json.dumps(value)[:80]}, where {SETTINGS[name].wanted} belongs")
     return config
@@ -189,18 +192,23 @@ SETTINGS = {
 
 def check_lora_fits(path: Path, unet: FolderLike, unet_part: str, base: FolderLike) -> None:
     """UserError with the counts where not every layer has its place and its size in the base. Reads no weight."""
-    unet_shapes, text_shapes = read_weight_shapes(unet, unet_part), read_weight_shapes(base, "text_encoder")
-    places = _unet_places(unet_shapes) | _text_encoder_places(text_shapes)
-    shapes = {**text_shapes, **unet_shapes}
+    shapes: dict[str, tuple[int, ...]] = {}  # by a layer's name
+    for part in [part for part in TEXT_ENCODERS if part in read_index(base)]:
+        shapes |= _layer_shapes(part, read_weight_shapes(base, part))
+    shapes |= _layer_shapes("unet", read_weight_shapes(unet, unet_part))
     lora = read_lora_file(path, "meta")
     faults = [
         fault
         for layer, matrices in lora.layers.items()
-        if (fault := _misfit(layer, matrices, shapes.get(places.get(_flat(layer), ""))))
+        if (fault := _misfit(layer, matrices, shapes.get(_flat(layer))))
     ]
     if faults:
         fitting, all_layers = len(lora.layers) - len(faults), len(lora.layers)
         raise UserError(f"{path}: for another base: {fitting} of {all_layers} layers fit; {faults[0]}")
+
+
+def _layer_shapes(part: str, weights: Shapes) -> Shapes:
+    return {place: weights[name] for place, name in _places(part, weights).items()}
 
 
 def _misfit(layer: str, matrices: Matrices, shape: tuple[int, ...] | None) -> str | None:
@@ -224,8 +232,18 @@ def _flat(name: str) -> str:
     return name.replace(".", "_")
 
 
+def _places(part: str, weights: Iterable[str]) -> dict[str, str]:
+    """{a layer's name with _ for each dot: its weight in this part of a model}."""
+    if part == "unet":
+        return _unet_places(weights)
+    prefix = SECOND_ENCODER if part == "text_encoder_2" else ""
+    # Older versions of transformers wrap the model in 'text_model'.
+    names = {prefix + name.removeprefix("text_model.").removesuffix(".weight"): name for name in weights}
+    return _with_old_names({_flat(place): name for place, name in names.items()})
+
+
 def _unet_places(weights: Iterable[str]) -> dict[str, str]:
-    """{a layer's name with _ for each dot, in diffusers' and the original code's way: its weight in the UNet}."""
+    """In diffusers' and the original code's way."""
     weights = list(weights)
     try:
         ldm_keys = unet_key_map(weights)
@@ -233,11 +251,6 @@ def _unet_places(weights: Iterable[str]) -> dict[str, str]:
         ldm_keys = {}  # a UNet that the original code does not know
     names = {key: name for name, key in ldm_keys.items()} | {name: name for name in weights}
     return _with_old_names({_flat(key.removesuffix(".weight")): name for key, name in names.items()})
-
-
-def _text_encoder_places(weights: Iterable[str]) -> dict[str, str]:
-    # Older versions of transformers wrap the model in 'text_model'.
-    return _with_old_names({_flat(name.removeprefix("text_model.").removesuffix(".weight")): name for name in weights})
 
 
 def _with_old_names(places: dict[str, str]) -> dict[str, str]:
@@ -254,12 +267,12 @@ def _with_old_names(places: dict[str, str]) -> dict[str, str]:
 
 
 def fuse_lora(lora: LoraFile, model: torch.nn.Module, part: str, scale: float) -> None:
-    """Adds the layers that are for `part` ('unet' or 'text_encoder'), times `scale`, to the weights of `model`.
+    """Adds the layers that are for `part` ('unet' or a text encoder), times `scale`, to the weights of `model`.
 
     The file has passed `check_lora_fits`. UserError where what a layer adds is not finite.
     """
     weights = dict(model.named_parameters())
-    places = (_unet_places if part == "unet" else _text_encoder_places)(weights)
+    places = _places(part, weights)
     with torch.no_grad():
         for layer, matrices in lora.layers.items():
             if name := places.get(_flat(layer)):

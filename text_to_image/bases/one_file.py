@@ -21,27 +21,14 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from bases.ldm_keys import (
-    OPEN_CLIP_VIT_H_LAYERS,
-    VAE_PREFIX,
-    StateDict,
-    open_clip_key_map,
-    turn_round,
-    unet_key_map,
-    vae_key_map,
-)
-from bases.one_file_configs import (
-    EMA_PREFIX,
-    CheckpointFile,
-    Sampling,
-    Shape,
-    check_kind,
-    make_configs,
-    read_sampling,
-)
+from bases.checkpoint_files import EMA_PREFIX, CheckpointFile, Sampling, Shape, check_kind, read_sampling
+from bases.families import Family
+from bases.ldm_keys import VAE_PREFIX, StateDict, turn_round, unet_key_map, vae_key_map
+from bases.one_file_configs import make_configs
 from bases.pickles import PICKLE_SUFFIXES
+from bases.text_encoder_keys import PROJECTION, TextEncoderFormat, is_transposed, names_in_file, plain_key
 from bases.tokenizer_files import (
     check_vocabulary,
     find_tokenizer,
@@ -56,30 +43,16 @@ from runtime.files import atomic_folder, set_mode, write_text_atomically
 from runtime.paths import display_path
 
 SUFFIX = ".safetensors"
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
-MODEL_INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 FORMAT = 2  # of converted folders; raise it when another folder is made of the same file
 SOURCE_FILE = "source.json"  # in a converted folder: the file that it was made of
 # What files hold beside the weights that are used: the noise schedule, the parts of CLIP that only compare texts with
 # images, and the EMA where there are other weights.
 NOT_USED = re.compile(
     r"betas|(\w+_)?alphas_cumprod(_prev)?|posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|"
-    r"scale_factor|v_pred|ztsnr|model_ema\..+|cond_stage_model\.("
-    r"(transformer\.)?((text_model\.)?embeddings\.position_ids|logit_scale|text_projection(\.weight)?)|"
-    rf"model\.(text_projection|logit_scale|attn_mask|transformer\.resblocks\.{OPEN_CLIP_VIT_H_LAYERS - 1}\..+))"
+    r"scale_factor|v_pred|ztsnr|denoiser\.(log_)?sigmas|model_ema\..+|"
+    r"(cond_stage_model|conditioner\.embedders\.[01])\.((transformer|model)\.)*"
+    r"((text_model\.)?embeddings\.position_ids|logit_scale|text_projection(\.weight)?|attn_mask)|"
+    r"cond_stage_model\.model\.transformer\.resblocks\.23\..+"  # the last layer of OpenCLIP's ViT-H
 )
 
 
@@ -112,7 +85,7 @@ def convert_one_file(
     content of the file, of the .yaml beside it and of `tokenizer` (None: CLIP's, from the hub).
 
     Once it is made, `path` and `tokenizer` may be gone. UserError that begins with `asked` if the file is not a whole
-    Stable Diffusion 1.x or 2.x, or cannot be read.
+    Stable Diffusion 1.x, 2.x or XL, or cannot be read.
     """
     _check_suffix(path, asked, allow_pickle)
     source = describe_source(path, tokenizer)
@@ -140,8 +113,9 @@ def _convert(path: Path, asked: str, converted: Path, tokenizer: Path | None, ca
         _check_disk_space(path, conversion.size, converted.parent)
         print(f"converting {display_path(path)} ({conversion.kind}) into {display_path(converted)}", flush=True)
         with atomic_folder(converted) as partial:
-            write_tokenizer(tokenizer_files, file.version, partial / "tokenizer")
-            check_vocabulary(partial, conversion.configs["text_encoder"]["vocab_size"], asked)
+            for number, encoder in enumerate(file.family.text_encoders):
+                write_tokenizer(tokenizer_files, encoder.padding, partial / encoder.tokenizer, is_second=number > 0)
+                check_vocabulary(partial, encoder.tokenizer, conversion.configs[encoder.part]["vocab_size"], asked)
             write_folder(file, conversion, partial)
 
 
@@ -277,16 +251,19 @@ def plan_conversion(file: CheckpointFile, asked: str) -> Conversion:
     check_kind(file, asked)
     sampling = read_sampling(file, asked)
     configs = make_configs(file, sampling, asked)
-    shapes = _shapes_of_model(configs)
+    shapes = _shapes_of_model(configs, file.family)
     parts = {
         "unet": {file.unet_name(name): keys for name, keys in turn_round(unet_key_map(shapes["unet"])).items()},
         "vae": {VAE_PREFIX + name: keys for name, keys in turn_round(vae_key_map(shapes["vae"])).items()},
-        "text_encoder": _text_encoder_names(file, shapes["text_encoder"]),
+        **{
+            encoder.part: _text_encoder_names(file, encoder, shapes[encoder.part])
+            for encoder in file.family.text_encoders
+        },
     }
     wanted = {name for names in parts.values() for name in names}
     extra = [name for name in file.shapes if name not in wanted and not NOT_USED.fullmatch(name)]
     refuse_weights(f"{asked}: weights are missing", wanted - file.shapes.keys())
-    refuse_weights(f"{asked}: it has weights that Stable Diffusion {file.version}.x does not have", extra)
+    refuse_weights(f"{asked}: it has weights that {file.family.name} does not have", extra)
     dtypes = {part: _common_dtype(file, part, names, asked) for part, names in parts.items()}
     conversion = Conversion(_describe(file, sampling), configs, parts, shapes, dtypes)
     refuse_weights(
@@ -302,21 +279,23 @@ def _describe(file: CheckpointFile, sampling: Sampling) -> str:
         ema = f"; its weights are taken, as other programs do, and those of their EMA ({EMA_PREFIX}*) left out"
     elif file.has_ema:
         ema = f"; the weights of the EMA ({EMA_PREFIX}*) are taken, as it has no others"
-    return f"Stable Diffusion {file.version}.x, {sampling.prediction_type}{zero_snr}{ema}"
+    return f"{file.family.name}, {sampling.prediction_type}{zero_snr}{ema}"
 
 
-def _shapes_of_model(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Shape]]:
+def _shapes_of_model(configs: Mapping[str, dict[str, Any]], family: Family) -> dict[str, dict[str, Shape]]:
     """{part: {key of its state dict: shape}}, of models without data."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of layers of size 0, where weights are missing
         models: dict[str, torch.nn.Module] = {
             "unet": UNet2DConditionModel.from_config(configs["unet"]),
             "vae": AutoencoderKL.from_config(configs["vae"]),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
         }
+        for encoder in family.text_encoders:
+            model_class = CLIPTextModelWithProjection if encoder.has_projection else CLIPTextModel
+            models[encoder.part] = model_class(CLIPTextConfig(**configs[encoder.part]))
     return {
         part: {
-            key.removeprefix("text_model."): tuple(weight.shape)
+            plain_key(key): tuple(weight.shape)
             for key, weight in model.state_dict().items()
             if not key.endswith("position_ids")
         }
@@ -324,10 +303,12 @@ def _shapes_of_model(configs: Mapping[str, dict[str, Any]]) -> dict[str, dict[st
     }
 
 
-def _text_encoder_names(file: CheckpointFile, keys: Iterable[str]) -> dict[str, list[str]]:
-    if file.version == 1:
-        return {f"{file.clip_prefix}{key}": [key] for key in keys}
-    return {f"{file.clip_prefix}{name}": fused for name, fused in turn_round(open_clip_key_map(keys)).items()}
+def _text_encoder_names(file: CheckpointFile, encoder: TextEncoderFormat, keys: Iterable[str]) -> dict[str, list[str]]:
+    prefix = file.text_prefix(encoder)
+    return {
+        file.projection_name(encoder) if name == PROJECTION else f"{prefix}{name}": joined
+        for name, joined in names_in_file(encoder, keys).items()
+    }
 
 
 def _common_dtype(file: CheckpointFile, part: str, names: Iterable[str], asked: str) -> torch.dtype:
@@ -346,6 +327,7 @@ def _misshapen(file: CheckpointFile, conversion: Conversion) -> list[str]:
         for name, keys in names.items():
             first, *rest = conversion.shapes[part][keys[0]]
             wanted, shape = (first * len(keys), *rest), file.shapes[name]
+            wanted = wanted[::-1] if is_transposed(name) else wanted
             if shape != wanted and shape != (*wanted, 1, 1):  # the VAE's attention: a 1x1 convolution in the file
                 found.append(f"{name} {shape}")
     return found
@@ -355,26 +337,55 @@ def _misshapen(file: CheckpointFile, conversion: Conversion) -> list[str]:
 
 
 def write_folder(file: CheckpointFile, conversion: Conversion, folder: Path) -> None:
-    """Writes all but the tokenizer, one part after the other."""
-    for part, name in WEIGHTS.items():
+    """Writes all but the tokenizers, one part after the other."""
+    for part in conversion.parts:
+        stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
+        path = folder / part / f"{stem}{SUFFIX}"
         _write_json(folder / part / "config.json", conversion.configs[part])
-        save_file(read_part(file, conversion, part), folder / part / name, {"format": "pt"})
-        mode = (folder / part / "config.json").stat().st_mode
-        set_mode(folder / part / name, mode)  # save_file makes it readable for its owner only
-    scheduler = conversion.configs["scheduler"]
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    _write_json(folder / "model_index.json", {**MODEL_INDEX, "scheduler": ["diffusers", scheduler["_class_name"]]})
+        save_file(read_part(file, conversion, part), path, {"format": "pt"})
+        set_mode(
+            path, (folder / part / "config.json").stat().st_mode
+        )  # save_file makes it readable for its owner only
+    _write_json(folder / "scheduler" / "scheduler_config.json", conversion.configs["scheduler"])
+    _write_json(folder / "model_index.json", _model_index(file.family, conversion.configs["scheduler"]))
+
+
+def _model_index(family: Family, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    index: dict[str, Any] = {
+        "_class_name": family.pipeline,
+        "feature_extractor": [None, None],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        **family.settings,
+    }
+    for encoder in family.text_encoders:
+        index[encoder.part] = ["transformers", f"CLIPTextModel{'WithProjection' * encoder.has_projection}"]
+        index[encoder.tokenizer] = ["transformers", "CLIPTokenizer"]
+    return index
 
 
 def read_part(file: CheckpointFile, conversion: Conversion, part: str) -> StateDict:
     """A part's weights under diffusers' names, all in one precision."""
-    prefix = "text_model." if part == "text_encoder" else ""  # the layout that every version of transformers reads
     shapes, dtype = conversion.shapes[part], conversion.dtypes[part]
     return {
-        prefix + key: weight.reshape(shapes[key]).to(dtype, copy=True, memory_format=torch.contiguous_format)
+        _name_in_folder(part, key): weight.reshape(shapes[key]).to(
+            dtype, copy=True, memory_format=torch.contiguous_format
+        )
         for name, keys in conversion.parts[part].items()
-        for key, weight in zip(keys, file.read(name).chunk(len(keys)), strict=True)
+        for key, weight in zip(keys, _read_weight(file, name).chunk(len(keys)), strict=True)
     }
+
+
+def _read_weight(file: CheckpointFile, name: str) -> torch.Tensor:
+    weight = file.read(name)
+    return weight.T if is_transposed(name) else weight
+
+
+def _name_in_folder(part: str, key: str) -> str:
+    """The layout of a text encoder that every version of transformers reads."""
+    is_wrapped = part not in ("unet", "vae") and not key.startswith(PROJECTION)
+    return f"text_model.{key}" if is_wrapped else key
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

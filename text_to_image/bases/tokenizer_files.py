@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from transformers import CLIPTokenizer
@@ -15,8 +16,8 @@ from runtime.hub import asking_hub
 CLIP = "openai/clip-vit-large-patch14"  # Stable Diffusion 2.x has the same vocabulary
 VOCABULARY = ("vocab.json", "merges.txt")
 CONFIG = "tokenizer_config.json"
-OTHER_FILES = ("tokenizer.json", CONFIG, "special_tokens_map.json", "added_tokens.json")
-PADDING = {1: "<|endoftext|>", 2: "!"}  # by the version of Stable Diffusion
+SPECIAL_TOKENS = "special_tokens_map.json"
+OTHER_FILES = ("tokenizer.json", CONFIG, SPECIAL_TOKENS, "added_tokens.json")
 
 
 def find_tokenizer(folder: Path) -> Path:
@@ -58,24 +59,31 @@ def locate_tokenizer_files(folder: Path | None, asked: str, cache_dir: Path | No
         return [Path(hf_hub_download(CLIP, name, cache_dir=cache_dir)) for name in VOCABULARY]
 
 
-def write_tokenizer(files: list[Path], version: int, to: Path) -> None:
-    """The folder `to` of these files; without a config among them, with that of Stable Diffusion 1.x or 2.x, which
-    differ in what they pad with."""
+def write_tokenizer(files: list[Path], padding: str, to: Path, is_second: bool) -> None:
+    """The folder `to` of these files. Without a config among them it pads with `padding`; a second tokenizer always,
+    as that is all in which it differs from the first."""
     to.mkdir()
     for path in files:
         shutil.copyfile(path, to / path.name)
-    if (to / CONFIG).exists():
-        return
-    end = "<|endoftext|>"
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": "<|startoftext|>"}
-    config |= {"eos_token": end, "unk_token": end, "pad_token": PADDING[version]}
-    (to / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if not (to / CONFIG).exists():
+        end = "<|endoftext|>"
+        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": "<|startoftext|>"}
+        config |= {"eos_token": end, "unk_token": end, "pad_token": padding}
+        _write_config(to / CONFIG, config)
+    elif is_second:
+        for path in (to / CONFIG, to / SPECIAL_TOKENS):
+            if path.exists():
+                _write_config(path, {**json.loads(path.read_text(encoding="utf-8")), "pad_token": padding})
 
 
-def check_vocabulary(folder: Path, vocab_size: int, asked: str) -> None:
-    """UserError if the tokenizer in `folder`/tokenizer does not have as many tokens as the text encoder."""
-    with loading_errors(folder, "tokenizer"):
-        found = len(CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+def _write_config(path: Path, config: dict[str, Any]) -> None:
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def check_vocabulary(folder: Path, name: str, vocab_size: int, asked: str) -> None:
+    """UserError if the tokenizer `name` in `folder` does not have as many tokens as its text encoder."""
+    with loading_errors(folder, name):
+        found = len(CLIPTokenizer.from_pretrained(folder / name))
     if found != vocab_size:
         raise UserError(
             f"{asked}: the tokenizer has {found} tokens, the text encoder in the file {vocab_size}; name the "

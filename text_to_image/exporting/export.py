@@ -4,17 +4,21 @@ import argparse
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-from bases.ldm_keys import StateDict, text_encoder_to_ldm, unet_to_ldm, vae_to_ldm
+from bases.families import SD1, Family
+from bases.ldm_keys import StateDict, unet_to_ldm, vae_to_ldm
 from bases.one_file import SUFFIX
+from bases.text_encoder_keys import text_encoder_to_ldm
 from exporting.file_metadata import CheckpointFormat, ldm_config_yaml, modelspec_metadata, read_checkpoint_format
 from generation.weights import GenerationWeights, find_weights, load_generation_text_encoder, load_generation_unet
 from models.folders import FolderLike, ModelShape, count_parameters
@@ -44,7 +48,7 @@ def export_checkpoint(args: argparse.Namespace) -> None:
     dtype = DTYPES[args.dtype]
     model = read_checkpoint_format(source.base, source.scheduler_overrides)
     config = ldm_config_yaml(model)
-    check_disk_space(args.to, source.base, dtype)
+    check_disk_space(args.to, source.base, dtype, weighted_parts(model.family))
     print(
         "\n".join(filter(None, [f"exporting {source.describe()}, in {args.dtype}", source.schedule_note])), flush=True
     )
@@ -53,8 +57,8 @@ def export_checkpoint(args: argparse.Namespace) -> None:
     if source.triggers:
         metadata["modelspec.trigger_phrase"] = ", ".join(source.triggers)
     with atomic_write(args.to) as temporary:
-        write_file(temporary, collect_weights(source, model.version, dtype) | _schedule_keys(model), metadata)
-        verified = verify_file(temporary, source, dtype, model.shape) if args.verify else "not verified"
+        write_file(temporary, collect_weights(source, model.family, dtype) | _schedule_keys(model), metadata)
+        verified = verify_file(temporary, source, dtype, model) if args.verify else "not verified"
         _write_config(args.to.with_suffix(".yaml"), config)
     size, architecture = args.to.stat().st_size / 1e9, metadata["modelspec.architecture"]
     print(f"{display_path(args.to)}: {size:.3g} GB, {architecture}; {verified}")
@@ -76,9 +80,14 @@ def check_output_path(path: Path, overwrite: bool, with_config: bool = True) -> 
         raise UserError(f"--to {path}: {' and '.join(existing)} exists; choose another name, or add --overwrite")
 
 
-def check_disk_space(path: Path, folder: FolderLike, dtype: torch.dtype) -> None:
-    """WorkError if the disk has no room for the file beside the one that it replaces."""
-    parameters = sum(count_parameters(folder, part) for part in ("unet", "vae", "text_encoder"))
+def weighted_parts(family: Family) -> list[str]:
+    """The parts of a model that have weights."""
+    return ["unet", "vae", *(encoder.part for encoder in family.text_encoders)]
+
+
+def check_disk_space(path: Path, folder: FolderLike, dtype: torch.dtype, parts: Sequence[str]) -> None:
+    """WorkError if the disk has no room for the file of these parts beside the one that it replaces."""
+    parameters = sum(count_parameters(folder, part) for part in parts)
     needed, free = SIZE_MARGIN * parameters * dtype.itemsize, shutil.disk_usage(path.absolute().parent).free
     if needed > free:
         raise WorkError(
@@ -90,25 +99,21 @@ def check_disk_space(path: Path, folder: FolderLike, dtype: torch.dtype) -> None
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-def part_loaders(source: GenerationWeights) -> dict[str, Callable[[torch.dtype], Any]]:
-    """{part: function that loads it in a dtype}, for each part of the model that has weights."""
-    return {
-        "unet": lambda dtype: load_generation_unet(source, dtype),
-        "vae": lambda dtype: load_vae(source.base, dtype),
-        "text_encoder": lambda dtype: load_generation_text_encoder(source).to(dtype),
-    }
+def load_part(source: GenerationWeights, part: str, dtype: torch.dtype) -> Any:
+    """A part as pictures are generated with it: with the LoRAs fused."""
+    if part == "unet":
+        return load_generation_unet(source, dtype)
+    return load_vae(source.base, dtype) if part == "vae" else load_generation_text_encoder(source, part).to(dtype)
 
 
-def collect_weights(source: GenerationWeights, version: int, dtype: torch.dtype) -> StateDict:
+def collect_weights(source: GenerationWeights, family: Family, dtype: torch.dtype) -> StateDict:
     """All weights under their LDM keys, loaded one part after the other. UserError where `dtype` cannot hold one."""
-    to_ldm: dict[str, Callable[[StateDict], StateDict]] = {
-        "unet": unet_to_ldm,
-        "vae": vae_to_ldm,
-        "text_encoder": lambda state_dict: text_encoder_to_ldm(state_dict, open_clip=version == 2),
-    }
+    to_ldm: dict[str, Callable[[StateDict], StateDict]] = {"unet": unet_to_ldm, "vae": vae_to_ldm}
+    to_ldm |= {encoder.part: partial(text_encoder_to_ldm, encoder=encoder) for encoder in family.text_encoders}
     weights: StateDict = {}
-    for part, load in part_loaders(source).items():
-        weights |= {key: weight.contiguous() for key, weight in to_ldm[part](load(dtype).state_dict()).items()}
+    for part in weighted_parts(family):
+        state_dict = load_part(source, part, dtype).state_dict()
+        weights |= {key: weight.contiguous() for key, weight in to_ldm[part](state_dict).items()}
     check_finite(weights)
     return weights
 
@@ -120,8 +125,11 @@ def check_finite(weights: StateDict) -> None:
 
 
 def _schedule_keys(model: CheckpointFormat) -> StateDict:
-    """The empty tensor by which programs know zero terminal SNR, which neither ModelSpec nor the .yaml can say."""
-    return {"ztsnr": torch.zeros(0)} if model.zero_snr else {}
+    """The empty tensors by which programs know zero terminal SNR, which neither ModelSpec nor the .yaml can say, and
+    velocity where a family has no .yaml."""
+    names = ["ztsnr"] if model.zero_snr else []
+    names += ["v_pred"] if model.predicts_velocity and not model.published.yaml_text_encoder else []
+    return {name: torch.zeros(0) for name in names}
 
 
 def write_file(path: Path, weights: StateDict, metadata: dict[str, str]) -> None:
@@ -149,20 +157,20 @@ def _write_config(path: Path, config: str | None) -> None:
 # --- verification ---------------------------------------------------------------------------------------------------
 
 
-def verify_file(file: Path, source: GenerationWeights, dtype: torch.dtype, shape: ModelShape) -> str:
+def verify_file(file: Path, source: GenerationWeights, dtype: torch.dtype, model: CheckpointFormat) -> str:
     """Reads the file back with diffusers, compares every weight, and generates a test image with it and with `source`.
 
     Returns the result in words; WorkError where anything differs.
     """
-    pipeline = read_back(file, source.base)
+    pipeline = read_back(file, source.base, model.family)
     prompt = (source.run.get("example_prompts") or [""])[0]
-    image, compared = generate_test_image(pipeline, prompt, shape), 0
+    image, compared = generate_test_image(pipeline, prompt, model.shape), 0
     pipeline.to(dtype)  # no rounding, as the file has this dtype; makes room for the weights to compare with
-    for part, load in part_loaders(source).items():
-        expected = load(dtype)
+    for part in weighted_parts(model.family):
+        expected = load_part(source, part, dtype)
         compared += compare_weights(part, expected.state_dict(), getattr(pipeline, part).state_dict())
         setattr(pipeline, part, expected)  # frees the part that was read back
-    difference = np.abs(generate_test_image(pipeline, prompt, shape) - image).max()
+    difference = np.abs(generate_test_image(pipeline, prompt, model.shape) - image).max()
     if difference > PIXEL_TOLERANCE:
         raise WorkError(
             f"the file is not kept: read back, it generates another image (pixels differ by {255 * difference:.0f})"
@@ -170,15 +178,16 @@ def verify_file(file: Path, source: GenerationWeights, dtype: torch.dtype, shape
     return f"verified: {compared} weights read back are equal, and so is an image generated with them"
 
 
-def read_back(file: Path, configs: FolderLike) -> StableDiffusionPipeline:
+def read_back(file: Path, configs: FolderLike, family: Family) -> DiffusionPipeline:
     """The pipeline that `from_single_file` makes of the file, in fp32; only configs are read from folder `configs`."""
     with tempfile.TemporaryDirectory() as temporary:
         link = Path(temporary, f"model{SUFFIX}")
         link.symlink_to(file.resolve())  # diffusers goes by the suffix, which the unfinished file does not have yet
         try:
-            return StableDiffusionPipeline.from_single_file(
+            left_out = {name: None for name, part in family.settings.items() if part == [None, None]}
+            return getattr(diffusers, family.pipeline).from_single_file(
                 str(link), config=str(configs), dtype=torch.float32, local_files_only=True,
-                safety_checker=None, feature_extractor=None,  # which the file does not hold, and the folder may lack
+                feature_extractor=None, **left_out,  # which the file does not hold, and the folder may lack
             )  # fmt: skip
         except Exception as error:  # the errors for unreadable files have no common class
             if advice_for(error):
@@ -203,7 +212,7 @@ def compare_weights(part: str, expected: StateDict, found: StateDict) -> int:
 
 
 @torch.no_grad()
-def generate_test_image(pipeline: StableDiffusionPipeline, prompt: str, shape: ModelShape) -> np.ndarray:
+def generate_test_image(pipeline: DiffusionPipeline, prompt: str, shape: ModelShape) -> np.ndarray:
     """A small image (height, width, 3) in [0, 1], generated in fp32 from a fixed seed."""
     pipeline.to(choose_device(), torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -220,9 +229,9 @@ def _print_usage_notes(model: CheckpointFormat, metadata: dict[str, str], folder
     if not model.has_standard_sizes:
         print(
             "its layers are not of Stable Diffusion's sizes, so AUTOMATIC1111, ComfyUI and InvokeAI will not load it; "
-            f"diffusers does: StableDiffusionPipeline.from_single_file(FILE, config={str(folder)!r})"
+            f"diffusers does: {model.family.pipeline}.from_single_file(FILE, config={str(folder)!r})"
         )
-    elif model.version == 1 and model.prediction_type != "epsilon":
+    elif model.family is SD1 and model.prediction_type != "epsilon":
         print("it predicts velocity, not noise: in ComfyUI add ModelSamplingDiscrete set to v_prediction")
     if model.zero_snr:
         print("it was trained with zero terminal SNR: turn on 'Zero Terminal SNR' in AUTOMATIC1111, zsnr in ComfyUI")

@@ -2,26 +2,74 @@
 
 import datetime
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from bases.one_file_configs import LDM_PARAMETERIZATION, MODELSPEC_PREDICTION
-from models.folders import FolderLike, ModelShape, loading_errors, read_shape
+from bases.checkpoint_files import LDM_PARAMETERIZATION, MODELSPEC_PREDICTION
+from bases.families import SD1, SD2, XL, Family, family_of_folder
+from models.folders import FolderLike, ModelShape, loading_errors, read_index, read_shape
+from models.loading import TEXT_ENCODERS
 from models.lora import LoraLayer
 from runtime.errors import UserError
 
-# Other programs build Stable Diffusion's own architecture and load no other. The text encoder is not listed: its width
-# is the UNet's cross_attention_dim.
-STABLE_DIFFUSION_SIZES = {
-    "unet": {"block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2},
-    "vae": {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2},
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """What other programs know of a family. They build its own architecture and load no other."""
+
+    architecture: str  # ModelSpec's name of it
+    velocity_architecture: str  # the same where it predicts velocity
+    implementation: str
+    kohya_version: str  # `ss_base_model_version`
+    kohya_velocity_version: str
+    sizes: Mapping[str, Mapping[str, Any]]  # of the configs; the text encoders' follow from cross_attention_dim
+    kohya_uses_ldm_names: bool = False  # in LoRAs, for the UNet's layers; else diffusers' names
+    yaml_text_encoder: Mapping[str, Any] | None = None  # its place in the .yaml for AUTOMATIC1111; None: it needs none
+
+
+VAE_SIZES = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
+FOUR_LEVELS = {"block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2}
+XL_LEVELS = {
+    "block_out_channels": [320, 640, 1280],
+    "layers_per_block": 2,
+    "transformer_layers_per_block": [1, 2, 10],
+    "cross_attention_dim": 2048,
 }
-CROSS_ATTENTION_DIM = {1: 768, 2: 1024}
-IMPLEMENTATION_URL = {
-    1: "https://github.com/CompVis/stable-diffusion",
-    2: "https://github.com/Stability-AI/stablediffusion",
+PUBLISHED = {
+    SD1: PublishedModel(
+        architecture="stable-diffusion-v1",
+        velocity_architecture="stable-diffusion-v1",
+        implementation="https://github.com/CompVis/stable-diffusion",
+        kohya_version="sd_v1",
+        kohya_velocity_version="sd_v1",
+        sizes={"unet": {**FOUR_LEVELS, "cross_attention_dim": 768}, "vae": VAE_SIZES},
+        yaml_text_encoder={"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"},
+    ),
+    SD2: PublishedModel(
+        architecture="stable-diffusion-v2-512",
+        velocity_architecture="stable-diffusion-v2-768-v",
+        implementation="https://github.com/Stability-AI/stablediffusion",
+        kohya_version="sd_v2",
+        kohya_velocity_version="sd_v2_v",
+        sizes={"unet": {**FOUR_LEVELS, "cross_attention_dim": 1024}, "vae": VAE_SIZES},
+        yaml_text_encoder={
+            "target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
+            "params": {"freeze": True, "layer": "penultimate"},
+        },
+    ),
+    XL: PublishedModel(
+        architecture="stable-diffusion-xl-v1-base",
+        velocity_architecture="stable-diffusion-xl-v1-base",
+        implementation="https://github.com/Stability-AI/generative-models",
+        kohya_version="sdxl_base_v1-0",
+        kohya_velocity_version="sdxl_base_v1-0",
+        sizes={"unet": XL_LEVELS, "vae": VAE_SIZES},
+        kohya_uses_ldm_names=True,
+    ),
 }
 
 
@@ -29,32 +77,33 @@ IMPLEMENTATION_URL = {
 class CheckpointFormat:
     """Which Stable Diffusion a model is, and how it must be sampled."""
 
-    configs: dict[str, dict]  # of unet, vae, text_encoder and scheduler
+    configs: dict[str, dict]  # of unet, vae, text encoders and scheduler
     shape: ModelShape
     prediction_type: str
     zero_snr: bool
+    family: Family
 
     @property
-    def version(self) -> int:
-        """1 for OpenAI's CLIP, which alone has the activation 'quick_gelu'; 2 for OpenCLIP."""
-        return 1 if self.configs["text_encoder"].get("hidden_act", "quick_gelu") == "quick_gelu" else 2
+    def published(self) -> PublishedModel:
+        return PUBLISHED[self.family]
+
+    @property
+    def predicts_velocity(self) -> bool:
+        return self.prediction_type == "v_prediction"
 
     @property
     def architecture(self) -> str:
         """ModelSpec's name for it."""
-        if self.version == 1:
-            return "stable-diffusion-v1"
-        return "stable-diffusion-v2-768-v" if self.prediction_type == "v_prediction" else "stable-diffusion-v2-512"
+        return self.published.velocity_architecture if self.predicts_velocity else self.published.architecture
 
     @property
     def has_standard_sizes(self) -> bool:
         """Whether all layers are as large as Stable Diffusion's own, so that other programs can load it."""
-        is_same = all(
+        return all(
             self.configs[part].get(name) == value
-            for part, sizes in STABLE_DIFFUSION_SIZES.items()
+            for part, sizes in self.published.sizes.items()
             for name, value in sizes.items()
         )
-        return is_same and self.configs["unet"].get("cross_attention_dim") == CROSS_ATTENTION_DIM[self.version]
 
 
 def read_checkpoint_format(folder: FolderLike, scheduler_overrides: dict) -> CheckpointFormat:
@@ -64,7 +113,9 @@ def read_checkpoint_format(folder: FolderLike, scheduler_overrides: dict) -> Che
     base's own scheduler.
     """
     shape = read_shape(folder)
-    configs = {part: _read_config(folder, part) for part in ("unet", "vae", "text_encoder")}
+    parts = [part for part in TEXT_ENCODERS if part in read_index(folder)]
+    configs = {part: _read_config(folder, part) for part in ("unet", "vae", *parts)}
+    family = family_of_folder(configs)
     configs["scheduler"] = _read_config(folder, "scheduler", "scheduler_config.json")
     prediction = scheduler_overrides.get("prediction_type") or configs["scheduler"].get("prediction_type", "epsilon")
     if prediction not in MODELSPEC_PREDICTION:
@@ -72,7 +123,7 @@ def read_checkpoint_format(folder: FolderLike, scheduler_overrides: dict) -> Che
         raise UserError(f"{folder}: prediction type {prediction!r} cannot be exported; known: {known}")
     key = "rescale_betas_zero_snr"
     zero_snr = scheduler_overrides.get(key) or configs["scheduler"].get(key, False)
-    return CheckpointFormat(configs, shape, prediction, bool(zero_snr))
+    return CheckpointFormat(configs, shape, prediction, bool(zero_snr), family)
 
 
 def _read_config(folder: FolderLike, part: str, name: str = "config.json") -> dict:
@@ -91,7 +142,7 @@ def modelspec_metadata(model: CheckpointFormat, run: dict, title: str) -> dict[s
     fields = {
         "sai_model_spec": "1.0.0",
         "architecture": model.architecture,
-        "implementation": IMPLEMENTATION_URL[model.version],
+        "implementation": model.published.implementation,
         "title": title,
         "resolution": f"{most_common['width']}x{most_common['height']}",
         "prediction_type": MODELSPEC_PREDICTION[model.prediction_type],
@@ -120,13 +171,13 @@ def lora_metadata(model: CheckpointFormat, run: dict, title: str, layer: LoraLay
     modelspec["modelspec.description"] = f"a LoRA of rank {rank} and alpha {layer.alpha:g} for {base}"
     size, arguments = _most_common_size(model, run), run["arguments"]
     pictures = sum(size["pictures"] for size in run.get("sizes", ()))
-    velocity = "_v" if model.version == 2 and model.prediction_type == "v_prediction" else ""
+    published = model.published
     facts = {
         "network_module": "networks.lora",
         "network_dim": rank,
         "network_alpha": float(layer.alpha),
-        "v2": model.version == 2,
-        "base_model_version": f"sd_v{model.version}{velocity}",
+        "v2": model.family is SD2,
+        "base_model_version": published.kohya_velocity_version if model.predicts_velocity else published.kohya_version,
         "sd_model_name": base,
         "zero_terminal_snr": model.zero_snr,
         "output_name": title,
@@ -158,9 +209,10 @@ def ldm_config_yaml(model: CheckpointFormat) -> str | None:
     """The .yaml that AUTOMATIC1111 needs beside the file; None if it needs none, or if the format cannot describe the
     model.
 
-    Without a .yaml, AUTOMATIC1111 takes an SD 1.x file for one that predicts noise, and guesses for SD 2.x.
+    Without a .yaml, AUTOMATIC1111 takes an SD 1.x file for one that predicts noise, and guesses for SD 2.x. What XL
+    predicts is in the file.
     """
-    if model.version == 1 and model.prediction_type == "epsilon":
+    if not model.published.yaml_text_encoder or (model.family is SD1 and model.prediction_type == "epsilon"):
         return None
     unet, vae = (_channel_multipliers(model.configs[part]["block_out_channels"]) for part in ("unet", "vae"))
     if not unet or not vae or model.configs["scheduler"].get("beta_schedule") != "scaled_linear":
@@ -190,7 +242,7 @@ def _latent_diffusion_config(model: CheckpointFormat, unet_multipliers: list[int
         "use_ema": False,
         "unet_config": _unet_config(model, unet_multipliers),
         "first_stage_config": _vae_config(model, vae_multipliers),
-        "cond_stage_config": _text_encoder_config(model.version),
+        "cond_stage_config": model.published.yaml_text_encoder,
     }
     return {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}
 
@@ -236,10 +288,3 @@ def _vae_config(model: CheckpointFormat, multipliers: list[int]) -> dict:
     loss = {"target": "torch.nn.Identity"}
     params = {"embed_dim": vae["latent_channels"], "ddconfig": ddconfig, "lossconfig": loss}
     return {"target": "ldm.models.autoencoder.AutoencoderKL", "params": params}
-
-
-def _text_encoder_config(version: int) -> dict:
-    if version == 1:
-        return {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"}
-    params = {"freeze": True, "layer": "penultimate"}
-    return {"target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", "params": params}

@@ -2,22 +2,26 @@
 
 AUTOMATIC1111, ComfyUI and InvokeAI read the names that kohya's scripts gave such files (networks/lora.py in
 github.com/kohya-ss/sd-scripts): `lora_unet_` and the layer's name with _ for each dot, then `.lora_down.weight`,
-`.lora_up.weight` and `.alpha`. A file without alpha would act as if alpha were the rank.
+`.lora_up.weight` and `.alpha`. The name is diffusers', and of XL that in its own code. A file without alpha would act
+as if alpha were the rank.
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import convert_unet_state_dict_to_peft
 from safetensors.torch import load_file
 
-from bases.ldm_keys import StateDict
+from bases.ldm_keys import StateDict, unet_key_map
 from exporting.export import check_finite, check_output_path, write_file
-from exporting.file_metadata import lora_metadata, read_checkpoint_format
+from exporting.file_metadata import CheckpointFormat, lora_metadata, read_checkpoint_format
 from generation.loras import run_of_lora
 from generation.weights import find_weights
+from models.folders import read_weight_shapes
 from models.loading import DTYPES, quiet_libraries
 from models.lora import LORA_FILE, LoraLayer, read_lora_layers
 from runs.records import is_lora
@@ -47,13 +51,15 @@ def export_lora(args: argparse.Namespace) -> None:
     if source.schedule_note:
         print(source.schedule_note)
 
-    weights = to_kohya(layers, DTYPES[args.dtype])
-    check_finite(weights)
     model, first = read_checkpoint_format(source.base, run["arguments"]), next(iter(layers.values()))
+    unet_weights = read_weight_shapes(source.unet_folder, source.unet_part)
+    named = ldm_names(layers, unet_weights) if model.published.kohya_uses_ldm_names else layers
+    weights = to_kohya(named, DTYPES[args.dtype])
+    check_finite(weights)
     metadata = {"format": "pt", **lora_metadata(model, run, args.title or args.to.stem, first)}
     with atomic_write(args.to) as temporary:
         write_file(temporary, weights, metadata)
-        verified = verify_lora(temporary, layers, DTYPES[args.dtype]) if args.verify else "not verified"
+        verified = verify_lora(temporary, layers, DTYPES[args.dtype], model) if args.verify else "not verified"
     size, architecture = args.to.stat().st_size / 1e6, metadata["modelspec.architecture"]
     print(f"{display_path(args.to)}: {size:.3g} MB, {architecture}; {verified}")
     _print_usage_notes(metadata, model.has_standard_sizes)
@@ -63,6 +69,12 @@ def _check_is_lora(model: str) -> None:
     """UserError where `model` is no LoRA's run, before a whole model is fetched or converted for nothing."""
     if not is_lora(run_of_lora(Path(model).expanduser() / LORA_FILE)):
         raise UserError(f"--lora_only: {model} is no LoRA's run; leave --lora_only out to write a whole model")
+
+
+def ldm_names(layers: dict[str, LoraLayer], unet_weights: Iterable[str]) -> dict[str, LoraLayer]:
+    """The layers under the names that they have in Stable Diffusion's own code."""
+    ldm_keys = unet_key_map(unet_weights)
+    return {ldm_keys[f"{name}.weight"].removesuffix(".weight"): layer for name, layer in layers.items()}
 
 
 def to_kohya(layers: dict[str, LoraLayer], dtype: torch.dtype) -> StateDict:
@@ -76,12 +88,12 @@ def to_kohya(layers: dict[str, LoraLayer], dtype: torch.dtype) -> StateDict:
     return weights
 
 
-def verify_lora(file: Path, layers: dict[str, LoraLayer], dtype: torch.dtype) -> str:
+def verify_lora(file: Path, layers: dict[str, LoraLayer], dtype: torch.dtype, model: CheckpointFormat) -> str:
     """Reads the file back with diffusers and compares each layer's place, matrices and alpha.
 
     Returns the result in words; WorkError where anything differs.
     """
-    found = read_back_lora(file)
+    found = read_back_lora(file, model)
     differing = layers.keys() ^ found.keys()
     differing |= {name for name in layers.keys() & found.keys() if not _are_equal(layers[name], found[name], dtype)}
     if differing:
@@ -94,10 +106,11 @@ def _are_equal(layer: LoraLayer, found: LoraLayer, dtype: torch.dtype) -> bool:
     return same_matrices and torch.tensor(layer.alpha).item() == found.alpha
 
 
-def read_back_lora(file: Path) -> dict[str, LoraLayer]:
+def read_back_lora(file: Path, model: CheckpointFormat) -> dict[str, LoraLayer]:
     """{layer of the UNet: its matrices and alpha}, as diffusers converts them from the file."""
     try:
-        state, alphas = StableDiffusionPipeline.lora_state_dict(load_file(file))
+        pipeline, unet_config = getattr(diffusers, model.family.pipeline), FrozenDict(model.configs["unet"])
+        state, alphas = pipeline.lora_state_dict(load_file(file), unet_config=unet_config)
         state = convert_unet_state_dict_to_peft(state)
         # Its name is that of the matrix before it was converted, with a suffix.
         alphas = {name.split(".lora_A.")[0]: a for name, a in convert_unet_state_dict_to_peft(alphas).items()}

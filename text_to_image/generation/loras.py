@@ -11,8 +11,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
+from bases.checkpoint_files import MODELSPEC_PREDICTION
 from bases.lora_files import PEFT_CONFIG, PEFT_FILE
-from bases.one_file_configs import MODELSPEC_PREDICTION
 from models.folders import FolderLike, loading_errors
 from models.lora import LORA_FILE
 from runs.records import read_run

@@ -209,7 +209,7 @@ def load_generation_unet(weights: GenerationWeights, dtype: torch.dtype) -> UNet
 def load_generation_text_encoder(weights: GenerationWeights, part: str = "text_encoder") -> TextModel:
     """A text encoder in fp32, with the LoRAs fused that have a part for it."""
     text_encoder = load_text_encoder(weights.base, part)
-    for file, scale in weights.loras if part == "text_encoder" else ():  # XL's second one is left as it is
+    for file, scale in weights.loras:
         fuse_lora(read_lora_file(file), text_encoder, part, scale)
     return text_encoder
 

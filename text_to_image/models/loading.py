@@ -45,6 +45,7 @@ COPIED_FILES = ("LICENSE*", "LICENCE*", TRAINING_DEFAULTS, GENERATION_DEFAULTS)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}  # by the names that flags have
 # What weights may be stored as, by safetensors' names.
 STORED_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}  # XL has both
 PLAIN_ATTENTION_MAX_TOKENS = 2048
 
 TextModel: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
@@ -100,8 +101,7 @@ def load_tokenizer(folder: FolderLike, part: str = "tokenizer") -> CLIPTokenizer
 
 def load_text_encoder(folder: FolderLike, part: str = "text_encoder") -> TextModel:
     """The text encoder in fp32; of XL's second one the projection, too, which gives the pooled output."""
-    model_class = CLIPTextModel if part == "text_encoder" else CLIPTextModelWithProjection
-    return _load_weights(model_class, folder, part).to(torch.float32).eval()
+    return _load_weights(TEXT_ENCODERS[part], folder, part).to(torch.float32).eval()
 
 
 def load_prompt_encoder(

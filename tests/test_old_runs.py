@@ -15,10 +15,11 @@ import torch
 from clone import ROOT
 from data.augmentation import list_augmentations
 from data.caption_variants import caption_variants
+from data.random_numbers import keyed_generator
 from models.loading import load_tokenizer
 from train_text_to_image import parse_args
 from training.plan import describe_run, make_plan
-from training.samples import SampleKey, SampleSettings, SampleSource, keyed_generator, make_sample, picture_index
+from training.samples import SampleKey, SampleSettings, SampleSource, make_sample, picture_index
 from training.setup import make_accelerator
 from training.validation import fixed_samples
 

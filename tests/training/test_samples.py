@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.augmentation import NO_AUGMENTATION, list_augmentations
+from data.random_numbers import keyed_generator
 from runtime.errors import InputChanged
 from training.samples import (
     DATA,
@@ -19,7 +20,6 @@ from training.samples import (
     SampleSettings,
     SampleSource,
     StepBatches,
-    keyed_generator,
     make_batch,
     make_sample,
     micro_batches,

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     import datasets
 
 
+def find_datasets(args: argparse.Namespace) -> list[Path]:
+    """`find_dataset` for each --dataset, in their order."""
+    return [
+        find_dataset(argparse.Namespace(**{**vars(args), "dataset": dataset}))
+        for dataset in (args.dataset, *(args.more_datasets or ()))
+    ]
+
+
 def find_dataset(args: argparse.Namespace) -> Path:
     """The captioned folder that --dataset names: itself, its `train/`, or one written from a data set of the hub.
 

@@ -61,7 +61,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = build_parser().parse_args(argv)
     args.dataset = args.dataset or [DATASET]
     if args.metadata_file and len(args.dataset) > 1:
-        raise UserError(f"--metadata_file {args.metadata_file} is for one --dataset, and there are {len(args.dataset)}")
+        raise UserError(
+            f"--metadata_file {args.metadata_file} is for one --dataset, and there are {len(args.dataset)}"
+        )
     return args
 
 

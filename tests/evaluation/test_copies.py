@@ -198,7 +198,9 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_checked(folde
     generated = folder("generated", {"a.png": picture(1)})
     (generated / "broken.png").write_bytes(b"no picture")
     with pytest.raises(WorkError, match=r"broken\.png: not a picture"):
-        check_copies(Namespace(generated=generated, dataset=[training], embedder=None, output=None, metadata_file=None))
+        check_copies(
+            Namespace(generated=generated, dataset=[training], embedder=None, output=None, metadata_file=None)
+        )
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 are copies"
 
 

@@ -162,7 +162,9 @@ def nearest_matches(
     """The nearest first; `distances` are (generated, training). A copy is within `limit` of a training picture."""
     names = distinct_names(training)
     matches = [
-        NearestMatch(path, nearest := training[row.argmin()], float(row.min()), bool(row.min() <= limit), names[nearest])
+        NearestMatch(
+            path, nearest := training[row.argmin()], float(row.min()), bool(row.min() <= limit), names[nearest]
+        )
         for path, row in zip(generated, distances, strict=True)
     ]
     return sorted(matches, key=lambda match: match.distance)

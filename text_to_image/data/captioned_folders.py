@@ -32,11 +32,10 @@ def read_dataset(args: argparse.Namespace, accelerator: Accelerator, folders: Se
     if len(parts) > 1:
         parts = [_with_full_names(part) for part in parts]
     sources = [vars(part.caption_sources) for part in parts]
-    pictures = [picture for part in parts for picture in part.pictures]
-    refuse_shared_pictures(pictures)
+    refuse_shared_pictures(parts)
     return DataSet(
         folders=list(folders),
-        pictures=pictures,
+        pictures=[picture for part in parts for picture in part.pictures],
         without_caption=[name for part in parts for name in part.without_caption],
         unreadable=[name for part in parts for name in part.unreadable],
         caption_sources=CaptionSources(**{kind: [n for of in sources for n in of[kind]] for kind in sources[0]}),
@@ -73,15 +72,14 @@ def _with_full_names(part: DataSet) -> DataSet:
     )
 
 
-def refuse_shared_pictures(pictures: Sequence[Picture]) -> None:
+def refuse_shared_pictures(parts: Sequence[DataSet]) -> None:
     """UserError where a picture is in two folders: one within the other, or one named twice."""
-    first: dict[Path, Picture] = {}
-    for picture in pictures:
-        other = first.setdefault(picture.path.resolve(), picture)
-        if other.folder != picture.folder:
+    first: dict[Path, DataSet] = {}
+    for part, picture in [(each, picture) for each in parts for picture in each.pictures]:
+        if (other := first.setdefault(picture.path.resolve(), part)) is not part:
             raise UserError(
-                f"--dataset {picture.folder}: {picture.path} is in --dataset {other.folder} already; leave one of the "
-                "two out (`repeats` in a row says how often its picture is used)"
+                f"--dataset {picture.folder}: {picture.path} is in --dataset {other.folders[0]} already; leave one of "
+                "the two out (`repeats` in a row says how often its picture is used)"
             )
 
 

@@ -151,10 +151,10 @@ def _tag_rows(args: argparse.Namespace, plan: Plan) -> Rows:
     if not (lists := sum(len(picture.as_written) for picture in plan.pictures)):
         return []
     captions = sum(len(picture.row_captions) for picture in plan.pictures)
-    what = "orders" if args.shuffle_tags else "choices of their tags"
-    line = f"{lists} of {captions} captions are lists of tags; {TAG_ORDERS} {what} of each are kept"
-    line += f", the first {args.keep_tags} tags as they are" if args.keep_tags else ""
-    return [("", line + (f"; {args.tag_dropout:.0%} of the other tags left out" if args.tag_dropout else ""))]
+    line = f"{lists} of {captions} captions are lists of tags; up to {TAG_ORDERS} forms of each are encoded"
+    line += ", their tags shuffled" if args.shuffle_tags else ""
+    line += f", {args.tag_dropout:.0%} of the tags left out" if args.tag_dropout else ""
+    return [("", line + (f"; the first {args.keep_tags} stay as they are" if args.keep_tags else ""))]
 
 
 def _caption_source_rows(sources: CaptionSources) -> Rows:

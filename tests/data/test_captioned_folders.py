@@ -49,7 +49,7 @@ def test_the_hash_counts_repeats_other_than_1(tmp_path):
 def test_the_share_of_a_folder_is_that_of_its_repeats(tmp_path):
     few = folder(tmp_path / "few", "1.jpg", repeats=3)
     many = folder(tmp_path / "many", "1.jpg", "2.jpg", repeats=0.5)
-    assert folder_shares(read(few, many).pictures) == {few: 0.75, many: 0.25}
+    assert folder_shares(read(few, many).pictures) == {few: (1, 0.75), many: (2, 0.25)}
 
 
 def test_what_is_left_out_is_named_with_its_folder_where_there_are_several(tmp_path):

@@ -168,6 +168,15 @@ def test_training_pictures_are_those_in_metadata_jsonl_else_all(folder):
     assert training_pictures(dataset) == [dataset / "2.png"]
 
 
+def test_several_folders_are_compared_and_their_pictures_of_one_name_told_apart(folder, last_line):
+    generated = folder("generated", {"a.png": picture(0), "b.png": picture(1)})
+    first, second = folder("first", {"1.png": picture(0)}), folder("second", {"1.png": picture(1)})
+    assert last_line(generated, first, "--dataset", second) == "2 of 2 are copies"
+    assert "first/1.png" in last_line.output and "second/1.png" in last_line.output
+    with pytest.raises(UserError, match="--metadata_file"):
+        parse_args(["--dataset", "a", "--dataset", "b", "--metadata_file", "c"])
+
+
 def test_training_pictures_are_those_that_training_read_also_with_a_metadata_file(folder, tmp_path):
     dataset = folder("dataset", {"top.png": Image.new("RGB", (9, 9))})
     for name in ("train", "other"):

@@ -1,18 +1,21 @@
 """Several folders, repeats, tags and shares of shorter captions in whole runs: summary, record, resume, refusals."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 from captioned_folder import write_captioned_folder
+from clone import ROOT
 from models.loading import load_tokenizer
 from run_folder import assert_same_bits, assert_same_tensors, losses
 from runtime.errors import UserError
 from train_text_to_image import parse_args
 from training.plan import describe_run, make_plan
 from training.setup import make_accelerator
+from training.train import train
 
 STEPS = ["--max_train_steps", 4, "--learning_rate", 1e-3, "--seed", 0, "--checkpointing_steps", 2]
 
@@ -43,8 +46,8 @@ def test_the_summary_and_the_record_say_each_folders_share(train_run, folders, c
     assert "pictures 3 in 2 folders" in said
     assert f"{jeans}: 2 pictures, 71.4% of the samples" in said and f"{shirts}: 1 picture, 28.6%" in said
     assert record(out)["folders"] == [
-        {"folder": str(jeans), "share": 0.7143},
-        {"folder": str(shirts), "share": 0.2857},
+        {"folder": str(jeans), "pictures": 2, "share": 0.7143},
+        {"folder": str(shirts), "pictures": 1, "share": 0.2857},
     ]
     assert record(out)["arguments"]["dataset"] == str(jeans)
     assert record(out)["arguments"]["more_datasets"] == [str(shirts)]
@@ -151,6 +154,33 @@ def test_a_share_of_shorter_captions_is_read_from_its_flag_and_bare_means_what_i
 def test_the_starter_keeps_its_own_shares_of_shorter_captions():
     args = parse_args(["--dataset", "x"])
     assert args.short_captions is True and args.origins["short_captions"] == "training_defaults.json"
+
+
+DATASET_README = (ROOT / "dataset" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("flag", ["--repeats", "--shuffle_tags"])
+def test_the_examples_of_the_data_sets_readme_run_as_they_stand(flag, tiny_model, tmp_path, monkeypatch, capsys):
+    rows = [line for line in DATASET_README.splitlines() if line.startswith('{"file_name"')]
+    for name in ("jeans", "others"):
+        write_captioned_folder(tmp_path / name, {json.loads(row)["file_name"].split("/")[-1]: "" for row in rows})
+        (tmp_path / name / "more").mkdir()
+        (tmp_path / name / "2.jpg").rename(tmp_path / name / "more" / "2.jpg")
+        (tmp_path / name / "metadata.jsonl").write_text("\n".join(rows))
+    [command] = [
+        line
+        for line in DATASET_README.splitlines()
+        if f" {flag}" in line and line.startswith("python") and "~" in line
+    ]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = ["--pretrained_model_name_or_path", str(tiny_model), "--dry_run", "--no_timing"]
+    train(parse_args([*shlex.split(command)[2:], *flags]))
+    said = " ".join(capsys.readouterr().out.split())
+    expected = {
+        "--repeats": "others: 3 pictures, 50.0% of the samples",
+        "--shuffle_tags": "1 of 4 captions are lists of tags",
+    }
+    assert "0.5" in rows[2] and expected[flag] in said and "samples of" in said
 
 
 def test_two_folders_with_the_pictures_of_one_train_as_one_does(train_run, tmp_path):

@@ -83,9 +83,10 @@ def refuse_shared_pictures(parts: Sequence[DataSet]) -> None:
             )
 
 
-def folder_shares(pictures: Iterable[Picture]) -> dict[Path, float]:
-    """{folder: its share of the samples}"""
-    repeats: dict[Path, float] = {}
+def folder_shares(pictures: Sequence[Picture]) -> dict[Path, tuple[int, float]]:
+    """{folder: (its pictures, their share of the samples)}"""
+    repeats: dict[Path, list[float]] = {}
     for picture in pictures:
-        repeats[picture.folder] = repeats.get(picture.folder, 0) + picture.repeats
-    return {folder: count / sum(repeats.values()) for folder, count in repeats.items()}
+        repeats.setdefault(picture.folder, []).append(picture.repeats)
+    total = sum(picture.repeats for picture in pictures)
+    return {folder: (len(numbers), sum(numbers) / total) for folder, numbers in repeats.items()}

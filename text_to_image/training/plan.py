@@ -220,7 +220,8 @@ def describe_run(
         "saved_dtype": "float32",
         "trained": f"LoRA of rank {args.lora_rank}" if args.lora_rank else "UNet",
         "folders": [
-            {"folder": str(folder), "share": round(share, 4)} for folder, share in folder_shares(plan.pictures).items()
+            {"folder": str(folder), "pictures": count, "share": round(share, 4)}
+            for folder, (count, share) in folder_shares(plan.pictures).items()
         ],
         "sizes": [
             {"height": bucket.size[0], "width": bucket.size[1], "pictures": bucket.pictures} for bucket in plan.buckets

@@ -4,7 +4,6 @@ import argparse
 import math
 import shlex
 import textwrap
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,11 +97,10 @@ def _pictures_line(plan: Plan) -> str:
 def _folder_rows(plan: Plan) -> Rows:
     """A row for each of several folders: its pictures, and its share of the samples."""
     shares = folder_shares(plan.pictures)
-    counts = Counter(picture.folder for picture in plan.pictures)
-    rows = [
-        ("", f"{display_path(folder)}: {_count(counts[folder])}, {shares.get(folder, 0):.1%} of the samples")
-        for folder in plan.folders
-    ]
+    rows = []
+    for folder in plan.folders:
+        count, share = shares.get(folder, (0, 0.0))  # of a folder all may be held out
+        rows.append(("", f"{display_path(folder)}: {_count(count)}, {share:.1%} of the samples"))
     return rows if len(rows) > 1 else []
 
 

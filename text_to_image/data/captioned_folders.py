@@ -29,10 +29,11 @@ class DataSet:
 def read_dataset(args: argparse.Namespace, accelerator: Accelerator, folders: Sequence[Path]) -> DataSet:
     """Raises UserError where a folder is not usable, and where two of them have one picture."""
     parts = [_read_folder(args, accelerator, folder) for folder in folders]
-    if len(parts) > 1:
-        parts = [_with_full_names(part) for part in parts]
-    sources = [vars(part.caption_sources) for part in parts]
+    if len(parts) == 1:
+        return parts[0]
     refuse_shared_pictures(parts)
+    parts = [_with_full_names(part) for part in parts]
+    sources = [vars(part.caption_sources) for part in parts]
     return DataSet(
         folders=list(folders),
         pictures=[picture for part in parts for picture in part.pictures],

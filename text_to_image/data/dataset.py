@@ -29,7 +29,7 @@ class Picture:
     folder: Path = Path()  # of its data set
     repeats: float = 1.0  # how often a pass over the data set uses it
     whole_groups: tuple[int, ...] = ()  # those of whole captions, not of shorter variants
-    as_written: tuple[str, ...] = ()  # captions that no sample has, but that the picture is known by
+    as_written: tuple[str, ...] = ()  # the lists of tags of which samples have other orders
 
     @cached_property
     def sha256(self) -> str:
@@ -114,6 +114,8 @@ def _caption_groups(
     captions: tuple[str, ...], short_captions: bool, trigger: str | None, tags: TagSettings | None = None
 ) -> tuple[tuple[tuple[str, ...], ...], tuple[int, ...]]:
     """(groups, which of them are of whole captions)"""
+    if not short_captions and not tags:
+        return (tuple(with_trigger(caption, trigger) for caption in captions),), (0,)
     groups: list[Sequence[str]] = []
     whole = []
     for caption in captions:
@@ -122,8 +124,6 @@ def _caption_groups(
         orders = tags.variants(plain) if tags else ()
         whole.append(len(groups))
         groups += [orders] if orders else caption_variants(plain) if short_captions else [(plain,)]
-    if not short_captions and not tags:
-        groups, whole = [captions], [0]
     return tuple(tuple(with_trigger(caption, trigger) for caption in group) for group in groups), tuple(whole)
 
 

@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import math
 import platform
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -192,7 +193,8 @@ def arrange_tags(args: argparse.Namespace, pictures: list[Picture]) -> list[Pict
     if not any(picture.as_written for picture in arranged):
         raise UserError(
             f"--{'shuffle_tags' if args.shuffle_tags else 'tag_dropout'}: no caption is a list of tags, such as "
-            f"'denim jeans, blue, folded'; the first is {pictures[0].row_captions[0]!r}"
+            "'denim jeans, blue, folded'; the first is "
+            f"{textwrap.shorten(pictures[0].row_captions[0], 60, placeholder=' ...')!r}"
         )
     return arranged
 

@@ -27,7 +27,7 @@
 #   MODEL           what is fine-tuned: a folder, a hub id or one .safetensors file (unset: this repository's starter)
 #   CAPTIONER       captions the pictures that have no caption: a folder or a hub id (unset: the small starter
 #                   captioner, for rendered garments only; with MODEL Salesforce/blip-image-captioning-large)
-#   DATASET         the folder of pictures, or a hub id (unset: dataset/)
+#   DATASET         the folder of pictures, or a hub id; several as A:B (unset: dataset/)
 #   METADATA_FILE   the file of the captions, where they cannot be in DATASET (unset: metadata.jsonl in DATASET)
 #   EPOCHS          passes over the data set (100)
 #   OUTPUT_DIR      where the fine-tuned model goes (unset: a folder in output/ named after data and settings)
@@ -97,14 +97,13 @@ find_repository() {
 }
 
 run_job() {
-    local pictures captions
-    local -a caption_args train_args inference_args captioning training generation
+    local folder
+    local -a caption_args train_args inference_args captioning training generation pictures captions
     read_words CAPTION_ARGS caption_args
     check_caption_args "${caption_args[@]}"
     read_words TRAIN_ARGS train_args
     check_train_args "${train_args[@]}"
     read_words INFERENCE_ARGS inference_args
-    dataset="${DATASET:-$repo/dataset}"
     # In a log file each line appears when it is written, and a progress bar only now and then.
     export PYTHONUNBUFFERED=1
     [[ -t 2 ]] || export TQDM_MININTERVAL=30
@@ -118,9 +117,9 @@ run_job() {
     find_captions
     choose_flags
 
-    if [[ -n "$pictures" ]]; then
-        HF_HUB_OFFLINE="$(captioning_offline)" step img_captioning "${captioning[@]}"
-    fi
+    for folder in "${pictures[@]}"; do
+        HF_HUB_OFFLINE="$(captioning_offline)" step img_captioning --image_dir "$folder" "${captioning[@]}"
+    done
     if [[ "$1" == captions ]]; then
         say_captions
         return
@@ -169,10 +168,10 @@ read_status() {
 }
 
 say_captions() {
-    [[ -n "$pictures" ]] || fail 2 "DATASET=$dataset: no folder of pictures, so there are no captions to be written"
+    ((${#pictures[@]})) || fail 2 "DATASET=${datasets[*]}: no folder of pictures, so there are no captions to be written"
     forget_restarts
     say
-    say "== nothing is trained yet: read the captions in $captions, and correct what is wrong"
+    say "== nothing is trained yet: read the captions in ${captions[*]}, and correct what is wrong"
 }
 
 say_result() {

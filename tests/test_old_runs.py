@@ -17,11 +17,12 @@ import torch
 from clone import ROOT
 from data.augmentation import list_augmentations
 from data.caption_variants import caption_variants
+from data.random_numbers import keyed_generator
 from models.loading import load_tokenizer
 from plain_conditions import ANY_SIZE
 from train_text_to_image import parse_args
 from training.plan import describe_run, make_plan
-from training.samples import SampleKey, SampleSettings, SampleSource, keyed_generator, make_sample, picture_index
+from training.samples import SampleKey, SampleSettings, SampleSource, make_sample, picture_index
 from training.setup import make_accelerator
 from training.validation import fixed_samples
 
@@ -34,6 +35,7 @@ FINGERPRINTS = {
         "8b998864d0131fb9b76b3c4ec88e4ff13dac6677aff872e63351b9baa09444ae"
     ),
 }
+FINGERPRINTS["--short_captions"] = FINGERPRINTS[""]  # bare it means what it meant when it had no number
 CAPTIONS = (
     "A red shirt laid flat on a table, its pocket on the left. The collar is open. It is new.",
     "A cap seen from the right. It is blue.",
@@ -64,7 +66,7 @@ def first_two(noise: torch.Tensor):
     return pytest.approx(noise.flatten()[:2].tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize("flags", FINGERPRINTS, ids=["plain", "lora", "many flags"])
+@pytest.mark.parametrize("flags", FINGERPRINTS, ids=["plain", "lora", "many flags", "short captions"])
 def test_a_command_line_has_the_fingerprint_that_it_always_had(flags, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     args = parse_args(["--dataset", str(ROOT / "dataset"), *flags.split()])

@@ -245,7 +245,7 @@ def test_prompts_and_held_out_captions_that_are_cut_are_named(run, capsys, tmp_p
     run("out", *given, "--validation_prompts", "blue " * 80, "a cap", "--max_token_chunks", 1, "--dry_run")
     said = capsys.readouterr().out
     assert said.count("CUT at 75 tokens: --validation_prompts 'blue blue") == 1 and "--prior_prompts" not in said
-    assert "CUT at 75 tokens: 11 (3).JPG, 11 (3).JPG" in said
+    assert "CUT at 75 tokens: garments/11 (3).JPG, held out/11 (3).JPG (held out)" in said
 
 
 @pytest.mark.parametrize("other", ["DEEPSPEED", "FSDP"])

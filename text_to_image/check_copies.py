@@ -5,7 +5,7 @@ nearest training picture of each one, and its distance.
 import argparse
 from collections.abc import Sequence
 
-from runtime.errors import exit_with, require_packages
+from runtime.errors import UserError, exit_with, require_packages
 from runtime.flags import FlagParser, expanded_path, filled_text
 from runtime.paths import DATASET, GENERATED
 
@@ -37,8 +37,8 @@ def build_parser() -> FlagParser:
         "all except sheets (default: Generated_sample/ of this repository)",
     )  # fmt: skip
     parser.add_argument(
-        "--dataset", type=expanded_path, default=DATASET, metavar="FOLDER",
-        help="the training pictures (default: dataset/ of this repository)",
+        "--dataset", action="append", type=expanded_path, metavar="FOLDER",
+        help="the training pictures; repeatable, as in training (default: dataset/ of this repository)",
     )  # fmt: skip
     parser.add_argument(
         "--metadata_file", type=expanded_path, metavar="FILE",
@@ -58,7 +58,13 @@ def build_parser() -> FlagParser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    return build_parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
+    args.dataset = args.dataset or [DATASET]
+    if args.metadata_file and len(args.dataset) > 1:
+        raise UserError(
+            f"--metadata_file {args.metadata_file} is for one --dataset, and there are {len(args.dataset)}"
+        )
+    return args
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from runtime.errors import UserError, exit_with, require_packages
 from runtime.flags import (
     FlagParser,
     YesNo,
+    YesNoOrShare,
     absolute_path,
     below_one,
     expanded_path,
@@ -80,8 +81,9 @@ def build_parser() -> FlagParser:
 # fmt: off
 def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
-    flag("--dataset", "--train_data_dir", "--dataset_name", type=filled_text, metavar="FOLDER",
-         help="the captioned pictures: a folder, or a data set's id on the hub (needed)")
+    flag("--dataset", "--train_data_dir", "--dataset_name", action="append", type=filled_text, metavar="FOLDER",
+         help="the captioned pictures: a folder, or a data set's id on the hub; repeatable, each has captions of its "
+              "own (needed)")
     flag("--pretrained_model_name_or_path", type=filled_text, default=str(STARTER), metavar="MODEL",
          help="the base: a folder in diffusers' format, a hub id or one .safetensors file (default: the starter in "
               "this repository)")
@@ -113,7 +115,7 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
 def add_data_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--repeats", type=positive_int, default=1, metavar="N",
-         help="how often each picture is used in an epoch (default: 1)")
+         help="how often each picture is used in an epoch, times the `repeats` of its row (default: 1)")
     flag("--max_train_samples", type=positive_int, metavar="N",
          help="train on this many pictures, chosen at random by the seed (default: all)")
     flag("--center_crop", action=YesNo, default=False,
@@ -132,8 +134,15 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
          help="what the loss counts where a mask is black, of what it counts where it is white (default: 0)")
     flag("--trigger", type=utf8_text, metavar="PHRASE",
          help="a phrase put before every caption, by which to ask for the thing later (default: none)")
-    flag("--short_captions", action=YesNo, default=True,
-         help="also train on shorter variants of each caption, so that short prompts work (default: yes)")
+    flag("--short_captions", action=YesNoOrShare, type=zero_to_one, default=0.5, metavar="P",
+         help="train on shorter variants of captions in this share of the samples, so that short prompts work; "
+              "without P whole captions count as one variant among others; 0: never (default: 0.5)")
+    flag("--shuffle_tags", action=YesNo, default=False,
+         help="captions that are lists of tags, separated by commas, are read in 16 orders (default: no)")
+    flag("--keep_tags", type=non_negative_int, default=0, metavar="N",
+         help="the first N tags stay where they are, and are never left out; 0: none (default: 0)")
+    flag("--tag_dropout", type=zero_to_one, default=0.0, metavar="P",
+         help="leave each tag out with this probability; 0: never (default: 0)")
     flag("--caption_dropout", type=zero_to_one, default=0.1, metavar="P",
          help="share of captions left empty, for classifier-free guidance; 0: none (default: 0.1)")
     flag("--max_token_chunks", type=positive_int, default=3, metavar="N",
@@ -287,9 +296,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = merge_defaults(parser, given, model / TRAINING_DEFAULTS, NOT_FROM_THE_MODEL)
     if args.dataset is None:
         raise UserError("--dataset is needed: the folder that holds the pictures and metadata.jsonl")
+    separate_datasets(args)
     for flag, wants, why in NEEDS:
         if flag in given and not getattr(args, wants):
             raise UserError(f"--{flag} needs --{wants}, {why}")
+    if args.keep_tags and not args.shuffle_tags and not args.tag_dropout:
+        raise UserError("--keep_tags needs --shuffle_tags or --tag_dropout, which the first tags are to be spared")
     resolve_optimizer(args)
     if args.lora_rank:
         adapt_to_lora(args)
@@ -300,6 +312,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.validation_split == 1:
         raise UserError("--validation_split 1 would leave nothing to train on; a tenth is usual: 0.1")
     return args
+
+
+def separate_datasets(args: argparse.Namespace) -> None:
+    """Makes `dataset` the first one and `more_datasets` the others, None where there are none. UserError."""
+    args.dataset, *others = args.dataset
+    args.more_datasets = others or None
+    if others and args.metadata_file:
+        raise UserError(
+            f"--metadata_file {args.metadata_file} is for one --dataset; of several each is read with the "
+            "metadata.jsonl in it"
+        )
 
 
 def resolve_optimizer(args: argparse.Namespace) -> None:

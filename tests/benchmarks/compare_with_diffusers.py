@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(ROOT / "text_to_image")]
 
 from data.images import load_pixel_values  # noqa: E402
+from data.random_numbers import keyed_generator  # noqa: E402
 from metadata.reading import read_captions  # noqa: E402
 from models.conditions import Conditions, whole_picture  # noqa: E402
 from models.loading import (  # noqa: E402
@@ -35,7 +36,7 @@ from models.loading import (  # noqa: E402
 )
 from runtime.paths import STARTER  # noqa: E402
 from training.objective import Objective, diffusion_loss  # noqa: E402
-from training.samples import Batch, keyed_generator  # noqa: E402
+from training.samples import Batch  # noqa: E402
 
 OURS = ROOT / "text_to_image" / "train_text_to_image.py"
 EQUAL = ["--no_short_captions", "--caption_dropout", "0", "--no_cache", "--max_token_chunks", "1", "--no_use_ema"]

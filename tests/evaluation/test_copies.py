@@ -168,6 +168,15 @@ def test_training_pictures_are_those_in_metadata_jsonl_else_all(folder):
     assert training_pictures(dataset) == [dataset / "2.png"]
 
 
+def test_several_folders_are_compared_and_their_pictures_of_one_name_told_apart(folder, last_line):
+    generated = folder("generated", {"a.png": picture(0), "b.png": picture(1)})
+    first, second = folder("first", {"1.png": picture(0)}), folder("second", {"1.png": picture(1)})
+    assert last_line(generated, first, "--dataset", second) == "2 of 2 are copies"
+    assert "first/1.png" in last_line.output and "second/1.png" in last_line.output
+    with pytest.raises(UserError, match="--metadata_file"):
+        parse_args(["--dataset", "a", "--dataset", "b", "--metadata_file", "c"])
+
+
 def test_training_pictures_are_those_that_training_read_also_with_a_metadata_file(folder, tmp_path):
     dataset = folder("dataset", {"top.png": Image.new("RGB", (9, 9))})
     for name in ("train", "other"):
@@ -198,7 +207,9 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_checked(folde
     generated = folder("generated", {"a.png": picture(1)})
     (generated / "broken.png").write_bytes(b"no picture")
     with pytest.raises(WorkError, match=r"broken\.png: not a picture"):
-        check_copies(Namespace(generated=generated, dataset=training, embedder=None, output=None, metadata_file=None))
+        check_copies(
+            Namespace(generated=generated, dataset=[training], embedder=None, output=None, metadata_file=None)
+        )
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 are copies"
 
 
@@ -227,4 +238,4 @@ def test_wrong_input_is_refused_by_name(monkeypatch, folder, training, flags, na
 
 def test_the_defaults_are_this_repositorys_own_folders():
     args = parse_args([])
-    assert (args.generated, args.dataset) == (ROOT / "Generated_sample", DATASET)
+    assert (args.generated, args.dataset) == (ROOT / "Generated_sample", [DATASET])

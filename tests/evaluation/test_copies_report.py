@@ -18,7 +18,7 @@ from evaluation.copies_report import (
 
 def sheet(pairs: int, is_copy: bool) -> Image.Image:
     generated, training = Path("generated.png"), Path("training.png")
-    matches = [NearestMatch(generated, training, 0.012, is_copy)] * pairs
+    matches = [NearestMatch(generated, training, 0.012, is_copy, "training.png")] * pairs
     report = CopyReport(
         matches, DistanceScale(np.array([0.04]), np.array([])), Diversity(None, 1, 1), Diversity(None, 1, 1)
     )

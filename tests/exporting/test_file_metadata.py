@@ -44,5 +44,10 @@ def test_a_lora_of_stable_diffusion_2_says_so(sd2_model: Path):
     assert (found["ss_v2"], found["ss_base_model_version"], found["ss_network_alpha"]) == ("True", "sd_v2_v", "1.5")
     assert found["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
     assert "ss_tag_frequency" not in found and "modelspec.trigger_phrase" not in found
+    folders = [{"folder": f"/data/{name}/train", "pictures": count} for name, count in (("a", 3), ("b", 2))]
+    both = lora_metadata(
+        read_checkpoint_format(sd2_model, {}), {**run, "arguments": {"trigger": "sks"}, "folders": folders}, "x", layer
+    )
+    assert json.loads(both["ss_tag_frequency"]) == {"a/train": {"sks": 3}, "b/train": {"sks": 2}}
     hub = lora_metadata(read_checkpoint_format(sd2_model, {}), {**run, "base_model": "someone/model"}, "jeans", layer)
     assert hub["ss_sd_model_name"] == "someone/model"

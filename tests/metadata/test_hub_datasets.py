@@ -7,6 +7,7 @@ import pytest
 
 from captioned_folder import write_captioned_folder
 from metadata.hub_datasets import find_dataset
+from metadata.reading import read_captions
 from runtime.errors import UserError
 
 
@@ -53,6 +54,14 @@ def test_another_caption_column_is_another_folder_and_the_same_is_written_once(t
     other = find_dataset(args_of(tables, tmp_path / "cache", caption_column="long"))
     assert other != first and '"long": "aa"' in (other / "metadata.jsonl").read_text()
     assert sorted(path.name for path in first.parent.iterdir()) == sorted([first.name, other.name])
+
+
+def test_repeats_of_a_table_are_those_of_its_rows(tmp_path):
+    data = write_captioned_folder(tmp_path / "data")
+    pictures = [str(path) for path in sorted(data.glob("*.JPG"))]
+    tables = parquet(tmp_path / "tables", {"image": pictures, "text": ["a", "b", "c"], "repeats": [1.0, 0.5, 2.0]})
+    folder = find_dataset(args_of(tables, tmp_path / "cache"))
+    assert [row.repeats for row in read_captions(folder)] == [1, 0.5, 2]
 
 
 def test_a_row_without_a_picture_is_named(tmp_path):

@@ -60,7 +60,9 @@ def fetched(folder, tmp_path, monkeypatch):
         monkeypatch.setattr(bases.finding, "find_bases", lambda args: (tmp_path, tmp_path))
         record = tmp_path / "record"
         flags = img_captioning.parse_args(["--allow_pickle"] if allow_pickle else [])
-        fetch(record, captioner, flags, argparse.Namespace(dataset=str(folder), metadata_file=None))
+        fetch(
+            record, captioner, flags, argparse.Namespace(dataset=str(folder), more_datasets=None, metadata_file=None)
+        )
         return asked, record.read_text() if record.exists() else ""
 
     return run

@@ -52,6 +52,20 @@ def test_choices_come_from_the_environment(job, tmp_path):
     ]  # fmt: skip
 
 
+def test_several_folders_are_captioned_one_by_one_and_trained_on_together(job, tmp_path):
+    for name in ("one", "my other", "a:b"):
+        make_dataset(tmp_path / name, "A red dress laid flat.")
+    done, calls = job(DATASET="one:~/my other:some/dataset", HOME=tmp_path, CAPTION_ARGS="--recursive")
+    assert done.returncode == 0, done.stderr
+    captioned = [call[1:] for call in map(json.loads, job.log.read_text().splitlines()) if call[0] == "img_captioning"]
+    assert captioned == [["--image_dir", name, "--recursive"] for name in ("one", f"{tmp_path}/my other")]
+    flags = ["--dataset", "one", "--dataset", f"{tmp_path}/my other", "--dataset", "some/dataset", "--epochs", "100"]
+    assert calls["train_text_to_image"][:8] == flags
+    assert job(DATASET="a:b")[1]["train_text_to_image"][:2] == ["--dataset", "a:b"]  # one folder of this name
+    done, calls = job(DATASET=":one")
+    assert done.returncode == 2 and "DATASET=:one" in done.stderr and not calls
+
+
 def test_a_home_folder_in_quotes_is_found(job, tmp_path):
     (tmp_path / "home").mkdir()
     shutil.copytree(job.repository / "dataset", tmp_path / "home" / "my data")

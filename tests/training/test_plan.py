@@ -56,10 +56,10 @@ def test_a_split_that_holds_out_none_or_all_is_refused():
 
 def plan_of(sizes: list[Size], augmentations: list[tuple[Augmentation, ...]], held_out: list[Picture]) -> Plan:
     return Plan(
-        folder=Path("data"), without_caption=[], unreadable=[], pictures=PICTURES[: len(sizes)], sizes=sizes,
+        folders=[Path("data")], without_caption=[], unreadable=[], pictures=PICTURES[: len(sizes)], sizes=sizes,
         augmentations=augmentations,
         held_out=held_out, base=Path("base"), unet_base=Path("base"), shape=ModelShape(2, 2, 4, 64, (1,)),
-        global_batch=4, prior_batch=2, steps=10, warmup=1, learning_rate=1e-4, prior_prompts=[],
+        global_batch=4, prior_batch=2, epoch_samples=3, steps=10, warmup=1, learning_rate=1e-4, prior_prompts=[],
         held_out_sizes=[(64, 96)] * len(held_out), interpolation="lanczos",
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.augmentation import NO_AUGMENTATION, list_augmentations
+from data.random_numbers import keyed_generator
 from plain_conditions import ANY_SIZE, text_alone
 from runtime.errors import InputChanged
 from training.samples import (
@@ -20,7 +21,6 @@ from training.samples import (
     SampleSettings,
     SampleSource,
     StepBatches,
-    keyed_generator,
     make_batch,
     make_sample,
     micro_batches,

@@ -180,6 +180,9 @@ def audit_rows(rows: Sequence[ScannedRow], picture_names: Iterable[str]) -> Iter
     for row in rows:
         if row.caption_fault:
             yield Finding("rows without a caption", f"{row.where}: {row.caption_fault}")
+    for row in rows:
+        if row.repeats_fault:
+            yield Finding("rows with wrong repeats", f"{row.where}: {row.repeats_fault}")
     yield from find_equal_captions(rows)
     named = {PurePosixPath(row.file_name) for row in rows}
     for name in picture_names:

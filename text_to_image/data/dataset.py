@@ -11,6 +11,7 @@ from data.caption_variants import caption_variants, suggest_prompts
 from data.images import read_image_size
 from data.input_files import InputFile
 from data.masks import Mask, alpha_mask, find_masks, refuse_masks
+from data.tags import TagSettings
 from metadata.files import MetadataFile
 from metadata.reading import CaptionRow, read_captions
 
@@ -24,12 +25,16 @@ class Picture(InputFile):
     caption_groups: tuple[tuple[str, ...], ...]  # samples choose a group, then a caption in it, each equally often
     trigger: str | None = None  # the phrase in front of every caption
     row_captions: tuple[str, ...] = ()  # as they stand in the metadata file
+    folder: Path = Path()  # of its data set
+    repeats: float = 1.0  # how often a pass over the data set uses it
+    whole_groups: tuple[int, ...] = ()  # those of whole captions, not of shorter variants
+    as_written: tuple[str, ...] = ()  # the lists of tags of which samples have other orders
     mask: Mask | None = None  # where the loss counts; None: everywhere
     noun: ClassVar[str] = "picture"
 
     @property
     def captions(self) -> list[str]:
-        return [caption for group in self.caption_groups for caption in group]
+        return [*self.as_written, *(caption for group in self.caption_groups for caption in group)]
 
     @property
     def base_caption(self) -> str:
@@ -61,8 +66,9 @@ def read_pictures(
             width, height = read_image_size(row.path(folder))
         except ValueError as fault:
             raise ValueError(f"{row.file_name}: {fault}") from None
-        groups = _caption_groups(row.captions, short_captions, trigger)
-        pictures.append(Picture(row.path(folder), width, height, groups, trigger, row.captions))
+        groups, whole = _caption_groups(row.captions, short_captions, trigger)
+        path, captions = row.path(folder), row.captions
+        pictures.append(Picture(path, width, height, groups, trigger, captions, folder, row.repeats, whole))
 
     read_captions(folder, column, add_picture, files)
     return pictures
@@ -83,15 +89,31 @@ def with_masks(folder: Path, pictures: Sequence[Picture], from_alpha: bool) -> l
     return masked
 
 
+def read_tags(picture: Picture, tags: TagSettings, short_captions: bool) -> Picture:
+    """The picture with its lists of tags as `tags` say; they have no shorter variants. Other captions stay."""
+    groups, whole = _caption_groups(picture.row_captions, short_captions, picture.trigger, tags)
+    plain = [_undo_with_trigger(caption, picture.trigger) for caption in picture.row_captions]
+    written = tuple(with_trigger(caption, picture.trigger) for caption in plain if tags.variants(caption))
+    if not written:
+        return picture
+    return replace(picture, caption_groups=groups, whole_groups=whole, as_written=written)
+
+
 def _caption_groups(
-    captions: tuple[str, ...], short_captions: bool, trigger: str | None
-) -> tuple[tuple[str, ...], ...]:
-    groups: Sequence[Sequence[str]] = [captions]
-    if short_captions:
+    captions: tuple[str, ...], short_captions: bool, trigger: str | None, tags: TagSettings | None = None
+) -> tuple[tuple[tuple[str, ...], ...], tuple[int, ...]]:
+    """(groups, which of them are of whole captions)"""
+    if not short_captions and not tags:
+        return (tuple(with_trigger(caption, trigger) for caption in captions),), (0,)
+    groups: list[Sequence[str]] = []
+    whole = []
+    for caption in captions:
         # The forms are made of the caption alone: the file may have the trigger in it already.
-        plain = [_undo_with_trigger(caption, trigger) for caption in captions]
-        groups = [group for caption in plain for group in caption_variants(caption)]
-    return tuple(tuple(with_trigger(caption, trigger) for caption in group) for group in groups)
+        plain = _undo_with_trigger(caption, trigger)
+        orders = tags.variants(plain) if tags else ()
+        whole.append(len(groups))
+        groups += [orders] if orders else caption_variants(plain) if short_captions else [(plain,)]
+    return tuple(tuple(with_trigger(caption, trigger) for caption in group) for group in groups), tuple(whole)
 
 
 def with_trigger(caption: str, trigger: str | None) -> str:
@@ -111,11 +133,13 @@ def _without_trigger(caption: str, trigger: str | None) -> str:
 
 
 def hash_dataset(pictures: Sequence[Picture]) -> str:
-    """A hash of all that is learned from the data set: the bytes of pictures and masks, and captions, in order."""
+    """A hash of all that is learned from the data set, in order: bytes of pictures and masks, captions, repeats."""
     digest = hashlib.sha256()
     for picture in pictures:
         digest.update(bytes.fromhex(picture.sha256))
         digest.update(repr(picture.caption_groups).encode())
         if picture.mask:
             digest.update(f"mask {picture.mask.key}".encode())
+        if picture.repeats != 1:  # or every older run would count as another
+            digest.update(f"repeats {picture.repeats!r}".encode())
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from evaluation.similarity import FeatureSimilarity, ImageSimilarity, Structural
 from generation.output_files import IMAGES_FILE, read_image_rows
 from metadata.hub_datasets import find_captioned_folder
 from metadata.image_files import find_image_files
+from metadata.picture_names import distinct_names
 from metadata.reading import scan_captions
 from runtime.errors import UserError, WorkError
 from runtime.paths import display_path
@@ -37,9 +38,8 @@ def check_copies(args: argparse.Namespace) -> None:
     sheet = sheet_path(args)
     similarity = load_similarity(args.embedder)
     generated, unreadable = open_pictures(generated_pictures(args.generated), "--generated", args.generated)
-    training, more_unreadable = open_pictures(
-        training_pictures(args.dataset, args.metadata_file), "--dataset", args.dataset
-    )
+    originals = [path for folder in args.dataset for path in training_pictures(folder, args.metadata_file)]
+    training, more_unreadable = open_pictures(originals, "--dataset", args.dataset[0])
     print(f"{len(generated)} generated pictures, {len(training)} training pictures; {similarity.name}", flush=True)
 
     report = compare(similarity, generated, training)
@@ -59,7 +59,7 @@ def sheet_path(args: argparse.Namespace) -> Path:
         if not args.output.absolute().parent.is_dir():
             raise UserError(f"--output {args.output}: there is no folder {args.output.parent}")
         return args.output
-    if args.generated.resolve() == args.dataset.resolve():
+    if args.generated.resolve() in [folder.resolve() for folder in args.dataset]:
         raise UserError("--generated is the data set itself: say with --output where the sheet goes")
     return args.generated / COPIES_SHEET_FILE
 
@@ -160,8 +160,11 @@ def nearest_matches(
     generated: Sequence[Path], training: Sequence[Path], distances: np.ndarray, limit: float
 ) -> list[NearestMatch]:
     """The nearest first; `distances` are (generated, training). A copy is within `limit` of a training picture."""
+    names = distinct_names(training)
     matches = [
-        NearestMatch(path, training[row.argmin()], float(row.min()), bool(row.min() <= limit))
+        NearestMatch(
+            path, nearest := training[row.argmin()], float(row.min()), bool(row.min() <= limit), names[nearest]
+        )
         for path, row in zip(generated, distances, strict=True)
     ]
     return sorted(matches, key=lambda match: match.distance)

@@ -26,6 +26,7 @@ class NearestMatch:
     training: Path
     distance: float
     is_copy: bool
+    training_name: str  # its file name, with folders where other training pictures have the same
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ def _print_scale(scale: DistanceScale, training_pictures: int) -> None:
 
 
 def _print_matches(matches: Sequence[NearestMatch]) -> None:
-    width = max(len("nearest training picture"), *(len(match.training.name) for match in matches))
+    width = max(len("nearest training picture"), *(len(match.training_name) for match in matches))
     print(f"\ndistance        {'nearest training picture':<{width}}  generated")
     for match in matches:
         verdict = "copy" if match.is_copy else ""
-        row = f"{match.distance:8.3f}  {verdict:<4}  {match.training.name:<{width}}  {match.generated.name}"
+        row = f"{match.distance:8.3f}  {verdict:<4}  {match.training_name:<{width}}  {match.generated.name}"
         print(escape_control_chars(row))
 
 
@@ -124,5 +125,5 @@ def _paste_pair(
     draw = ImageDraw.Draw(sheet)
     frame, ink = (COPY_COLOUR, COPY_COLOUR) if match.is_copy else ("gainsboro", "black")
     draw.rectangle((left - 2, upper - 2, left + PAIR[0] + 1, upper + PAIR[1] + 1), outline=frame, width=2)
-    words = f"{match.distance:.3f}{' copy of' if match.is_copy else ' from'} {match.training.name}"
+    words = f"{match.distance:.3f}{' copy of' if match.is_copy else ' from'} {match.training_name}"
     write_text(draw, TextBox(left, upper + PAIR[1] + 3, PAIR[0]), words, FONT_SIZE, ink)

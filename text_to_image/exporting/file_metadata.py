@@ -11,6 +11,7 @@ import yaml
 
 from bases.checkpoint_files import LDM_PARAMETERIZATION, MODELSPEC_PREDICTION
 from bases.families import SD1, SD2, XL, Family, family_of_folder
+from metadata.picture_names import distinct_names
 from models.folders import FolderLike, ModelShape, loading_errors, read_index, read_shape
 from models.loading import TEXT_ENCODERS
 from models.lora import LoraLayer
@@ -186,7 +187,7 @@ def lora_metadata(model: CheckpointFormat, run: dict, title: str, layer: LoraLay
         "max_train_steps": run.get("steps"),
         "learning_rate": arguments.get("learning_rate"),
         "seed": run.get("seed"),
-        "tag_frequency": _tag_frequency(arguments, pictures),
+        "tag_frequency": _tag_frequency(run, pictures),
     }
     return modelspec | {f"ss_{name}": str(value) for name, value in facts.items() if value is not None}
 
@@ -196,10 +197,16 @@ def _shown_base(base_model: str) -> str:
     return Path(base_model).name if Path(base_model).is_absolute() else base_model
 
 
-def _tag_frequency(arguments: dict, pictures: int) -> str | None:
+def _tag_frequency(run: dict, pictures: int) -> str | None:
     """JSON of {data set: {phrase: pictures}} for the trigger phrase; None without one."""
-    trigger, dataset = arguments.get("trigger"), Path(arguments.get("dataset") or "pictures").name
-    return json.dumps({dataset: {trigger: pictures}}) if trigger else None
+    if not (trigger := run["arguments"].get("trigger")):
+        return None
+    folders = {Path(each["folder"]): each["pictures"] for each in run.get("folders", ())}
+    names = distinct_names(folders)
+    counts = {names[folder]: count for folder, count in folders.items()}
+    if len(counts) < 2:
+        counts = {Path(run["arguments"].get("dataset") or "pictures").name: pictures}
+    return json.dumps({name: {trigger: count} for name, count in counts.items()})
 
 
 # --- the .yaml ------------------------------------------------------------------------------------------------------

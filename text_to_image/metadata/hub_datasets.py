@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING
 
 from metadata.files import own_metadata_file
 from metadata.image_files import METADATA
+from metadata.repeats import REPEATS
 from runtime.errors import UserError
 from runtime.files import hash_key
 from runtime.hub import asking_hub
 
 if TYPE_CHECKING:
     import datasets
+
+
+def find_datasets(args: argparse.Namespace) -> list[Path]:
+    """`find_dataset` for each --dataset, in their order."""
+    return [
+        find_dataset(argparse.Namespace(**{**vars(args), "dataset": dataset}))
+        for dataset in (args.dataset, *(args.more_datasets or ()))
+    ]
 
 
 def find_dataset(args: argparse.Namespace) -> Path:
@@ -65,7 +74,9 @@ def _write_folder(args: argparse.Namespace, split: "datasets.Dataset") -> Path:
     import datasets
 
     root = Path(args.cache_dir or datasets.config.HF_DATASETS_CACHE) / "captioned_folders"
-    columns = hash_key(split._fingerprint, args.image_column, args.caption_column)
+    columns = hash_key(
+        split._fingerprint, args.image_column, args.caption_column, *({REPEATS} & {*split.column_names})
+    )
     folder = root / f"{re.sub(r'[^A-Za-z0-9.-]', '_', args.dataset)}-{columns}"
     if folder.exists():
         return folder
@@ -84,7 +95,8 @@ def _write_rows(args: argparse.Namespace, split: "datasets.Dataset", folder: Pat
     for number, row in enumerate(split):
         name, content = _image_file(row[args.image_column], number, args)
         (folder / name).write_bytes(content)
-        rows.append(json.dumps({"file_name": name, args.caption_column: row[args.caption_column]}) + "\n")
+        repeats = {REPEATS: row[REPEATS]} if REPEATS in row else {}
+        rows.append(json.dumps({"file_name": name, args.caption_column: row[args.caption_column], **repeats}) + "\n")
     (folder / METADATA).write_text("".join(rows), encoding="utf-8")
 
 

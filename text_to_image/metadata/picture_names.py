@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,6 +19,17 @@ LINK_ADVICE = "copy the picture, or make a hard link to it (`cp -l`)"
 def same_name_key(name: str) -> str:
     """Equal for a name that is composed (NFC) and the same name decomposed (NFD), as macOS and its tools write it."""
     return unicodedata.normalize("NFC", name)
+
+
+def distinct_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """The shortest end of each path that no other has: '1.jpg', or 'front/1.jpg' where another folder has a 1.jpg."""
+    remaining, names = set(paths), dict[Path, str]()
+    for length in range(1, max((len(path.parts) for path in remaining), default=0) + 1):
+        ends = {path: Path(*path.parts[-length:]).as_posix() for path in remaining}
+        times = Counter(ends.values())
+        names |= {path: end for path, end in ends.items() if times[end] == 1 or length >= len(path.parts)}
+        remaining -= names.keys()
+    return names
 
 
 class MissingPicture(ValueError):

@@ -13,6 +13,7 @@ from typing import Any
 from metadata.files import MetadataFile, find_metadata_files, near_miss_message, unread_metadata_files
 from metadata.image_files import METADATA, find_image_files, no_pictures_message
 from metadata.picture_names import PictureNames
+from metadata.repeats import REPEATS, repeats_fault, repeats_of
 from metadata.rows import file_name_of, found, read_rows, shown
 from metadata.sidecars import Sidecars, distant_sidecars_message, find_differing_sidecars
 from runtime.errors import UserError
@@ -29,6 +30,7 @@ class CaptionRow:
     file_name: str  # on disk, from the folder of the data set
     captions: tuple[str, ...]
     line: int
+    repeats: float = 1.0  # how often a pass over the data set uses the picture
 
     def path(self, folder: Path) -> Path:
         return Path(folder) / self.file_name
@@ -48,6 +50,7 @@ class ScannedRow:
     meant: str | None  # the picture that it probably means, where the one that it names is missing
     is_own: bool  # in the folder's own file, not in one of a sub-folder
     where: str  # the line, with the file where that is not the folder's own
+    repeats_fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -143,16 +146,17 @@ def lacks_caption(row: dict, column: str) -> bool:
 
 
 class _SeenRows:
-    """Which picture has which row, over all files; a picture has one row, or the same captions in two files."""
+    """Which picture has which row, over all files; a picture has one row, or one that says the same in two files."""
 
     def __init__(self, folder: Path):
         self.names = PictureNames(folder)
-        self._first: dict[Path, tuple[MetadataFile, int, tuple[str, ...]]] = {}
+        self._first: dict[Path, tuple[MetadataFile, int, tuple[str, ...], Any]] = {}
 
     def is_repeated(self, name: str, row: dict, file: MetadataFile, line: int, column: str) -> bool:
         """Whether the row of another file says the same. Raises ValueError for a second row that is none of those."""
-        captions = _readable(row, column)
-        first_file, first_line, first_captions = self._first.setdefault(Path(name), (file, line, captions))
+        captions, repeats = _readable(row, column), row.get(REPEATS)
+        own = file, line, captions, repeats
+        first_file, first_line, first_captions, first_repeats = self._first.setdefault(Path(name), own)
         if (first_file, first_line) == (file, line):
             return False
         if first_file == file:
@@ -160,6 +164,10 @@ class _SeenRows:
         if first_captions != captions:
             raise ValueError(
                 f"{shown(name)} has another caption in {first_file.where(first_line)}; remove one of the two rows"
+            )
+        if first_repeats != repeats:
+            raise ValueError(
+                f"{shown(name)} has other `{REPEATS}` in {first_file.where(first_line)}; remove one of the two rows"
             )
         return True
 
@@ -171,8 +179,8 @@ def _checked_row(
     if isinstance(raw, ValueError):
         raise raw
     name = seen.names.find(file.full_name(file_name_of(raw)))
-    captions = _captions_of(raw, column)
-    return None if seen.is_repeated(name, raw, file, line, column) else CaptionRow(name, captions, line)
+    captions, repeats = _captions_of(raw, column), repeats_of(raw)
+    return None if seen.is_repeated(name, raw, file, line, column) else CaptionRow(name, captions, line, repeats)
 
 
 def _scan(files: Sequence[MetadataFile], folder: Path, column: str) -> list[ScannedRow]:
@@ -218,6 +226,7 @@ def _scanned_row(
             meant=meant,
             is_own=not file.prefix.parts,
             where=file.where(line) if file.prefix.parts else f"line {line}",
+            repeats_fault=repeats_fault(raw),
         )
     ]
 

@@ -44,15 +44,34 @@ class FlagParser(argparse.ArgumentParser):
 class YesNo(argparse.Action):
     """`--name` and `--no_name`; argparse's BooleanOptionalAction would spell the second `--no-name`."""
 
+    nargs: int | str = 0
+
     def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any):
         negated = [option.replace("--", "--no_", 1) for option in option_strings]
-        super().__init__([*option_strings, *negated], dest, nargs=0, **settings)
+        super().__init__([*option_strings, *negated], dest, nargs=self.nargs, **settings)
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
         option_string: str | None = None,
     ) -> None:  # fmt: skip
         setattr(namespace, self.dest, not (option_string or "").startswith("--no_"))
+
+
+class YesNoOrShare(YesNo):
+    """`--name` (True), `--name 0.3` and `--no_name` (False)."""
+
+    nargs = "?"
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+        option_string: str | None = None,
+    ) -> None:  # fmt: skip
+        if values is None:
+            super().__call__(parser, namespace, values, option_string)
+        elif (option_string or "").startswith("--no_"):
+            parser.error(f"argument {option_string}: takes no value")
+        else:
+            setattr(namespace, self.dest, values)
 
 
 def positive_int(text: str) -> int:

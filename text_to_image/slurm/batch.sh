@@ -1,5 +1,5 @@
 # What speaks to Slurm: signals, srun, GPUs, the tasks of an array, and queueing up again.
-# Sourced by job.sh; uses its say, fail, repo, scripts, venv, dataset, output_dir, pictures_dir, outputs, samples, phase and
+# Sourced by job.sh; uses its say, fail, repo, scripts, venv, datasets, output_dir, pictures_dir, outputs, samples, phase and
 # read_status.
 # shellcheck shell=bash disable=SC2034,SC2154
 
@@ -94,7 +94,7 @@ requeue() {
     where="in $phase.py"
     [[ "$run_state" != stopped ]] || where="after step $steps_done of $steps"
     # What captioning, encoding and inference have done is in files.
-    progress="$where, $(find "$outputs" ${output_dir:+"$output_dir"} "$dataset" \
+    progress="$where, $(find "$outputs" ${output_dir:+"$output_dir"} "${datasets[@]}" \
         "${pictures_dir:-$samples}" -type f ! -name '.job_*' 2>/dev/null | wc -l || true) files"
     state="$(state_file)"
     if [[ -f "$state" && "$(sed -n 2p "$state")" == "$progress" ]]; then

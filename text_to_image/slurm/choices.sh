@@ -2,7 +2,7 @@
 # Sourced by job.sh; uses its say, fail, repo, venv and scripts.
 # shellcheck shell=bash disable=SC2034,SC2154
 
-# The choices as given, with ~ expanded; sets `output_dir`, `pictures_dir`, and `captioner`
+# The choices as given, with ~ expanded; sets `datasets`, `output_dir`, `pictures_dir`, and `captioner`
 # (empty: the starter's), and `outputs` and `samples`, where results go that no variable places.
 read_choices() {
     local name home=~
@@ -19,9 +19,22 @@ read_choices() {
         # shellcheck disable=SC2016 # these are names
         say '$model and $train_dir are not read: the names are MODEL and DATASET now'
     fi
+    read_datasets "$home"
     output_dir="${OUTPUT_DIR-}" pictures_dir="${PICTURES_DIR-}"
     outputs="$(own_or_current output)" samples="$(own_or_current Generated_sample)"
     captioner="${CAPTIONER-${MODEL:+Salesforce/blip-image-captioning-large}}"
+}
+
+# Sets `datasets` to the folders that DATASET names, with a colon between them, as in PATH; one that is there as a whole
+# is one, whatever its name.
+read_datasets() {
+    local number
+    datasets=("${DATASET:-$repo/dataset}")
+    [[ -e "${datasets[0]}" || "${datasets[0]}" != *:* ]] || IFS=: read -ra datasets <<<"${datasets[0]}"
+    for number in "${!datasets[@]}"; do
+        [[ -n "${datasets[number]}" ]] || fail 2 "DATASET=$DATASET: a name before or after a colon is empty"
+        [[ ! "${datasets[number]}" =~ ^~(/|$) ]] || datasets[number]="$1${datasets[number]:1}"
+    done
 }
 
 # Prints the repository's folder of this name; that of the current folder where the repository is read-only, as
@@ -73,14 +86,18 @@ check_caption_args() {
     done
 }
 
-# Sets `pictures`, the folder in which pictures may lack a caption, of those that training reads, and `captions`, the
-# file in which these are to be read; both are empty where parquet files have them.
+# Sets `pictures`, the folders in which pictures may lack a caption, of those that training reads, and `captions`, the
+# files in which these are to be read; a data set whose parquet files have them has neither.
 find_captions() {
+    local dataset
     local -a paths
-    mapfile -td '' paths < <("$venv/bin/python" "$scripts/slurm/captioned_folder.py" "$dataset" \
-        ${METADATA_FILE:+"$METADATA_FILE"})
-    wait "$!" || exit
-    pictures="${paths[0]-}" captions="${paths[1]-}"
+    pictures=() captions=()
+    for dataset in "${datasets[@]}"; do
+        mapfile -td '' paths < <("$venv/bin/python" "$scripts/slurm/captioned_folder.py" "$dataset" \
+            ${METADATA_FILE:+"$METADATA_FILE"})
+        wait "$!" || exit
+        pictures+=("${paths[@]:0:1}") captions+=("${paths[@]:1:1}")
+    done
 }
 
 # What the job does with the data set itself, too, has a variable: it would caption one and train on another.
@@ -97,12 +114,16 @@ check_train_args() {
 
 # Sets the flags of the three scripts. What stands later wins, so CAPTION_ARGS, TRAIN_ARGS and INFERENCE_ARGS do.
 choose_flags() {
-    local precision
+    local precision dataset
     precision="$("$venv/bin/python" "$scripts/slurm/environment.py" precision)"
-    captioning=(${pictures:+--image_dir "$pictures"} ${captioner:+--model "$captioner"}
+    captioning=(${captioner:+--model "$captioner"}
         ${METADATA_FILE:+--output "$METADATA_FILE"}
         ${SLURM_ARRAY_TASK_ID:+--wait} "${caption_args[@]}") # one task of an array captions, the others wait for it
-    training=(--dataset "$dataset" --epochs "${EPOCHS:-100}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
+    training=()
+    for dataset in "${datasets[@]}"; do
+        training+=(--dataset "$dataset")
+    done
+    training+=(--epochs "${EPOCHS:-100}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
         ${output_dir:+--output_dir "$output_dir"} ${precision:+--mixed_precision "$precision"} ${seed:+--seed "$seed"}
         ${METADATA_FILE:+--metadata_file "$METADATA_FILE"} "${train_args[@]}")
     generation=(--num_images "${NUM_IMAGES:-3}" --resume ${PROMPT:+"--prompt=$PROMPT"}

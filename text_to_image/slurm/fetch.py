@@ -40,11 +40,16 @@ def pictures_without_caption(
 def fetch(record: Path, captioner: str, captioning: argparse.Namespace, training: argparse.Namespace) -> None:
     """Downloads model, data set and captioner where they are not local folders; UserError where the hub has none."""
     from bases.finding import find_bases
-    from metadata.hub_datasets import find_dataset
+    from metadata.hub_datasets import find_datasets
 
     print(f"the model: {find_bases(training)[0]}")
-    folder, named = find_dataset(training), training.metadata_file
-    uncaptioned = pictures_without_caption(folder, captioning.recursive, captioning.existing, named)
+    uncaptioned = [
+        picture
+        for folder in find_datasets(training)
+        for picture in pictures_without_caption(
+            folder, captioning.recursive, captioning.existing, training.metadata_file
+        )
+    ]
     if uncaptioned and captioner and not Path(captioner).is_dir():
         from captioning.captioner_loading import download_captioner  # imports torch, which takes seconds
 

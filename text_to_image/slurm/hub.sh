@@ -7,13 +7,17 @@
 went_offline='' # this job asks the hub nothing
 
 fetch() {
-    local -a caption_args train_args
+    local dataset
+    local -a caption_args train_args names=()
     [[ -n "${MODEL-}${DATASET-}${CAPTIONER-}${CAPTION_ARGS-}${TRAIN_ARGS-}" ]] || return 0
     read_words CAPTION_ARGS caption_args
     check_caption_args "${caption_args[@]}"
     read_words TRAIN_ARGS train_args
     check_train_args "${train_args[@]}"
-    train_args=(--dataset "${DATASET:-$repo/dataset}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
+    for dataset in "${datasets[@]}"; do
+        names+=(--dataset "$dataset")
+    done
+    train_args=("${names[@]}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
         ${METADATA_FILE:+--metadata_file "$METADATA_FILE"} "${train_args[@]}")
     mkdir -p "$outputs"
     "$venv/bin/python" "$scripts/slurm/fetch.py" "$outputs/.fetched" "$captioner" \

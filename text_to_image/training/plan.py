@@ -4,8 +4,10 @@ import argparse
 import importlib.metadata
 import math
 import platform
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,29 +19,30 @@ from bases.one_file import is_one_file
 from data.augmentation import NO_AUGMENTATION, Augmentation, list_augmentations
 from data.buckets import Bucket, ImageToEncode, Size, choose_sizes, list_buckets
 from data.caption_variants import first_sentence
-from data.dataset import Picture, hash_dataset, read_pictures, with_masks
+from data.captioned_folders import folder_shares, read_dataset
+from data.dataset import Picture, hash_dataset, read_pictures, read_tags, with_masks
 from data.masks import Mask, refuse_masks, white_share
 from data.mirroring import why_not_mirrored
-from metadata.files import find_metadata_files, pictures_without_row
-from metadata.hub_datasets import find_dataset
-from metadata.image_files import find_nested_image_files, find_nested_unsupported_files
-from metadata.reading import CaptionSources, describe_captions
+from data.random_numbers import keyed_generator
+from data.tags import TagSettings
+from metadata.hub_datasets import find_datasets
+from metadata.picture_names import distinct_names
+from metadata.reading import CaptionSources
 from models.defaults import FROM_SCRIPT, XL_LEARNING_RATE
 from models.folders import ModelFolder, ModelShape, fingerprint_model, is_xl, read_shape
 from models.sampling import guidance_scale_of
 from models.text_encoding import count_chunks
 from runs.records import fingerprint_run, seed_for, without_secrets
 from runtime.errors import PACKAGES, UserError
-from runtime.processes import run_on_main
-from training.samples import DATA, HELD_OUT, keyed_generator
+from training.samples import DATA, HELD_OUT, epoch_length
 
 
 @dataclass(frozen=True)
 class Plan:
     """All that follows from arguments, data and model before a weight is loaded."""
 
-    folder: Path  # of the data set
-    without_caption: list[str]  # names of pictures in it, and in folders below, that have no row
+    folders: list[Path]  # of the data set
+    without_caption: list[str]  # names of pictures in them, and in folders below, that have no row
     unreadable: list[str]  # the same of pictures in a format or under a suffix that is not read
     pictures: list[Picture]
     sizes: list[Size]  # of each picture
@@ -50,6 +53,7 @@ class Plan:
     shape: ModelShape
     global_batch: int  # samples of the data set in a step, over processes and accumulation
     prior_batch: int  # the base's own pictures in a step
+    epoch_samples: int  # of the data set, in an epoch
     steps: int
     warmup: int
     learning_rate: float
@@ -62,6 +66,14 @@ class Plan:
     @property
     def buckets(self) -> list[Bucket]:
         return list_buckets(self.pictures, self.sizes)
+
+    @cached_property
+    def names(self) -> dict[Path, str]:
+        """What each picture is called in messages: its file name, with folders where others have the same."""
+        return distinct_names(picture.path for picture in (*self.pictures, *self.held_out))
+
+    def names_of(self, pictures: Sequence[int]) -> list[str]:
+        return [self.names[self.pictures[picture].path] for picture in pictures]
 
     @property
     def main_size(self) -> Size:
@@ -91,30 +103,22 @@ class Plan:
 def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     """Raises UserError where the data set or the model is not usable."""
     with accelerator.local_main_process_first():  # one of a node downloads
-        folder = find_dataset(args)
+        folders = find_datasets(args)
         base, unet_base = find_bases(args)
-    files = find_metadata_files(folder, leave_out=args.validation_dir, named=args.metadata_file)
-    pictures = read_pictures(folder, args.short_captions, args.caption_column, args.trigger, files)
-    pictures = with_masks(folder, pictures, args.mask_from_alpha)
-    captions = [(picture.path, picture.row_captions) for picture in pictures]
-    caption_sources = run_on_main(
-        accelerator, lambda: describe_captions(folder, files, captions, leave_out=args.validation_dir)
-    )
-    known = {picture.path for picture in pictures}
-    without_caption = [path for path in find_nested_image_files(folder) if path not in known]
-    without_caption += pictures_without_row(files, known)
-    unreadable = [path for path in find_nested_unsupported_files(folder) if path not in known]
-    pictures, held_out = hold_out(args, pictures)
+    dataset = read_dataset(args, accelerator, folders)
+    pictures, held_out = hold_out(args, dataset.pictures)
+    pictures = arrange_tags(args, pictures)
     shape = read_shape(base)
     sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
     global_batch = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    steps = total_steps(len(pictures), args.repeats, args.epochs, global_batch, args.max_train_steps)
+    epoch_samples = epoch_length([picture.repeats for picture in pictures]) * args.repeats
+    steps = total_steps(epoch_samples, args.epochs, global_batch, args.max_train_steps)
     own_prompts = args.prior_prompts or [first_sentence(picture.base_caption) for picture in pictures]
     plan = Plan(
-        folder=folder,
-        without_caption=[str(path.relative_to(folder)) for path in without_caption],
-        caption_sources=caption_sources,
-        unreadable=[str(path.relative_to(folder)) for path in unreadable],
+        folders=dataset.folders,
+        without_caption=dataset.without_caption,
+        caption_sources=dataset.caption_sources,
+        unreadable=dataset.unreadable,
         pictures=pictures,
         sizes=choose_sizes(pictures, *sizing),
         augmentations=[
@@ -127,6 +131,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         shape=shape,
         global_batch=global_batch,
         prior_batch=prior_batch_size(global_batch, args.prior_images),
+        epoch_samples=epoch_samples,
         steps=steps,
         warmup=warmup_steps(args.lr_warmup_steps, steps),
         learning_rate=choose_learning_rate(args, base) * (global_batch if args.scale_lr else 1),
@@ -143,7 +148,7 @@ def measure_masks(args: argparse.Namespace, plan: Plan) -> tuple[float, ...]:
     """
     images = plan.images_to_encode.items()
     masked = [(stream, image.picture.mask, image) for (stream, _), image in images if image.picture.mask]
-    _check_mask_flags(args, plan.folder, [mask for _, mask, _ in masked])
+    _check_mask_flags(args, plan.folders, [mask for _, mask, _ in masked])
     shares, faults = [], []
     for stream, mask, image in masked:
         picture_size = image.picture.width, image.picture.height
@@ -156,11 +161,11 @@ def measure_masks(args: argparse.Namespace, plan: Plan) -> tuple[float, ...]:
     return tuple(shares)
 
 
-def _check_mask_flags(args: argparse.Namespace, folder: Path, masks: Sequence[Mask]) -> None:
+def _check_mask_flags(args: argparse.Namespace, folders: Sequence[Path], masks: Sequence[Mask]) -> None:
     transparent = any(mask.from_alpha for mask in masks)
     for flag, what, there in (("mask_from_alpha", "transparency", transparent), ("unmasked_weight", "a mask", masks)):
         if getattr(args, flag) and not there:
-            raise UserError(f"--{flag}: no picture in {folder} has {what}; leave the flag out")
+            raise UserError(f"--{flag}: no picture in {', '.join(map(str, folders))} has {what}; leave the flag out")
 
 
 def choose_learning_rate(args: argparse.Namespace, base: ModelFolder) -> float:
@@ -169,13 +174,13 @@ def choose_learning_rate(args: argparse.Namespace, base: ModelFolder) -> float:
     return XL_LEARNING_RATE if by_default and is_xl(base) and not args.lora_rank else args.learning_rate
 
 
-def total_steps(pictures: int, repeats: int, epochs: int, global_batch: int, max_train_steps: int | None) -> int:
-    """Steps of a run: enough that every picture is seen `epochs * repeats` times, the last batch filled up.
+def total_steps(epoch_samples: int, epochs: int, global_batch: int, max_train_steps: int | None) -> int:
+    """Steps of a run: enough for `epochs` times the samples of an epoch, the last batch filled up.
 
     Batches flow over the border between epochs, so a data set smaller than the batch still trains with whole batches.
     `max_train_steps` overrides the epochs, as in diffusers' script.
     """
-    return max_train_steps or math.ceil(epochs * repeats * pictures / global_batch)
+    return max_train_steps or math.ceil(epochs * epoch_samples / global_batch)
 
 
 def warmup_steps(asked: int | None, steps: int) -> int:
@@ -191,10 +196,6 @@ def prior_batch_size(global_batch: int, prior_images: int) -> int:
 def repeat_prompts(prompts: Sequence[str], prior_images: int) -> list[str]:
     """The prompt of each of the base's pictures, in turn."""
     return [prompts[index % len(prompts)] for index in range(prior_images)]
-
-
-def picture_names(plan: Plan, pictures: Sequence[int]) -> list[str]:
-    return [plan.pictures[picture].path.name for picture in pictures]
 
 
 def unmirrored_word(picture: Picture) -> str | None:
@@ -218,6 +219,22 @@ def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[lis
         held_out = read_pictures(args.validation_dir, False, args.caption_column, args.trigger)
         return trained, with_masks(args.validation_dir, held_out, args.mask_from_alpha)
     return trained, [pictures[i] for i in sorted(out)]
+
+
+def arrange_tags(args: argparse.Namespace, pictures: list[Picture]) -> list[Picture]:
+    """The pictures, their lists of tags in several orders where that is asked for. The orders follow from --seed, or
+    are always the same. UserError where no caption is a list of tags."""
+    if not args.shuffle_tags and not args.tag_dropout:
+        return pictures
+    settings = TagSettings(args.shuffle_tags, args.keep_tags, args.tag_dropout, args.seed or 0)
+    arranged = [read_tags(picture, settings, bool(args.short_captions)) for picture in pictures]
+    if not any(picture.as_written for picture in arranged):
+        raise UserError(
+            f"--{'shuffle_tags' if args.shuffle_tags else 'tag_dropout'}: no caption is a list of tags, such as "
+            "'denim jeans, blue, folded'; the first is "
+            f"{textwrap.shorten(pictures[0].row_captions[0], 60, placeholder=' ...')!r}"
+        )
+    return arranged
 
 
 def describe_run(
@@ -244,6 +261,10 @@ def describe_run(
         "text_dtype": "float16" if args.cache else "float32",
         "saved_dtype": "float32",
         "trained": f"LoRA of rank {args.lora_rank}" if args.lora_rank else "UNet",
+        "folders": [
+            {"folder": str(folder), "pictures": count, "share": round(share, 4)}
+            for folder, (count, share) in folder_shares(plan.pictures).items()
+        ],
         "sizes": [
             {"height": bucket.size[0], "width": bucket.size[1], "pictures": bucket.pictures} for bucket in plan.buckets
         ],

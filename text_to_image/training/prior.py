@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from diffusers import SchedulerMixin
 from safetensors.torch import load_file
 
+from data.random_numbers import keyed_generator
 from models.folders import fingerprint_model
 from models.loading import load_unet, set_attention
 from models.samplers import SamplingSettings
@@ -19,7 +20,7 @@ from models.text_encoding import TextEmbedding
 from runtime.files import hash_key
 from runtime.progress import progress_bar
 from runtime.tensor_files import is_intact, save_with_checksum
-from training.samples import LatentShape, keyed_generator
+from training.samples import LatentShape
 from training.setup import PreparedRun
 
 SAMPLER_STEPS, PRIOR_BATCH = 20, 4

@@ -4,17 +4,19 @@ A run that is stopped and resumed, or spread over more processes, therefore trai
 come from the CPU, whose generator gives the same ones on every machine.
 """
 
-import hashlib
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import groupby
+from functools import cached_property
+from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple, Protocol
 
 import torch
 
 from data.augmentation import Augmentation, augmented_caption
+from data.random_numbers import keyed_generator
 from models.conditions import Conditions, TimeIds
 from runtime.devices import set_thread_device, to_device
 
@@ -22,6 +24,8 @@ from runtime.devices import set_thread_device, to_device
 # are part of the random generators' keys.
 DATA, PRIOR, HELD_OUT = "data", "prior", "held out"
 ORDERS_KEPT = 8
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill [0, 1) as evenly as any
+MARKS = 1 << 20  # a power of 2, so that what is added to them stays exact
 
 LatentShape = tuple[int, int, int]  # (C, h, w)
 
@@ -51,7 +55,14 @@ class SampleSource:
     augmentations: Sequence[Sequence[Augmentation]]
     time_ids: Sequence[TimeIds]
     group_length: int = 1  # that many pictures of one shape follow each other, so that a batch needs one pass
+    repeats: Sequence[float] = ()  # how often each picture is used in an epoch; empty: once
+    whole_groups: Sequence[Collection[int]] = ()  # of each picture's groups those of whole captions; empty: not known
     _orders: dict[tuple[int, str, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def epoch_length(self) -> int:
+        """Samples of an epoch."""
+        return epoch_length(self.repeats or [1.0] * len(self.latent_shapes))
 
     def epoch_order(self, seed: int, stream: str, epoch: int) -> tuple[int, ...]:
         """Which picture comes when in an epoch; the last few orders are kept."""
@@ -72,6 +83,7 @@ class SampleSettings:
     timesteps: int
     noise_offset: float = 0.0  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
     input_perturbation: float = 0.0  # arXiv:2301.11706
+    short_captions: float | None = None  # the share of shorter variants; None: all groups are chosen equally often
 
 
 @dataclass(frozen=True)
@@ -89,18 +101,12 @@ class Sample:
     time_ids: TimeIds  # an augmentation moves the crop as it is, and changes nothing of it
 
 
-def keyed_generator(seed: int, *key: str | int) -> torch.Generator:
-    """A CPU generator for this key; hashed, since with `seed + n` seed 1's sample 2 would be seed 2's sample 1."""
-    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-
-
 def make_sample(seed: int, key: SampleKey, source: SampleSource, settings: SampleSettings) -> Sample:
     """Never reorder these draws: it would change existing runs. New randomness takes a generator of its own."""
     generator = keyed_generator(seed, key.stream, key.number)
     picture = picture_index(seed, key, source)
     shape = source.latent_shapes[picture]
-    caption = choose_caption(source.caption_groups[picture], generator)
+    caption = choose_caption(offered_groups(seed, key, source, settings.short_captions), generator)
     dropped = torch.rand((), generator=generator).item() < settings.caption_dropout
     timestep = int(torch.randint(settings.timesteps, (), generator=generator))
     posterior_noise, noise = (torch.randn(shape, generator=generator) for _ in range(2))
@@ -121,6 +127,21 @@ def make_sample(seed: int, key: SampleKey, source: SampleSource, settings: Sampl
     )
 
 
+def offered_groups(
+    seed: int, key: SampleKey, source: SampleSource, short_captions: float | None
+) -> Sequence[Sequence[str]]:
+    """The groups of captions that a sample chooses from: whole captions or, in the share `short_captions` of samples,
+    their shorter variants. A caption without any stays whole."""
+    picture = picture_index(seed, key, source)
+    groups = source.caption_groups[picture]
+    if short_captions is None or not source.whole_groups:
+        return groups
+    generator = keyed_generator(seed, key.stream, key.number, "short captions")
+    is_short = torch.rand((), generator=generator).item() < short_captions
+    whole = source.whole_groups[picture]
+    return [group for number, group in enumerate(groups) if (number not in whole) == is_short] or groups
+
+
 def choose_caption(groups: Sequence[Sequence[str]], generator: torch.Generator) -> str:
     """Every group equally often, then every caption of the group."""
     group = groups[int(torch.randint(len(groups), (), generator=generator))]
@@ -128,21 +149,45 @@ def choose_caption(groups: Sequence[Sequence[str]], generator: torch.Generator) 
 
 
 def picture_index(seed: int, key: SampleKey, source: SampleSource) -> int:
-    """Which picture a sample shows: every epoch goes over all of them once, each time in another order."""
-    epoch, position = divmod(key.number, len(source.latent_shapes))
+    """Which picture a sample shows: every epoch goes over all of them, each time in another order."""
+    epoch, position = divmod(key.number, source.epoch_length)
     return source.epoch_order(seed, key.stream, epoch)[position]
 
 
 def shuffle_epoch(seed: int, stream: str, epoch: int, source: SampleSource) -> tuple[int, ...]:
     """Shuffled, then grouped into runs of one shape; the shorter runs, what is left of each shape, come last."""
     generator = keyed_generator(seed, stream, "pass", epoch)
+    used = epoch_pictures(seed, stream, epoch, source)
     by_shape: dict[LatentShape, list[int]] = {}
-    for picture in torch.randperm(len(source.latent_shapes), generator=generator).tolist():
-        by_shape.setdefault(source.latent_shapes[picture], []).append(picture)
+    for position in torch.randperm(len(used), generator=generator).tolist():
+        by_shape.setdefault(source.latent_shapes[used[position]], []).append(used[position])
     length = source.group_length
     runs = [pictures[at : at + length] for pictures in by_shape.values() for at in range(0, len(pictures), length)]
     shuffled = [runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()]
     return tuple(picture for pictures in sorted(shuffled, key=len, reverse=True) for picture in pictures)
+
+
+def epoch_length(repeats: Sequence[float]) -> int:
+    """Samples of an epoch that uses each picture `repeats` times: the rounded sum, at least 1."""
+    return max(1, math.floor(sum(repeats) + 0.5))
+
+
+def epoch_pictures(seed: int, stream: str, epoch: int, source: SampleSource) -> list[int]:
+    """The pictures of an epoch, in the data set's order; one whose `repeats` is 0.5 is in half of the epochs.
+
+    Systematic sampling: the pictures lie side by side on a line, each as long as its repeats, and marks at distance 1
+    choose from it. From epoch to epoch the marks move on by the golden ratio, so that over many epochs every picture
+    has its share, more exactly than chance would give it.
+    """
+    if not source.repeats:
+        return list(range(len(source.latent_shapes)))
+    start = torch.rand((), generator=keyed_generator(seed, stream, "repeats"), dtype=torch.float64).item()
+    mark = math.floor((start + epoch * GOLDEN_RATIO) % 1 * MARKS) / MARKS
+    stretch = source.epoch_length / sum(source.repeats)
+    ends = [0.0, *accumulate(repeats * stretch for repeats in source.repeats)]
+    ends[-1] = source.epoch_length  # exactly, not but for rounding
+    counts = (math.ceil(end - mark) - math.ceil(begin - mark) for begin, end in pairwise(ends))
+    return [picture for picture, count in enumerate(counts) for _ in range(count)]
 
 
 # --- Batches --------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ class PreparedRun:
 
     def epoch_after(self, step: int) -> float:
         """Passes over the data set after optimisation step `step`, from 1."""
-        return step * self.plan.global_batch / (len(self.plan.pictures) * self.args.repeats)
+        return step * self.plan.global_batch / self.plan.epoch_samples
 
     def process_share(self, count: int) -> range:
         """Which of `count` things this process does where the processes share them."""
@@ -167,6 +167,8 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> Batches:
         augmentations=plan.augmentations,
         time_ids=[image.time_ids for (stream, _), image in plan.images_to_encode.items() if stream == DATA],
         group_length=plan.global_batch,
+        repeats=[picture.repeats for picture in plan.pictures],
+        whole_groups=[picture.whole_groups for picture in plan.pictures],
     )
     prior = SampleSource(
         caption_groups=[((prompt,),) for prompt in plan.prior_prompts],
@@ -174,11 +176,17 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> Batches:
         augmentations=[NO_AUGMENTATION] * len(plan.prior_prompts),
         time_ids=[whole_picture(*plan.main_size)] * len(plan.prior_prompts),
     )
-    timesteps = len(run.objective.noise_scheduler)
+    settings = SampleSettings(
+        args.caption_dropout,
+        len(run.objective.noise_scheduler),
+        args.noise_offset,
+        args.input_perturbation,
+        short_captions=None if isinstance(args.short_captions, bool) else args.short_captions,
+    )
     batches = StepBatches(
         encodings=encodings,
         sources={DATA: data, PRIOR: prior},
-        settings=SampleSettings(args.caption_dropout, timesteps, args.noise_offset, args.input_perturbation),
+        settings=settings,
         seed=run.seed,
         data_batch=plan.global_batch,
         prior_batch=plan.prior_batch,

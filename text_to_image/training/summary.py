@@ -10,6 +10,8 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from data.augmentation import AFFINE_VARIANTS
+from data.captioned_folders import folder_shares
+from data.tags import TAG_ORDERS
 from metadata.image_files import mask_key
 from metadata.reading import CaptionSources
 from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
@@ -40,11 +42,13 @@ def run_summary(run: PreparedRun) -> Rows:
         *_left_out_rows(plan),
         ("trained", run.record["trained"]),
         ("pictures", _pictures_line(plan)),
+        *_folder_rows(plan),
         *_bucket_rows(plan),
         *_small_resolution_rows(args, plan),
         *_mask_rows(args, plan),
         *_augmentation_rows(args, plan),
         ("captions", _captions_line(args, plan, tokenizer)),
+        *_tag_rows(args, plan),
         *_caption_source_rows(plan.caption_sources),
         *_cut_prompt_rows(args, plan, tokenizer),
         *_same_words_rows(plan),
@@ -83,7 +87,8 @@ def _origins_line(arguments: dict, origins: dict[str, str], source: str) -> str:
 
 
 def _pictures_line(plan: Plan) -> str:
-    line = f"{len(plan.pictures)} in {display_path(plan.folder)}"
+    folders = [display_path(folder) for folder in plan.folders]
+    line = f"{len(plan.pictures)} in {folders[0] if len(folders) == 1 else f'{len(folders)} folders'}"
     if plan.held_out:
         line += f", and {len(plan.held_out)} held out to measure the loss on"
     if plan.without_caption:
@@ -93,13 +98,23 @@ def _pictures_line(plan: Plan) -> str:
     return line
 
 
+def _folder_rows(plan: Plan) -> Rows:
+    """A row for each of several folders: its pictures, and its share of the samples."""
+    shares = folder_shares(plan.pictures)
+    rows = []
+    for folder in plan.folders:
+        count, share = shares.get(folder, (0, 0.0))  # of a folder all may be held out
+        rows.append(("", f"{display_path(folder)}: {_count(count)}, {share:.1%} of the samples"))
+    return rows if len(rows) > 1 else []
+
+
 def _bucket_rows(plan: Plan) -> Rows:
     """A row for each size: its pictures, what is cut off of them, and which are enlarged."""
     rows: Rows = []
     for bucket in plan.buckets:
         height, width = bucket.size
         inside = [p for p, size in zip(plan.pictures, plan.sizes, strict=True) if size == bucket.size]
-        small = [p.path.name for p in inside if p.width < width or p.height < height]
+        small = [plan.names[p.path] for p in inside if p.width < width or p.height < height]
         line = f"{width} x {height} px: {_count(bucket.pictures)}, at most {bucket.cropped:.1%} cropped"
         rows.append(("size" if not rows else "", line + (f"; SMALLER and enlarged: {_names(small)}" if small else "")))
     return rows
@@ -129,7 +144,7 @@ def _mask_rows(args: argparse.Namespace, plan: Plan) -> Rows:
 def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:
     rows = []
     if args.random_flip:
-        kept = [f"{p.path.name} ({word!r})" for p in plan.pictures if (word := unmirrored_word(p))]
+        kept = [f"{plan.names[p.path]} ({word!r})" for p in plan.pictures if (word := unmirrored_word(p))]
         line = f"{len(plan.pictures) - len(kept)} of {len(plan.pictures)} pictures are mirrored half of the time"
         if kept:
             line += f"; never those whose captions mention writing, or a side not in English: {_names(kept)}"
@@ -147,11 +162,22 @@ def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenize
     tokens = {caption: count_tokens(tokenizer, caption) for picture in plan.pictures for caption in picture.captions}
     chunk = tokenizer.model_max_length - 2
     room = _tokens_read(args, tokenizer)
-    cut = [p.path.name for p in plan.pictures if any(tokens[caption] > room for caption in p.captions)]
-    cut += [f"{p.path.name} (held out)" for p in plan.held_out if count_tokens(tokenizer, p.captions[0]) > room]
+    cut = [plan.names[p.path] for p in plan.pictures if any(tokens[caption] > room for caption in p.captions)]
+    cut += [f"{plan.names[p.path]} (held out)" for p in plan.held_out if count_tokens(tokenizer, p.captions[0]) > room]
     line = f"{len(tokens)} with their shorter variants, the longest of {max(tokens.values())} tokens"
     line += f", read up to {room}; {sum(count > chunk for count in tokens.values())} of more than {chunk}"
     return line + (f"; CUT at {room} tokens: {', '.join(cut)}" if cut else "")
+
+
+def _tag_rows(args: argparse.Namespace, plan: Plan) -> Rows:
+    """How lists of tags are read."""
+    if not (lists := sum(len(picture.as_written) for picture in plan.pictures)):
+        return []
+    captions = sum(len(picture.row_captions) for picture in plan.pictures)
+    line = f"{lists} of {captions} captions are lists of tags; up to {TAG_ORDERS} forms of each are encoded"
+    line += ", their tags shuffled" if args.shuffle_tags else ""
+    line += f", {args.tag_dropout:.0%} of the tags left out" if args.tag_dropout else ""
+    return [("", line + (f"; the first {args.keep_tags} stay as they are" if args.keep_tags else ""))]
 
 
 def _caption_source_rows(sources: CaptionSources) -> Rows:
@@ -200,7 +226,11 @@ def _tokens_read(args: argparse.Namespace, tokenizer: CLIPTokenizer) -> int:
 
 
 def _steps_line(args: argparse.Namespace, plan: Plan, first_step: int) -> str:
-    passes = f"{args.epochs} epochs x {_count(len(plan.pictures))} x {args.repeats} repeats"
+    once = plan.epoch_samples // args.repeats
+    what = _count(once)
+    if any(picture.repeats != 1 for picture in plan.pictures):
+        what = f"{once} samples of {_count(len(plan.pictures))} with their repeats"
+    passes = f"{args.epochs} epochs x {what} x {args.repeats} repeats"
     why = "--max_train_steps" if args.max_train_steps else f"{passes} / batch of {plan.global_batch}"
     line = f"{plan.steps} ({why})"
     return line + (f", going on after step {first_step}" if first_step else "")

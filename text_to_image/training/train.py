@@ -20,7 +20,6 @@ from training.memory_rows import explain_out_of_memory
 from training.metrics import METRICS_FILE, MetricsLog, MetricsRow, StepResult, let_track, read_metrics, start_trackers
 from training.non_finite import NonFiniteSteps
 from training.objective import diffusion_loss
-from training.plan import picture_names
 from training.samples import Batches
 from training.saving import checkpoint_before_giving_up, save_result, write_checkpoint, write_rows
 from training.setup import PreparedRun, claim_output_folder, make_batches, prepare_run
@@ -57,7 +56,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     # The UNet, its optimizer and its EMA, new or from a checkpoint:
     state = explain_out_of_memory(TrainState.create)(run)
     non_finite = NonFiniteSteps(
-        run.accelerator, args.max_bad_steps, lambda step: picture_names(run.plan, batches.pictures_of(step))
+        run.accelerator, args.max_bad_steps, lambda step: run.plan.names_of(batches.pictures_of(step))
     )
     if args.dry_run:
         print_table([("duration", time_steps(run, state, batches, non_finite))], quiet=not run.is_main)

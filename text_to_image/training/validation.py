@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from data.augmentation import Augmentation
 from data.buckets import ImageToEncode
 from data.images import save_image
+from data.random_numbers import keyed_generator
 from models.loading import load_vae
 from models.samplers import SamplingSettings
 from models.sampling import (
@@ -27,7 +28,7 @@ from models.sampling import (
 from optimization.ema import averaged
 from training.encoding import Encodings
 from training.objective import Objective, diffusion_loss
-from training.samples import DATA, HELD_OUT, LatentShape, Sample, keyed_generator, make_batch
+from training.samples import DATA, HELD_OUT, LatentShape, Sample, make_batch
 from training.setup import PreparedRun
 from training.state import TrainState
 
@@ -87,7 +88,7 @@ def make_validator(run: PreparedRun, state: TrainState, encodings: Encodings) ->
         samples, encodings, Objective(run.objective.noise_scheduler), run.accelerator.device, run.compute_dtype
     )
     weight_sets = 2 if state.ema.enabled else 1
-    steps_in_epoch = len(plan.pictures) * args.repeats / plan.global_batch
+    steps_in_epoch = plan.epoch_samples / plan.global_batch
     return Validator(
         state,
         fixed_loss,

@@ -1,0 +1,191 @@
+"""Several folders, repeats, tags and shares of shorter captions in whole runs: summary, record, resume, refusals."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioned_folder import write_captioned_folder
+from clone import ROOT
+from models.loading import load_tokenizer
+from run_folder import assert_same_bits, assert_same_tensors, losses
+from runtime.errors import UserError
+from train_text_to_image import parse_args
+from training.plan import describe_run, make_plan
+from training.setup import make_accelerator
+from training.train import train
+
+STEPS = ["--max_train_steps", 4, "--learning_rate", 1e-3, "--seed", 0, "--checkpointing_steps", 2]
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    """Two folders with pictures of the same names; one is used twice in an epoch, one in every second one."""
+    jeans = write_captioned_folder(tmp_path / "jeans", {"1.jpg": "denim jeans, blue, flat", "2.jpg": "red jeans, new"})
+    shirts = write_captioned_folder(tmp_path / "shirts", {"1.jpg": "A t shirt, red. It is new. It is flat."})
+    set_repeats(jeans, 2, 0.5)
+    return jeans, shirts
+
+
+def set_repeats(folder: Path, *repeats: float) -> None:
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    rows = [row | {"repeats": number} for row, number in zip(rows, repeats, strict=True)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def record(out: Path) -> dict:
+    return json.loads((out / "run.json").read_text())
+
+
+def test_the_summary_and_the_record_say_each_folders_share(train_run, folders, capsys):
+    jeans, shirts = folders
+    out = train_run("out", *STEPS, "--epochs", 8, "--dataset", shirts, dataset=jeans)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "pictures 3 in 2 folders" in said
+    assert f"{jeans}: 2 pictures, 71.4% of the samples" in said and f"{shirts}: 1 picture, 28.6%" in said
+    assert record(out)["folders"] == [
+        {"folder": str(jeans), "pictures": 2, "share": 0.7143},
+        {"folder": str(shirts), "pictures": 1, "share": 0.2857},
+    ]
+    assert record(out)["arguments"]["dataset"] == str(jeans)
+    assert record(out)["arguments"]["more_datasets"] == [str(shirts)]
+
+
+def test_epochs_count_the_rounded_sum_of_the_repeats(train_run, folders, capsys):
+    flags = ["--epochs", 8, "--repeats", 2, "--train_batch_size", 4, "--dry_run", "--no_timing"]
+    train_run("out", *flags, "--dataset", folders[1], dataset=folders[0])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "16 (8 epochs x 4 samples of 3 pictures with their repeats x 2 repeats / batch of 4)" in said
+
+
+def test_pictures_of_one_name_are_told_apart_where_they_are_named(train_run, folders, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "training.train.diffusion_loss", lambda unet, _, batch: unet(
+            batch.latents, batch.timesteps, batch.encoder_hidden_states
+        ).sample.mean((1, 2, 3)) * torch.nan,
+    )  # fmt: skip
+    flags = [*STEPS, "--max_bad_steps", 9, "--random_flip", "--max_token_chunks", 1, "--resolution", 128]
+    (folders[0] / "metadata.jsonl").write_text('{"file_name": "1.jpg", "text": "jeans with a logo"}\n')
+    (folders[1] / "metadata.jsonl").write_text(json.dumps({"file_name": "1.jpg", "text": "red flat " * 90}) + "\n")
+    train_run("out", *flags, "--dataset", folders[1], dataset=folders[0])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "its pictures: " in said and "jeans/1.jpg" in said.split("its pictures: ")[1]
+    assert "jeans/1.jpg ('logo')" in said and "CUT at 75 tokens: shirts/1.jpg" in said
+    assert "SMALLER and enlarged: jeans/1.jpg, shirts/1.jpg" in said
+
+
+def test_one_folder_is_recorded_as_it_always_was(train_run, captioned_folder):
+    arguments = record(train_run("out", *STEPS))["arguments"]
+    assert arguments["dataset"] == str(captioned_folder) and arguments["more_datasets"] is None
+
+
+ALL = ["--shuffle_tags", "--keep_tags", 1, "--tag_dropout", 0.2, "--short_captions", 0.3]
+
+
+def test_a_run_with_every_choice_resumes_to_the_same_bits(train_run, folders):
+    flags = [*STEPS, *ALL, "--dataset", folders[1], "--train_batch_size", 3, "--validation_steps", 2]
+    flags += ["--lr_scheduler", "constant"]
+    whole = train_run("whole", *flags, dataset=folders[0])
+    train_run("parts", *flags, "--max_train_steps", 2, dataset=folders[0])
+    assert_same_bits(whole, train_run("parts", *flags, dataset=folders[0]), 4)
+
+
+def test_each_choice_changes_the_fingerprint(tiny_model, folders, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    jeans, shirts = map(str, folders)
+    runs = [[], ["--shuffle_tags"], ["--shuffle_tags", "--keep_tags", "1"], ["--tag_dropout", "0.9"]]
+    runs += [["--short_captions"], ["--no_short_captions"], ["--dataset", shirts]]
+    prints = set()
+    for flags in runs:
+        args = parse_args(["--pretrained_model_name_or_path", str(tiny_model), "--dataset", jeans, *flags])
+        accelerator, precision = make_accelerator(args)
+        plan = make_plan(args, accelerator)
+        prints.add(describe_run(args, plan, accelerator, load_tokenizer(plan.base), precision)["fingerprint"])
+    assert len(prints) == len(runs)
+
+
+def test_encoding_live_reads_the_same_orders_as_stored_encodings(train_run, folders):
+    flags = [*STEPS, *ALL, "--dataset", folders[1]]
+    stored, live = (
+        train_run("stored", *flags, dataset=folders[0]),
+        train_run("live", *flags, "--no_cache", dataset=folders[0]),
+    )
+    assert losses(live) == pytest.approx(losses(stored), abs=1e-5)
+
+
+def test_the_summary_says_how_many_captions_are_tags_and_how_many_orders_are_kept(train_run, folders, capsys):
+    out = train_run("out", *STEPS, *ALL, "--dataset", folders[1], dataset=folders[0])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3 captions are lists of tags; up to 16 forms of each are encoded" in said
+    assert "20% of the tags left out; the first 1 stay" in said
+    assert "denim jeans, blue, flat" in record(out)["example_prompts"]  # as it is written
+
+
+def test_tags_are_refused_where_no_caption_is_a_list_of_them(train_run, tmp_path):
+    folder = write_captioned_folder(tmp_path / "data", {"1.jpg": "A t shirt, red."})
+    for flags in (["--shuffle_tags"], ["--tag_dropout", 0.1]):
+        with pytest.raises(UserError, match=f"{flags[0]}: no caption is a list of tags"):
+            train_run("out", *STEPS, *flags, dataset=folder)
+    with pytest.raises(UserError, match="--keep_tags needs"):
+        parse_args(["--dataset", "x", "--keep_tags", "1"])
+
+
+def test_held_out_pictures_of_several_folders_are_measured_by_their_captions_as_written(train_run, folders):
+    flags = [*STEPS, *ALL, "--dataset", folders[1], "--validation_split", 0.4]
+    out = train_run("out", *flags, dataset=folders[0])
+    assert sum(size["pictures"] for size in record(out)["sizes"]) == 2
+    assert any("val_loss" in line for line in (out / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_share_of_shorter_captions_is_read_from_its_flag_and_bare_means_what_it_did():
+    def value(*flags: str, model: str = "some/model"):
+        return parse_args(["--dataset", "x", "--pretrained_model_name_or_path", model, *flags]).short_captions
+
+    assert value() == 0.5
+    assert value("--short_captions", "0.3") == value("--short_captions=0.3") == 0.3
+    assert value("--short_captions", "--use_ema") is True and value("--no_short_captions") is False
+    for wrong in (["--short_captions", "2"], ["--short_captions", "yes"], ["--no_short_captions", "0.5"]):
+        with pytest.raises(UserError, match="short_captions"):
+            value(*wrong)
+
+
+def test_the_starter_keeps_its_own_shares_of_shorter_captions():
+    args = parse_args(["--dataset", "x"])
+    assert args.short_captions is True and args.origins["short_captions"] == "training_defaults.json"
+
+
+DATASET_README = (ROOT / "dataset" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("flag", ["--repeats", "--shuffle_tags"])
+def test_the_examples_of_the_data_sets_readme_run_as_they_stand(flag, tiny_model, tmp_path, monkeypatch, capsys):
+    rows = [line for line in DATASET_README.splitlines() if line.startswith('{"file_name"')]
+    for name in ("jeans", "others"):
+        write_captioned_folder(tmp_path / name, {json.loads(row)["file_name"].split("/")[-1]: "" for row in rows})
+        (tmp_path / name / "more").mkdir()
+        (tmp_path / name / "2.jpg").rename(tmp_path / name / "more" / "2.jpg")
+        (tmp_path / name / "metadata.jsonl").write_text("\n".join(rows))
+    [command] = [
+        line
+        for line in DATASET_README.splitlines()
+        if f" {flag}" in line and line.startswith("python") and "~" in line
+    ]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = ["--pretrained_model_name_or_path", str(tiny_model), "--dry_run", "--no_timing"]
+    train(parse_args([*shlex.split(command)[2:], *flags]))
+    said = " ".join(capsys.readouterr().out.split())
+    expected = {
+        "--repeats": "others: 3 pictures, 50.0% of the samples",
+        "--shuffle_tags": "1 of 4 captions are lists of tags",
+    }
+    assert "0.5" in rows[2] and expected[flag] in said and "samples of" in said
+
+
+def test_two_folders_with_the_pictures_of_one_train_as_one_does(train_run, tmp_path):
+    one = write_captioned_folder(tmp_path / "one", {"1.jpg": "denim jeans", "2.jpg": "a red t shirt"})
+    first = write_captioned_folder(tmp_path / "first", {"1.jpg": "denim jeans"})
+    second = write_captioned_folder(tmp_path / "second", {"1.jpg": "a red t shirt"})
+    together = train_run("together", *STEPS, "--dataset", second, dataset=first)
+    assert_same_tensors(train_run("alone", *STEPS, dataset=one), together, "unet/*.safetensors")

@@ -1,0 +1,94 @@
+"""The folders of a data set, read as one: their pictures in order, and what to know of what was found beside them."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from data.dataset import Picture, read_pictures, with_masks
+from metadata.files import find_metadata_files, pictures_without_row
+from metadata.image_files import find_nested_image_files, find_nested_unsupported_files
+from metadata.reading import CaptionSources, describe_captions
+from runtime.errors import UserError
+from runtime.processes import run_on_main
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The pictures of one or several folders. Names are relative to a single folder; of several they begin with it."""
+
+    folders: list[Path]
+    pictures: list[Picture]
+    without_caption: list[str]  # names of pictures in a folder, and below, that have no row
+    unreadable: list[str]  # the same of pictures in a format or under a suffix that is not read
+    caption_sources: CaptionSources
+
+
+def read_dataset(args: argparse.Namespace, accelerator: Accelerator, folders: Sequence[Path]) -> DataSet:
+    """Raises UserError where a folder is not usable, and where two of them have one picture."""
+    parts = [_read_folder(args, accelerator, folder) for folder in folders]
+    if len(parts) == 1:
+        return parts[0]
+    refuse_shared_pictures(parts)
+    parts = [_with_full_names(part) for part in parts]
+    sources = [vars(part.caption_sources) for part in parts]
+    return DataSet(
+        folders=list(folders),
+        pictures=[picture for part in parts for picture in part.pictures],
+        without_caption=[name for part in parts for name in part.without_caption],
+        unreadable=[name for part in parts for name in part.unreadable],
+        caption_sources=CaptionSources(**{kind: [n for of in sources for n in of[kind]] for kind in sources[0]}),
+    )
+
+
+def _read_folder(args: argparse.Namespace, accelerator: Accelerator, folder: Path) -> DataSet:
+    files = find_metadata_files(folder, leave_out=args.validation_dir, named=args.metadata_file)
+    pictures = read_pictures(folder, bool(args.short_captions), args.caption_column, args.trigger, files)
+    pictures = with_masks(folder, pictures, args.mask_from_alpha)
+    captions = [(picture.path, picture.row_captions) for picture in pictures]
+    sources = run_on_main(
+        accelerator, lambda: describe_captions(folder, files, captions, leave_out=args.validation_dir)
+    )
+    known = {picture.path for picture in pictures}
+    without_row = [path for path in find_nested_image_files(folder) if path not in known]
+    without_row += pictures_without_row(files, known)
+    unsupported = [path for path in find_nested_unsupported_files(folder) if path not in known]
+    without_caption, unreadable = (
+        [str(path.relative_to(folder)) for path in paths] for paths in (without_row, unsupported)
+    )
+    return DataSet([folder], pictures, without_caption, unreadable, sources)
+
+
+def _with_full_names(part: DataSet) -> DataSet:
+    def full(names: Iterable[str]) -> list[str]:
+        return [str(part.folders[0] / name) for name in names]
+
+    sources = CaptionSources(**{kind: full(names) for kind, names in vars(part.caption_sources).items()})
+    return replace(
+        part,
+        without_caption=full(part.without_caption),
+        unreadable=full(part.unreadable),
+        caption_sources=sources,
+    )
+
+
+def refuse_shared_pictures(parts: Sequence[DataSet]) -> None:
+    """UserError where a picture is in two folders: one within the other, or one named twice."""
+    first: dict[Path, DataSet] = {}
+    for part, picture in [(each, picture) for each in parts for picture in each.pictures]:
+        if (other := first.setdefault(picture.path.resolve(), part)) is not part:
+            raise UserError(
+                f"--dataset {picture.folder}: {picture.path} is in --dataset {other.folders[0]} already; leave one of "
+                "the two out (`repeats` in a row says how often its picture is used)"
+            )
+
+
+def folder_shares(pictures: Sequence[Picture]) -> dict[Path, tuple[int, float]]:
+    """{folder: (its pictures, their share of the samples)}"""
+    repeats: dict[Path, list[float]] = {}
+    for picture in pictures:
+        repeats.setdefault(picture.folder, []).append(picture.repeats)
+    total = sum(picture.repeats for picture in pictures)
+    return {folder: (len(numbers), sum(numbers) / total) for folder, numbers in repeats.items()}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MOST_CARDS, MOST_HELD_OUT_CARDS = 84, 12  # pictures with a thumbnail; the others are listed
+MOST_CARDS, MOST_HELD_OUT_CARDS = 48, 12  # pictures with a thumbnail; the others are listed
 MOST_LISTED, LISTED_CAPTION = 3000, 160  # of the others; and how many characters of their captions
 
 

@@ -243,99 +243,12 @@ def test_the_bar_shows_a_smoothed_loss(tmp_path, capsys):
 def test_pictures_reach_the_trackers_in_the_order_of_their_steps_and_are_named_on_the_console(tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     told: list[tuple] = []
-    log = log_of(tmp_path, read_every=4, track=lambda row, step: told.append(("row", step)))
 
     def log_images(pictures: dict, step: int) -> None:
         told.append(("pictures", step, *pictures["validation/0"].shape))
 
-    tracker = SimpleNamespace(name="wandb", log_images=log_images)
-    log.run.accelerator.trackers = ["tensorboard"]
-    for step in range(1, 4):
-        take(log, step, torch.tensor(1.0))
-    assert len(rows(tmp_path)) == 3 and log.run.accelerator.trackers == []
-    [warning] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert "--report_to" in warning and "No space left" in warning
-
-
-def test_a_tracker_whose_folder_cannot_be_made_does_not_end_the_run(train_run, tmp_path, capsys):
-    pytest.importorskip("tensorboard")
-    (tmp_path / "file").touch()
-    out = train_run(
-        "out", "--max_train_steps", 1, "--report_to", "tensorboard", "--logging_dir", tmp_path / "file" / "x"
-    )
-    assert len(rows(out)) == 1 and "--report_to" in capsys.readouterr().err
-
-
-def test_the_thread_of_a_tracker_that_fails_prints_no_traceback():
-    said = []
-    hook = ignore_tensorboard(said.append)
-    own = threading.Thread()
-    trackers = type("Writer", (threading.Thread,), {"__module__": "tensorboard.summary.writer"})()
-    for thread in (own, trackers):
-        hook(SimpleNamespace(thread=thread))
-    assert [args.thread for args in said] == [own]
-
-
-def test_rows_that_the_disk_refuses_are_written_when_there_is_room_again(tmp_path, monkeypatch):
-    log, append = log_of(tmp_path), metrics.append_whole
-
-    def refuse(path, text):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(metrics, "append_whole", refuse)
-    take(log, 1, torch.tensor(1.0))
-    with pytest.raises(WriteError, match=r"metrics\.jsonl .*needs .* free"):
-        log.flush()
-    monkeypatch.setattr(metrics, "append_whole", append)
-    take(log, 2, torch.tensor(1.0))
-    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
-
-
-def test_half_a_row_never_stays_in_the_file(tmp_path):
-    file = tmp_path / "rows"
-    file.write_text("whole\n")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-    try:
-        with pytest.raises(OSError, match="too large"):
-            metrics.append_whole(file, "the next row\n")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert file.read_text() == "whole\n"
-
-
-def test_the_time_that_measuring_takes_is_not_the_steps(tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-
-    def wait(seconds: float) -> None:
-        clock[0] += seconds
-
-    monkeypatch.setattr("training.metrics.synchronize", lambda: wait(2))  # steps that the device still works on
-    log = log_of(tmp_path)
-    with log.paused():
-        wait(100)
-    take(log, 1, torch.tensor(1.0))
-    assert rows(tmp_path)[0]["images_per_second"] == 3  # 6 pictures in 2 s
-
-
-def test_the_bar_shows_a_smoothed_loss(tmp_path, capsys):
-    log = log_of(tmp_path)
-    for step in range(1, 13):
-        take(log, step, torch.tensor(1.0 if step < 12 else 9.0))
-    write(log)
-    log.close()
-    assert "loss=1.4000" in capsys.readouterr().err
-
-
-def test_pictures_reach_the_trackers_in_the_order_of_their_steps_and_are_named_on_the_console(tmp_path, capsys):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    told: list[tuple] = []
     log = log_of(tmp_path, read_every=4, track=lambda row, step: told.append(("row", step)))
-    tracker = SimpleNamespace(
-        name="wandb",
-        log_images=lambda pictures, step: told.append(("pictures", step, *pictures["validation/0"].shape)),
-    )
+    tracker = SimpleNamespace(name="wandb", log_images=log_images)
     log.run.accelerator.trackers = [tracker, SimpleNamespace(name="one without pictures")]
     log.add_pictures(0, [tmp_path / "a.png"])
     for step in range(1, 5):

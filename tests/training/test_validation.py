@@ -14,6 +14,7 @@ from models.text_encoding import TextEmbedding
 from optimization.ema import NoEMA, averaged, make_ema
 from optimization.parameters import ModelParameters
 from plain_conditions import ANY_SIZE, text_alone
+from runs.validation_pictures import read_picture
 from tiny_model import tiny_unet
 from training.objective import Objective
 from training.samples import Encoded
@@ -22,7 +23,6 @@ from training.validation import (
     FixedNoiseLoss,
     ValidationSampler,
     Validator,
-    best_step,
     fixed_samples,
     measured_steps,
     sampled_steps,
@@ -125,10 +125,15 @@ def test_its_prompt_and_the_empty_prompt_guide_each_picture(tmp_path, monkeypatc
         prompt: TextEmbedding(torch.full((3, 1), i), torch.full((1,), i)) for i, prompt in enumerate(["", "a", "b"])
     }
     encodings, settings = SimpleNamespace(text=texts.get), SamplingSettings(25, 4.0)
-    ValidationSampler(["a", "b"], 2, encodings, None, None, (4, 2, 2), (16, 24), settings, tmp_path).generate(None, 7)
+    vae, sizes = torch.nn.Identity(), ((4, 2, 2), (16, 24))
+    files = ValidationSampler(["a", "b"], 2, encodings, vae, None, *sizes, settings, tmp_path).generate(None, 7)
     assert [each.pooled.flatten().tolist() for each in asked] == [[0, 1], [0, 1], [0, 2], [0, 2]]
     assert all(each.time_ids.tolist() == [[16, 24, 0, 0, 16, 24]] * 2 for each in asked)
-    assert len(list(tmp_path.glob("step-000007-*.png"))) == 4
+    assert files == sorted(tmp_path.glob("validation/step-000007-*.png"))
+    shown = [read_picture(file) for file in files]
+    assert [(picture.step, picture.prompt, picture.seed) for picture in shown] == [
+        (7, "a", "0"), (7, "a", "1"), (7, "b", "0"), (7, "b", "1"),
+    ]  # fmt: skip
 
 
 def test_without_an_average_only_the_weights_are_measured(fixed_loss):
@@ -161,15 +166,3 @@ def test_prompts_are_generated_four_times_or_as_the_flags_say_and_always_at_the_
     assert sampled_steps(600, 6, None, None) == {150, 300, 450, 600}
     assert sampled_steps(600, 6, None, 250) == {250, 500, 600}
     assert sampled_steps(20, 2.5, 3, 250) == {8, 16, 20}  # an epoch ends within a step
-
-
-def test_the_best_step_is_that_of_the_weights_that_are_saved():
-    rows = [
-        {"step": 1},
-        {"step": 2, "val_loss": 0.2, "val_loss_ema": 0.4},
-        {"step": 4, "val_loss": 0.3, "val_loss_ema": 0.1},
-    ]
-    assert best_step(rows) == (4, "val_loss_ema", 0.1)
-    assert best_step([{"step": 2, "val_loss": 0.2}, {"step": 3, "val_loss": 0.3}]) == (2, "val_loss", 0.2)
-    assert best_step(rows, among={1, 2}) == (2, "val_loss_ema", 0.4)
-    assert best_step([{"step": 2, "train_fixed_loss": 0.2}]) is None

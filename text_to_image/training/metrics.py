@@ -2,28 +2,32 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
+from data.images import open_image
 from models.compiling import compile_clause, compile_seconds
+from runs.metrics_file import METRICS_FILE
 from runs.records import without_secrets
 from runtime.devices import peak_memory_gb, synchronize
 from runtime.errors import first_line
 from runtime.files import format_size, write_error, write_text_atomically
+from runtime.paths import display_path
 from runtime.progress import format_duration, progress_bar
 from training.setup import PreparedRun
 
-METRICS_FILE = "metrics.jsonl"
 ESTIMATE_AFTER_STEPS = 5
 SMOOTHING = 0.05  # the newest loss's share of the one that the bar shows: single ones jump too much to be read
 EVAL_LOSS_SUFFIXES = ("val_loss", "fixed_loss", "_ema")  # how the names of losses on fixed noise end
@@ -77,6 +81,7 @@ class MetricsLog:
         self.run = run
         self.read_every = 1 if run.accelerator.device.type == "cpu" else 10
         self.pending: list[tuple[int, torch.Tensor, dict[str, float]]] = []
+        self.pictures: list[tuple[int, list[Path]]] = []  # (step, files) that nobody was told of yet
         self.unwritten: list[str] = []  # lines that the disk has refused
         self.started = self.collected_at = time.perf_counter()
         self.last_collected_step = run.resume.first_step
@@ -101,6 +106,10 @@ class MetricsLog:
     def add_measured(self, losses: dict[str, float]) -> None:
         """Notes what was measured after the last step."""
         self.pending[-1][2].update(losses)
+
+    def add_pictures(self, step: int, files: Sequence[Path]) -> None:
+        """Notes what was generated after step `step`; 0: by the base."""
+        self.pictures += [(step, list(files))] if files else []
 
     def is_due(self, step: int) -> bool:
         return len(self.pending) >= self.read_every or step == self.run.plan.steps
@@ -130,6 +139,7 @@ class MetricsLog:
         self.unwritten.append(json.dumps(written) + "\n")
         with contextlib.suppress(OSError):
             self._write_lines()
+        self._show_pictures(row.step)
         values = {name: value for name, value in written.items() if name != "step"}
         let_track(self.run.accelerator, lambda: self.run.accelerator.log(values, row.step))
         if math.isfinite(row.train_loss):
@@ -144,6 +154,22 @@ class MetricsLog:
         ]:
             self.bar.write(f"step {row.step}: {' '.join(measured)}", file=sys.stdout)
         self._estimate(row.step)
+
+    def _show_pictures(self, step: int) -> None:
+        """Those up to `step` on the console and to the trackers, which take steps in order only."""
+        due = [generated for generated in self.pictures if generated[0] <= step]
+        self.pictures = self.pictures[len(due) :]
+        for generated_at, files in due:
+            more = f" and {len(files) - 1} more" if files[1:] else ""
+            self.bar.write(f"step {generated_at}: generated {display_path(files[0])}{more}", file=sys.stdout)
+            let_track(self.run.accelerator, functools.partial(self._track_pictures, generated_at, files))
+
+    def _track_pictures(self, step: int, files: Sequence[Path]) -> None:
+        pictures = {f"validation/{index}": np.asarray(open_image(file))[None] for index, file in enumerate(files)}
+        for tracker in self.run.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # wandb takes no other
+                tracker.log_images(pictures, step=step, **layout)
 
     def flush(self) -> None:
         """All rows are in the file, or WriteError."""
@@ -229,11 +255,6 @@ def keep_rows(path: Path, last_step: int) -> None:
     """Drops the rows after `last_step`, which a resumed run writes again."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     write_text_atomically(path, "".join(line for line in lines if _step_of(line) <= last_step))
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The rows of metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _step_of(line: str) -> float:

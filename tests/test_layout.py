@@ -16,12 +16,12 @@ TOP = {"README.md", "LICENSE", "requirements.txt", "pyproject.toml", "job.sh", "
 ENTRY_POINTS = {"img_captioning", "train_text_to_image", "inference", "export_checkpoint", "check_copies"}
 # A folder imports from lower layers and from itself. Only the entry points import `training`.
 LAYERS = (("runtime",), ("metadata",), ("data", "models"), ("bases",), ("runs", "captioning", "optimization"),
-          ("training", "generation"), ("exporting", "evaluation"))  # fmt: skip
+          ("reporting",), ("training", "generation"), ("exporting", "evaluation"))  # fmt: skip
 LAYER = {folder: number for number, folders in enumerate(LAYERS) for folder in folders}
 # What job.sh calls may use the entry points; the scripts that made the small models are apart.
 OTHER_FOLDERS = {"slurm", "starter"}
-LIBRARIES = {"PIL", "accelerate", "datasets", "diffusers", "huggingface_hub", "imagehash", "numpy", "peft",
-             "safetensors", "tokenizers", "torch", "torchvision", "tqdm", "transformers"}  # fmt: skip
+LIBRARIES = {"PIL", "accelerate", "datasets", "diffusers", "huggingface_hub", "imagehash", "jinja2", "matplotlib",
+             "numpy", "peft", "safetensors", "tokenizers", "torch", "torchvision", "tqdm", "transformers"}  # fmt: skip
 MOST_LINES, MOST_MODULES = 400, 16
 
 

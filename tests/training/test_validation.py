@@ -19,7 +19,6 @@ from training.validation import (
     FixedNoiseLoss,
     ValidationSampler,
     Validator,
-    best_step,
     fixed_samples,
     measured_steps,
     sampled_steps,
@@ -150,15 +149,3 @@ def test_prompts_are_generated_four_times_or_as_the_flags_say_and_always_at_the_
     assert sampled_steps(600, 6, None, None) == {150, 300, 450, 600}
     assert sampled_steps(600, 6, None, 250) == {250, 500, 600}
     assert sampled_steps(20, 2.5, 3, 250) == {8, 16, 20}  # an epoch ends within a step
-
-
-def test_the_best_step_is_that_of_the_weights_that_are_saved():
-    rows = [
-        {"step": 1},
-        {"step": 2, "val_loss": 0.2, "val_loss_ema": 0.4},
-        {"step": 4, "val_loss": 0.3, "val_loss_ema": 0.1},
-    ]
-    assert best_step(rows) == (4, "val_loss_ema", 0.1)
-    assert best_step([{"step": 2, "val_loss": 0.2}, {"step": 3, "val_loss": 0.3}]) == (2, "val_loss", 0.2)
-    assert best_step(rows, among={1, 2}) == (2, "val_loss_ema", 0.4)
-    assert best_step([{"step": 2, "train_fixed_loss": 0.2}]) is None

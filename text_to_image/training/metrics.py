@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from models.compiling import compile_clause, compile_seconds
+from runs.metrics_file import METRICS_FILE
 from runs.records import without_secrets
 from runtime.devices import peak_memory_gb, synchronize
 from runtime.errors import first_line
@@ -23,7 +24,6 @@ from runtime.files import format_size, write_error, write_text_atomically
 from runtime.progress import format_duration, progress_bar
 from training.setup import PreparedRun
 
-METRICS_FILE = "metrics.jsonl"
 ESTIMATE_AFTER_STEPS = 5
 SMOOTHING = 0.05  # the newest loss's share of the one that the bar shows: single ones jump too much to be read
 EVAL_LOSS_SUFFIXES = ("val_loss", "fixed_loss", "_ema")  # how the names of losses on fixed noise end
@@ -226,11 +226,6 @@ def keep_rows(path: Path, last_step: int) -> None:
     """Drops the rows after `last_step`, which a resumed run writes again."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     write_text_atomically(path, "".join(line for line in lines if _step_of(line) <= last_step))
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The rows of metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _step_of(line: str) -> float:

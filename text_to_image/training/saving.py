@@ -16,16 +16,16 @@ from runs.checkpoints import (
     save_checkpoint,
 )
 from runs.disk_space import hold_reserve, release_reserve
+from runs.metrics_file import METRICS_FILE, best_step, read_metrics
 from runs.records import KEPT_UNETS, write_run
 from runtime.devices import peak_memory_gb
 from runtime.errors import WorkError, WriteError, advice_for, first_line, is_disk_full
 from runtime.files import flush_to_disk, format_size, size_on_disk, write_error
 from runtime.processes import run_on_main
-from training.metrics import METRICS_FILE, MetricsLog, read_metrics
+from training.metrics import MetricsLog
 from training.non_finite import NonFiniteSteps
 from training.setup import PreparedRun
 from training.state import TrainState
-from training.validation import best_step
 
 RESULT = f"{PARTIAL}result"  # the folder that the result is written into; the next start removes what a kill left
 

@@ -8,6 +8,7 @@ import torch
 
 from models.compiling import compile_clause
 from runs.checkpoints import checkpoint_step, complete_checkpoints
+from runs.metrics_file import METRICS_FILE, best_step, read_metrics
 from runs.status import write_status
 from runs.upload import upload
 from runtime.devices import peak_memory_gb, synchronize
@@ -17,7 +18,7 @@ from runtime.stopping import StopSignals
 from training.encoding import encode_dataset
 from training.interruption import Interruption
 from training.memory_rows import explain_out_of_memory
-from training.metrics import METRICS_FILE, MetricsLog, MetricsRow, StepResult, let_track, read_metrics, start_trackers
+from training.metrics import MetricsLog, MetricsRow, StepResult, let_track, start_trackers
 from training.non_finite import NonFiniteSteps
 from training.objective import diffusion_loss
 from training.plan import picture_names
@@ -26,7 +27,7 @@ from training.saving import checkpoint_before_giving_up, save_result, write_chec
 from training.setup import PreparedRun, claim_output_folder, make_batches, prepare_run
 from training.state import TrainState
 from training.summary import closing_lines, run_summary
-from training.validation import best_step, make_validator
+from training.validation import make_validator
 
 TIMED_STEPS = 2  # of a dry run, after one that warms up
 

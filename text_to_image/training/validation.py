@@ -1,7 +1,7 @@
 """Validation while training: the loss on fixed noise and timesteps, and pictures of fixed prompts and seeds."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -214,18 +214,3 @@ def sampled_steps(steps: int, steps_in_epoch: float, asked_epochs: int | None, a
         math.ceil(asked_epochs * steps_in_epoch) if asked_epochs else asked or math.ceil(steps / DEFAULT_MEASUREMENTS)
     )
     return {*range(every, steps + 1, every), steps}
-
-
-# --- What was measured ----------------------------------------------------------------------------------------------
-
-
-def best_step(rows: Sequence[dict], among: Collection[int] | None = None) -> tuple[int, str, float] | None:
-    """(step, name, loss) of the lowest held-out loss in the rows of metrics.jsonl, of the weights that are saved.
-
-    `among` are the steps that count; None: all.
-    """
-    for name in ("val_loss_ema", "val_loss"):
-        if measured := [row for row in rows if name in row and (among is None or row["step"] in among)]:
-            best = min(measured, key=lambda row: row[name])
-            return best["step"], name, best[name]
-    return None

@@ -16,7 +16,8 @@ from data.images import save_image
 from generation.contact_sheet import make_contact_sheet
 from generation.foreign_prompts import syntax_note
 from generation.image_generator import ImageGenerator, load_samplers
-from generation.output_files import SHEET_FILE, OutputWriter, is_generated, prepare_folder
+from generation.image_rows import SHEET_FILE
+from generation.output_files import OutputWriter, is_generated, prepare_folder
 from generation.planned_images import GeneratedBatch, GenerationSettings, PlannedImage
 from generation.weights import GenerationWeights, find_weights, trigger_warning
 from models.compiling import check_compiler
@@ -85,7 +86,7 @@ def generate_with(
         generator = ImageGenerator(args, work[0][0], samplers, state.device, everything)
         save_batches(generate_batches(generator, work), len(everything), writer, stop)
     state.wait_for_everyone()
-    return writer.update_lists() if writer.is_main else {}
+    return writer.finish() if writer.is_main else {}
 
 
 def generate_batches(

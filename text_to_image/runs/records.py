@@ -117,6 +117,15 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> None:
         raise WorkError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
+def dataset_of_run(run: Mapping[str, Any]) -> tuple[Path, Path | None]:
+    """(the folder of its training pictures, its --metadata_file or None); UserError where run.json does not say."""
+    arguments = run.get("arguments", {})
+    folder, file = run.get("dataset_folder") or arguments.get("dataset"), arguments.get("metadata_file")
+    if not folder:
+        raise UserError(f"{RUN_FILE} does not say where they are")
+    return Path(folder), Path(file) if file else None
+
+
 def is_lora(run: Mapping[str, Any]) -> bool:
     """Whether the run trains a LoRA, and not the whole UNet."""
     return run.get("trained", "UNet") != "UNet"

@@ -191,6 +191,7 @@ def describe_run(
         "finished": False,
         "base_model": base_name(args.pretrained_model_name_or_path),
         "base_model_hash": fingerprint_model(plan.base),
+        "dataset_folder": str(plan.folder.absolute()),
         "dataset_hash": hash_dataset(plan.pictures),
         "seed_asked": args.seed,
         "global_batch": plan.global_batch,

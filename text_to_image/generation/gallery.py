@@ -113,5 +113,6 @@ def command_of(settings: Row) -> str:
         words += ["--lora_scale", scale] if not own or scale != "1" or len(loras) > 1 else []
     for key, flag in FLAGS.items():
         if (value := settings.get(key)) not in (None, "", 0):
-            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+            text = f"{value:.10g}" if isinstance(value, float) else str(value)
+            words += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
     return shlex.join(words)

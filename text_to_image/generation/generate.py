@@ -191,7 +191,8 @@ def print_start(
     weights = models[0]
     already = f", {existing} of them there already" if existing else ""
     another = "" if args.model_named else f" (another: --model {REAL_MODEL})"
-    model = "; ".join(dict.fromkeys(weights.describe() for weights in models))
+    names = ", ".join(str(weights.checkpoint) for weights in models)
+    model = f"{display_path(weights.base)}, {names}" if len(models) > 1 else weights.describe()
     print(f"{len(plan)} pictures{already}; model: {model}{another}", flush=True)
     if args.safety_checker and "safety_checker" in read_index(weights.base) and not has_safety_checker(weights.base):
         print("NOT CHECKED: the model's safety_checker or its feature_extractor is missing", flush=True)

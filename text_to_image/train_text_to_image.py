@@ -48,6 +48,7 @@ NEEDS = (  # a flag, the one it makes no sense without, and what that is
     ("lora_alpha", "lora_rank", "the size of the LoRA"),
     ("latents_cache_dir", "cache", "what is to be kept there"),
     ("timing", "dry_run", "which alone may leave it out"),
+    ("validation_prompts", "validation_pictures", "or none of them is generated"),
 )
 # Not for a model to decide: where things are, and how long one wants to train.
 NOT_FROM_THE_MODEL = {
@@ -191,7 +192,10 @@ def add_validation_flags(group: argparse._ArgumentGroup) -> None:
          help="measure the loss and generate the prompts every N steps (default: four times in a run; "
               "held-out loss: ten; a short run: fewer)")
     flag("--validation_prompts", nargs="+", action="extend", type=utf8_text, metavar="TEXT",
-         help="prompts to generate into OUTPUT/validation/ (default: none)")
+         help="prompts to generate into OUTPUT/validation/ (default: two examples of the data set's)")
+    flag("--validation_pictures", action=YesNo, default=True,
+         help="generate two example prompts where none are named: at the start and with each measure while that costs "
+              "at most a tenth of the run, and at the end (default: yes)")
     flag("--validation_epochs", type=positive_int, metavar="N",
          help="generate them every N epochs instead (default: with --validation_steps)")
     flag("--num_validation_images", type=non_negative_int, default=1, metavar="N",
@@ -232,6 +236,8 @@ def add_run_flags(group: argparse._ArgumentGroup) -> None:
          help="'latest', the name of a checkpoint in the output folder, or a path (default: latest of the same run)")
     flag("--overwrite", action="store_true",
          help="begin anew in an output folder that holds another run, and remove what that one left there")
+    flag("--report", action=YesNo, default=True,
+         help="keep OUTPUT/report.html, a page that shows the run, up to date (default: yes)")
     flag("--max_bad_steps", type=positive_int, default=5, metavar="N",
          help="stop after N non-finite steps in a row (loss or gradient); fewer are skipped (default: 5)")
     flag("--timing", action=YesNo, default=True,

@@ -76,7 +76,7 @@ def test_validation_pictures_that_cannot_be_written_cost_no_step_and_no_loss(
 ):
     flags = ["--validation_prompts", "jeans", "--validation_steps", 3]
     error = write_error(tmp_path / "out" / "validation", "step-000003-0.png", FULL, "more than 1 kB")
-    refuse(validation, "save_image", [1], error)
+    refuse(validation, "save_image", [2], error)
     with pytest.raises(WorkError, match=rf"step-000003-0\.png .*{NUMBERS}checkpoint-3"):
         train_run("out", *USUAL, *flags)
     assert "train_fixed_loss" in rows(tmp_path / "out")[2]

@@ -11,6 +11,7 @@ from PIL import Image
 from models.loading import load_noise_scheduler
 from optimization.ema import NoEMA, averaged, make_ema
 from optimization.parameters import ModelParameters
+from runs.validation_pictures import read_picture
 from tiny_model import tiny_unet
 from training.objective import Objective
 from training.samples import Encoded
@@ -114,9 +115,14 @@ def test_its_prompt_and_the_empty_prompt_guide_each_picture(tmp_path, monkeypatc
         "training.validation.decode_latents", lambda vae, latents: [Image.new("RGB", (8, 8))] * len(latents)
     )
     encodings = SimpleNamespace(text={"": 0, "a": 1, "b": 2}.get)
-    ValidationSampler(["a", "b"], 2, encodings, None, None, (4, 2, 2), 4.0, tmp_path).generate(None, 7)
+    vae = torch.nn.Identity()
+    files = ValidationSampler(["a", "b"], 2, encodings, vae, None, (4, 2, 2), 4.0, tmp_path).generate(None, 7)
     assert asked == [[(1, 0)], [(1, 0)], [(2, 0)], [(2, 0)]]
-    assert len(list(tmp_path.glob("step-000007-*.png"))) == 4
+    assert files == sorted(tmp_path.glob("validation/step-000007-*.png"))
+    shown = [read_picture(file) for file in files]
+    assert [(picture.step, picture.prompt, picture.seed) for picture in shown] == [
+        (7, "a", "0"), (7, "a", "1"), (7, "b", "0"), (7, "b", "1"),
+    ]  # fmt: skip
 
 
 def test_without_an_average_only_the_weights_are_measured(fixed_loss):

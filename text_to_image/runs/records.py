@@ -15,7 +15,7 @@ from runtime.errors import UserError, WorkError
 from runtime.files import write_text_atomically
 from runtime.paths import OUTPUTS
 
-RUN_FILE = "run.json"
+RUN_FILE, REPORT_FILE = "run.json", "report.html"
 # Arguments that do not change the weights, or that count in another way: data set and model by their content; batch
 # size, accumulation and processes by their product. Every other argument counts, so a new flag is never forgotten.
 NOT_IN_FINGERPRINT = {
@@ -24,10 +24,10 @@ NOT_IN_FINGERPRINT = {
     "enable_xformers_memory_efficient_attention", "epochs", "foreach_ema", "gradient_accumulation_steps",
     "gradient_checkpointing", "hub_model_id", "hub_token", "image_column", "latents_cache_dir", "local_rank",
     "logging_dir", "max_bad_steps", "max_train_samples", "max_train_steps", "metadata_file", "num_validation_images",
-    "offload_ema", "origins", "output_dir", "overwrite", "pretrained_model_name_or_path", "push_to_hub", "report_to",
-    "resume_from_checkpoint", "revision", "seed", "timing", "tokenizer", "tracker_project_name",
-    "train_batch_size", "validation_dir", "validation_epochs", "validation_prompts", "validation_split",
-    "validation_steps", "variant",
+    "offload_ema", "origins", "output_dir", "overwrite", "pretrained_model_name_or_path", "push_to_hub", "report",
+    "report_to", "resume_from_checkpoint", "revision", "seed", "timing", "tokenizer", "tracker_project_name",
+    "train_batch_size", "validation_dir", "validation_epochs", "validation_pictures", "validation_prompts",
+    "validation_split", "validation_steps", "variant",
 }  # fmt: skip
 FACTS_IN_FINGERPRINT = (  # of run.json, beside its arguments
     "mixed_precision", "prior_guidance_scale", "dataset_hash", "base_model_hash", "global_batch", "seed_asked",
@@ -43,7 +43,7 @@ KEPT_UNETS = "unet-*"  # of results that could not be saved whole: unet-800, nam
 RESULT_FOLDERS = (
     "validation", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor",
 )  # fmt: skip
-RESULT_FILES = ("metrics.jsonl", "model_index.json", "pytorch_lora_weights.safetensors", RUN_FILE)
+RESULT_FILES = ("metrics.jsonl", "model_index.json", "pytorch_lora_weights.safetensors", REPORT_FILE, RUN_FILE)
 SECRETS = {"hub_token"}  # never written to a file or tracker, never printed
 
 

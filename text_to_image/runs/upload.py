@@ -4,12 +4,13 @@ import argparse
 from pathlib import Path
 
 from runs.model_card import CARD_FILE, is_generated_card, make_model_card
-from runs.records import KEPT_UNETS
+from runs.records import KEPT_UNETS, REPORT_FILE
 from runtime.errors import WorkError
 from runtime.hub import asking_hub, hub_error_reason
 
 NOT_UPLOADED = [
     "checkpoint-*/**", ".partial-*/**", f"{KEPT_UNETS}/**", "cache/**", ".cache/**", ".lock*", ".reserve", ".*.part",
+    REPORT_FILE,  # it shows the pictures that the run was trained on
 ]  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def _encode_once(run: PreparedRun, cache_folder: Path) -> tuple["CachedTexts", "
     latents = LatentCache(cache_folder / "latents", _load_vae(run), fingerprint_model(plan.base, ("vae",)))
     workers = loading_workers(args.dataloader_num_workers, run.accelerator.device)
     posteriors = latents.store(plan.images_to_encode, run.process_share, workers, quiet)
-    prompts = ["", *plan.prior_prompts, *(args.validation_prompts or [])]
+    prompts = ["", *plan.prior_prompts, *run.validation_prompts]
     groups = [image.captions for image in plan.images_to_encode.values()] + [[prompt] for prompt in prompts]
     texts = store_texts(cache_folder / "text", groups, CaptionEncoder.load(run), run.process_share, quiet)
     return texts, posteriors

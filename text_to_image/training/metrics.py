@@ -2,25 +2,29 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
+from data.images import open_image
 from models.compiling import compile_clause, compile_seconds
 from runs.metrics_file import METRICS_FILE
 from runs.records import without_secrets
 from runtime.devices import peak_memory_gb, synchronize
 from runtime.errors import first_line
 from runtime.files import format_size, write_error, write_text_atomically
+from runtime.paths import display_path
 from runtime.progress import format_duration, progress_bar
 from training.setup import PreparedRun
 
@@ -78,6 +82,7 @@ class MetricsLog:
         self.path = run.folder / METRICS_FILE
         self.read_every = 1 if run.accelerator.device.type == "cpu" else 10
         self.pending: list[tuple[int, torch.Tensor, dict[str, float]]] = []
+        self.pictures: list[tuple[int, list[Path]]] = []  # (step, files) that nobody was told of yet
         self.unwritten: list[str] = []  # lines that the disk has refused
         self.started = self.collected_at = time.perf_counter()
         self.last_collected_step = run.resume.first_step
@@ -98,6 +103,10 @@ class MetricsLog:
     def add_measured(self, losses: dict[str, float]) -> None:
         """Notes what was measured after the last step."""
         self.pending[-1][2].update(losses)
+
+    def add_pictures(self, step: int, files: Sequence[Path]) -> None:
+        """Notes what was generated after step `step`; 0: by the base."""
+        self.pictures += [(step, list(files))] if files else []
 
     def is_due(self, step: int) -> bool:
         return len(self.pending) >= self.read_every or step == self.run.plan.steps
@@ -127,6 +136,7 @@ class MetricsLog:
         self.unwritten.append(json.dumps(written) + "\n")
         with contextlib.suppress(OSError):
             self._write_lines()
+        self._show_pictures(row.step)
         values = {name: value for name, value in written.items() if name != "step"}
         let_track(self.run.accelerator, lambda: self.run.accelerator.log(values, row.step))
         if math.isfinite(row.train_loss):
@@ -141,6 +151,22 @@ class MetricsLog:
         ]:
             self.bar.write(f"step {row.step}: {' '.join(measured)}", file=sys.stdout)
         self._estimate(row.step)
+
+    def _show_pictures(self, step: int) -> None:
+        """Those up to `step` on the console and to the trackers, which take steps in order only."""
+        due = [generated for generated in self.pictures if generated[0] <= step]
+        self.pictures = self.pictures[len(due) :]
+        for generated_at, files in due:
+            more = f" and {len(files) - 1} more" if files[1:] else ""
+            self.bar.write(f"step {generated_at}: generated {display_path(files[0])}{more}", file=sys.stdout)
+            let_track(self.run.accelerator, functools.partial(self._track_pictures, generated_at, files))
+
+    def _track_pictures(self, step: int, files: Sequence[Path]) -> None:
+        pictures = {f"validation/{index}": np.asarray(open_image(file))[None] for index, file in enumerate(files)}
+        for tracker in self.run.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # wandb takes no other
+                tracker.log_images(pictures, step=step, **layout)
 
     def flush(self) -> None:
         """All rows are in the file, or WriteError."""

@@ -44,6 +44,8 @@ from training.samples import (
     StepBatches,
 )
 
+EXAMPLE_PICTURES = 2  # of the prompts that the result can be expected to follow, where none were named
+
 
 @dataclass(frozen=True)
 class PreparedRun:
@@ -70,6 +72,13 @@ class PreparedRun:
     @property
     def seed(self) -> int:
         return self.record["seed"]
+
+    @property
+    def validation_prompts(self) -> list[str]:
+        """What is generated while it trains: what was asked for, else examples of the data set."""
+        if self.args.validation_prompts or not self.args.validation_pictures:
+            return self.args.validation_prompts or []
+        return self.record["example_prompts"][:EXAMPLE_PICTURES]
 
     @property
     def finished_record(self) -> dict | None:
@@ -115,10 +124,18 @@ def prepare_run(args: argparse.Namespace) -> PreparedRun:
     lock = RunLock(folder)
     resume = run_on_main(accelerator, lambda: lock_and_find_resume_point(args, plan, folder, record, lock))
     record["steps"] = max(plan.steps, resume.first_step)
+    record["starts"] = [*(resume.earlier or {}).get("starts", []), describe_start(accelerator, resume.first_step)]
     return PreparedRun(
         args, accelerator, precision, plan, tokenizer, objective, trainable, learning_rate_at, record, folder, lock,
         resume, space,
     )  # fmt: skip
+
+
+def describe_start(accelerator: Accelerator, first_step: int) -> dict:
+    """When and on what the run begins, or goes on after `first_step`; run.json keeps one for each start."""
+    name = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type
+    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"at": at, "after_step": first_step, "device": name, "processes": accelerator.num_processes}
 
 
 def encodings_bytes(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer, folder: Path) -> int:

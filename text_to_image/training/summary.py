@@ -1,6 +1,7 @@
 """The run summary, printed before the first step, and the closing lines after the last: rows of (name, text)."""
 
 import argparse
+import itertools
 import math
 import shlex
 import textwrap
@@ -10,15 +11,20 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from data.augmentation import AFFINE_VARIANTS
+from data.buckets import Size
+from data.dataset import Picture
 from metadata.reading import CaptionSources
-from models.defaults import FROM_FLAG, REAL_MODEL, TRAINING_DEFAULTS
+from models.defaults import FROM_FLAG, FROM_SCRIPT, REAL_MODEL, TRAINING_DEFAULTS
 from models.folders import count_parameters, left_out_extras
 from models.text_encoding import count_tokens
+from reporting.run_facts import DataPicture, RunFacts, split_pictures
+from reporting.run_observer import RunObserver
 from runs.records import is_lora, without_secrets
 from runtime.paths import SCRIPTS, display_path, read_only_note
 from training.memory_rows import memory_rows
 from training.plan import Plan, unmirrored_word
 from training.setup import PreparedRun
+from training.validation import Validator
 
 Rows = list[tuple[str, str]]
 PRECISION_WORDS = {
@@ -194,6 +200,96 @@ def _count(number: int) -> str:
 
 def _names(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def make_observer(run: PreparedRun, validator: Validator) -> RunObserver:
+    """Told of the steps, it keeps the page of the run up to date: after the start, each measure and checkpoint."""
+    first_step, steps = run.resume.first_step, run.plan.steps
+    checkpoints = range(0, steps, run.args.checkpointing_steps)
+    due = {first_step, *validator.loss_steps, *validator.image_steps, *checkpoints} - {steps}  # the end is told apart
+    wanted = run.is_main and run.args.report
+    return RunObserver(lambda: run.folder, (lambda: run_facts(run)) if wanted else None, due)
+
+
+def run_facts(run: PreparedRun) -> RunFacts:
+    """What the page shows and no file in OUTPUT says."""
+    args, plan, tokenizer = run.args, run.plan, run.tokenizer
+    trained = list(zip(plan.pictures, plan.sizes, itertools.repeat(False)))
+    held_out = list(zip(plan.held_out, plan.held_out_sizes, itertools.repeat(True)))
+    shown, others = split_pictures(trained, held_out)
+    chunk, room = tokenizer.model_max_length - 2, _tokens_read(args, tokenizer)
+    return RunFacts(
+        command=_command(args, run.accelerator.num_processes),
+        uses=[row for row in closing_lines(run.folder, run.record) if row[0] != "the model"],
+        warnings=_warnings(run),
+        settings=_settings(args),
+        summary=run_summary(run),
+        pictures=[_data_picture(picture, size, out, args.random_flip) for picture, size, out in shown],
+        others=[_data_picture(picture, size, out, False) for picture, size, out in others],
+        counts=(len(trained), len(held_out)),
+        buckets=_buckets(plan),
+        caption_tokens=[count_tokens(tokenizer, picture.captions[0]) for picture in plan.pictures],
+        token_marks={chunk: f"one chunk: {chunk + 2}", room: f"read: {room}"},
+        samples_per_step=plan.samples_per_step,
+    )
+
+
+def _data_picture(picture: Picture, size: Size, held_out: bool, random_flip: bool) -> DataPicture:
+    mirroring = ""
+    if random_flip and not held_out:
+        word = unmirrored_word(picture)
+        mirroring = f"never mirrored: {word!r}" if word else "mirrored half of the time"
+    own_size = (picture.height, picture.width)
+    return DataPicture(picture.path.name, picture.path, own_size, size, picture.captions, held_out, mirroring)
+
+
+def _buckets(plan: Plan) -> list[tuple[str, int, str]]:
+    return [
+        (f"{width} × {height}", bucket.pictures, f"at most {bucket.cropped:.1%} cropped")
+        for bucket in plan.buckets
+        for height, width in [bucket.size]
+    ]
+
+
+def _warnings(run: PreparedRun) -> list[str]:
+    """What of the summary one should know before one trusts the result."""
+    args, plan = run.args, run.plan
+    rows = [
+        *_left_out_rows(plan), *_caption_source_rows(plan.caption_sources),
+        *_cut_prompt_rows(args, plan, run.tokenizer), *_same_words_rows(plan)[:1],
+    ]  # fmt: skip
+    lines = [text for _, text in rows] + run.resume.notes
+    if plan.without_caption:
+        lines.append(f"WITHOUT A CAPTION, left out: {_names(plan.without_caption)}")
+    if plan.unreadable:
+        lines.append(f"NOT READABLE, left out: {_names(plan.unreadable)} (save them as JPEG or PNG)")
+    small = [p.path.name for p, (h, w) in zip(plan.pictures, plan.sizes, strict=True) if p.width < w or p.height < h]
+    return [*lines, f"SMALLER than they are trained at, enlarged: {_names(small)}"] if small else lines
+
+
+def _settings(args: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """(name, value, source) of those that come from a flag or from the model."""
+    values = without_secrets(vars(args))
+    return [
+        (f"--{name}", " · ".join(values[name]) if isinstance(values[name], list) else str(values[name]), source)
+        for name, source in without_secrets(args.origins).items()
+        if source != FROM_SCRIPT and name in values
+    ]
+
+
+def _command(args: argparse.Namespace, processes: int) -> str:
+    """The command that goes on with the run, as it was given, without what is secret."""
+    values, words = without_secrets(vars(args)), []
+    for name, source in without_secrets(args.origins).items():
+        if source != FROM_FLAG or name in ("overwrite", "dry_run"):
+            continue
+        value = values[name]
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            words += [w for item in (value if isinstance(value, list) else [value]) for w in (f"--{name}", str(item))]
+    launcher = f"accelerate launch --num_processes {processes}" if processes > 1 else "python"
+    return f"{launcher} {_script('train_text_to_image.py')} {shlex.join(words)}"
 
 
 def closing_lines(folder: Path, run: dict) -> Rows:

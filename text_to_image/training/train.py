@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from models.compiling import compile_clause
+from reporting.run_page import FINISHED
 from runs.checkpoints import checkpoint_step, complete_checkpoints
 from runs.metrics_file import METRICS_FILE, best_step, read_metrics
 from runs.status import write_status
@@ -26,7 +27,7 @@ from training.samples import Batches
 from training.saving import checkpoint_before_giving_up, save_result, write_checkpoint, write_rows
 from training.setup import PreparedRun, claim_output_folder, make_batches, prepare_run
 from training.state import TrainState
-from training.summary import closing_lines, run_summary
+from training.summary import closing_lines, make_observer, run_summary
 from training.validation import make_validator
 
 TIMED_STEPS = 2  # of a dry run, after one that warms up
@@ -70,14 +71,16 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     interruption = Interruption(run, stop, batches)
     stop.defer()  # from here on a signal waits for the end of the step
     run_on_all(interruption.raise_before_first_step)  # on all, or some would end while others wait for them
-    log = MetricsLog(run)
-    with checkpoint_before_giving_up(run, state, log, non_finite):
+    log, page = MetricsLog(run), make_observer(run, validator)
+    with page.until(), checkpoint_before_giving_up(run, state, log, non_finite):
+        log.add_pictures(0, validator.generate_base(run.resume.first_step, log.paused))
+        page.follow(run.resume.first_step, True, log.paused)
         for step in range(run.resume.first_step, run.plan.steps):
             result = train_step(run, state, batches, step)
             done = step + 1
             log.add(done, result)
             log.add_measured(validator.measure(done, log.paused))  # after most steps nothing
-            validator.generate(done, log.paused)
+            log.add_pictures(done, validator.generate(done, log.paused))
             stopping = interruption.is_due(done)
             saving = stopping or done % args.checkpointing_steps == 0
             if saving or log.is_due(done):
@@ -89,11 +92,13 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
                 log.close()
                 write_status(run.accelerator, "stopped", run.folder, done, run.plan.steps)
                 raise interruption.exception_after(done)
+            page.follow(done, not log.pending, log.paused)
     log.close()
 
     # Save the result:
     if run.is_main:
-        save_result(run, state)
+        with page.until(FINISHED):
+            save_result(run, state)
         run.lock.release()
     run.accelerator.wait_for_everyone()
     stop.note_saved("after the result was saved")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from PIL import Image
 
 from data.augmentation import Augmentation
 from data.images import save_image
@@ -18,6 +19,8 @@ from models.loading import load_vae
 from models.samplers import SamplingSettings
 from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler
 from optimization.ema import averaged
+from runs.validation_pictures import FOLDER as PICTURES
+from runs.validation_pictures import picture_info, picture_path
 from training.encoding import Encodings
 from training.objective import Objective, diffusion_loss
 from training.samples import DATA, HELD_OUT, LatentShape, Sample, keyed_generator, make_batch
@@ -60,12 +63,27 @@ class Validator:
                     losses |= self.fixed_loss.measure(state.unwrapped, state.accelerator, "_ema")
         return losses
 
-    def generate(self, step: int, paused: Callable[[], AbstractContextManager]) -> None:
-        """After most steps nothing. Pictures go into OUTPUT/validation/; WriteError where they cannot be written."""
+    def generate(self, step: int, paused: Callable[[], AbstractContextManager]) -> list[Path]:
+        """The files in OUTPUT/validation/, after most steps none; WriteError where they cannot be written.
+
+        Pictures that nobody asked for end no run: without the memory for them there are no more.
+        """
         state = self.state
-        if self.sampler and step in self.image_steps and state.accelerator.is_main_process:
+        if not self.sampler or step not in self.image_steps or not state.accelerator.is_main_process:
+            return []
+        try:
             with paused(), averaged(state.ema, state.weights):
-                self.sampler.generate(state.unwrapped, step)
+                return self.sampler.generate(state.unwrapped, step)
+        except torch.OutOfMemoryError:
+            if self.sampler.asked:
+                raise
+        self.image_steps.clear()
+        print("no memory to generate example pictures: the run goes on without (--no_validation_pictures)", flush=True)
+        return []
+
+    def generate_base(self, first_step: int, paused: Callable[[], AbstractContextManager]) -> list[Path]:
+        """What the base makes of the prompts, where the run begins with it."""
+        return [] if first_step else self.generate(0, paused)
 
 
 def make_validator(run: PreparedRun, state: TrainState, encodings: Encodings) -> Validator:
@@ -75,21 +93,16 @@ def make_validator(run: PreparedRun, state: TrainState, encodings: Encodings) ->
     """
     args, plan = run.args, run.plan
     samples = fixed_samples_of(run)
-    encodings = encodings.keep(chain.from_iterable(samples.values()), ["", *(args.validation_prompts or [])])
+    encodings = encodings.keep(chain.from_iterable(samples.values()), ["", *run.validation_prompts])
     fixed_loss = FixedNoiseLoss(
         samples, encodings, Objective(run.objective.noise_scheduler), run.accelerator.device, run.compute_dtype
     )
     weight_sets = 2 if state.ema.enabled else 1
-    steps_in_epoch = len(plan.pictures) * args.repeats / plan.global_batch
-    return Validator(
-        state,
-        fixed_loss,
-        make_validation_sampler(run, encodings) if args.validation_prompts else None,
-        loss_steps=measured_steps(
-            plan.steps, plan.samples_per_step, samples, weight_sets, args.validation_steps, args.checkpointing_steps
-        ),
-        image_steps=sampled_steps(plan.steps, steps_in_epoch, args.validation_epochs, args.validation_steps),
+    loss_steps = measured_steps(
+        plan.steps, plan.samples_per_step, samples, weight_sets, args.validation_steps, args.checkpointing_steps
     )
+    sampler = make_validation_sampler(run, encodings) if run.validation_prompts else None
+    return Validator(state, fixed_loss, sampler, loss_steps, image_steps_of(run, loss_steps))
 
 
 # --- The loss on fixed noise ----------------------------------------------------------------------------------------
@@ -171,16 +184,17 @@ class ValidationSampler:
     prompts: Sequence[str]
     number: int
     encodings: Encodings
-    vae: AutoencoderKL
+    vae: AutoencoderKL  # in CPU memory until it decodes
     scheduler: SchedulerMixin
     latent_shape: LatentShape
     guidance_scale: float
-    folder: Path
+    folder: Path  # OUTPUT
+    asked: bool = True  # the prompts were named
 
-    def generate(self, unet: UNet2DConditionModel, step: int) -> None:
+    def generate(self, unet: UNet2DConditionModel, step: int) -> list[Path]:
         """OUTPUT/validation/step-000100-0.png and so on."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        negative = self.encodings.text("")
+        (self.folder / PICTURES).mkdir(parents=True, exist_ok=True)
+        negative, files = self.encodings.text(""), []
         for index in range(len(self.prompts) * self.number):
             prompt, seed = divmod(index, self.number)
             latents = generate_latents(
@@ -188,21 +202,54 @@ class ValidationSampler:
                 [(self.encodings.text(self.prompts[prompt]), negative)],
                 SamplingSettings(SAMPLING_STEPS, self.guidance_scale),
             )  # fmt: skip
-            save_image(decode_latents(self.vae, latents)[0], self.folder / f"step-{step:06d}-{index}.png")
+            info = picture_info(self.prompts[prompt], seed)
+            files.append(save_image(self._decode(latents), picture_path(self.folder, step, index), pnginfo=info))
+        return files
+
+    def _decode(self, latents: torch.Tensor) -> Image.Image:
+        """The VAE is on the device for this alone: its memory would come on top of every step's."""
+        try:
+            return decode_latents(self.vae.to(latents.device), latents)[0]
+        finally:
+            self.vae.to("cpu")
 
 
 def make_validation_sampler(run: PreparedRun, encodings: Encodings) -> ValidationSampler:
     args, plan = run.args, run.plan
     return ValidationSampler(
-        args.validation_prompts,
+        run.validation_prompts,
         args.num_validation_images,
         encodings,
-        load_vae(plan.base).to(run.accelerator.device),
+        load_vae(plan.base),
         load_sampler(plan.base, args.prediction_type, args.rescale_betas_zero_snr),
         plan.shape.latent_shape(*plan.main_size),
         guidance_scale_of(plan.base),
-        run.folder / "validation",
+        run.folder,
+        asked=bool(args.validation_prompts),
     )
+
+
+def image_steps_of(run: PreparedRun, loss_steps: set[int]) -> set[int]:
+    """The optimisation steps after which pictures are generated; 0 is the base."""
+    args, plan = run.args, run.plan
+    if args.validation_prompts:
+        steps_in_epoch = len(plan.pictures) * args.repeats / plan.global_batch
+        return {0, *sampled_steps(plan.steps, steps_in_epoch, args.validation_epochs, args.validation_steps)}
+    pictures = len(run.validation_prompts) * args.num_validation_images
+    return affordable_steps(plan.steps, plan.samples_per_step, pictures, loss_steps)
+
+
+def affordable_steps(steps: int, samples_per_step: int, pictures: int, measured: set[int]) -> set[int]:
+    """Those of the base (0) and the `measured` steps at which `pictures` cost at most a tenth of the run.
+
+    The last step is always among them, the base next, the others evenly chosen.
+    """
+    round_cost = pictures * SAMPLING_STEPS * 2  # forwards: with the prompt and with the empty one
+    rounds = int(MEASURING_SHARE * STEP_COST_IN_FORWARDS * steps * samples_per_step / max(1, round_cost))
+    wanted = [0, *sorted(measured)]
+    if rounds < 2:
+        return {steps}
+    return {wanted[index] for index in torch.linspace(0, len(wanted) - 1, min(rounds, len(wanted))).round().int()}
 
 
 def sampled_steps(steps: int, steps_in_epoch: float, asked_epochs: int | None, asked: int | None) -> set[int]:

@@ -32,7 +32,7 @@ def trained(tiny_model, tmp_path_factory) -> dict[str, Path]:
     data = write_captioned_folder(where / "garments")
     usual = ["--pretrained_model_name_or_path", tiny_model, "--dataset", data, "--max_train_steps", 2]
     usual += ["--checkpointing_steps", 1, "--learning_rate", 0.01]
-    for name, flags in {"unet": ["--validation_split", 0.3], "lora": ["--lora_rank", 2]}.items():
+    for name, flags in {"unet": ["--validation_split", 0.3, "--use_ema"], "lora": ["--lora_rank", 2]}.items():
         train(parse_args([str(word) for word in [*usual, "--output_dir", where / name, *flags]]))
     return {name: where / name for name in ("unet", "lora", "garments")}
 
@@ -113,10 +113,14 @@ def freed_first(generator_class):
     return load_unet
 
 
-def test_a_lora_run_is_compared_too_without_held_out_pictures(trained, compared):
+def test_a_lora_run_is_compared_too_without_held_out_pictures(trained, compared, tmp_path):
     found = compared(trained["lora"], prompts=["--prompt", "denim jeans", "--num_images", "2"])
     assert [row["checkpoint"] for row in found] == NAMES and {row["val_loss"] for row in found} == {None}
     assert len({row["diversity"] for row in found}) > 1
+    pictures = rows(tmp_path / "out")  # the last checkpoint has the result's weights, and so the same pictures
+    assert [row["checkpoint"] for row in pictures] == ["checkpoint-1"] * 2 + ["result"] * 2
+    page = (tmp_path / "out" / "checkpoints.html").read_text()
+    assert [page.count(f'src="{row["file_name"]}"') for row in pictures] == [1, 1, 2, 2]
 
 
 def test_a_run_that_is_not_finished_has_its_checkpoints_alone(trained, compared, tmp_path):

@@ -74,7 +74,7 @@ def generate_with(
     prepare_folder(args.output_dir)
 
     plan = list(chain.from_iterable(plans))
-    missing = [[i for i in share if not (args.resume and is_generated(args.output_dir, i))] for share in plans]
+    missing = missing_images(args, plans)
     print_start(args, models, plan, len(plan) - sum(map(len, missing)))
     state.wait_for_everyone()  # all must have looked before one of them writes a picture
 
@@ -87,6 +87,17 @@ def generate_with(
         save_batches(generate_batches(generator, work), len(everything), writer, stop)
     state.wait_for_everyone()
     return writer.finish() if writer.is_main else {}
+
+
+def missing_images(args: argparse.Namespace, plans: Sequence[Sequence[PlannedImage]]) -> list[list[PlannedImage]]:
+    """What is to be generated of each plan; a picture of two models with the same weights once."""
+    missing: list[list[PlannedImage]] = []
+    planned: set[str] = set()
+    for plan in plans:
+        others = [image for image in plan if image.file_name not in planned]
+        planned |= {image.file_name for image in others}
+        missing.append([image for image in others if not (args.resume and is_generated(args.output_dir, image))])
+    return missing
 
 
 def generate_batches(

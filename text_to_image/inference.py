@@ -80,7 +80,7 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
     flag("--seed", type=seed_int, default=0, metavar="N",
          help="seed of a prompt's first picture; the next ones have N+1, N+2, ... (default: 0)")
     flag("--output_dir", type=expanded_path, default=GENERATED, metavar="FOLDER",
-         help="for the pictures, images.jsonl and contact_sheet.jpg (default: Generated_sample/ in this repository)")
+         help="for the pictures, their list, index.html and the sheet (default: Generated_sample/ in this repository)")
     flag("--resume", action=YesNo, default=False,
          help="generate only the pictures that are not in --output_dir yet (default: all of them)")
 

@@ -19,7 +19,7 @@ from metadata.hub_datasets import find_captioned_folder
 from metadata.image_files import find_image_files
 from metadata.reading import scan_captions
 from runtime.errors import UserError, WorkError
-from runtime.paths import display_path
+from runtime.paths import can_write, display_path
 
 COPIES_SHEET_FILE = "copies_sheet.jpg"
 EXAMPLE_SHEETS = {
@@ -47,7 +47,7 @@ def check_copies(args: argparse.Namespace) -> None:
     report = compare(similarity, generated, training)
     print_report(report)
     save_image(make_copies_sheet(report, generated, training), sheet)
-    if (args.generated / IMAGES_FILE).is_file():
+    if (args.generated / IMAGES_FILE).is_file() and can_write(args.generated):
         write_nearest(args.generated, report.matches, training)
         try_write_gallery(args.generated)
     print(f"generated | nearest: {display_path(sheet)}")

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from data.images import save_image
 from generation.contact_sheet import make_contact_sheet
 from generation.foreign_prompts import syntax_note
+from generation.gallery import PAGE_FILE
 from generation.image_generator import ImageGenerator, load_samplers
 from generation.image_rows import SHEET_FILE
 from generation.output_files import OutputWriter, is_generated, prepare_folder
@@ -221,3 +222,4 @@ def print_end(folder: Path, files: Mapping[PlannedImage, str], sheet: Path) -> N
         print(f"{len(withheld)} withheld by the model's safety checker, black here (--no_safety_checker):")
         print("  " + "\n  ".join(withheld))
     print(f"{len(files)} pictures in {display_path(folder)}, all of them in {display_path(sheet)}")
+    print(f"every picture with its settings: {display_path(folder / PAGE_FILE)}")

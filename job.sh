@@ -179,6 +179,8 @@ say_result() {
     forget_restarts
     say $'\n'"== done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $phases"
     say "the model: $model"
+    [[ ! -f "$model/report.html" ]] || say "what it learned, a page for a browser: $model/report.html"
+    [[ ! -f "${pictures_dir:-$samples}/index.html" ]] || say "its pictures: ${pictures_dir:-$samples}/index.html"
     [[ -z "${MODEL-}" && "${TRAIN_ARGS-}" != *--pretrained_model_name_or_path* ]] || return 0
     say
     say 'The model that was fine-tuned is the starter of this repository, a small one that was trained on rendered'

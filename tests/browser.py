@@ -65,7 +65,7 @@ def open_page(page: Path, width: int, dark: bool, folder: Path) -> dict:
     done = subprocess.run(
         [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr",
-            f"--user-data-dir={folder / 'profile'}", f"--window-size={width + 100},1000", "--virtual-time-budget=10000",
+            f"--user-data-dir={folder / 'profile'}", f"--window-size={width + 100},1000", "--virtual-time-budget=9999",
             f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom", copy.as_uri(),
         ],
         capture_output=True, text=True, timeout=120, check=True,

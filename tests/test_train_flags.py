@@ -42,7 +42,7 @@ def test_every_flag_of_diffusers_script_is_known():
 def test_beyond_them_there_are_few():
     own = [action.option_strings for action in build_parser()._actions if action.dest != "help"]
     beyond = [names for names in own if not {name.lstrip("-") for name in names} & DIFFUSERS_FLAGS]
-    assert len(beyond) <= 26, beyond
+    assert len(beyond) <= 28, beyond
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,13 @@ def test_the_token_goes_to_the_hub_alone(run, monkeypatch, capsys, tmp_path):
             calls.append(what)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    out = run("out", *STEPS, "--push_to_hub", "--hub_token", "hf_secret", "--hub_model_id", "jeans")
+    monkeypatch.setenv("A_SECRET", "of the environment")
+    out = run("out", *STEPS, "--report", "--push_to_hub", "--hub_token", "hf_secret", "--hub_model_id", "jeans")
     assert calls[:2] == ["hf_secret", "hf_secret"]  # it is tried before the training
     assert calls[2]["repo_id"] == "me/jeans" and calls[2]["folder_path"] == out
     assert any("checkpoint" in pattern for pattern in calls[2]["ignore_patterns"])
+    assert "report.html" in calls[2]["ignore_patterns"]  # it shows the pictures of the data set
+    assert "of the environment" not in (out / "report.html").read_text()
     assert calls[3]["path_in_repo"] == "README.md" and b"hf_secret" not in calls[3]["path_or_fileobj"]
     assert "hf_secret" not in capsys.readouterr().out
     for path in out.rglob("*"):
@@ -112,8 +115,11 @@ def test_a_token_beside_a_tracker_that_uploads_the_command_line_is_refused():
     assert "hf_secret" not in str(error.value)
 
 
-def test_a_tracker_gets_each_step_and_no_token(run, monkeypatch):
+@pytest.mark.usefixtures("few_sampling_steps")
+def test_a_tracker_gets_each_step_the_pictures_and_no_token(run):
     pytest.importorskip("tensorboard")
-    out = run("out", *STEPS, "--report_to", "tensorboard", "--hub_token", "hf_secret")
-    events = [path for path in (out / "logs").rglob("*") if path.is_file()]
-    assert events and not any(b"hf_secret" in path.read_bytes() for path in events)
+    flags = ["--report_to", "tensorboard", "--hub_token", "hf_secret", "--validation_pictures"]
+    out = run("out", *STEPS, *flags)
+    events = [path.read_bytes() for path in (out / "logs").rglob("*") if path.is_file()]
+    assert events and not any(b"hf_secret" in content for content in events)
+    assert any(b"validation/0" in content and b"\x89PNG" in content for content in events)

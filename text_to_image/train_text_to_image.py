@@ -48,7 +48,6 @@ NEEDS = (  # a flag, the one it makes no sense without, and what that is
     ("lora_alpha", "lora_rank", "the size of the LoRA"),
     ("latents_cache_dir", "cache", "what is to be kept there"),
     ("timing", "dry_run", "which alone may leave it out"),
-    ("validation_prompts", "validation_pictures", "or none of them is generated"),
 )
 # Not for a model to decide: where things are, and how long one wants to train.
 NOT_FROM_THE_MODEL = {

@@ -85,7 +85,7 @@ def test_the_differences_between_two_runs_are_listed(tmp_path):
 
 
 def test_removing_a_run_leaves_other_files(tmp_path):
-    for name in ("run.json", "metrics.jsonl", "notes.txt"):
+    for name in ("run.json", "metrics.jsonl", "report.html", "notes.txt"):
         (tmp_path / name).write_text("{}")
     for name in ("checkpoint-2", "validation", "unet", "my pictures"):
         (tmp_path / name).mkdir()

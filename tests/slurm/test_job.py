@@ -303,6 +303,20 @@ def test_job_sh_stays_short():
     assert len((ROOT / "job.sh").read_text().splitlines()) <= 200
 
 
+def test_the_last_lines_name_the_pages_that_are_there(job, tmp_path):
+    run_folder, pictures = tmp_path / "the run", tmp_path / "my pictures"
+    for folder in (run_folder, pictures):
+        folder.mkdir()
+    choices = {"FAKE_STATUS": status(model=str(run_folder)), "PICTURES_DIR": pictures}
+    done, _ = job(**choices)
+    assert ".html" not in done.stdout
+    (run_folder / "report.html").touch()
+    (pictures / "index.html").touch()
+    done, _ = job(**choices)
+    result = done.stdout.split("== done")[1]
+    assert f"{run_folder}/report.html\n" in result and f"{pictures}/index.html\n" in result
+
+
 # --- once for real --------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +336,7 @@ def test_a_job_leaves_pictures_and_a_clean_clone(tmp_path):
     model = done.stdout.split("== done")[1].splitlines()[1].removeprefix("the model: ")
     assert (tmp_path / model / "model_index.json").exists()
     pictures = clone / "Generated_sample"
+    assert f"{model}/report.html" in done.stdout and (tmp_path / model / "report.html").exists()
     assert (pictures / "contact_sheet.jpg").exists() and len(list(pictures.glob("*.png"))) == 3
     assert changes(clone) == ""
 

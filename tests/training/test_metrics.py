@@ -1,12 +1,14 @@
 """The start table, metrics.jsonl and the estimate."""
 
 import json
+import re
 import resource
 import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from runtime.errors import WriteError
 from runtime.progress import format_duration
@@ -236,3 +238,24 @@ def test_the_bar_shows_a_smoothed_loss(tmp_path, capsys):
     write(log)
     log.close()
     assert "loss=1.4000" in capsys.readouterr().err
+
+
+def test_pictures_reach_the_trackers_in_the_order_of_their_steps_and_are_named_on_the_console(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    told: list[tuple] = []
+
+    def log_images(pictures: dict, step: int) -> None:
+        told.append(("pictures", step, *pictures["validation/0"].shape))
+
+    log = log_of(tmp_path, read_every=4, track=lambda row, step: told.append(("row", step)))
+    tracker = SimpleNamespace(name="wandb", log_images=log_images)
+    log.run.accelerator.trackers = [tracker, SimpleNamespace(name="one without pictures")]
+    log.add_pictures(0, [tmp_path / "a.png"])
+    for step in range(1, 5):
+        log.add_pictures(step, [tmp_path / "a.png"] * 2 if step == 3 else [])
+        take(log, step, torch.tensor(1.0))
+    log.close()
+    base, third = ("pictures", 0, 1, 8, 8, 3), ("pictures", 3, 1, 8, 8, 3)
+    assert told == [base, ("row", 1), ("row", 2), third, ("row", 3), ("row", 4)]
+    said = capsys.readouterr().out
+    assert re.search(r"step 0: .*a\.png\n", said) and re.search(r"step 3: .*a\.png and 1 more\n", said)

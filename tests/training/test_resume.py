@@ -176,8 +176,7 @@ def test_a_signal_while_prompts_are_generated_waits_for_them_and_nothing_is_half
     assert (out / "checkpoint-2" / "manifest.json").is_file() and rows(out)[-1]["train_fixed_loss"]
     pictures = sorted((out / "validation").iterdir())
     assert [picture.name for picture in pictures] == ["step-000000-0.png", "step-000002-0.png"]
-    for picture in pictures:
-        Image.open(picture).load()
+    assert all(Image.open(picture).load() for picture in pictures)
 
 
 @pytest.mark.multiprocess

@@ -76,9 +76,8 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         log.add_pictures(0, validator.generate_base(run.resume.first_step, log.paused))
         page.follow(run.resume.first_step, True, log.paused)
         for step in range(run.resume.first_step, run.plan.steps):
-            result = train_step(run, state, batches, step)
             done = step + 1
-            log.add(done, result)
+            log.add(done, train_step(run, state, batches, step))
             log.add_measured(validator.measure(done, log.paused))  # after most steps nothing
             log.add_pictures(done, validator.generate(done, log.paused))
             stopping = interruption.is_due(done)

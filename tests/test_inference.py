@@ -36,7 +36,7 @@ def test_the_script_generates_every_prompt_as_often_as_asked_and_records_it(fini
         (prompt, seed, 3, 4.0) for prompt in prompts[1::2] for seed in (7, 8)
     }
     assert Image.open(tmp_path / "out" / "contact_sheet.jpg").width > 56
-    assert len(list((tmp_path / "out").iterdir())) == 6  # nothing half-written is left
+    assert len(list((tmp_path / "out").iterdir())) == 7  # index.html too; nothing half-written is left
 
 
 def test_pictures_generated_together_keep_their_own_negative_prompts(images_of, tmp_path, monkeypatch):

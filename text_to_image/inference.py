@@ -42,7 +42,10 @@ EXAMPLES = """\
     --model stable-diffusion-v1-5/stable-diffusion-v1-5 --height 768 --width 512
 
   python text_to_image/inference.py --prompt "denim jeans" --checkpoint latest
+
+  python text_to_image/inference.py --prompt "denim jeans" --checkpoint all
 """
+ALL = "all"  # of --checkpoint
 # The flags that generation_defaults.json in a model's folder may set.
 MODEL_MAY_SET = {"guidance_rescale", "guidance_scale", "negative_prompt", "scheduler", "steps"}
 
@@ -77,7 +80,7 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
     flag("--seed", type=seed_int, default=0, metavar="N",
          help="seed of a prompt's first picture; the next ones have N+1, N+2, ... (default: 0)")
     flag("--output_dir", type=expanded_path, default=GENERATED, metavar="FOLDER",
-         help="for the pictures, images.jsonl and contact_sheet.jpg (default: Generated_sample/ in this repository)")
+         help="for the pictures, their list, index.html and the sheet (default: Generated_sample/ in this repository)")
     flag("--resume", action=YesNo, default=False,
          help="generate only the pictures that are not in --output_dir yet (default: all of them)")
 
@@ -86,7 +89,11 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--checkpoint", type=filled_text, metavar="NAME",
          help="a checkpoint of the run in --model, such as checkpoint-100 or latest, with its EMA weights if it has "
-              "them; checkpoint-100/unet uses the other weights (default: the run's result)")
+              "them; checkpoint-100/unet uses the other weights; all compares each checkpoint and the result "
+              "(default: the run's result)")
+    flag("--embedder", type=filled_text, metavar="MODEL",
+         help="with --checkpoint all: also measure likeness to the training pictures by the features of this vision "
+              "model, a folder or hub id of DINOv2 or CLIP, and with CLIP likeness to the prompt (default: none)")
     flag("--lora", action="append", type=filled_text, metavar="FOLDER",
          help="a LoRA for the model: a folder, a .safetensors file or a hub id; may be given several times, they add "
               "up (default: none)")
@@ -162,6 +169,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model_named = bool(given.keys() & {"model", "lora"})
     if 0 < len(given.get("lora_scale", ())) < len(given.get("lora", ())):
         raise UserError("--lora_scale is missing for some of the --lora: give one for each, in the same order")
+    if given.get("embedder") and given.get("checkpoint") != ALL:
+        raise UserError("--embedder measures the pictures of --checkpoint all; add that, or leave it out")
     given |= choose_model(given)
     folder = Path(given["model"]).expanduser()
     run = read_run(folder) or {}
@@ -212,9 +221,12 @@ def main() -> None:
     args = parse_args()
     require_packages()
     with StopSignals("before the first picture") as stop:
-        from generation.generate import generate
+        if args.checkpoint == ALL:
+            from evaluation.checkpoints import compare_checkpoints as work
+        else:
+            from generation.generate import generate as work
 
-        generate(args, stop)
+        work(args, stop)
 
 
 if __name__ == "__main__":

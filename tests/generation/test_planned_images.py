@@ -26,7 +26,7 @@ def test_the_row_has_the_keys_of_images_jsonl():
     row = planned_image().to_row(planned_image().file_name)
     assert list(row) == [
         "file_name", "prompt", "seed", "steps", "scheduler", "guidance", "guidance_rescale", "negative_prompt",
-        "height", "width", "token_chunks", "dtype", "safety_checker", "model", "model_hash",
+        "height", "width", "token_chunks", "dtype", "safety_checker", "model", "model_hash", "checkpoint",
     ]  # fmt: skip
     assert row["guidance"] == 7.0 and row["model"] == "out/jeans with a LoRA"
     assert planned_image().to_row(planned_image().withheld_name)["withheld"] is True

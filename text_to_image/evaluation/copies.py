@@ -11,14 +11,16 @@ from PIL import Image
 from data.images import open_image, read_image_size, save_image
 from evaluation.calibration import calibrate
 from evaluation.copies_report import CopyReport, Diversity, NearestMatch, make_copies_sheet, print_report
+from evaluation.nearest_file import write_nearest
 from evaluation.similarity import FeatureSimilarity, ImageSimilarity, StructuralSimilarity
-from generation.output_files import IMAGES_FILE, read_image_rows
+from generation.gallery import try_write_gallery
+from generation.image_rows import IMAGES_FILE, read_image_rows
 from metadata.hub_datasets import find_captioned_folder
 from metadata.image_files import find_image_files
 from metadata.picture_names import distinct_names
 from metadata.reading import scan_captions
 from runtime.errors import UserError, WorkError
-from runtime.paths import display_path
+from runtime.paths import can_write, display_path
 
 COPIES_SHEET_FILE = "copies_sheet.jpg"
 EXAMPLE_SHEETS = {
@@ -45,6 +47,9 @@ def check_copies(args: argparse.Namespace) -> None:
     report = compare(similarity, generated, training)
     print_report(report)
     save_image(make_copies_sheet(report, generated, training), sheet)
+    if (args.generated / IMAGES_FILE).is_file() and can_write(args.generated):
+        write_nearest(args.generated, report.matches, training)
+        try_write_gallery(args.generated)
     print(f"generated | nearest: {display_path(sheet)}")
     print(f"{report.copies} of {len(report.matches)} are copies", flush=True)
     if unreadable := [*unreadable, *more_unreadable]:
@@ -141,14 +146,18 @@ def compare(
     size = Counter(sample.size for sample in samples).most_common(1)[0][0]
     scale = calibrate(similarity, size, originals, chosen, between_originals)
     distances = similarity.distances(samples, originals, "generated pictures")
-    compared = [samples[i] for i in evenly_spaced(len(samples), MAX_COMPARED)]
-    between_samples = similarity.distances(compared, compared)
     return CopyReport(
         nearest_matches(list(generated), list(training), distances, scale.limit),
         scale,
-        Diversity(mean_pair_distance(between_samples), len(compared), len(samples)),
+        measure_diversity(similarity, samples),
         Diversity(mean_pair_distance(between_originals[:, chosen]), len(chosen), len(originals)),
     )
+
+
+def measure_diversity(similarity: ImageSimilarity, pictures: Sequence[Image.Image]) -> Diversity:
+    """The mean distance of all pairs of the pictures, or of 60 evenly spaced ones."""
+    compared = [pictures[i] for i in evenly_spaced(len(pictures), MAX_COMPARED)]
+    return Diversity(mean_pair_distance(similarity.distances(compared, compared)), len(compared), len(pictures))
 
 
 def evenly_spaced(count: int, most: int) -> np.ndarray:

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -206,7 +207,7 @@ class FeatureSimilarity:
         """UserError unless `model` is a folder or hub id of a vision model with safetensors."""
         from transformers import AutoImageProcessor, AutoModel
 
-        self.name = f"features of {model}"
+        self.folder_or_id, self.name = model, f"features of {model}"
         if not Path(model).exists():
             refuse_missing_path(f"--embedder {model}", model)
         try:
@@ -234,17 +235,48 @@ class FeatureSimilarity:
         for start in progress_bar(starts, desc=desc, unit="batch", disable=desc is None, **BAR):
             squares = [_padded_to_square(picture) for picture in pictures[start : start + FEATURE_BATCH]]
             rows.append(self._encode(self.processor(images=squares, return_tensors="pt").to(self.model.device)))
-        return torch.nn.functional.normalize(torch.cat(rows).float(), dim=-1).cpu().numpy()
+        return _unit_vectors(torch.cat(rows))
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model encodes text as well, as CLIP does."""
+        return hasattr(self.model, "get_text_features")
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (len(texts), D) in the space of the pictures'; long texts are cut. UserError without a
+        tokenizer."""
+        length = self.model.config.text_config.max_position_embeddings
+        options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+        tokens = self._tokenizer(list(texts), **options).to(self.model.device)
+        return _unit_vectors(_pooled(self.model.get_text_features(**tokens)))
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            with waiting_for_hub():
+                return AutoTokenizer.from_pretrained(self.folder_or_id)
+        except Exception as error:  # as in __init__
+            raise hub_error(f"--embedder {self.folder_or_id}: reads text, and has no tokenizer", error) from None
 
     def _encode(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B, D) from what the processor returns."""
-        # CLIP encodes text as well and has a method of its own for pictures.
-        encode = getattr(self.model, "get_image_features", self.model)
-        output = encode(**inputs)
-        if isinstance(output, torch.Tensor):
-            return output
-        pooled = getattr(output, "pooler_output", None)
-        return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+        # CLIP has methods of its own for pictures and text.
+        return _pooled(getattr(self.model, "get_image_features", self.model)(**inputs))
+
+
+def _pooled(output: Any) -> torch.Tensor:
+    """(B, D) of what a model of transformers returns."""
+    if isinstance(output, torch.Tensor):
+        return output
+    pooled = getattr(output, "pooler_output", None)
+    return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+
+def _unit_vectors(features: torch.Tensor) -> np.ndarray:
+    return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
 
 
 def _padded_to_square(picture: Image.Image) -> Image.Image:

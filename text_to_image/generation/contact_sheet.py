@@ -28,15 +28,17 @@ class TextBox(NamedTuple):
     lines: int = 1
 
 
-def make_contact_sheet(paths: Sequence[Path], captions: Sequence[tuple[str, int]], title: str) -> Image.Image:
-    """The pictures with `captions` (prompt, seed) below them and `title` on top, about 3:2.
+def make_contact_sheet(
+    paths: Sequence[Path], captions: Sequence[tuple[str, int]], title: str, columns: int | None = None
+) -> Image.Image:
+    """The pictures with `captions` (prompt, seed) below them and `title` on top, in `columns`; None: about 3:2.
 
     Pictures keep their size where the sheet has room for it. They are shrunk where there are hundreds, or where one
     is larger than the first.
     """
     width, height = _picture_size(paths)
     cell_width, cell_height = max(width, MIN_CELL) + MARGIN, height + MARGIN + (PROMPT_LINES + 1) * LINE
-    columns = best_columns(len(paths), cell_width, cell_height)
+    columns = columns or best_columns(len(paths), cell_width, cell_height)
     rows, top = math.ceil(len(paths) / columns), 2 * MARGIN + TITLE_SIZE
     sheet = Image.new("RGB", (MARGIN + columns * cell_width, top + rows * cell_height), "white")
     draw = ImageDraw.Draw(sheet)

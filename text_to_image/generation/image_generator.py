@@ -69,18 +69,21 @@ class ImageGenerator:
         self.fitting_batch_sizes: dict[tuple[int, int], int] = {}  # by (height, width), where batch_size is too large
         # In this order, so that the text encoder is gone before the UNet is loaded:
         self.embeddings = encode_planned_prompts(plan, weights, device)
-        unet = self._load_unet(weights, plan)
-        self.unet = torch.compile(unet) if args.compile else unet
+        self.compile, self.largest = args.compile, max((i.settings.size for i in plan), key=math.prod)
+        self.dtype = DTYPES[settings.dtype]
+        self.unet: UNet2DConditionModel | None = None
+        self.load_unet(weights)
         self.vae = _load_vae(weights, device)
         self.checker: ImageChecker = (
             SafetyChecker(weights.base, device) if settings.safety_checker else NoSafetyChecker()
         )
 
-    def _load_unet(self, weights: GenerationWeights, plan: Sequence[PlannedImage]) -> UNet2DConditionModel:
-        unet = load_generation_unet(weights, DTYPES[plan[0].settings.dtype]).to(self.device)
-        height, width = max((planned.settings.size for planned in plan), key=math.prod)
-        set_attention(unet, self.shape, height, width, self.device.type)
-        return unet
+    def load_unet(self, weights: GenerationWeights) -> None:
+        """Generates with the UNet of these weights from now on. The one before is freed first."""
+        self.unet = None
+        unet = load_generation_unet(weights, self.dtype).to(self.device)
+        set_attention(unet, self.shape, *self.largest, self.device.type)
+        self.unet = torch.compile(unet) if self.compile else unet
 
     def generate(self, plan: Sequence[PlannedImage]) -> Iterator[GeneratedBatch]:
         """Batch by batch, in the order of `plan`.

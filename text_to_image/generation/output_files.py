@@ -9,24 +9,25 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from data.decoding import open_picture
 from data.images import save_image
+from generation.gallery import try_write_gallery
+from generation.image_rows import IMAGES_FILE, read_image_rows
 from generation.planned_images import GeneratedBatch, PlannedImage
 from metadata.image_files import METADATA
 from metadata.reading import scan_rows
 from metadata.writer import append_captions
 from models.samplers import SAMPLERS
-from runtime.errors import UserError, first_line
+from runtime.errors import UserError
 from runtime.files import remove_stale_partial_files, write_text_atomically
 
-IMAGES_FILE, SHEET_FILE = "images.jsonl", "contact_sheet.jpg"
 OWN_KEY, WEBUI_KEY = "text_to_image", "parameters"  # of the text in a picture
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+PAGE_INTERVAL, PAGE_COST = 60, 100  # seconds between updates of the page, and times its own cost at least
 LIST_INTERVAL = 10  # seconds between updates of the lists; after a kill, --resume lists what is missing
 
 
@@ -114,16 +115,6 @@ def write_image_rows(folder: Path, files: Mapping[PlannedImage, str]) -> None:
     write_text_atomically(folder / IMAGES_FILE, text)
 
 
-def read_image_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of images.jsonl by file name; UserError where it cannot be read."""
-    try:
-        # Not str.splitlines(), which would cut a prompt at U+2028.
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        return {row["file_name"]: row for row in map(json.loads, filter(None, lines))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not readable ({first_line(error)}); move it away") from None
-
-
 def append_metadata(folder: Path, files: Mapping[PlannedImage, str]) -> None:
     """Adds the pictures to metadata.jsonl with their prompts as captions, so that the folder is a data set.
 
@@ -148,6 +139,7 @@ class OutputWriter:
     is_main: bool
     _pending: list[Future] = field(default_factory=list)
     _last_update: float = -math.inf  # of the lists, time.monotonic()
+    _next_page: float = field(default_factory=lambda: time.monotonic() + PAGE_INTERVAL)
 
     def __enter__(self) -> "OutputWriter":
         self._thread = ThreadPoolExecutor(1)
@@ -161,6 +153,15 @@ class OutputWriter:
         ]
         if self.is_main and time.monotonic() - self._last_update > LIST_INTERVAL:
             self.update_lists()
+        if self.is_main and time.monotonic() > self._next_page:
+            self._refresh_page()
+
+    def _refresh_page(self) -> None:
+        """Writes index.html, and not again before a hundred times as long as that took."""
+        started = time.monotonic()
+        try_write_gallery(self.folder)
+        now = time.monotonic()
+        self._next_page = now + max(PAGE_INTERVAL, PAGE_COST * (now - started))
 
     def _wait_for_saves(self) -> None:
         """At most two batches are in memory, and a full disk is reported before the next batch."""
@@ -178,10 +179,16 @@ class OutputWriter:
         self._last_update = time.monotonic()
         return files
 
-    def __exit__(self, *exception: object) -> None:
+    def finish(self) -> dict[PlannedImage, str]:
+        """The lists and the page of all pictures that are there now; returns as `update_lists`."""
+        files = self.update_lists()
+        try_write_gallery(self.folder)
+        return files
+
+    def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
         try:
             self._wait_for_saves()
         finally:
             self._thread.shutdown()
             if self.is_main:
-                self.update_lists()
+                self.finish() if exception else self.update_lists()

@@ -57,6 +57,7 @@ class PlannedImage:
     model_hash: str = ""
     model_title: str = ""  # a short name, for other programs
     extension: str = "png"  # or jpg
+    checkpoint: str | None = None  # of the training run, RESULT where it is what the run made; None: no run
 
     @cached_property
     def file_name(self) -> str:
@@ -74,7 +75,7 @@ class PlannedImage:
     def to_row(self, name: str) -> dict[str, Any]:
         """The row of images.jsonl for the file `name`; with it the picture can be generated again."""
         row = {"file_name": name, "prompt": self.prompt, "seed": self.seed, **self.settings.to_row()}
-        row["model_hash"] = self.model_hash
+        row |= {"model_hash": self.model_hash, "checkpoint": self.checkpoint}
         return row if name == self.file_name else {**row, "withheld": True}
 
 

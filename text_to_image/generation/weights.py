@@ -34,6 +34,8 @@ from runs.records import RUN_FILE, read_run
 from runtime.errors import UserError
 from runtime.paths import REPOSITORY, display_path
 
+RESULT = "result"  # among the names of a run's checkpoints: what it made in the end
+
 
 @dataclass(frozen=True)
 class GenerationWeights:
@@ -47,6 +49,7 @@ class GenerationWeights:
     run: dict[str, Any]  # run.json of the training run; empty where it was not trained here
     triggers: tuple[str, ...]  # the phrases that the model and the LoRAs were trained with
     schedule_note: str | None  # a line where a LoRA was trained on another noise schedule
+    checkpoint: str | None = None  # of the run, RESULT where it is what the run made; None: not trained here
 
     @property
     def unet(self) -> Path:
@@ -131,7 +134,26 @@ def find_weights(
         run=model_run or next(filter(None, map(run_of_lora, files)), {}),
         triggers=tuple(dict.fromkeys(t for run in (model_run, *facts.values()) if (t := run.get("trigger")))),
         schedule_note=schedule_note(facts, trained_schedule(model_run, base), base),
+        checkpoint=_checkpoint_name(model_run, checkpoint, unet or next(iter(own_loras), None)),
     )
+
+
+def find_all_weights(args: argparse.Namespace) -> list[GenerationWeights]:
+    """What `--checkpoint all` compares: each complete checkpoint of the run in --model, the earliest first, and its
+    result.
+
+    UserError where --model is no run, or has neither.
+    """
+    folder = Path(args.model).expanduser()
+    if not read_run(folder):
+        raise UserError(f"--checkpoint all: --model {args.model} is not a training run: it has no {RUN_FILE}")
+    names: list[str | None] = [checkpoint.name for checkpoint in complete_checkpoints(folder)]
+    if _is_pipeline(folder) or (folder / LORA_FILE).is_file():
+        names.append(None)
+    if not names:
+        raise UserError(f"--checkpoint all: {args.model} has no complete checkpoint and no result yet")
+    flags = args.lora, args.lora_scale, args.tokenizer, args.allow_pickle
+    return [find_weights(args.model, name, *flags) for name in names]
 
 
 def _trained_parts(folder: Path, run: dict[str, Any], checkpoint: str | None) -> tuple[Path | None, list[Path]]:
@@ -142,6 +164,12 @@ def _trained_parts(folder: Path, run: dict[str, Any], checkpoint: str | None) ->
         return (None, [lora]) if lora.is_file() else (checkpoint_folder / part, [])
     lora = folder / LORA_FILE
     return None, [lora] if lora.is_file() and not _is_pipeline(folder) else []
+
+
+def _checkpoint_name(run: dict[str, Any], asked: str | None, found: Path | None) -> str | None:
+    if asked is None or found is None:
+        return RESULT if run else None
+    return f"{found.parent.name}/{found.name}" if asked.strip("/").endswith("/unet") else found.parent.name
 
 
 def _is_pipeline(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """metrics.jsonl as it is read: its rows, and which step has the lowest held-out loss."""
 
+import contextlib
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -8,8 +9,12 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    """The rows of metrics.jsonl, without a last line that a kill has cut in two."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def best_step(rows: Sequence[dict], among: Collection[int] | None = None) -> tuple[int, str, float] | None:

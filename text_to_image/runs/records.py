@@ -123,6 +123,16 @@ def kept_unet(step: int) -> str:
     return f"unet-{step}"
 
 
+def folders_of_run(run: Mapping[str, Any]) -> tuple[list[Path], Path | None]:
+    """(the folders of its training pictures, its --metadata_file or None); UserError where run.json does not say."""
+    arguments = run.get("arguments", {})
+    folders = [part["folder"] for part in run.get("folders", ())] or [arguments.get("dataset")]
+    file = arguments.get("metadata_file")
+    if not all(folders):
+        raise UserError(f"{RUN_FILE} does not say where they are")
+    return [Path(folder) for folder in folders], Path(file) if file else None
+
+
 def is_lora(run: Mapping[str, Any]) -> bool:
     """Whether the run trains a LoRA, and not the whole UNet."""
     return run.get("trained", "UNet") != "UNet"

@@ -262,7 +262,7 @@ def describe_run(
         "saved_dtype": "float32",
         "trained": f"LoRA of rank {args.lora_rank}" if args.lora_rank else "UNet",
         "folders": [
-            {"folder": str(folder), "pictures": count, "share": round(share, 4)}
+            {"folder": str(folder.absolute()), "pictures": count, "share": round(share, 4)}
             for folder, (count, share) in folder_shares(plan.pictures).items()
         ],
         "sizes": [

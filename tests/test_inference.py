@@ -48,8 +48,8 @@ def test_pictures_generated_together_keep_their_own_negative_prompts(images_of, 
     lines = [{"prompt": "jeans", "negative_prompt": negative} for negative in ("red", "white")]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     images_of("--prompts_file", tmp_path / "prompts.jsonl", "--num_images", 1, "--guidance_rescale", 0.3)
-    [(_, _, _, embeddings, settings, _)] = asked
-    prompts, negatives = zip(*embeddings, strict=True)
+    [(_, _, _, conditions, settings, _)] = asked
+    negatives, prompts = conditions.hidden_states.chunk(2)
     assert torch.equal(*prompts) and not torch.equal(*negatives)
     assert settings == SamplingSettings(steps=3, guidance_scale=4.0, guidance_rescale=0.3)
 

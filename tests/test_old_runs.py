@@ -9,6 +9,8 @@ The numbers below are what eda9298 computed. They change where the starter model
 dataset/ change, and for no other reason: a failure here after a change of the code is a fault of that change.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from data.augmentation import list_augmentations
 from data.caption_variants import caption_variants
 from data.random_numbers import keyed_generator
 from models.loading import load_tokenizer
+from plain_conditions import ANY_SIZE
 from train_text_to_image import parse_args
 from training.plan import describe_run, make_plan
 from training.samples import SampleKey, SampleSettings, SampleSource, make_sample, picture_index
@@ -46,7 +49,9 @@ AUGMENTATIONS = list_augmentations(True, 0.06)
 
 
 def source(run: int = 1) -> SampleSource:
-    return SampleSource([caption_variants(c) for c in CAPTIONS], SHAPES, [AUGMENTATIONS] * len(CAPTIONS), run)
+    return SampleSource(
+        [caption_variants(c) for c in CAPTIONS], SHAPES, [AUGMENTATIONS] * len(CAPTIONS), [ANY_SIZE] * 5, run
+    )
 
 
 def sample_facts(seed: int, number: int, settings: SampleSettings, stream: str = "data") -> tuple:
@@ -114,7 +119,8 @@ def test_two_passes_show_the_pictures_in_the_same_order(seed, run, order):
 
 
 def test_the_loss_on_fixed_noise_is_measured_on_the_same_noise():
-    samples = fixed_samples("held out", ["a", "b"], [PORTRAIT, LANDSCAPE], 1000)
+    images = [SimpleNamespace(captions=[caption], time_ids=ANY_SIZE) for caption in "ab"]
+    samples = fixed_samples("held out", images, [PORTRAIT, LANDSCAPE], 1000)
     assert [(sample.picture, sample.timestep) for sample in samples] == [
         (picture, timestep) for picture in (0, 1) for timestep in (125, 375, 625, 875)
     ]

@@ -14,8 +14,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from background import TRAIN, run_script
 from captioned_folder import write_captioned_folder
 from data.images import load_pixel_values
-from models.loading import load_noise_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
-from models.text_encoding import encode_prompt
+from models.loading import load_noise_scheduler, load_prompt_encoder, load_unet, load_vae
+from plain_conditions import text_alone
 from run_folder import losses, rows, weights
 from runtime.errors import UserError
 from tiny_model import make_tiny_model
@@ -95,15 +95,15 @@ def test_two_processes_train_as_one_does(run, tiny_model, captioned_folder, tmp_
 
 def fixed_loss(model: Path, unet: UNet2DConditionModel, folder: Path, captions: dict[str, str]) -> float:
     """The mean loss of pictures with captions on fixed noise and timesteps."""
-    tokenizer, text_encoder, vae = load_tokenizer(model), load_text_encoder(model), load_vae(model)
+    encoder, vae = load_prompt_encoder(model, 3), load_vae(model)
     noise_scheduler, total = load_noise_scheduler(model), 0.0
     with torch.no_grad():
         for name, caption in captions.items():
             pixels = load_pixel_values(folder / name, 72, 56)[None]
             latents = (vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor).repeat(16, 1, 1, 1)
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-            text = encode_prompt(tokenizer, text_encoder, caption, 3)[None].repeat(16, 1, 1)
-            batch = Batch(latents, noise, noise, torch.linspace(200, 990, 16).long(), text, None)
+            text = text_alone(encoder(caption).hidden_states.repeat(16, 1, 1))
+            batch = Batch(latents, noise, noise, torch.linspace(200, 990, 16).long(), text)
             total += diffusion_loss(unet.eval(), Objective(noise_scheduler), batch).mean().item()
     return total / len(captions)
 

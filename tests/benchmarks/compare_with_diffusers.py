@@ -26,15 +26,14 @@ sys.path[1:1] = [str(ROOT / "text_to_image")]
 from data.images import load_pixel_values  # noqa: E402
 from data.random_numbers import keyed_generator  # noqa: E402
 from metadata.reading import read_captions  # noqa: E402
+from models.conditions import Conditions, whole_picture  # noqa: E402
 from models.loading import (  # noqa: E402
     load_noise_scheduler,
-    load_text_encoder,
-    load_tokenizer,
+    load_prompt_encoder,
     load_unet,
     load_vae,
     quiet_libraries,
 )
-from models.text_encoding import encode_prompt  # noqa: E402
 from runtime.paths import STARTER  # noqa: E402
 from training.objective import Objective, diffusion_loss  # noqa: E402
 from training.samples import Batch  # noqa: E402
@@ -64,8 +63,7 @@ def fixed_loss(unet_folder: Path, args: argparse.Namespace) -> float:
     """The mean loss on TRIPLES fixed (picture, noise, timestep), the same for every UNet."""
     base, rows = Path(args.model), read_captions(args.dataset)
     unet, vae, noise_scheduler = load_unet(unet_folder).eval(), load_vae(base), load_noise_scheduler(base)
-    tokenizer, text_encoder = load_tokenizer(base), load_text_encoder(base)
-    text = [encode_prompt(tokenizer, text_encoder, row.captions[0], 1) for row in rows]
+    text, size = load_prompt_encoder(base, 1).encode([row.captions[0] for row in rows]), args.resolution
     pixels = torch.stack([load_pixel_values(row.path(args.dataset), args.resolution, args.resolution) for row in rows])
     latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
     total = 0.0
@@ -73,7 +71,8 @@ def fixed_loss(unet_folder: Path, args: argparse.Namespace) -> float:
         picture, timestep = i % len(rows), (2 * i + 1) * len(noise_scheduler) // (2 * TRIPLES)
         noise = torch.randn(latents[:1].shape, generator=keyed_generator(0, "benchmark", i))
         one = slice(picture, picture + 1)
-        batch = Batch(latents[one], noise, noise, torch.tensor([timestep]), torch.stack(text[one]), None)
+        conditions = Conditions.join(text[one], [whole_picture(size, size)])
+        batch = Batch(latents[one], noise, noise, torch.tensor([timestep]), conditions)
         total += diffusion_loss(unet, Objective(noise_scheduler), batch).item() / TRIPLES
     return total
 

@@ -252,9 +252,7 @@ def test_a_loras_weights_for_the_text_encoder_are_used(tiny_model, tmp_path):
     save_file(tensors, tmp_path / LORA_FILE)
     tokens = torch.tensor([[1, 2, 3]])
     plain, changed, none = (
-        load_generation_text_encoder(find_weights(str(tiny_model), loras=loras, lora_scales=scales), torch.float32)(
-            tokens
-        )[0]
+        load_generation_text_encoder(find_weights(str(tiny_model), loras=loras, lora_scales=scales))(tokens)[0]
         for loras, scales in (([], []), ([str(tmp_path)], [1.0]), ([str(tmp_path)], [0.0]))
     )
     assert not torch.allclose(plain, changed, atol=1e-4)
@@ -278,7 +276,7 @@ def test_several_loras_change_the_text_encoder_together(tiny_model, tmp_path):
         save_file(tensors, tmp_path / f"{number}.safetensors")
     loras = [str(tmp_path / f"{number}.safetensors") for number in range(2)]
     weights = find_weights(str(tiny_model), loras=loras, lora_scales=[1.0, 0.5])
-    changed = load_generation_text_encoder(weights, torch.float32).state_dict()
+    changed = load_generation_text_encoder(weights).state_dict()
     assert same(changed, expected, 1e-5)
     assert same(state_of(load_generation_unet(weights, torch.float32)), state_of(load_unet(tiny_model)))
 

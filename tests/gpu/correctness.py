@@ -65,7 +65,7 @@ class SameAsCpu:
         """For each length of captions the batch on the CPU, its loss and its gradients there in fp32."""
         started = self.start("no")
         (real, _), *_ = started.batches.for_step(0)
-        assert real.encoder_attention_mask is not None, "the captions should be of several lengths"
+        assert real.conditions.attention_mask is not None, "the captions should be of several lengths"
         unet = load_unet(self.trainer.model).train()
         found = {}
         for name, length in LENGTHS.items():
@@ -121,18 +121,17 @@ def with_length(batch: Batch, length: int | None) -> Batch:
     """The batch with captions of `length` tokens, none of them masked; None: as they are."""
     if length is None:
         return batch
-    assert batch.encoder_hidden_states.shape[1] >= length
-    return replace(batch, encoder_hidden_states=batch.encoder_hidden_states[:, :length], encoder_attention_mask=None)
+    hidden_states = batch.conditions.hidden_states
+    assert hidden_states.shape[1] >= length
+    conditions = replace(batch.conditions, hidden_states=hidden_states[:, :length], attention_mask=None)
+    return replace(batch, conditions=conditions)
 
 
 def moved(batch: Batch, device: torch.device, text_dtype: torch.dtype) -> Batch:
     """On another device; text and mask in the dtype that the UNet reads."""
-    dtypes = {"encoder_hidden_states": text_dtype, "encoder_attention_mask": text_dtype}
-    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(batch, **{
-        name: tensor.to(device, dtypes.get(name, tensor.dtype)) for name, tensor in tensors.items()
-        if isinstance(tensor, torch.Tensor)
-    })  # fmt: skip
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    tensors = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return replace(batch, **tensors, conditions=batch.conditions.to(device, text_dtype))
 
 
 def take_gradients(unet: torch.nn.Module, loss: torch.Tensor, scale: float = 1.0) -> torch.Tensor:

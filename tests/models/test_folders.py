@@ -30,7 +30,7 @@ def test_the_shape_is_read_from_the_configs(tiny_model):
     "change",
     [
         {"in_channels": 9},
-        {"addition_embed_type": "text_time"},
+        {"addition_embed_type": "image"},
         {"class_embed_type": "projection"},
         {"num_class_embeds": 1000},
         {"encoder_hid_dim_type": "ip_image_proj"},

@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 from models.folders import read_shape
 from models.loading import (
     load_noise_scheduler,
+    load_prompt_encoder,
     load_text_encoder,
     load_tokenizer,
     load_unet,
@@ -59,7 +60,7 @@ def test_weights_that_are_not_finite_are_named(own_model, part, value):
     save_file(weights, file, {"format": "pt"})
     load = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}[part]
     with pytest.raises(UserError, match=f"{part} are NaN or infinite: {name.removeprefix('text_model.')}"):
-        load(own_model, torch.bfloat16)
+        load(own_model)
 
 
 def test_pickled_weights_are_not_loaded(own_model):
@@ -74,7 +75,9 @@ def test_a_half_precision_model_is_loaded_in_the_dtype_asked_for(tiny_model):
     assert json.loads((tiny_model / "text_encoder" / "config.json").read_text())["dtype"] == "float16"
     for load in (load_unet, load_vae, load_text_encoder):
         assert {p.dtype for p in load(tiny_model).parameters()} == {torch.float32}
-        assert {p.dtype for p in load(tiny_model, torch.bfloat16).parameters()} == {torch.bfloat16}
+    for model in (load_unet(tiny_model, torch.bfloat16), load_vae(tiny_model, torch.bfloat16)):
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert load_prompt_encoder(tiny_model, 1, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

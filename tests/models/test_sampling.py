@@ -9,10 +9,16 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from models.loading import load_text_encoder, load_tokenizer, load_unet, load_vae
+from models.loading import load_prompt_encoder, load_unet, load_vae
 from models.samplers import SAMPLERS, SamplingSettings
-from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler, seeded_generator
-from models.text_encoding import encode_prompt
+from models.sampling import (
+    decode_latents,
+    generate_latents,
+    initial_noise,
+    load_sampler,
+    sampling_conditions,
+    seeded_generator,
+)
 from tiny_model import make_tiny_model
 
 
@@ -24,15 +30,15 @@ def model(request, tmp_path_factory):
 @pytest.fixture
 def sample(model):
     """Latents (B, 4, 36, 28) of B prompts and seeds."""
-    tokenizer, text_encoder, unet = load_tokenizer(model), load_text_encoder(model), load_unet(model).eval()
+    encoder, unet = load_prompt_encoder(model, 3), load_unet(model).eval()
 
     def sample(prompts, seeds, guidance_scale=5.0, negative="", steps=5, rescale=0.0, name="dpmpp_2m_karras"):
-        texts = [(prompt, negative) for prompt in prompts]
-        embeddings = [tuple(encode_prompt(tokenizer, text_encoder, text, 3) for text in pair) for pair in texts]
+        pairs = [(encoder(prompt), encoder(negative)) for prompt in prompts]
         generators = [seeded_generator(seed) for seed in seeds]
         noise = torch.stack([initial_noise(generator, (4, 36, 28)) for generator in generators])
         settings = SamplingSettings(steps, guidance_scale, rescale)
-        return generate_latents(unet, load_sampler(model, name=name), noise, embeddings, settings, generators)
+        conditions = sampling_conditions(pairs, (72, 56), settings)
+        return generate_latents(unet, load_sampler(model, name=name), noise, conditions, settings, generators)
 
     return sample
 

@@ -13,8 +13,8 @@ from classifier import accuracy, classify, load_classifier
 from clone import ROOT
 from measure_base import generate_samples, psnr_on
 from models.defaults import guidance_scale_of
-from models.loading import load_text_encoder, load_tokenizer
-from models.text_encoding import count_tokens, encode_prompt
+from models.loading import load_prompt_encoder, load_tokenizer
+from models.text_encoding import count_tokens
 from pictures import HELD_OUT
 from render_garments import render, sample_spec
 from runtime.paths import STARTER
@@ -72,8 +72,8 @@ def test_an_english_sentence_takes_at_most_half_more_tokens_than_clips(sentence)
 @torch.no_grad()
 def test_the_encoder_responds_to_unseen_words_so_that_they_can_be_taught():
     """A text that the encoder takes for the empty caption can mean nothing to the UNet."""
-    tokenizer, text_encoder = load_tokenizer(STARTER), load_text_encoder(STARTER)
-    texts = {text: encode_prompt(tokenizer, text_encoder, text, 1) for text in ("", "denim jeans", "red t-shirt")}
+    encoder = load_prompt_encoder(STARTER, 1)
+    texts = {text: encoder(text).hidden_states for text in ("", "denim jeans", "red t-shirt")}
     unknown, known = ((texts[text] - texts[""]).norm() for text in ("denim jeans", "red t-shirt"))
     assert unknown > 0.3 * known
 

@@ -13,13 +13,14 @@ from data.augmentation import NO_AUGMENTATION, list_augmentations
 from data.buckets import ImageToEncode
 from data.dataset import read_pictures
 from data.images import load_pixel_values
-from models.loading import load_text_encoder, load_tokenizer, load_vae
-from models.text_encoding import encode_prompt
+from models.conditions import whole_picture
+from models.loading import load_prompt_encoder, load_vae
 from runtime.tensor_files import is_intact
 from tiny_model import make_tiny_model
 from training.encoding import CaptionEncoder, Encodings, LatentCache, LivePosteriors, store_texts
 from training.samples import DATA, PRIOR, SampleKey, SampleSettings, SampleSource, make_sample
 
+HALF_PRECISION = 2e-3  # of what is stored in fp16, where values are about 1
 SIZES = [(72, 56), (72, 56), (64, 64)]
 BOTH = list_augmentations(True, 0.0)
 
@@ -31,7 +32,7 @@ def vae(tiny_model):
 
 @pytest.fixture(scope="module")
 def text(tiny_model):
-    return CaptionEncoder(load_tokenizer(tiny_model), load_text_encoder(tiny_model), 3, "hash")
+    return CaptionEncoder(load_prompt_encoder(tiny_model, 3), "hash")
 
 
 def images_of(folder, augmentations=NO_AUGMENTATION):
@@ -74,7 +75,10 @@ def make_samples(images, numbers, dropout=0.0, flip=False, indices=range(3)):
     own = [images[DATA, i] for i in indices]
     shapes = tuple((4, s.size[0] // 2, s.size[1] // 2) for s in own)
     source = SampleSource(
-        [s.picture.caption_groups for s in own], shapes, [BOTH if flip else NO_AUGMENTATION] * len(own)
+        [s.picture.caption_groups for s in own],
+        shapes,
+        [BOTH if flip else NO_AUGMENTATION] * len(own),
+        [s.time_ids for s in own],
     )
     return [make_sample(0, SampleKey(DATA, number), source, SampleSettings(dropout, 1000)) for number in numbers]
 
@@ -93,8 +97,11 @@ def test_stored_latents_are_the_vaes_own_sample_also_mirrored(vae, images, encod
 def test_stored_equals_live(vae, text, images, encodings):
     live = Encodings(text, LivePosteriors(images, vae))
     for sample in make_samples(images, range(20), dropout=0.2, flip=True):
-        for kept, now in zip(encodings.encode([sample]), live.encode([sample]), strict=True):
-            assert (kept is None and now is None) or torch.allclose(kept, now, atol=1e-5)
+        kept, now = encodings.encode([sample]), live.encode([sample])
+        assert torch.allclose(kept.latents, now.latents, atol=1e-5)
+        assert torch.equal(kept.conditions.time_ids, now.conditions.time_ids)
+        for name in ("hidden_states", "pooled"):
+            assert torch.equal(getattr(kept.conditions, name), getattr(now.conditions, name).half().float())
 
 
 def test_a_picture_gives_another_sample_of_its_posterior_every_time(images, encodings):
@@ -105,17 +112,19 @@ def test_a_picture_gives_another_sample_of_its_posterior_every_time(images, enco
 
 def test_a_batch_of_long_and_short_captions_is_padded_and_masked(text, images, encodings):
     samples = make_samples(images, range(6), indices=range(2))
-    _, hidden_states, mask = encodings.encode(samples)
+    conditions = encodings.encode(samples).conditions
     for row, sample in enumerate(samples):
-        live = encode_prompt(text.tokenizer, text.text_encoder, sample.caption, 3)
-        assert torch.allclose(hidden_states[row, : len(live)], live, atol=1e-5)
-        assert mask is None or mask[row].sum() == len(live)
+        live = text(sample.caption).hidden_states
+        assert torch.allclose(conditions.hidden_states[row, : len(live)], live, atol=HALF_PRECISION)
+        assert conditions.attention_mask is None or conditions.attention_mask[row].sum() == len(live)
 
 
 def test_the_bases_own_pictures_have_no_spread(images, encodings):
     latent = torch.randn(4, 36, 28)
     encodings = replace(encodings, prior=[latent])
-    source = SampleSource([((next(iter(encodings.text.locations)),),)], ((4, 36, 28),), [NO_AUGMENTATION])
+    source = SampleSource(
+        [((next(iter(encodings.text.locations)),),)], ((4, 36, 28),), [NO_AUGMENTATION], [whole_picture(72, 56)]
+    )
     samples = [make_sample(0, SampleKey(PRIOR, number), source, SampleSettings(0.0, 1000)) for number in range(2)]
     assert torch.equal(encodings.encode(samples)[0], torch.stack([latent, latent]))
 
@@ -158,8 +167,8 @@ def test_a_changed_caption_is_never_served_stale(tmp_path, vae, text):
     rows = (data / "metadata.jsonl").read_text()
     (data / "metadata.jsonl").write_text(rows.replace("red", "white"))
     encodings = store(tmp_path / "cache", images_of(data), vae, text)
-    live = encode_prompt(text.tokenizer, text.text_encoder, "a white t-shirt", 3)
-    assert torch.allclose(encodings.text("a white t-shirt"), live, atol=1e-6)
+    found, live = encodings.text("a white t-shirt"), text("a white t-shirt")
+    assert torch.allclose(found.hidden_states, live.hidden_states, atol=HALF_PRECISION)
     assert "a red t-shirt" not in encodings.text.locations
 
 
@@ -203,11 +212,12 @@ def test_pictures_that_are_encoded_together_keep_their_own_augmentations(tmp_pat
 
 def test_another_text_encoders_or_lengths_embeddings_are_never_served(tmp_path, text):
     caption = "the white " * 60
-    other = load_text_encoder(make_tiny_model(tmp_path / "model", seed=1))
-    readers = text, CaptionEncoder(text.tokenizer, other, 3, "another"), replace(text, max_chunks=1)
+    other = load_prompt_encoder(make_tiny_model(tmp_path / "model", seed=1), 3)
+    shorter = replace(text, prompt_encoder=replace(text.prompt_encoder, max_chunks=1))
+    readers = text, CaptionEncoder(other, "another"), shorter
     for reader in readers:
         cached = store_texts(tmp_path / "cache", [[caption]], reader, ALL, quiet=True)
-        [live] = reader.encode([caption])
-        assert cached(caption).shape == live.shape and torch.allclose(cached(caption), live, atol=1e-6)
-    shapes = {tuple(reader.encode([caption])[0].shape) for reader in readers}
+        found, live = cached(caption).hidden_states, reader(caption).hidden_states
+        assert found.shape == live.shape and torch.allclose(found, live, atol=HALF_PRECISION)
+    shapes = {tuple(reader(caption).hidden_states.shape) for reader in readers}
     assert len(shapes) == 2

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
+from plain_conditions import text_alone
 from training.objective import (
     Objective,
     diffusion_loss,
@@ -38,12 +39,12 @@ class FixedUNet:
     def __init__(self, prediction: torch.Tensor):
         self.sample = prediction
 
-    def __call__(self, noisy_latents, timesteps, hidden_states, encoder_attention_mask):
+    def __call__(self, noisy_latents, timesteps, **conditions):
         return self
 
 
 def loss_of(prediction, noise_scheduler, latents, noise, snr_gamma=None) -> torch.Tensor:
-    batch = Batch(latents, noise, noise, TIMESTEPS, torch.zeros(6, 77, 8), None)
+    batch = Batch(latents, noise, noise, TIMESTEPS, text_alone(torch.zeros(6, 77, 8)))
     return diffusion_loss(FixedUNet(prediction), Objective(noise_scheduler, snr_gamma), batch)
 
 
@@ -122,7 +123,7 @@ def test_dreams_target_is_no_way_for_gradients():
         return SimpleNamespace(sample=weight * noisy_latents)
 
     weight, (latents, noise) = torch.ones((), requires_grad=True), pair()
-    batch = Batch(latents, noise, noise, TIMESTEPS, torch.zeros(6, 77, 8), None)
+    batch = Batch(latents, noise, noise, TIMESTEPS, text_alone(torch.zeros(6, 77, 8)))
     objective = Objective(scheduler("epsilon"), dream_detail_preservation=1.0)
     assert not any(found.requires_grad for found in dream(unet, objective, batch, latents, noise))
 
@@ -130,7 +131,7 @@ def test_dreams_target_is_no_way_for_gradients():
 def test_dream_is_its_papers_formula():
     """arXiv:2312.00210: x_t + sqrt(1 - ᾱ) λ (ε - ε_θ) is to be answered with ε + λ (ε - ε_θ), λ = sqrt(1 - ᾱ)^p."""
     latents, noise = pair()
-    batch = Batch(latents, noise, noise, TIMESTEPS, torch.zeros(6, 77, 8), None)
+    batch = Batch(latents, noise, noise, TIMESTEPS, text_alone(torch.zeros(6, 77, 8)))
     noise_scheduler, predicted = scheduler("epsilon"), noise + 0.5
     objective = Objective(noise_scheduler, dream_detail_preservation=2.0)
     noisy = noise_scheduler.add_noise(latents, noise, TIMESTEPS)
@@ -151,7 +152,7 @@ def test_perturbed_noise_is_seen_and_the_plain_noise_is_the_target():
             seen.append(noisy_latents)
             return self
 
-    batch = Batch(latents, noise, noise + 1, TIMESTEPS, torch.zeros(6, 77, 8), None)
+    batch = Batch(latents, noise, noise + 1, TIMESTEPS, text_alone(torch.zeros(6, 77, 8)))
     loss = diffusion_loss(Looking(noise), Objective(scheduler("epsilon")), batch)
     assert torch.allclose(seen[0], scheduler("epsilon").add_noise(latents, noise + 1, TIMESTEPS))
     assert torch.allclose(loss, torch.zeros(6), atol=1e-6)

@@ -2,9 +2,10 @@
 
 import torch
 
-from models.loading import load_text_encoder, load_tokenizer, load_unet
+from models.loading import load_prompt_encoder, load_unet
+from models.samplers import SamplingSettings
 from models.sampling import load_sampler
-from models.text_encoding import encode_prompt
+from models.text_encoding import TextEmbedding
 from training.plan import prior_batch_size, repeat_prompts
 from training.prior import PriorGenerator, read_prior, write_prior
 
@@ -20,13 +21,14 @@ def test_prompts_take_turns():
 
 
 def test_a_picture_is_the_same_whichever_process_generates_it(tiny_model):
-    tokenizer, text_encoder = load_tokenizer(tiny_model), load_text_encoder(tiny_model)
+    encoder, settings = load_prompt_encoder(tiny_model, 3), SamplingSettings(20, 4.0)
     prompts = repeat_prompts(["a red t-shirt", "the white " * 50], 3)
-    text = {prompt: encode_prompt(tokenizer, text_encoder, prompt, 3) for prompt in ["", *prompts]}
+    text = {prompt: encoder(prompt) for prompt in ["", *prompts]}
 
     def generate(indices) -> dict[int, torch.Tensor]:
         unet, sampler = load_unet(tiny_model).eval(), load_sampler(tiny_model)
-        return PriorGenerator(unet, sampler, prompts, text, (4, 8, 8), 4.0).generate(0, indices, quiet=True)
+        prior = PriorGenerator(unet, sampler, prompts, text, (4, 8, 8), (16, 16), settings)
+        return prior.generate(0, indices, quiet=True)
 
     together, apart = generate(range(3)), {**generate(range(0, 3, 2)), **generate(range(1, 3, 2))}
     assert together.keys() == apart.keys()
@@ -37,11 +39,17 @@ def test_a_picture_is_the_same_whichever_process_generates_it(tiny_model):
 def test_its_prompt_and_the_empty_prompt_guide_each_picture(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "training.prior.generate_latents", lambda unet, sampler, noise, embeddings, _: seen.append(embeddings) or noise
+        "training.prior.generate_latents", lambda unet, sampler, noise, conditions, _: seen.append(conditions) or noise
     )
-    embeddings = {"": 0, "a": 1, "b": 2}
-    PriorGenerator(None, None, ["a", "b"], embeddings, (1, 2, 2), 4.0).generate(0, range(2), quiet=True)
-    assert seen == [[(1, 0), (2, 0)]]
+    embeddings = {
+        prompt: TextEmbedding(torch.full((3, 1), i), torch.full((1,), i)) for i, prompt in enumerate(["", "a", "b"])
+    }
+    settings = SamplingSettings(20, 4.0)
+    PriorGenerator(None, None, ["a", "b"], embeddings, (1, 2, 2), (16, 24), settings).generate(0, range(2), quiet=True)
+    [conditions] = seen
+    assert conditions.pooled.flatten().tolist() == [0, 0, 1, 2]  # the empty ones first
+    assert conditions.hidden_states[:, 0, 0].tolist() == [0, 0, 1, 2]
+    assert conditions.time_ids.tolist() == [[16, 24, 0, 0, 16, 24]] * 4
 
 
 def test_they_are_read_back_in_order_and_nothing_where_none_were_generated(tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from data.augmentation import NO_AUGMENTATION, list_augmentations
 from data.random_numbers import keyed_generator
+from plain_conditions import ANY_SIZE, text_alone
 from runtime.errors import InputChanged
 from training.samples import (
     DATA,
@@ -28,7 +29,7 @@ from training.samples import (
 )
 
 FORMS = [((f"picture {i} at the left",), ("short", "shorter")) for i in range(5)]
-SOURCE = SampleSource(FORMS, ((4, 3, 2),) * 5, augmentations=[NO_AUGMENTATION] * 5)
+SOURCE = SampleSource(FORMS, ((4, 3, 2),) * 5, augmentations=[NO_AUGMENTATION] * 5, time_ids=[ANY_SIZE] * 5)
 
 
 def sample_at(seed: int, number: int, stream: str = "data", dropout: float = 0.1, source=SOURCE, **settings) -> Sample:
@@ -96,7 +97,7 @@ def test_a_generator_is_a_function_of_its_whole_key():
 
 def test_a_pass_over_several_sizes_shows_each_picture_once_and_keeps_one_size_together():
     shapes = tuple((4, 3, 2) if i % 3 else (4, 2, 3) for i in range(30))
-    source = SampleSource([(("x",),)] * 30, shapes, [NO_AUGMENTATION] * 30, group_length=5)
+    source = SampleSource([(("x",),)] * 30, shapes, [NO_AUGMENTATION] * 30, [ANY_SIZE] * 30, group_length=5)
     for number in range(4):
         shown = [picture_index(3, SampleKey("data", 30 * number + i), source) for i in range(30)]
         assert sorted(shown) == list(range(30))
@@ -106,7 +107,10 @@ def test_a_pass_over_several_sizes_shows_each_picture_once_and_keeps_one_size_to
 
 def test_half_of_the_samples_are_mirrored_with_their_captions_and_never_those_that_may_not():
     source = SampleSource(
-        FORMS, SOURCE.latent_shapes, augmentations=[list_augmentations(True, 0.0)] * 4 + [NO_AUGMENTATION]
+        FORMS,
+        SOURCE.latent_shapes,
+        augmentations=[list_augmentations(True, 0.0)] * 4 + [NO_AUGMENTATION],
+        time_ids=[ANY_SIZE] * 5,
     )
     samples = [sample_at(0, number, dropout=0, source=source) for number in range(2000)]
     flippable = [sample for sample in samples if sample.picture != 4]
@@ -160,11 +164,14 @@ class Encodings:
 
     def encode(self, samples):
         latents = torch.stack([torch.full_like(sample.noise, float(sample.picture)) for sample in samples])
-        return Encoded(latents, torch.zeros(len(samples), 3, 8), None)
+        return Encoded(latents, text_alone(torch.zeros(len(samples), 3, 8)))
 
 
 def source(caption: str, shapes: list[tuple[int, int, int]], group_length: int = 1) -> SampleSource:
-    return SampleSource([((caption,),)] * len(shapes), tuple(shapes), [NO_AUGMENTATION] * len(shapes), group_length)
+    number = len(shapes)
+    return SampleSource(
+        [((caption,),)] * number, tuple(shapes), [NO_AUGMENTATION] * number, [ANY_SIZE] * number, group_length
+    )
 
 
 def batches(processes: int, process: int, accumulation: int, shapes=((1, 2, 2),) * 5) -> StepBatches:
@@ -251,7 +258,7 @@ class Recorder:
 
     def encode(self, samples):
         self.noises += [tuple(sample.noise.flatten().tolist()) for sample in samples]
-        return Encoded(torch.zeros(len(samples), 1, 1, 1), torch.zeros(len(samples), 1, 1), None)
+        return Encoded(torch.zeros(len(samples), 1, 1, 1), text_alone(torch.zeros(len(samples), 1, 1)))
 
 
 SHAPES = ((1, 2, 2), (1, 2, 4), (1, 4, 2))

@@ -9,8 +9,11 @@ from accelerate import Accelerator
 from PIL import Image
 
 from models.loading import load_noise_scheduler
+from models.samplers import SamplingSettings
+from models.text_encoding import TextEmbedding
 from optimization.ema import NoEMA, averaged, make_ema
 from optimization.parameters import ModelParameters
+from plain_conditions import ANY_SIZE, text_alone
 from tiny_model import tiny_unet
 from training.objective import Objective
 from training.samples import Encoded
@@ -32,31 +35,35 @@ def state_of(unet, parameters, ema) -> TrainState:
     return TrainState(Accelerator(), None, unet, unet, parameters, None, ema)
 
 
+def images_of(captions):
+    return [SimpleNamespace(captions=[caption], time_ids=ANY_SIZE) for caption in captions]
+
+
 class Encodings:
     def encode(self, samples):
         latents = torch.stack([sample.posterior_noise for sample in samples])
-        return Encoded(latents, torch.ones(len(samples), 77, 16), None)
+        return Encoded(latents, text_alone(torch.ones(len(samples), 77, 16)))
 
 
 @pytest.fixture
 def fixed_loss(tiny_model):
-    samples = {"data": fixed_samples("data", ["a", "b", "c"], SHAPES, 1000)}
+    samples = {"data": fixed_samples("data", images_of(["a", "b", "c"]), SHAPES, 1000)}
     objective = Objective(load_noise_scheduler(tiny_model))
     return FixedNoiseLoss(samples, Encodings(), objective, torch.device("cpu"), torch.float32)
 
 
 def test_the_samples_are_the_same_every_time_whatever_the_global_rng_did_before():
     torch.manual_seed(1)
-    first = fixed_samples("data", ["a", "b", "c"], SHAPES, 1000)
+    first = fixed_samples("data", images_of(["a", "b", "c"]), SHAPES, 1000)
     torch.manual_seed(2)
-    second = fixed_samples("data", ["a", "b", "c"], SHAPES, 1000)
+    second = fixed_samples("data", images_of(["a", "b", "c"]), SHAPES, 1000)
     assert all(torch.equal(a.noise, b.noise) and a.timestep == b.timestep for a, b in zip(first, second, strict=True))
     assert sorted({sample.timestep for sample in first}) == [125, 375, 625, 875]
     assert [sample.picture for sample in first] == sorted([0, 1, 2] * 4)
 
 
 def test_of_many_pictures_some_are_taken_evenly():
-    chosen = {sample.picture for sample in fixed_samples("data", ["x"] * 1000, [(4, 2, 2)] * 1000, 1000)}
+    chosen = {sample.picture for sample in fixed_samples("data", images_of(["x"] * 1000), [(4, 2, 2)] * 1000, 1000)}
     assert len(chosen) == 16 and {0, 999} <= chosen
 
 
@@ -109,14 +116,18 @@ def test_its_prompt_and_the_empty_prompt_guide_each_picture(tmp_path, monkeypatc
     asked = []
     monkeypatch.setattr(
         "training.validation.generate_latents",
-        lambda unet, scheduler, noise, embeddings, _: asked.append(embeddings) or noise,
+        lambda unet, scheduler, noise, conditions, _: asked.append(conditions) or noise,
     )
     monkeypatch.setattr(
         "training.validation.decode_latents", lambda vae, latents: [Image.new("RGB", (8, 8))] * len(latents)
     )
-    encodings = SimpleNamespace(text={"": 0, "a": 1, "b": 2}.get)
-    ValidationSampler(["a", "b"], 2, encodings, None, None, (4, 2, 2), 4.0, tmp_path).generate(None, 7)
-    assert asked == [[(1, 0)], [(1, 0)], [(2, 0)], [(2, 0)]]
+    texts = {
+        prompt: TextEmbedding(torch.full((3, 1), i), torch.full((1,), i)) for i, prompt in enumerate(["", "a", "b"])
+    }
+    encodings, settings = SimpleNamespace(text=texts.get), SamplingSettings(25, 4.0)
+    ValidationSampler(["a", "b"], 2, encodings, None, None, (4, 2, 2), (16, 24), settings, tmp_path).generate(None, 7)
+    assert [each.pooled.flatten().tolist() for each in asked] == [[0, 1], [0, 1], [0, 2], [0, 2]]
+    assert all(each.time_ids.tolist() == [[16, 24, 0, 0, 16, 24]] * 2 for each in asked)
     assert len(list(tmp_path.glob("step-000007-*.png"))) == 4
 
 
@@ -127,7 +138,7 @@ def test_without_an_average_only_the_weights_are_measured(fixed_loss):
 
 
 def samples_of(pictures: int, stream: str = "data") -> dict:
-    return {stream: fixed_samples(stream, ["x"] * pictures, [(4, 2, 2)] * pictures, 1000)}
+    return {stream: fixed_samples(stream, images_of(["x"] * pictures), [(4, 2, 2)] * pictures, 1000)}
 
 
 def test_the_loss_is_measured_four_times_in_a_run_and_ten_with_held_out_pictures_and_where_a_checkpoint_is_kept():

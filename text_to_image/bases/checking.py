@@ -3,25 +3,36 @@
 import functools
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
-from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
+from models.conditions import Conditions
 from models.folders import (
     EXTRAS,
     INDEX_FILE,
     PARTS,
+    TIME_IDS,
+    XL_PARTS,
     FolderLike,
     ModelShape,
     StoredTensor,
+    is_xl,
     kept_extras,
     list_loaded_weights,
+    list_parts,
     loading_errors,
     read_header,
     read_index,
@@ -37,13 +48,14 @@ from models.loading import (
     read_vocabulary,
 )
 from models.sampling import load_sampler
-from models.text_encoding import tokenize_chunks
+from models.text_encoding import TextEncoder, split_tokens
 from runtime.errors import UserError
 
 MODELS = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
     "safety_checker": StableDiffusionSafetyChecker,
 }
 # What model_index.json may name; schedulers are told by what they can do.
@@ -51,7 +63,9 @@ CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
     "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 # Names that the libraries still read, and what they are called now.
 OLD_NAMES = (
@@ -63,12 +77,15 @@ OLD_NAMES = (
     (re.compile(r"(attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
 )
 POSITION_IDS = "position_ids"  # numbers 0, 1, 2, ..., which older files hold and newer ones do not
+TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}  # whose tokens they make
 SHORTEST_CHUNK = 3  # tokens: start, one word, end
 
 
 def check_model(folder: FolderLike) -> None:
     """UserError that names the part, the file and the weights where the model is not whole or not one we train."""
-    files = [file for part in (*PARTS, *EXTRAS) for file in Path(folder, part).glob("*")] + [folder / INDEX_FILE]
+    files = [file for part in (*PARTS, *XL_PARTS, *EXTRAS) for file in Path(folder, part).glob("*")] + [
+        folder / INDEX_FILE
+    ]
     states = frozenset((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries say it again where the model is used
@@ -80,17 +97,17 @@ def _check_once(folder: FolderLike, states: frozenset[tuple[Path, int, int]]) ->
     """Not again while the files of the model stay as they are: a check takes up to two seconds."""
     _check_classes(folder)
     shape = read_shape(folder)
-    unet, vae, text_encoder = (_check_weights(folder, part) for part in ("unet", "vae", "text_encoder"))
-    _check_scaling(folder, vae)
-    _check_tokenizer(folder, text_encoder.config.vocab_size)
-    _check_schedulers(folder, unet)
-    _check_forward(folder, (unet, vae, text_encoder), shape)
+    parts = {part: _check_weights(folder, part) for part in list_parts(folder) if part in MODELS}
+    _check_scaling(folder, parts["vae"])
+    _check_tokenizers(folder, parts)
+    _check_schedulers(folder, parts["unet"])
+    _check_forward(folder, parts, shape)
     _check_extras(folder)
 
 
 def _check_classes(folder: FolderLike) -> None:
     index = read_index(folder)
-    for part in PARTS:
+    for part in list_parts(folder):
         found = index[part][1] if part in index else None
         if found is None or found not in CLASSES.get(part, (found,)):
             wanted = f", where {CLASSES[part][0]} is needed" if part in CLASSES else ""
@@ -171,13 +188,22 @@ def _check_scaling(folder: FolderLike, vae: AutoencoderKL) -> None:
 # --- tokenizer and schedulers ---------------------------------------------------------------------------------------
 
 
-def _check_tokenizer(folder: FolderLike, vocab_size: int) -> None:
+def _check_tokenizers(folder: FolderLike, parts: Mapping[str, Any]) -> None:
+    """UserError unless each fits its text encoder, and XL's two read a prompt as the same tokens."""
+    tokenizers = {part: load_tokenizer(folder, part) for part in list_parts(folder) if part in TOKENIZERS}
+    for part, tokenizer in tokenizers.items():
+        _check_tokenizer(folder, part, tokenizer, parts[TOKENIZERS[part]].config.vocab_size)
+    first, *others = tokenizers.values()
+    if any(other.get_vocab() != first.get_vocab() for other in others):
+        raise UserError(f"{folder}: its tokenizer_2 has other tokens than its tokenizer; XL's are the same")
+
+
+def _check_tokenizer(folder: FolderLike, part: str, tokenizer: CLIPTokenizer, vocab_size: int) -> None:
     """UserError unless the text encoder has an embedding of each of its tokens, and none of these is missing."""
-    tokenizer = load_tokenizer(folder)
-    with loading_errors(folder, "tokenizer"):
+    with loading_errors(folder, part):
         if not isinstance(tokenizer.model_max_length, int) or tokenizer.model_max_length < SHORTEST_CHUNK:
             raise ValueError(f"it reads {tokenizer.model_max_length!r} tokens at once")
-        tokenize_chunks(tokenizer, "a picture", 1)
+        split_tokens(tokenizer, "a picture", 1)
         _check_merges(tokenizer)
         ids = set(tokenizer.get_vocab().values())
         if missing := set(range(max(ids))) - ids:
@@ -210,7 +236,10 @@ def _check_schedulers(folder: FolderLike, unet: UNet2DConditionModel) -> None:
         own.set_timesteps(1)
         _take_steps(load_sampler(folder))
     with loading_errors(folder, "unet or scheduler"):
-        StableDiffusionPipeline(None, None, None, unet, own, None, None, requires_safety_checker=False)
+        if is_xl(folder):
+            StableDiffusionXLPipeline(None, None, None, None, None, unet, own, add_watermarker=False)
+        else:
+            StableDiffusionPipeline(None, None, None, unet, own, None, None, requires_safety_checker=False)
 
 
 def _take_steps(sampler: SchedulerMixin) -> None:
@@ -227,21 +256,39 @@ def _take_steps(sampler: SchedulerMixin) -> None:
 
 
 @torch.no_grad()
-def _check_forward(
-    folder: FolderLike, models: tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel], shape: ModelShape
-) -> None:
+def _check_forward(folder: FolderLike, parts: Mapping[str, Any], shape: ModelShape) -> None:
     """UserError if one of the parts, which have no data, cannot run, or if they do not fit together."""
-    unet, vae, text_encoder = models
+    unet, vae = parts["unet"], parts["vae"]
     side, tokens = shape.size_multiple, load_tokenizer(folder).model_max_length
     pixels, latents = (1, 3, side, side), (1, *shape.latent_shape(side, side))
     text = (1, tokens, unet.config.cross_attention_dim)
+    with loading_errors(folder, "unet"), torch.device("meta"):
+        pooled = torch.zeros(1, _pooled_size(folder, unet))
+        conditions = Conditions(torch.zeros(text), None, pooled, torch.zeros(1, TIME_IDS))
     steps: tuple[tuple[str, Callable[[], torch.Tensor], tuple[int, ...]], ...] = (
-        ("text_encoder", lambda: text_encoder(torch.zeros(1, tokens, dtype=torch.long))[0], text),
+        ("text_encoder", lambda: _read_text(folder, parts, tokens)[0], text),
+        ("text_encoder_2", lambda: _read_text(folder, parts, tokens)[1], tuple(pooled.shape)),
         ("vae", lambda: vae.encode(torch.zeros(pixels)).latent_dist.mode() * vae.config.scaling_factor, latents),
-        ("unet", lambda: unet(torch.zeros(latents), torch.zeros(1), torch.zeros(text)).sample, latents),
+        ("unet", lambda: unet(torch.zeros(latents), torch.zeros(1), **conditions.unet_inputs()).sample, latents),
         ("vae", lambda: vae.decode(torch.zeros(latents) / vae.config.scaling_factor).sample, pixels),
     )
     for part, run, wanted in steps:
         with loading_errors(folder, part), torch.device("meta"):
             if (found := tuple(run().shape)) != wanted:
                 raise ValueError(f"it gives a tensor {found}, and the other parts need {wanted}")
+
+
+def _read_text(folder: FolderLike, parts: Mapping[str, Any], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states and pooled output of one chunk."""
+    ids, xl = torch.zeros(1, tokens, dtype=torch.long), is_xl(folder)
+    read = [TextEncoder(parts[part], 0, penultimate=xl)(ids) for part in TOKENIZERS.values() if part in parts]
+    hidden_states, pooled = (torch.cat(outputs, dim=-1) for outputs in zip(*read, strict=True))
+    return hidden_states, pooled
+
+
+def _pooled_size(folder: FolderLike, unet: UNet2DConditionModel) -> int:
+    """What XL's UNet reads of the pooled text beside the embeddings of its sizes; 0 for other models."""
+    if not is_xl(folder):
+        return 0
+    config = unet.config
+    return config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from bases.checking import check_model
 from bases.one_file import convert_one_file, is_one_file
 from bases.pickles import convert_pickles, list_pickles
-from models.folders import INDEX_FILE, PARTS, ModelFolder, list_variants, list_weights, read_index
+from models.folders import INDEX_FILE, PARTS, ModelFolder, list_parts, list_variants, list_weights, read_index
 from runtime.errors import UserError
 from runtime.hub import asking_hub
 from runtime.paths import OUTPUTS
@@ -93,8 +93,12 @@ def _download(name: str, asked: str, options: ModelOptions) -> Path:
 def _check_folder(folder: Path, asked: str) -> None:
     if not (folder / INDEX_FILE).is_file():
         raise UserError(f"{asked}: the folder has no {INDEX_FILE}, so it is not a diffusers pipeline")
+    if not (folder / "text_encoder").is_dir() and (folder / "text_encoder_2").is_dir():
+        raise UserError(f"{asked}: XL's refiner, which goes over pictures that its base generates; name that base")
     if missing := [part for part in PARTS if not (folder / part).is_dir()]:
         raise UserError(f"{asked}: the folder has no {', '.join(missing)}/; a Stable Diffusion pipeline is needed")
+    if missing := [part for part in list_parts(folder) if not (folder / part).is_dir()]:
+        raise UserError(f"{asked}: the folder has no {', '.join(missing)}/, which Stable Diffusion XL has")
 
 
 def _read_part_names(folder: Path, asked: str) -> list[str]:

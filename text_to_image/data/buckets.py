@@ -30,6 +30,11 @@ class ImageToEncode:
     interpolation: str
 
     @property
+    def time_ids(self) -> tuple[int, int, int, int, int, int]:
+        """What XL is told of size and crop, as `models.conditions.TimeIds`."""
+        return (self.picture.height, self.picture.width, *crop_corner(self.picture, self.size), *self.size)
+
+    @property
     def captions(self) -> list[str]:
         """Every caption that a sample of this picture may have: all as written, then all of the mirrored picture.
 
@@ -37,6 +42,13 @@ class ImageToEncode:
         """
         sides = {augmentation.mirrored: augmentation for augmentation in self.augmentations}
         return [augmented_caption(caption, side) for side in sides.values() for caption in self.picture.captions]
+
+
+def crop_corner(picture: Picture, size: Size) -> tuple[int, int]:
+    """(top, left) in pixels of the centred crop that `images.load_pixel_values` takes of the resized picture."""
+    height, width = size
+    scale = max(height / picture.height, width / picture.width)
+    return round((picture.height * scale - height) / 2), round((picture.width * scale - width) / 2)
 
 
 def choose_sizes(pictures: Sequence[Picture], resolution: int, multiple: int, square: bool) -> list[Size]:

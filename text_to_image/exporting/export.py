@@ -95,7 +95,7 @@ def part_loaders(source: GenerationWeights) -> dict[str, Callable[[torch.dtype],
     return {
         "unet": lambda dtype: load_generation_unet(source, dtype),
         "vae": lambda dtype: load_vae(source.base, dtype),
-        "text_encoder": lambda dtype: load_generation_text_encoder(source, dtype),
+        "text_encoder": lambda dtype: load_generation_text_encoder(source).to(dtype),
     }
 
 

@@ -14,14 +14,14 @@ from generation.planned_images import GeneratedBatch, GenerationSettings, Planne
 from generation.safety_checker import ImageChecker, NoSafetyChecker, SafetyChecker
 from generation.weights import (
     GenerationWeights,
+    load_generation_prompt_encoder,
     load_generation_sampler,
-    load_generation_text_encoder,
     load_generation_unet,
 )
 from models.folders import read_shape
-from models.loading import DTYPES, load_tokenizer, load_vae, set_attention
-from models.sampling import decode_latents, generate_latents, initial_noise, seeded_generator
-from models.text_encoding import count_tokens, encode_prompt
+from models.loading import DTYPES, load_vae, set_attention
+from models.sampling import decode_latents, generate_latents, initial_noise, sampling_conditions, seeded_generator
+from models.text_encoding import TextEmbedding, count_tokens
 from runtime.devices import disable_cudnn_attention, keep_freed_memory
 from runtime.errors import UserError, WorkError, escape_control_chars, first_line, is_out_of_memory
 
@@ -107,9 +107,10 @@ class ImageGenerator:
         latent_shape = self.shape.latent_shape(*settings.size)
         generators = [seeded_generator(image.seed) for image in planned]
         noise = torch.stack([initial_noise(generator, latent_shape) for generator in generators])
-        embeddings = [(self.embeddings[i.prompt], self.embeddings[i.settings.negative_prompt]) for i in planned]
+        pairs = [(self.embeddings[i.prompt], self.embeddings[i.settings.negative_prompt]) for i in planned]
+        conditions = sampling_conditions(pairs, settings.size, settings.sampling)
         sampler = self.samplers[settings.scheduler]
-        latents = generate_latents(self.unet, sampler, noise, embeddings, settings.sampling, generators)
+        latents = generate_latents(self.unet, sampler, noise, conditions, settings.sampling, generators)
         if not latents.isfinite().all():
             raise WorkError(
                 f"{planned[0].file_name} or another picture of its batch overflows in {settings.dtype}: its latents "
@@ -144,7 +145,7 @@ def _load_vae(weights: GenerationWeights, device: torch.device) -> AutoencoderKL
 
 def encode_planned_prompts(
     plan: Sequence[PlannedImage], weights: GenerationWeights, device: torch.device
-) -> dict[str, torch.Tensor]:
+) -> dict[str, TextEmbedding]:
     settings = plan[0].settings
     prompts = dict.fromkeys(text for i in plan for text in (i.settings.negative_prompt, i.prompt))
     return encode_all_prompts(weights, list(prompts), settings.token_chunks, device, DTYPES[settings.dtype])
@@ -152,12 +153,12 @@ def encode_planned_prompts(
 
 def encode_all_prompts(
     weights: GenerationWeights, prompts: Sequence[str], max_chunks: int, device: torch.device, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """{prompt: its embedding (L, D) on the CPU}, read as training reads captions. The text encoder is freed."""
-    tokenizer = load_tokenizer(weights.base)
-    text_encoder = load_generation_text_encoder(weights, dtype).to(device)
+) -> dict[str, TextEmbedding]:
+    """{prompt: its embedding on the CPU}, read as training reads captions. The text encoders are freed."""
+    encoder = load_generation_prompt_encoder(weights, max_chunks, device, dtype)
+    tokenizer = encoder.tokenizer
     limit = max_chunks * (tokenizer.model_max_length - 2)
     for prompt in prompts:
         if (tokens := count_tokens(tokenizer, prompt)) > limit:
             print(escape_control_chars(f"only the first {limit} of {tokens} tokens are read of: {prompt}"))
-    return {prompt: encode_prompt(tokenizer, text_encoder, prompt, max_chunks).cpu() for prompt in prompts}
+    return {prompt: encoder(prompt).to("cpu") for prompt in prompts}

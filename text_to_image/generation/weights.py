@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
-from transformers import CLIPTextModel
 
 from bases.finding import ModelOptions, find_bases, find_model
 from bases.lora_files import check_lora_fits, files_of_lora, fuse_lora, read_lora_file
@@ -25,10 +24,11 @@ from generation.loras import (
     trained_schedule,
 )
 from models.defaults import REAL_MODEL
-from models.folders import PARTS, FolderLike, ModelFolder, fingerprint_file, fingerprint_model
-from models.loading import load_text_encoder, load_unet
+from models.folders import FolderLike, ModelFolder, fingerprint_file, fingerprint_model, list_parts
+from models.loading import TextModel, load_prompt_encoder, load_text_encoder, load_unet
 from models.lora import LORA_FILE
 from models.sampling import load_sampler
+from models.text_encoding import PromptEncoder
 from runs.checkpoints import complete_checkpoints, find_missing_file
 from runs.records import RUN_FILE, read_run
 from runtime.errors import UserError
@@ -85,7 +85,7 @@ class GenerationWeights:
 
     def fingerprint(self) -> str:
         """A hash of all weights and configs."""
-        other_parts = [part for part in PARTS if part != "unet"]
+        other_parts = [part for part in list_parts(self.base) if part != "unet"]
         facts = [fingerprint_model(self.base, other_parts), fingerprint_model(self.unet_folder, [self.unet_part])]
         for lora, scale in self.loras:
             facts.append(" ".join([*map(fingerprint_file, files_of_lora(lora)), str(scale)]))
@@ -206,12 +206,20 @@ def load_generation_unet(weights: GenerationWeights, dtype: torch.dtype) -> UNet
     return unet.to(dtype, memory_format=torch.channels_last).eval()
 
 
-def load_generation_text_encoder(weights: GenerationWeights, dtype: torch.dtype) -> CLIPTextModel:
-    """The text encoder with the LoRAs fused that have a part for it, in fp32 before it becomes `dtype`."""
-    text_encoder = load_text_encoder(weights.base)
-    for file, scale in weights.loras:
-        fuse_lora(read_lora_file(file), text_encoder, "text_encoder", scale)
-    return text_encoder.to(dtype).eval()
+def load_generation_text_encoder(weights: GenerationWeights, part: str = "text_encoder") -> TextModel:
+    """A text encoder in fp32, with the LoRAs fused that have a part for it."""
+    text_encoder = load_text_encoder(weights.base, part)
+    for file, scale in weights.loras if part == "text_encoder" else ():  # XL's second one is left as it is
+        fuse_lora(read_lora_file(file), text_encoder, part, scale)
+    return text_encoder
+
+
+def load_generation_prompt_encoder(
+    weights: GenerationWeights, max_chunks: int, device: torch.device, dtype: torch.dtype
+) -> PromptEncoder:
+    return load_prompt_encoder(
+        weights.base, max_chunks, device, dtype, lambda _, part: load_generation_text_encoder(weights, part)
+    )
 
 
 def load_generation_sampler(weights: GenerationWeights, name: str) -> SchedulerMixin:

@@ -16,6 +16,9 @@ from safetensors import SafetensorError, safe_open
 from runtime.errors import UserError, WorkError, advice_for, first_line
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+XL_PARTS = ("text_encoder_2", "tokenizer_2")  # beside PARTS
+XL_EMBEDDING = "text_time"  # of pooled text and of sizes, which XL's UNet adds to that of the timestep
+TIME_IDS = 6  # what XL is told of size and crop; its refiner takes 5 numbers
 VARIANT = re.compile(r"model\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
 EXTRAS = {"safety_checker": "config.json", "feature_extractor": "preprocessor_config.json"}  # of SD 1.x; their configs
 INDEX_FILE = "model_index.json"
@@ -29,7 +32,7 @@ HASHED_BYTES = 1 << 20  # at the head and at the tail of a weights file
 OTHER_CONDITIONS = {
     "class_embed_type": "class or image embeddings, as unCLIP does",
     "num_class_embeds": "class labels, as an upscaler's noise levels",
-    "addition_embed_type": "added embeddings, as XL and its refiner do",
+    "addition_embed_type": "added embeddings of another kind than XL's",
     "encoder_hid_dim_type": "embeddings of pictures or of another text encoder",
     "time_cond_proj_dim": "the guidance scale, as LCM does",
 }
@@ -86,7 +89,7 @@ class ModelShape:
 
 
 def read_shape(folder: FolderLike) -> ModelShape:
-    """Raises UserError if a config is missing or is not that of a Stable Diffusion 1.x or 2.x model."""
+    """Raises UserError if a config is missing or is not that of a Stable Diffusion model: 1.x, 2.x or XL."""
     try:
         vae, unet = (_read_json(folder, f"{part}/config.json", SHAPE_KEYS[part]) for part in ("vae", "unet"))
         _refuse_other_kinds(folder, unet, vae)
@@ -106,15 +109,15 @@ def read_shape(folder: FolderLike) -> ModelShape:
 
 
 def _refuse_other_kinds(folder: FolderLike, unet: dict[str, Any], vae: dict[str, Any]) -> None:
-    """UserError that names the key by which the UNet is not conditioned on text alone."""
-    needed = "not a text-to-image model of Stable Diffusion 1.x or 2.x"
+    """UserError that names the key by which the UNet is conditioned on something else than text and, for XL, sizes."""
+    needed = "not a text-to-image model of Stable Diffusion 1.x, 2.x or XL"
     if unet["in_channels"] != vae["latent_channels"]:
         raise UserError(
             f"{folder}: {needed}: its unet/config.json has in_channels {unet['in_channels']}, and the latents of its "
             f"VAE have {vae['latent_channels']} channels (an inpainting model has more)"
         )
     for key, condition in OTHER_CONDITIONS.items():
-        if unet.get(key):
+        if unet.get(key) and unet[key] != XL_EMBEDDING:
             raise UserError(
                 f"{folder}: {needed}: its unet/config.json has {key} {unet[key]!r}: it is also conditioned on "
                 f"{condition}"
@@ -124,6 +127,29 @@ def _refuse_other_kinds(folder: FolderLike, unet: dict[str, Any], vae: dict[str,
             f"{folder}: {needed}: its unet/config.json has attention_type {kind!r}: it is also conditioned on boxes, "
             "as GLIGEN is"
         )
+
+
+def is_xl(folder: FolderLike) -> bool:
+    """Whether the UNet is one of Stable Diffusion XL. UserError if its config cannot be read."""
+    try:
+        return _read_json(folder, "unet/config.json").get("addition_embed_type") == XL_EMBEDDING
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: not a Stable Diffusion pipeline ({first_line(error)})") from None
+
+
+def list_parts(folder: FolderLike) -> tuple[str, ...]:
+    """The parts that make the model: five, of XL seven."""
+    return PARTS + XL_PARTS if is_xl(folder) else PARTS
+
+
+def text_parts(folder: FolderLike) -> tuple[str, ...]:
+    """The parts that make embeddings of prompts."""
+    return tuple(part for part in ("tokenizer", "text_encoder", *XL_PARTS) if part in list_parts(folder))
+
+
+def reads_zeros_for_empty(folder: FolderLike) -> bool:
+    """Whether an empty prompt is all zeros, as model_index.json says of XL; its default there is yes."""
+    return is_xl(folder) and bool(_read_json(folder, INDEX_FILE).get("force_zeros_for_empty_prompt", True))
 
 
 def read_index(folder: FolderLike) -> dict[str, tuple[str, str]]:
@@ -172,7 +198,7 @@ def kept_extras(folder: FolderLike) -> list[str]:
 def left_out_extras(folder: FolderLike) -> list[str]:
     """The parts that model_index.json names and that a model made of this one does not have: they are missing here, or
     serve something else than text-to-image."""
-    return sorted(set(read_index(folder)).difference(PARTS, kept_extras(folder)))
+    return sorted(set(read_index(folder)).difference(list_parts(folder), kept_extras(folder)))
 
 
 def _has_extra(folder: FolderLike, part: str) -> bool:
@@ -276,14 +302,14 @@ def refuse_weights(message: str, names: Iterable[str]) -> None:
         raise UserError(f"{message}: {', '.join(names[:NAMES_SHOWN])}{more}")
 
 
-def fingerprint_model(folder: FolderLike, parts: Sequence[str] = PARTS) -> str:
-    """A SHA-256 over the parts' configs and weights: 64 hex digits.
+def fingerprint_model(folder: FolderLike, parts: Sequence[str] | None = None) -> str:
+    """A SHA-256 over the configs and weights of parts (None: of all): 64 hex digits.
 
     Of a weights file the size and one MB at each end count. Reading all of it would cost seconds per GB, and
     fine-tuning changes every tensor.
     """
     digest = hashlib.sha256()
-    for part in parts:
+    for part in list_parts(folder) if parts is None else parts:
         for path in [*_config_files(folder, part), *_weights_read(folder, part)]:
             digest.update(f"{part}/{path.name} {path.stat().st_size}".encode())
             with open(path, "rb") as file:

@@ -1,9 +1,10 @@
-"""Loads the parts of a Stable Diffusion 1.x or 2.x pipeline, and saves the pipeline with a trained UNet."""
+"""Loads the parts of a Stable Diffusion pipeline (1.x, 2.x, XL), and saves the pipeline with a trained UNet."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import diffusers
 import torch
@@ -14,23 +15,28 @@ from diffusers import (
     DDPMScheduler,
     SchedulerMixin,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.defaults import GENERATION_DEFAULTS, TRAINING_DEFAULTS
 from models.folders import (
     FolderLike,
     ModelShape,
     choose_variant,
+    is_xl,
     kept_extras,
+    list_parts,
     loading_errors,
     read_index,
+    reads_zeros_for_empty,
     refuse_weights,
 )
+from models.text_encoding import PromptEncoder, TextEncoder
 from runtime.devices import convolution_memory_format
 from runtime.errors import UserError
 from runtime.files import atomic_folder, set_aside
@@ -40,6 +46,9 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32} 
 # What weights may be stored as, by safetensors' names.
 STORED_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 PLAIN_ATTENTION_MAX_TOKENS = 2048
+
+TextModel: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
+Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 
 def quiet_libraries() -> None:
@@ -79,17 +88,37 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return not tensor.numel() or bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
 
 
-def load_tokenizer(folder: FolderLike) -> CLIPTokenizer:
-    """The tokenizer; its model_max_length is what the text encoder really reads (77 for CLIP)."""
-    with loading_errors(folder, "tokenizer"):
-        tokenizer = CLIPTokenizer.from_pretrained(Path(folder), subfolder="tokenizer")
-        positions = json.loads((folder / "text_encoder" / "config.json").read_text())["max_position_embeddings"]
+def load_tokenizer(folder: FolderLike, part: str = "tokenizer") -> CLIPTokenizer:
+    """The tokenizer; its model_max_length is what its text encoder really reads (77 for CLIP)."""
+    text_encoder = part.replace("tokenizer", "text_encoder")
+    with loading_errors(folder, part):
+        tokenizer = CLIPTokenizer.from_pretrained(Path(folder), subfolder=part)
+        positions = json.loads((folder / text_encoder / "config.json").read_text())["max_position_embeddings"]
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     return tokenizer
 
 
-def load_text_encoder(folder: FolderLike, dtype: torch.dtype = torch.float32) -> CLIPTextModel:
-    return _load_weights(CLIPTextModel, folder, "text_encoder").to(dtype).eval()
+def load_text_encoder(folder: FolderLike, part: str = "text_encoder") -> TextModel:
+    """The text encoder in fp32; of XL's second one the projection, too, which gives the pooled output."""
+    model_class = CLIPTextModel if part == "text_encoder" else CLIPTextModelWithProjection
+    return _load_weights(model_class, folder, part).to(torch.float32).eval()
+
+
+def load_prompt_encoder(
+    folder: FolderLike,
+    max_chunks: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    load: Callable[[FolderLike, str], TextModel] = load_text_encoder,
+) -> PromptEncoder:
+    """The tokenizer and the text encoders, one or for XL two; `load` may change their weights."""
+    endings = ("", "_2") if is_xl(folder) else ("",)
+    tokenizers = [load_tokenizer(folder, f"tokenizer{ending}") for ending in endings]
+    encoders = [
+        TextEncoder(load(folder, f"text_encoder{ending}").to(device, dtype), tokenizer.pad_token_id, is_xl(folder))
+        for ending, tokenizer in zip(endings, tokenizers, strict=True)
+    ]
+    return PromptEncoder(tokenizers[0], encoders, max_chunks, reads_zeros_for_empty(folder))
 
 
 def load_safety_checker(folder: FolderLike) -> StableDiffusionSafetyChecker:
@@ -153,31 +182,32 @@ def save_pipeline(unet: UNet2DConditionModel, base: FolderLike, output: Path, no
     _save_other_parts(_load_pipeline(unet, base), base, output, noise_scheduler)
 
 
-def _load_pipeline(unet: UNet2DConditionModel, base: FolderLike) -> StableDiffusionPipeline:
+def _load_pipeline(unet: UNet2DConditionModel, base: FolderLike) -> Pipeline:
     kept = kept_extras(base)
-    with loading_errors(base, "tokenizer"):
-        tokenizer = CLIPTokenizer.from_pretrained(Path(base), subfolder="tokenizer")
-    return StableDiffusionPipeline(
-        vae=load_vae(base),
-        text_encoder=load_text_encoder(base),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=load_scheduler(base),
-        safety_checker=load_safety_checker(base) if "safety_checker" in kept else None,
-        feature_extractor=load_feature_extractor(base) if "feature_extractor" in kept else None,
-        requires_safety_checker="safety_checker" in kept,
-    )
+    parts: dict[str, Any] = {"vae": load_vae(base), "unet": unet, "scheduler": load_scheduler(base)}
+    parts |= {part: _tokenizer_as_it_is(base, part) for part in list_parts(base) if "tokenizer" in part}
+    parts |= {part: load_text_encoder(base, part) for part in list_parts(base) if "text_encoder" in part}
+    parts["feature_extractor"] = load_feature_extractor(base) if "feature_extractor" in kept else None
+    if is_xl(base):
+        zeros = reads_zeros_for_empty(base)
+        return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+    checker = load_safety_checker(base) if "safety_checker" in kept else None
+    return StableDiffusionPipeline(**parts, safety_checker=checker, requires_safety_checker=checker is not None)
 
 
-def _save_other_parts(
-    pipeline: StableDiffusionPipeline, base: FolderLike, output: Path, noise_scheduler: DDPMScheduler
-) -> None:
+def _tokenizer_as_it_is(folder: FolderLike, part: str) -> CLIPTokenizer:
+    with loading_errors(folder, part):
+        return CLIPTokenizer.from_pretrained(Path(folder), subfolder=part)
+
+
+def _save_other_parts(pipeline: Pipeline, base: FolderLike, output: Path, noise_scheduler: DDPMScheduler) -> None:
     """All but the UNet; model_index.json, which makes a pipeline of the folder, is the last of the parts."""
     pipeline.register_modules(scheduler=adapt_scheduler(pipeline.scheduler, noise_scheduler))
     for name, part in pipeline.components.items():
         if part is not None and name != "unet":
             part.save_pretrained(output / name)
-    save_vocabulary(pipeline.tokenizer, output / "tokenizer")
+        if isinstance(part, CLIPTokenizer):
+            save_vocabulary(part, output / name)
     copy_license_and_defaults(base, output)
     pipeline.save_config(output)
 

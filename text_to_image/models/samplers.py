@@ -23,6 +23,10 @@ class SamplingSettings:
     guidance_scale: float  # 1 or less: no guidance, at half the cost
     guidance_rescale: float = 0.0  # phi of arXiv:2305.08891, section 3.4; 0: off
 
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_scale > 1
+
 
 # These settings always override the model's own scheduler config. Some classes would otherwise clip latents to -1..1,
 # or begin with Runge-Kutta steps.

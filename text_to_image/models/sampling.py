@@ -10,12 +10,13 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from PIL import Image
 
+from models.conditions import Conditions, whole_picture
 from models.folders import FolderLike, loading_errors
 from models.samplers import DEFAULT_SAMPLER, SAMPLERS, SamplingSettings
-from models.text_encoding import join_embeddings
+from models.text_encoding import TextEmbedding
 from runtime.errors import UserError
 
-PromptPair = tuple[torch.Tensor, torch.Tensor]  # embeddings (L, D) of a prompt and of its negative prompt
+PromptPair = tuple[TextEmbedding, TextEmbedding]  # of a prompt and of its negative prompt
 
 
 def load_sampler(
@@ -62,32 +63,36 @@ def initial_noise(seed: int | torch.Generator, latent_shape: tuple[int, int, int
     return torch.randn((1, *latent_shape), generator=generator)[0]
 
 
+def sampling_conditions(pairs: Sequence[PromptPair], size: tuple[int, int], settings: SamplingSettings) -> Conditions:
+    """Of pictures of `size` (height and width in pixels), the negative prompts first where they are used."""
+    prompts, negatives = zip(*pairs, strict=True)
+    embeddings = [*negatives, *prompts] if settings.is_guided else prompts
+    return Conditions.join(embeddings, [whole_picture(*size)] * len(embeddings))
+
+
 @torch.no_grad()
 def generate_latents(
     unet: UNet2DConditionModel,
     sampler: SchedulerMixin,
     noise: torch.Tensor,
-    embeddings: Sequence[PromptPair],
+    conditions: Conditions,
     settings: SamplingSettings,
     generators: Sequence[torch.Generator] | None = None,
 ) -> torch.Tensor:
-    """Scaled latents (B, C, h, w) from `noise` of that shape and the B embeddings of a prompt and its negative.
+    """Scaled latents (B, C, h, w) from `noise` of that shape and the `sampling_conditions` of B pictures.
 
     Samplers that add noise between the steps take it from `generators`, one for each picture.
     """
-    guided = settings.guidance_scale > 1
-    prompts, negatives = zip(*embeddings, strict=True)
-    conditions = [*negatives, *prompts] if guided else prompts
-    encoder_hidden_states, mask = join_embeddings([text.to(unet.device, unet.dtype) for text in conditions])
+    unet_inputs = conditions.to(unet.device, unet.dtype).unet_inputs()
     step_options = {"generator": list(generators)} if generators and is_stochastic(sampler) else {}
     sampler.set_timesteps(settings.steps, device=unet.device)
     latents = noise.to(unet.device) * sampler.init_noise_sigma
     for t in sampler.timesteps:
         latent_model_input = sampler.scale_model_input(latents, t).to(unet.dtype)
-        if guided:
+        if settings.is_guided:
             latent_model_input = torch.cat([latent_model_input, latent_model_input])
-        model_pred = unet(latent_model_input, t, encoder_hidden_states, encoder_attention_mask=mask).sample.float()
-        if guided:
+        model_pred = unet(latent_model_input, t, **unet_inputs).sample.float()
+        if settings.is_guided:
             model_pred = apply_guidance(model_pred, settings)
         latents = sampler.step(model_pred, t, latents, **step_options).prev_sample
     return latents

@@ -2,14 +2,85 @@
 
 CLIP reads 77 tokens: start, 75 of the prompt, end. A longer prompt is split into chunks of 75 tokens. Each chunk is
 encoded separately with its own start and end, and the results are joined along the sequence; the UNet's
-cross-attention takes any length. A prompt gets only as many chunks as it needs; in a batch, shorter ones are padded
-and masked.
+cross-attention takes any length. A prompt gets only as many chunks as it needs.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+
+class TextEmbedding(NamedTuple):
+    """What a UNet reads of a prompt."""
+
+    hidden_states: torch.Tensor  # (L, D), of all text encoders side by side
+    pooled: torch.Tensor  # (P,), of the prompt as a whole; P is 0 for Stable Diffusion 1.x and 2.x
+
+    def to(self, target: torch.device | torch.dtype | str) -> "TextEmbedding":
+        return TextEmbedding(self.hidden_states.to(target), self.pooled.to(target))
+
+    def is_finite(self) -> bool:
+        return all(bool(tensor.isfinite().all()) for tensor in self)
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One text encoder, and what of it is read."""
+
+    model: CLIPTextModel | CLIPTextModelWithProjection
+    pad_token_id: int
+    # Which hidden states: of the last layer, normalized, or as XL does of the layer before it, as they are.
+    penultimate: bool = False
+
+    def __call__(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, 77) token ids → hidden states (N, 77, D) and pooled output (N, P). No attention mask, as in SD."""
+        output = self.model(token_ids.to(self.model.device), output_hidden_states=self.penultimate)
+        hidden_states = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
+        pooled = output.get("text_embeds")
+        return hidden_states, hidden_states.new_zeros(len(hidden_states), 0) if pooled is None else pooled
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """A model's tokenizer and its text encoders, one or for XL two, whose tokenizers differ in the padding alone."""
+
+    tokenizer: CLIPTokenizer
+    text_encoders: Sequence[TextEncoder]
+    max_chunks: int
+    zeros_for_empty: bool = False  # an empty prompt is all zeros (XL), not what the text encoders make of it
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.text_encoders[0].model.dtype
+
+    def __call__(self, prompt: str) -> TextEmbedding:
+        return self.encode([prompt])[0]
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """Of each prompt, with the chunks of all in one batch: chunks joined along the sequence, pooled of the first.
+
+        A prompt's embedding is (chunks * 77, D) and (P,).
+        """
+        chunks = [split_tokens(self.tokenizer, prompt, self.max_chunks) for prompt in prompts]
+        read = [encoder(self._pad(chunks, encoder.pad_token_id)) for encoder in self.text_encoders]
+        hidden_states, pooled = (torch.cat(outputs, dim=-1) for outputs in zip(*read, strict=True))
+        lengths = [len(parts) for parts in chunks]
+        embeddings = [
+            TextEmbedding(states.flatten(0, 1), first[0])
+            for states, first in zip(hidden_states.split(lengths), pooled.split(lengths), strict=True)
+        ]
+        return [
+            TextEmbedding(*map(torch.zeros_like, embedding)) if self.zeros_for_empty and not prompt else embedding
+            for prompt, embedding in zip(prompts, embeddings, strict=True)
+        ]
+
+    def _pad(self, chunks: Sequence[Sequence[list[int]]], pad_token_id: int) -> torch.Tensor:
+        length = self.tokenizer.model_max_length
+        return torch.tensor([ids + [pad_token_id] * (length - len(ids)) for parts in chunks for ids in parts])
 
 
 def count_tokens(tokenizer: CLIPTokenizer, prompt: str) -> int:
@@ -19,52 +90,20 @@ def count_tokens(tokenizer: CLIPTokenizer, prompt: str) -> int:
 
 def count_chunks(tokenizer: CLIPTokenizer, prompt: str, max_chunks: int) -> int:
     """The number of chunks `prompt` is split into: 1 for an empty prompt, at most `max_chunks`."""
-    return len(tokenize_chunks(tokenizer, prompt, max_chunks))
+    return len(split_tokens(tokenizer, prompt, max_chunks))
 
 
-def tokenize_chunks(tokenizer: CLIPTokenizer, prompt: str, max_chunks: int) -> torch.Tensor:
-    """(chunks, 77) token ids; what does not fit into `max_chunks` is cut off at the end."""
-    length = tokenizer.model_max_length
-    ids = _token_ids(tokenizer, prompt)[: max_chunks * (length - 2)]
-    starts = range(0, max(len(ids), 1), length - 2)
-    return torch.tensor([_chunk(tokenizer, ids[start : start + length - 2], length) for start in starts])
+def split_tokens(tokenizer: CLIPTokenizer, prompt: str, max_chunks: int) -> list[list[int]]:
+    """The token ids of each chunk with start and end, at most 77, not padded.
 
-
-def _chunk(tokenizer: CLIPTokenizer, prompt_ids: list[int], length: int) -> list[int]:
-    ids = [tokenizer.bos_token_id, *prompt_ids, tokenizer.eos_token_id]
-    return ids + [tokenizer.pad_token_id] * (length - len(ids))
+    What does not fit into `max_chunks` is cut off at the end.
+    """
+    length = tokenizer.model_max_length - 2
+    ids = _token_ids(tokenizer, prompt)[: max_chunks * length]
+    starts = range(0, max(len(ids), 1), length)
+    return [[tokenizer.bos_token_id, *ids[start : start + length], tokenizer.eos_token_id] for start in starts]
 
 
 def _token_ids(tokenizer: CLIPTokenizer, prompt: str) -> list[int]:
     # verbose=False: the tokenizer would warn of more than 77 tokens, which is no problem here.
     return tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
-
-
-def encode_prompt(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt: str, max_chunks: int) -> torch.Tensor:
-    """(chunks * 77, D) last hidden states, chunks joined along the sequence; no attention mask, as in SD."""
-    return encode_prompts(tokenizer, text_encoder, [prompt], max_chunks)[0]
-
-
-@torch.no_grad()
-def encode_prompts(
-    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str], max_chunks: int
-) -> list[torch.Tensor]:
-    """`encode_prompt` of each, with the chunks of all prompts in one batch."""
-    token_ids = [tokenize_chunks(tokenizer, prompt, max_chunks) for prompt in prompts]
-    hidden_states = text_encoder(torch.cat(token_ids).to(text_encoder.device))[0]
-    return [chunks.flatten(0, 1) for chunks in hidden_states.split([len(ids) for ids in token_ids])]
-
-
-def join_embeddings(embeddings: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A batch of (L_i, D) embeddings as (B, L, D), L the longest, and a mask (B, L) of 1 (read) and 0 (padding).
-
-    The mask is None if all have one length, which keeps the UNet on its faster path without a mask. A masked prompt
-    gives the same result as the prompt alone.
-    """
-    lengths = [len(embedding) for embedding in embeddings]
-    if len(set(lengths)) == 1:
-        return torch.stack(list(embeddings)), None
-    hidden_states = torch.nn.utils.rnn.pad_sequence(list(embeddings), batch_first=True)
-    positions = torch.arange(max(lengths), device=hidden_states.device)
-    mask = positions[None, :] < torch.tensor(lengths, device=hidden_states.device)[:, None]
-    return hidden_states, mask.to(hidden_states.dtype)

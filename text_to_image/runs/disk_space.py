@@ -14,14 +14,14 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from data.buckets import ImageToEncode
-from models.folders import PARTS, FolderLike, ModelShape, count_lora_parameters, count_parameters
+from models.folders import FolderLike, ModelShape, count_lora_parameters, count_parameters, list_parts
 from models.lora import LORA_TARGETS
 from models.text_encoding import count_chunks
 from runs.checkpoints import complete_checkpoints
 from runtime.errors import WorkError
 from runtime.files import size_on_disk
 
-FLOAT = 4  # bytes
+FLOAT, HALF = 4, 2  # bytes
 RESERVE = ".reserve"
 MARGIN = 1 << 20  # bytes of a checkpoint that are not weights, and of the rows before it
 
@@ -56,7 +56,7 @@ def measure_space(args: argparse.Namespace, folder: Path, base: FolderLike, step
         result = FLOAT * trained
     else:
         trained = count_parameters(base)
-        result = FLOAT * sum(count_parameters(base, part) for part in PARTS)
+        result = FLOAT * sum(count_parameters(base, part) for part in list_parts(base))
     weight = 2 if args.mixed_precision == "pure_bf16" else FLOAT
     state = {"adamw": 2 * weight, "adamw8bit": 2, "adafactor": 0}[args.optimizer]
     checkpoint = trained * (weight + state + FLOAT * args.use_ema)
@@ -81,8 +81,8 @@ def texts_bytes(images: Iterable[ImageToEncode], base: FolderLike, tokenizer: CL
     groups = {tuple(image.captions) for image in images}  # one file each
     captions = [caption for group in groups for caption in group]
     chunks = {caption: count_chunks(tokenizer, caption, max_chunks) for caption in set(captions)}
-    width = json.loads((base / "text_encoder" / "config.json").read_text())["hidden_size"]
-    return FLOAT * width * tokenizer.model_max_length * sum(chunks[caption] for caption in captions)
+    width = json.loads((base / "unet" / "config.json").read_text())["cross_attention_dim"]
+    return HALF * width * tokenizer.model_max_length * sum(chunks[caption] for caption in captions)
 
 
 def check_space(space: DiskSpace, folder: Path) -> None:

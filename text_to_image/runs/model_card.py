@@ -23,9 +23,9 @@ SHOWN_ARGUMENTS = (
     "trigger", "lora_alpha", "revision", "variant",
 )  # fmt: skip
 LOAD_PIPELINE = """\
-pipeline = StableDiffusionPipeline.from_pretrained("{repository}", torch_dtype=torch.float16).to("cuda")"""
+pipeline = DiffusionPipeline.from_pretrained("{repository}", torch_dtype=torch.float16).to("cuda")"""
 LOAD_LORA = """\
-pipeline = StableDiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float16).to("cuda")
+pipeline = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float16).to("cuda")
 pipeline.load_lora_weights("{repository}")"""
 TEMPLATE = """\
 ---
@@ -40,7 +40,7 @@ TEMPLATE = """\
 {images}
 ```python
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 {load}
 pipeline({prompt}).images[0].save("picture.png")

@@ -30,9 +30,14 @@ def is_intact(path: Path) -> bool:
 
 def read_tensor(path: Path, name: str) -> torch.Tensor:
     """One tensor of the file. Raises InputChanged where it cannot be read any more."""
+    return read_tensors(path, name)[0]
+
+
+def read_tensors(path: Path, *names: str) -> list[torch.Tensor]:
+    """Tensors of the file. Raises InputChanged where they cannot be read any more."""
     try:
         with safe_open(path, "pt") as file:
-            return file.get_tensor(name)
+            return [file.get_tensor(name) for name in names]
     except FileNotFoundError:
         fault = "no such file any more"
     except (OSError, SafetensorError) as error:

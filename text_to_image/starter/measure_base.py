@@ -31,7 +31,13 @@ from models.defaults import guidance_scale_of  # noqa: E402
 from models.folders import read_shape  # noqa: E402
 from models.loading import load_unet, load_vae, quiet_libraries, set_attention  # noqa: E402
 from models.samplers import SamplingSettings  # noqa: E402
-from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler  # noqa: E402
+from models.sampling import (  # noqa: E402
+    decode_latents,
+    generate_latents,
+    initial_noise,
+    load_sampler,
+    sampling_conditions,
+)
 from runtime.devices import choose_device  # noqa: E402
 
 SENTENCES = (1, 2, 5, 9)  # where the colour is named in captions of nine sentences
@@ -105,8 +111,10 @@ def generate_samples(
         for start in range(0, len(indices), 8):
             part = indices[start : start + 8]
             noise = torch.stack([initial_noise(seed + i, shape.latent_shape(size[1], size[0])) for i in part])
-            embeddings = [(text[prompts[i]], text[""]) for i in part]
-            latents = generate_latents(unet, sampler, noise, embeddings, SamplingSettings(steps, guidance))
+            settings = SamplingSettings(steps, guidance)
+            pairs = [(text[prompts[i]], text[""]) for i in part]
+            conditions = sampling_conditions(pairs, (size[1], size[0]), settings)
+            latents = generate_latents(unet, sampler, noise, conditions, settings)
             images.update(zip(part, decode_latents(vae, latents), strict=True))
             print(f"generated {len(images)} of {len(prompts)}", file=sys.stderr, flush=True)
     return [images[i] for i in range(len(prompts))]

@@ -11,24 +11,25 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from data.augmentation import Augmentation, apply_augmentation
 from data.buckets import ImageToEncode
 from data.images import load_pixel_values
-from models.folders import fingerprint_model
-from models.loading import load_text_encoder, load_vae
-from models.text_encoding import encode_prompts, join_embeddings
+from models.conditions import Conditions
+from models.folders import fingerprint_model, text_parts
+from models.loading import load_prompt_encoder, load_vae
+from models.text_encoding import PromptEncoder, TextEmbedding
 from runtime.devices import loading_workers
 from runtime.errors import InputChanged
 from runtime.files import hash_key
 from runtime.processes import run_on_all
 from runtime.progress import progress_bar
-from runtime.tensor_files import is_intact, read_tensor, save_with_checksum
+from runtime.tensor_files import is_intact, read_tensor, read_tensors, save_with_checksum
 from training.prior import prior_latents
 from training.samples import PRIOR, Encoded, Sample
 from training.setup import PreparedRun
 
+STORED = "fp16"  # text embeddings in the cache, a part of their key
 PIXELS_AT_ONCE = 1 << 19  # per VAE batch on a GPU: two pictures of 512 x 512 take 2 GB
 
 ImageKey = tuple[str, int]  # stream and number
@@ -40,14 +41,15 @@ Posterior = tuple[torch.Tensor, torch.Tensor]  # mean and standard deviation of 
 class Encodings:
     """Latents and embeddings of samples, which `text` and `posterior` read from the cache or compute."""
 
-    text: Callable[[str], torch.Tensor]  # caption -> its embedding (L, D)
+    text: Callable[[str], TextEmbedding]  # caption -> its embedding
     posterior: Callable[[Sample], Posterior]
     prior: Sequence[torch.Tensor] = ()  # the base's own pictures: latents (C, h, w), already sampled
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
         """The tensors of samples of one shape."""
         latents = torch.stack([self.latent(sample) for sample in samples])
-        return Encoded(latents, *join_embeddings([self.text(sample.caption) for sample in samples]))
+        texts = [self.text(sample.caption) for sample in samples]
+        return Encoded(latents, Conditions.join(texts, [sample.time_ids for sample in samples]))
 
     def latent(self, sample: Sample) -> torch.Tensor:
         """(C, h, w)"""
@@ -103,31 +105,28 @@ def _load_vae(run: PreparedRun) -> AutoencoderKL:
 
 @dataclass(frozen=True)
 class CaptionEncoder:
-    """Tokenizer and text encoder, and how many chunks of a caption they read; `fingerprint` is the models' hash."""
+    """The base's prompt encoder; `fingerprint` is the hash of its tokenizers and text encoders."""
 
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
-    max_chunks: int
+    prompt_encoder: PromptEncoder
     fingerprint: str
 
     @classmethod
     def load(cls, run: PreparedRun) -> "CaptionEncoder":
-        text_encoder = load_text_encoder(run.plan.base).to(run.accelerator.device)
-        fingerprint = fingerprint_model(run.plan.base, ("tokenizer", "text_encoder"))
-        return cls(run.tokenizer, text_encoder, run.args.max_token_chunks, fingerprint)
+        prompt_encoder = load_prompt_encoder(run.plan.base, run.args.max_token_chunks, run.accelerator.device)
+        return cls(prompt_encoder, fingerprint_model(run.plan.base, text_parts(run.plan.base)))
 
-    def __call__(self, caption: str) -> torch.Tensor:
-        """(L, D)"""
+    def __call__(self, caption: str) -> TextEmbedding:
+        """In fp32."""
         return self.encode([caption])[0]
 
-    def encode(self, captions: Sequence[str]) -> list[torch.Tensor]:
-        """(L, D) of each, read together."""
-        encoded = encode_prompts(self.tokenizer, self.text_encoder, captions, self.max_chunks)
-        return [hidden_states.float().cpu() for hidden_states in encoded]
+    def encode(self, captions: Sequence[str]) -> list[TextEmbedding]:
+        """Of each, read together, in fp32."""
+        return [embedding.to(torch.float32).to("cpu") for embedding in self.prompt_encoder.encode(captions)]
 
     def key(self, captions: Sequence[str]) -> str:
         """The cache key of a group of captions."""
-        return hash_key("text", self.fingerprint, str(self.text_encoder.dtype), self.max_chunks, *captions)
+        encoder = self.prompt_encoder
+        return hash_key("text", STORED, self.fingerprint, str(encoder.dtype), encoder.max_chunks, *captions)
 
 
 @dataclass(frozen=True)
@@ -136,9 +135,10 @@ class CachedTexts:
 
     locations: dict[str, tuple[Path, str]] = field(default_factory=dict)  # caption -> its file, its name in there
 
-    def __call__(self, caption: str) -> torch.Tensor:
-        """(L, D)"""
-        return read_tensor(*self.locations[caption])
+    def __call__(self, caption: str) -> TextEmbedding:
+        """In fp32."""
+        path, name = self.locations[caption]
+        return TextEmbedding(*read_tensors(path, name, f"{name} pooled")).to(torch.float32)
 
 
 def store_texts(
@@ -152,9 +152,18 @@ def store_texts(
     for group in progress_bar(
         missing, desc="encoding captions", unit="picture", disable=quiet or not missing, leave=False
     ):
-        embeddings = encoder.encode(group)
-        save_with_checksum(files[group], {str(i): embedding for i, embedding in enumerate(embeddings)})
+        save_with_checksum(files[group], stored_tensors(encoder.encode(group)))
     return CachedTexts({caption: (path, str(i)) for group, path in files.items() for i, caption in enumerate(group)})
+
+
+def stored_tensors(embeddings: Sequence[TextEmbedding]) -> dict[str, torch.Tensor]:
+    """In fp16, by the names that `CachedTexts` reads; in fp32 where one is too large for fp16."""
+    tensors: dict[str, torch.Tensor] = {}
+    for number, embedding in enumerate(embeddings):
+        half = embedding.to(torch.float16)
+        stored = half if half.is_finite() else embedding
+        tensors |= {str(number): stored.hidden_states, f"{number} pooled": stored.pooled}
+    return tensors
 
 
 # --- Pictures -------------------------------------------------------------------------------------------------------

@@ -49,13 +49,8 @@ def make_objective(args: argparse.Namespace, noise_scheduler: DDPMScheduler) -> 
 
 
 def predict(unet: torch.nn.Module, noisy_latents: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """(B, C, h, w) the UNet's prediction for noisy latents and the batch's text."""
-    return unet(
-        noisy_latents.to(batch.encoder_hidden_states.dtype),
-        batch.timesteps,
-        batch.encoder_hidden_states,
-        encoder_attention_mask=batch.encoder_attention_mask,
-    ).sample
+    """(B, C, h, w) the UNet's prediction for noisy latents and the batch's conditions."""
+    return unet(noisy_latents.to(batch.conditions.dtype), batch.timesteps, **batch.conditions.unet_inputs()).sample
 
 
 def prediction_target(

@@ -16,7 +16,8 @@ from models.defaults import guidance_scale_of
 from models.folders import fingerprint_model
 from models.loading import load_unet, set_attention
 from models.samplers import SamplingSettings
-from models.sampling import generate_latents, load_sampler
+from models.sampling import generate_latents, load_sampler, sampling_conditions
+from models.text_encoding import TextEmbedding
 from runtime.files import hash_key
 from runtime.progress import progress_bar
 from runtime.tensor_files import is_intact, save_with_checksum
@@ -26,10 +27,10 @@ from training.setup import PreparedRun
 SAMPLER_STEPS, PRIOR_BATCH = 20, 4
 
 
-def prior_latents(run: PreparedRun, cache_folder: Path, text: Callable[[str], torch.Tensor]) -> list[torch.Tensor]:
+def prior_latents(run: PreparedRun, cache_folder: Path, text: Callable[[str], TextEmbedding]) -> list[torch.Tensor]:
     """Latents (C, h, w) of the base's own pictures, generated once; the processes share the work.
 
-    `text` gives the embedding (L, D) of a prompt.
+    `text` gives the embedding of a prompt.
     """
     plan, accelerator, quiet = run.plan, run.accelerator, not run.is_main
     if not plan.prior_prompts:
@@ -44,7 +45,9 @@ def prior_latents(run: PreparedRun, cache_folder: Path, text: Callable[[str], to
     unet = load_unet(plan.base, run.compute_dtype).to(accelerator.device).eval()
     set_attention(unet, plan.shape, *plan.main_size, accelerator.device.type)
     embeddings = {prompt: text(prompt) for prompt in ["", *plan.prior_prompts]}
-    prior = PriorGenerator(unet, load_sampler(plan.base), plan.prior_prompts, embeddings, shape, guidance_scale)
+    settings = SamplingSettings(SAMPLER_STEPS, guidance_scale)
+    sampler = load_sampler(plan.base)
+    prior = PriorGenerator(unet, sampler, plan.prior_prompts, embeddings, shape, plan.main_size, settings)
     with accelerator.autocast():
         own = prior.generate(run.seed, run.process_share(len(plan.prior_prompts)), quiet)
     generated = {index: latent for share in gather_object([own]) for index, latent in share.items()}
@@ -60,9 +63,10 @@ class PriorGenerator:
     unet: torch.nn.Module
     sampler: SchedulerMixin
     prompts: Sequence[str]
-    embeddings: Mapping[str, torch.Tensor]  # (L, D) of each prompt, and of ''
+    embeddings: Mapping[str, TextEmbedding]  # of each prompt, and of ''
     latent_shape: LatentShape
-    guidance_scale: float
+    size: tuple[int, int]  # height and width in pixels
+    settings: SamplingSettings
 
     def generate(self, seed: int, indices: Sequence[int], quiet: bool) -> dict[int, torch.Tensor]:
         """Scaled latents (C, h, w) of the pictures `indices`, the same whichever process generates them."""
@@ -78,9 +82,9 @@ class PriorGenerator:
     def _latents(self, seed: int, batch: Sequence[int]) -> torch.Tensor:
         generators = (keyed_generator(seed, "prior picture", index) for index in batch)
         noise = torch.stack([torch.randn(self.latent_shape, generator=generator) for generator in generators])
-        embeddings = [(self.embeddings[self.prompts[index]], self.embeddings[""]) for index in batch]
-        settings = SamplingSettings(SAMPLER_STEPS, self.guidance_scale)
-        return generate_latents(self.unet, self.sampler, noise, embeddings, settings)
+        pairs = [(self.embeddings[self.prompts[index]], self.embeddings[""]) for index in batch]
+        conditions = sampling_conditions(pairs, self.size, self.settings)
+        return generate_latents(self.unet, self.sampler, noise, conditions, self.settings)
 
 
 def read_prior(path: Path) -> list[torch.Tensor] | None:

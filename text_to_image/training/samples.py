@@ -17,6 +17,7 @@ import torch
 
 from data.augmentation import Augmentation, augmented_caption
 from data.random_numbers import keyed_generator
+from models.conditions import Conditions, TimeIds
 from runtime.devices import set_thread_device, to_device
 from runtime.errors import InputChanged
 
@@ -34,8 +35,7 @@ class Encoded(NamedTuple):
     """What the UNet's inputs are made of."""
 
     latents: torch.Tensor  # (B, C, h, w)
-    hidden_states: torch.Tensor  # (B, L, D)
-    attention_mask: torch.Tensor | None  # (B, L): 1 read, 0 padding; None: all are read
+    conditions: Conditions
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class SampleSource:
     caption_groups: Sequence[Sequence[Sequence[str]]]
     latent_shapes: tuple[LatentShape, ...]
     augmentations: Sequence[Sequence[Augmentation]]
+    time_ids: Sequence[TimeIds]
     group_length: int = 1  # that many pictures of one shape follow each other, so that a batch needs one pass
     repeats: Sequence[float] = ()  # how often each picture is used in an epoch; empty: once
     whole_groups: Sequence[Collection[int]] = ()  # of each picture's groups those of whole captions; empty: not known
@@ -97,6 +98,7 @@ class Sample:
     posterior_noise: torch.Tensor
     noise: torch.Tensor  # the target (epsilon)
     input_noise: torch.Tensor  # what is added to the latents: the same, unless perturbed
+    time_ids: TimeIds  # an augmentation moves the crop as it is, and changes nothing of it
 
 
 def make_sample(seed: int, key: SampleKey, source: SampleSource, settings: SampleSettings) -> Sample:
@@ -121,6 +123,7 @@ def make_sample(seed: int, key: SampleKey, source: SampleSource, settings: Sampl
         posterior_noise=posterior_noise,
         noise=noise,
         input_noise=noise + settings.input_perturbation * perturbation,
+        time_ids=source.time_ids[picture],
     )
 
 
@@ -199,27 +202,24 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """The arguments of `objective.diffusion_loss`: latents and noises (B, C, h, w), timesteps (B,), text (B, L, D)."""
+    """What `objective.diffusion_loss` reads: latents and noises (B, C, h, w), timesteps (B,), conditions."""
 
     latents: torch.Tensor
     noise: torch.Tensor
     input_noise: torch.Tensor
     timesteps: torch.Tensor
-    encoder_hidden_states: torch.Tensor
-    encoder_attention_mask: torch.Tensor | None
+    conditions: Conditions
 
 
 def make_batch(encodings: Encoder, samples: Sequence[Sample], device: torch.device, dtype: torch.dtype) -> Batch:
     """The tensors of samples of one shape; `dtype` is the UNet's, for what it reads as it is."""
     encoded = encodings.encode(samples)
-    mask = encoded.attention_mask
     return Batch(
         latents=to_device(encoded.latents, device),
         noise=to_device(torch.stack([sample.noise for sample in samples]), device),
         input_noise=to_device(torch.stack([sample.input_noise for sample in samples]), device),
         timesteps=to_device(torch.tensor([sample.timestep for sample in samples]), device),
-        encoder_hidden_states=to_device(encoded.hidden_states, device, dtype),
-        encoder_attention_mask=None if mask is None else to_device(mask, device, dtype),
+        conditions=encoded.conditions.to(device, dtype),
     )
 
 

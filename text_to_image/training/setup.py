@@ -20,6 +20,7 @@ from transformers import CLIPTokenizer
 
 from data.augmentation import NO_AUGMENTATION
 from models.compiling import check_compiler
+from models.conditions import whole_picture
 from models.loading import load_noise_scheduler, load_tokenizer, quiet_libraries
 from optimization.optimizers import find_optimizer_class
 from optimization.parameters import FullUNet, LoraAdapter, make_trainable
@@ -160,6 +161,7 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> Batches:
         caption_groups=[picture.caption_groups for picture in plan.pictures],
         latent_shapes=tuple(plan.shape.latent_shape(*size) for size in plan.sizes),
         augmentations=plan.augmentations,
+        time_ids=[image.time_ids for (stream, _), image in plan.images_to_encode.items() if stream == DATA],
         group_length=plan.global_batch,
         repeats=[picture.repeats for picture in plan.pictures],
         whole_groups=[picture.whole_groups for picture in plan.pictures],
@@ -168,6 +170,7 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> Batches:
         caption_groups=[((prompt,),) for prompt in plan.prior_prompts],
         latent_shapes=(plan.shape.latent_shape(*plan.main_size),) * len(plan.prior_prompts),
         augmentations=[NO_AUGMENTATION] * len(plan.prior_prompts),
+        time_ids=[whole_picture(*plan.main_size)] * len(plan.prior_prompts),
     )
     settings = SampleSettings(
         args.caption_dropout,

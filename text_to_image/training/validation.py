@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 
 from data.augmentation import Augmentation
+from data.buckets import ImageToEncode
 from data.images import save_image
 from data.random_numbers import keyed_generator
 from models.defaults import guidance_scale_of
 from models.loading import load_vae
 from models.samplers import SamplingSettings
-from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler
+from models.sampling import decode_latents, generate_latents, initial_noise, load_sampler, sampling_conditions
 from optimization.ema import averaged
 from training.encoding import Encodings
 from training.objective import Objective, diffusion_loss
@@ -125,22 +126,25 @@ def fixed_samples_of(run: PreparedRun) -> dict[str, list[Sample]]:
     for stream in (HELD_OUT, DATA):
         if own := [image for (own_stream, _), image in images.items() if own_stream == stream]:
             shapes = [run.plan.shape.latent_shape(*image.size) for image in own]
-            captions = [image.captions[0] for image in own]
-            samples[stream] = fixed_samples(stream, captions, shapes, len(run.objective.noise_scheduler))
+            samples[stream] = fixed_samples(stream, own, shapes, len(run.objective.noise_scheduler))
     return samples
 
 
-def fixed_samples(stream: str, captions: Sequence[str], shapes: Sequence[LatentShape], timesteps: int) -> list[Sample]:
+def fixed_samples(
+    stream: str, images: Sequence[ImageToEncode], shapes: Sequence[LatentShape], timesteps: int
+) -> list[Sample]:
     """Each picture of a stream, 16 evenly chosen where there are more, at four fixed timesteps with fixed noise."""
-    chosen = torch.linspace(0, len(captions) - 1, min(len(captions), MOST_PICTURES)).round().int().tolist()
+    chosen = torch.linspace(0, len(images) - 1, min(len(images), MOST_PICTURES)).round().int().tolist()
     samples = []
     for picture in chosen:
         for quarter in range(TIMESTEPS_PER_PICTURE):
             generator = keyed_generator(0, "validation", stream, picture, quarter)
             posterior_noise, noise = (torch.randn(shapes[picture], generator=generator) for _ in range(2))
             timestep = (2 * quarter + 1) * timesteps // (2 * TIMESTEPS_PER_PICTURE)
-            caption = captions[picture]
-            samples.append(Sample(stream, picture, Augmentation(), caption, timestep, posterior_noise, noise, noise))
+            caption, ids = images[picture].captions[0], images[picture].time_ids
+            samples.append(
+                Sample(stream, picture, Augmentation(), caption, timestep, posterior_noise, noise, noise, ids)
+            )
     return samples
 
 
@@ -175,7 +179,8 @@ class ValidationSampler:
     vae: AutoencoderKL
     scheduler: SchedulerMixin
     latent_shape: LatentShape
-    guidance_scale: float
+    size: tuple[int, int]  # height and width in pixels
+    settings: SamplingSettings
     folder: Path
 
     def generate(self, unet: UNet2DConditionModel, step: int) -> None:
@@ -184,11 +189,10 @@ class ValidationSampler:
         negative = self.encodings.text("")
         for index in range(len(self.prompts) * self.number):
             prompt, seed = divmod(index, self.number)
-            latents = generate_latents(
-                unet, self.scheduler, initial_noise(seed, self.latent_shape)[None],
-                [(self.encodings.text(self.prompts[prompt]), negative)],
-                SamplingSettings(SAMPLING_STEPS, self.guidance_scale),
-            )  # fmt: skip
+            pairs = [(self.encodings.text(self.prompts[prompt]), negative)]
+            conditions = sampling_conditions(pairs, self.size, self.settings)
+            noise = initial_noise(seed, self.latent_shape)[None]
+            latents = generate_latents(unet, self.scheduler, noise, conditions, self.settings)
             save_image(decode_latents(self.vae, latents)[0], self.folder / f"step-{step:06d}-{index}.png")
 
 
@@ -201,7 +205,8 @@ def make_validation_sampler(run: PreparedRun, encodings: Encodings) -> Validatio
         load_vae(plan.base).to(run.accelerator.device),
         load_sampler(plan.base, args.prediction_type, args.rescale_betas_zero_snr),
         plan.shape.latent_shape(*plan.main_size),
-        guidance_scale_of(plan.base),
+        plan.main_size,
+        SamplingSettings(SAMPLING_STEPS, guidance_scale_of(plan.base)),
         run.folder / "validation",
     )
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data.augmentation import NO_AUGMENTATION
+from plain_conditions import ANY_SIZE, text_alone
 from training.samples import (
     DATA,
     PRIOR,
@@ -27,8 +28,8 @@ FORMS = (("A cap. It is blue. It is new.",), ("A cap.",), ("cap",), ("A cap. It 
 
 def source(repeats: list[float], group_length: int = 1) -> SampleSource:
     return SampleSource(
-        [FORMS] * len(repeats), ((1, 2, 2),) * len(repeats), [NO_AUGMENTATION] * len(repeats), group_length, repeats,
-        whole_groups=[(0,)] * len(repeats),
+        [FORMS] * len(repeats), ((1, 2, 2),) * len(repeats), [NO_AUGMENTATION] * len(repeats),
+        [ANY_SIZE] * len(repeats), group_length, repeats, whole_groups=[(0,)] * len(repeats),
     )  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def test_an_epoch_has_the_rounded_sum_of_the_repeats(repeats, length):
 
 def test_with_all_repeats_1_the_order_is_the_one_without_any():
     ones = source([1.0] * 9)
-    plain = SampleSource([FORMS] * 9, ((1, 2, 2),) * 9, [NO_AUGMENTATION] * 9)
+    plain = SampleSource([FORMS] * 9, ((1, 2, 2),) * 9, [NO_AUGMENTATION] * 9, [ANY_SIZE] * 9)
     for number in range(200):
         key = SampleKey(DATA, number)
         assert picture_index(4, key, plain) == picture_index(4, key, ones)
@@ -76,7 +77,7 @@ def test_the_same_samples_come_in_any_order_and_from_two_processes_as_from_one()
     class Numbers:
         def encode(self, samples):
             latents = torch.stack([torch.full_like(sample.noise, float(sample.picture)) for sample in samples])
-            return Encoded(latents, torch.zeros(len(samples), 1, 1), None)
+            return Encoded(latents, text_alone(torch.zeros(len(samples), 1, 1)))
 
     def noises(step: int, processes: int, accumulation: int) -> list[tuple]:
         found = []
@@ -116,8 +117,8 @@ def test_a_share_of_shorter_captions_leaves_all_other_random_numbers_as_they_are
 
 
 def test_a_caption_without_shorter_variants_and_a_prior_prompt_stay_whole():
-    alone = SampleSource([(("cap",),)], ((1, 2, 2),), [NO_AUGMENTATION], whole_groups=[(0,)])
-    prior = SampleSource([(("a cap",),)], ((1, 2, 2),), [NO_AUGMENTATION])
+    alone = SampleSource([(("cap",),)], ((1, 2, 2),), [NO_AUGMENTATION], [ANY_SIZE], whole_groups=[(0,)])
+    prior = SampleSource([(("a cap",),)], ((1, 2, 2),), [NO_AUGMENTATION], [ANY_SIZE])
     settings = SampleSettings(0.0, 1000, short_captions=1.0)
     assert {make_sample(0, SampleKey(DATA, n), alone, settings).caption for n in range(20)} == {"cap"}
     assert {make_sample(0, SampleKey(PRIOR, n), prior, settings).caption for n in range(20)} == {"a cap"}

@@ -30,16 +30,27 @@ const contrast = (element) => {
   const [a, b] = [channels(getComputedStyle(element).color), background(element)].map(luminance);
   return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 };
-window.onload = async () => {
+const canvas = document.createElement("canvas").getContext("2d");
+const decodes = (image) => {
+  try {
+    canvas.drawImage(image, 0, 0);
+    return image.naturalWidth > 0;
+  } catch {
+    return false;
+  }
+};
+window.onload = () => {
   const texts = [...document.querySelectorAll("body *")].filter((e) =>
     !e.closest("svg, script") && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
   const faint = texts.filter((e) => contrast(e) < 4.5).map((e) => `${e.className} ${contrast(e).toFixed(2)}`);
+  const squeezed = texts.filter((e) => e.textContent.trim().length > 3).map((e) => [e, e.getBoundingClientRect()])
+    .filter(([e, r]) => r.width && r.width < 60 && r.height > 60).map(([e]) => e.textContent.slice(0, 40));
   const outside = [...document.querySelectorAll("body *")]
     .filter((e) => !e.closest(".wide, svg") && e.getBoundingClientRect().right > innerWidth + 1)
     .map((e) => e.tagName + "." + e.className);
-  const decoded = await Promise.all([...document.images].map((i) => i.decode().then(() => true, () => false)));
+  const decoded = [...document.images].map(decodes);
   parent.document.documentElement.dataset.probe = JSON.stringify({
-    width: innerWidth, scroll_width: document.documentElement.scrollWidth, faint, outside,
+    width: innerWidth, scroll_width: document.documentElement.scrollWidth, faint, outside, squeezed,
     dark: matchMedia("(prefers-color-scheme: dark)").matches, images: decoded.length,
     broken: decoded.filter((d) => !d).length, alerted: Boolean(window.alerted),
     requests: performance.getEntriesByType("resource").map((e) => e.name).filter((n) => !n.startsWith("data:")),

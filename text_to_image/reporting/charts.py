@@ -20,7 +20,7 @@ Values = Sequence[float] | np.ndarray
 MOST_POINTS = 400  # of a line: more is not seen, and makes the page large
 POINTS_PER_INCH = 72
 WIDE, SMALL = (420, 200), (320, 160)  # width and height, in px where a chart is shown at its own size
-MARGINS = 44, 8, 14, 20  # left, right, top, bottom
+MARGINS = 52, 8, 14, 20  # left, right, top, bottom
 # matplotlib takes no CSS variables: each colour that it is given stands for one of page.css.
 COLOURS = {
     "series-1": "#010101", "series-2": "#010102", "series-3": "#010103", "muted": "#010104", "grid": "#010105",
@@ -86,7 +86,7 @@ def line_chart(
                 zorder=4,
                 clip_on=False,
             )
-        _scale(axes, [line for line in lines if not line.faint])
+        _scale(axes, lines)
 
     keys = [line for line in lines if not line.faint]
     return Chart(title, note, _svg(f"{title}. {note}", size, draw), keys if len(keys) > 1 else ())
@@ -124,8 +124,8 @@ def thin_out(x: Values, y: Values) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scale(axes: "Axes", lines: Sequence[Line]) -> None:
-    """By the lines to be read: single steps far outside would flatten them."""
-    values = np.concatenate([np.asarray(line.y, dtype=float) for line in lines])
+    """By the lines to be read, and nine tenths of the faint ones: single steps far outside would flatten them."""
+    values = np.concatenate([np.percentile(line.y, [5, 95]) if line.faint else np.asarray(line.y) for line in lines])
     low, high = float(values.min()), float(values.max())
     axes.margins(x=0.02)
     if low > 0 and high / low > 10:

@@ -12,7 +12,7 @@ from reporting.run_page import RunState, Thumbnails, write_run_page
 from runs.records import REPORT_FILE
 from runtime.errors import Stopped, first_line
 
-MOST_OF_THE_TIME = 0.05  # that the page takes: where it takes long, it is written more seldom
+MOST_OF_THE_TIME = 0.1  # that the page takes: where it takes long, it is written more seldom
 
 
 class RunObserver:

@@ -85,7 +85,7 @@ def key_figures(
     """(name, number, what to know of it): the most telling ones."""
     step, steps = rows[-1]["step"] if rows else 0, record.get("steps", 0)
     epoch = rows[-1]["epoch"] if rows else 0
-    figures = [("Steps", f"{step:,}", f"of {steps:,}; {epoch:.3g} passes over the data set")]
+    figures = [("Steps", f"{step:,}", f"of {steps:,}, epoch {epoch:.3g}")]
     if best := best_step(rows):
         figures.append(("Lowest held-out loss", f"{best[2]:.4f}", f"at step {best[0]:,}"))
     elif measured := [row["train_fixed_loss"] for row in rows if "train_fixed_loss" in row]:

@@ -1,4 +1,5 @@
-"""The run summary, printed before the first step, and the closing lines after the last: rows of (name, text)."""
+"""What a run says of itself: the summary before the first step, the closing lines after the last, both rows of (name,
+text), and what its page is told of the plan."""
 
 import argparse
 import itertools
@@ -19,7 +20,7 @@ from models.folders import count_parameters, left_out_extras
 from models.text_encoding import count_tokens
 from reporting.run_facts import DataPicture, RunFacts, split_pictures
 from reporting.run_observer import RunObserver
-from runs.records import is_lora, without_secrets
+from runs.records import REPORT_FILE, is_lora, without_secrets
 from runtime.paths import SCRIPTS, display_path, read_only_note
 from training.memory_rows import memory_rows
 from training.plan import Plan, unmirrored_word
@@ -56,11 +57,21 @@ def run_summary(run: PreparedRun) -> Rows:
         ("learning rate", f"{plan.learning_rate:g}, {args.lr_scheduler}, {plan.warmup} steps of warm-up"),
         ("device", f"{run.accelerator.device} x {processes}, {precision}; seed {run.seed}"),
         *memory_rows(run),
+        *_example_rows(run),
         ("flags", _origins_line(arguments, args.origins, FROM_FLAG)),
         ("from the model", f"{_origins_line(arguments, args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
         ("output", f"{display_path(run.folder)}, fp32; {run.space.line}"),
         *(("", note) for note in [read_only_note(run.folder)] if note),
     ]
+
+
+def _example_rows(run: PreparedRun) -> Rows:
+    """That pictures are generated which nobody asked for."""
+    if run.args.validation_prompts or not run.validation_prompts:
+        return []
+    count = f"{len(run.validation_prompts)} example prompts" if run.validation_prompts[1:] else "an example prompt"
+    when = "while it trains, for at most a tenth of the time, and after the last step"
+    return [("generates", f"{count} {when} (--no_validation_pictures: none)")]
 
 
 def _real_model_rows(args: argparse.Namespace) -> Rows:
@@ -220,7 +231,7 @@ def run_facts(run: PreparedRun) -> RunFacts:
     chunk, room = tokenizer.model_max_length - 2, _tokens_read(args, tokenizer)
     return RunFacts(
         command=_command(args, run.accelerator.num_processes),
-        uses=[row for row in closing_lines(run.folder, run.record) if row[0] != "the model"],
+        uses=[row for row in closing_lines(run.folder, run.record) if row[0] not in ("the model", "its page")],
         warnings=_warnings(run),
         settings=_settings(args),
         summary=run_summary(run),
@@ -295,8 +306,10 @@ def _command(args: argparse.Namespace, processes: int) -> str:
 def closing_lines(folder: Path, run: dict) -> Rows:
     """Where the model is and the commands that use it, ready to paste."""
     model, prompt = shlex.quote(display_path(folder)), shlex.quote(run["example_prompts"][0])
+    page = folder / REPORT_FILE
     rows = [
         ("the model", display_path(folder)),
+        *([("its page", f"{display_path(page)}, for a browser")] if page.is_file() else []),
         ("generate with it", f"python {_script('inference.py')} --model {model} --prompt {prompt}"),
     ]
     if is_lora(run):

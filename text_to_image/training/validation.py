@@ -21,6 +21,7 @@ from models.sampling import decode_latents, generate_latents, initial_noise, loa
 from optimization.ema import averaged
 from runs.validation_pictures import FOLDER as PICTURES
 from runs.validation_pictures import picture_info, picture_path
+from runtime.errors import is_out_of_memory
 from training.encoding import Encodings
 from training.objective import Objective, diffusion_loss
 from training.samples import DATA, HELD_OUT, LatentShape, Sample, keyed_generator, make_batch
@@ -74,8 +75,8 @@ class Validator:
         try:
             with paused(), averaged(state.ema, state.weights):
                 return self.sampler.generate(state.unwrapped, step)
-        except torch.OutOfMemoryError:
-            if self.sampler.asked:
+        except RuntimeError as error:
+            if self.sampler.asked or not is_out_of_memory(error):
                 raise
         self.image_steps.clear()
         print("no memory to generate example pictures: the run goes on without (--no_validation_pictures)", flush=True)

@@ -41,6 +41,9 @@ def page(tmp_path_factory):
 def test_the_page_reads_well_and_nothing_in_it_runs(page, width, dark):
     found = open_page(page, width, dark, page.parent)
     assert (found["width"], found["dark"]) == (width, dark)
-    assert found["scroll_width"] <= width and found["outside"] == found["faint"] == found["console"] == []
+    assert (
+        found["scroll_width"] <= width
+        and found["outside"] == found["faint"] == found["squeezed"] == found["console"] == []
+    )
     assert found["images"] == 24 and found["broken"] == 0 and not found["alerted"]
     assert page.read_text().count('class="copied"') == 12

@@ -42,7 +42,10 @@ def folder(tmp_path_factory) -> Path:
 def test_the_page_reads_well(folder, width, dark):
     found = open_page(folder / "index.html", width, dark, folder)
     assert (found["width"], found["dark"]) == (width, dark)
-    assert found["scroll_width"] <= width and found["outside"] == found["faint"] == found["console"] == []
+    assert (
+        found["scroll_width"] <= width
+        and found["outside"] == found["faint"] == found["squeezed"] == found["console"] == []
+    )
     assert found["images"] == 10 and found["broken"] == 0 and not found["alerted"]
     assert all(request.startswith("file:") for request in found["requests"])
 

@@ -38,8 +38,8 @@ PRECISION_WORDS = {
 }  # fmt: skip
 
 
-def run_summary(run: PreparedRun) -> Rows:
-    """What will be done."""
+def run_summary(run: PreparedRun, foretell_memory: bool = True) -> Rows:
+    """What will be done. To foretell a GPU's memory takes seconds."""
     args, plan, tokenizer, arguments = run.args, run.plan, run.tokenizer, vars(run.args)
     parameters = count_parameters(plan.base) / 1e6
     processes, precision = run.accelerator.num_processes, PRECISION_WORDS[run.precision]
@@ -64,7 +64,7 @@ def run_summary(run: PreparedRun) -> Rows:
         ("batch", _batch_line(args, plan, processes)),
         ("learning rate", f"{plan.learning_rate:g}, {args.lr_scheduler}, {plan.warmup} steps of warm-up"),
         ("device", f"{run.accelerator.device} x {processes}, {precision}; seed {run.seed}"),
-        *memory_rows(run),
+        *(memory_rows(run) if foretell_memory else []),
         *_example_rows(run),
         ("flags", _origins_line(arguments, args.origins, FROM_FLAG)),
         ("from the model", f"{_origins_line(arguments, args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
@@ -289,7 +289,7 @@ def run_facts(run: PreparedRun) -> RunFacts:
         uses=[row for row in closing_lines(run.folder, run.record) if row[0] not in ("the model", "its page")],
         warnings=_warnings(run),
         settings=_settings(args),
-        summary=run_summary(run),
+        summary=run_summary(run, foretell_memory=False),
         pictures=[_data_picture(picture, size, out, args.random_flip) for picture, size, out in shown],
         others=[_data_picture(picture, size, out, False) for picture, size, out in others],
         counts=(len(trained), len(held_out)),

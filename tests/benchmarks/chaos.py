@@ -200,7 +200,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no start is ended after that")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # nohup and `&` ignore some, and the jobs would too
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as name:
         chaos = Chaos(Path(name), args.steps)
         try:

@@ -158,7 +158,7 @@ def test_an_output_folder_that_is_removed_is_made_again_with_its_lock_for_a_chec
 ):
     out = tmp_path / "out"
     after_step(2, lambda: shutil.rmtree(out))
-    with pytest.raises(WorkError, match="/out: removed .*checkpoint-[23]"):
+    with pytest.raises(WorkError, match="/out: removed.*checkpoint-[23]"):
         train_run("out", *USUAL, *LORA, dataset=folder)
     assert checkpoint_of(out) in (2, 3) and json.loads((out / ".lock").read_text())["pid"] == os.getpid()
 

@@ -102,7 +102,7 @@ def histogram(title: str, note: str, values: Sequence[int], marks: dict[int, str
             if mark <= top:
                 axes.axvline(mark, color=COLOURS["series-2"], linestyle="--", linewidth=1.2)
                 axes.text(mark, 1.02, words, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
-        axes.yaxis.get_major_locator().set_params(integer=True, nbins=4)
+        axes.locator_params(axis="y", integer=True, nbins=4)
         axes.xaxis.set_major_formatter("{x:,.0f}")
 
     return Chart(title, note, _svg(f"{title}. {note}", WIDE, draw))
@@ -135,9 +135,9 @@ def _scale(axes: "Axes", lines: Sequence[Line]) -> None:
         axes.set_ylim(low - 0.2 * (high - low), high + 0.2 * (high - low))
     else:
         axes.set_ylim(low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1)
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+    axes.locator_params(axis="x", integer=True, nbins=6)
     if axes.get_yscale() == "linear":
-        axes.yaxis.get_major_locator().set_params(nbins=4)
+        axes.locator_params(axis="y", nbins=4)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:.4g}")
     axes.yaxis.set_minor_formatter("")

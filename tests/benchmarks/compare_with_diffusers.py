@@ -2,7 +2,7 @@
 
 python tests/benchmarks/compare_with_diffusers.py --script diffusers/examples/text_to_image/train_text_to_image.py
 python tests/benchmarks/compare_with_diffusers.py --script … --model sd15 --resolution 256 --batch 1 --steps 4 \\
-    --rounds_only          (the model: tests/benchmarks/sd15_size.py --make_model sd15)
+    --rounds_only          (the model: tests/benchmarks/full_size.py --make_model sd15)
 
 `speed` runs both with square crops, no random affine and all else at its default; `equal` takes from ours what
 theirs does not have (short captions, dropout, stored encodings, the cosine) and compares what was learned on 64 fixed

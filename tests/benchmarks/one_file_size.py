@@ -54,13 +54,13 @@ def step(what: str, *words: str) -> None:
 
 
 def make(folder: str, version: str, dtype: str) -> str:
-    import sd15_size
+    import full_size
     import torch
 
     if version == "XL":
         make_xl(Path(folder), getattr(torch, {"fp16": "float16", "fp32": "float32"}[dtype]))
         return folder
-    sd15_size.make_model(Path(folder))
+    full_size.make_model(Path(folder))
     if version == "2":
         make_sd2_parts(Path(folder))
     if dtype == "fp32":

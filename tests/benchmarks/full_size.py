@@ -1,7 +1,9 @@
-"""Stable Diffusion 1.5's size through the real script: random weights, a few steps, save; prints time and peak memory.
+"""Stable Diffusion's size through the real script: random weights, a few steps, save; prints time and peak memory.
 
-python tests/benchmarks/sd15_size.py
-python tests/benchmarks/sd15_size.py --flags= --flags="--mixed_precision bf16" --flags=--gradient_checkpointing
+python tests/benchmarks/full_size.py
+python tests/benchmarks/full_size.py --flags= --flags="--mixed_precision bf16" --flags=--gradient_checkpointing
+python tests/benchmarks/full_size.py --model xl --resolution 512 \\
+    --flags "--lora_rank 16 --mixed_precision bf16 --gradient_checkpointing"
 
 A line for each --flags. Takes a few minutes each, 16 GB of memory (20 GB with --use_ema) and 8 GB of disk in the
 temporary folder (TMPDIR).
@@ -18,22 +20,22 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "text_to_image"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "text_to_image"), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
 
 
 def main() -> None:
     args = parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model, output = Path(folder) / "sd15", Path(folder) / "out"
+        model, output = Path(folder) / args.model, Path(folder) / "out"
         print("making the model ...", flush=True)
         # In a process of its own, so that its memory does not count.
-        subprocess.run([sys.executable, __file__, "--make_model", model], check=True)
+        subprocess.run([sys.executable, __file__, "--model", args.model, "--make_model", model], check=True)
         for flags in args.flags or [""]:
             command = [
                 sys.executable, ROOT / "text_to_image" / "train_text_to_image.py",
                 "--pretrained_model_name_or_path", model, "--dataset", args.dataset, "--output_dir", output,
                 "--resolution", args.resolution, "--max_train_steps", args.steps, "--train_batch_size", "1",
-                *shlex.split(flags),
+                "--no_validation_pictures", "--no_report", *shlex.split(flags),
             ]  # fmt: skip
             started = time.perf_counter()
             subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
@@ -92,6 +94,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--dataset", type=Path, default=ROOT / "dataset", help="captioned pictures (default: dataset/)"
     )
+    parser.add_argument("--model", choices=("sd15", "xl"), default="sd15", help="whose size (default: sd15)")
     parser.add_argument("--resolution", type=int, default=256, help="pixels (default: 256)")
     parser.add_argument("--steps", type=int, default=2, help="optimisation steps (default: 2)")
     parser.add_argument("--flags", action="append", help="further flags of the script, in one word; repeatable")
@@ -100,7 +103,15 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    if making := parse_args().make_model:
-        make_model(making)
+    asked = parse_args()
+    if asked.make_model and asked.model == "xl":
+        import torch
+        from one_file_size import make_vocabulary, make_xl
+
+        make_xl(asked.make_model, torch.float16)
+        for tokenizer in asked.make_model.glob("tokenizer*"):
+            make_vocabulary(tokenizer)
+    elif asked.make_model:
+        make_model(asked.make_model)
     else:
         main()

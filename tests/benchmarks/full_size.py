@@ -106,11 +106,9 @@ if __name__ == "__main__":
     asked = parse_args()
     if asked.make_model and asked.model == "xl":
         import torch
-        from one_file_size import make_vocabulary, make_xl
+        from one_file_size import make_xl
 
         make_xl(asked.make_model, torch.float16)
-        for tokenizer in asked.make_model.glob("tokenizer*"):
-            make_vocabulary(tokenizer)
     elif asked.make_model:
         make_model(asked.make_model)
     else:

@@ -12,6 +12,7 @@ from PIL import Image
 from background import INFERENCE, Background, finish, start
 from generated_folder import QUICK, pixels, rows
 from generation.image_generator import ImageGenerator
+from models.sampling import decode_latents
 from runtime.errors import WorkError
 
 
@@ -100,6 +101,17 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_pictures_are_the_same(image
     assert re.findall(r"(\d) pictures at once.* (\d)\b", said) == [("4", "2"), ("2", "1")]
     for one, other in zip(generated, expected, strict=True):
         assert one.name == other.name and np.abs(pixels(one) - pixels(other)).max() <= 1
+
+
+def test_one_picture_that_is_too_large_to_decode_at_once_is_decoded_in_tiles(images_of, monkeypatch, capsys):
+    def small(vae, latents):
+        if not vae.use_tiling:
+            raise RuntimeError("CUDA out of memory")
+        return decode_latents(vae, latents)
+
+    monkeypatch.setattr("generation.image_generator.decode_latents", small)
+    assert len(images_of("--prompt", "jeans", "--num_images", 2)) == 2
+    assert "going on in tiles" in capsys.readouterr().out
 
 
 def test_one_picture_that_does_not_fit_is_a_line(images_of, monkeypatch):

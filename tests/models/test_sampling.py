@@ -5,6 +5,7 @@ import json
 import shutil
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
@@ -12,6 +13,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from models.loading import load_prompt_encoder, load_unet, load_vae
 from models.samplers import SAMPLERS, SamplingSettings
 from models.sampling import (
+    decode_in_tiles,
     decode_latents,
     generate_latents,
     initial_noise,
@@ -55,6 +57,17 @@ def test_latents_and_pictures_equal_those_of_plain_diffusers(model, sample, guid
     assert torch.allclose(latents, expected, atol=1e-3 * expected.abs().max())
     decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0].detach()
     assert decode_latents(load_vae(model), latents)[0] == pipeline.image_processor.postprocess(decoded)[0]
+
+
+def test_tiles_make_nearly_the_picture_that_is_decoded_at_once(model, monkeypatch):
+    vae, latents = load_vae(model), torch.randn(1, 4, 48, 40, generator=torch.Generator().manual_seed(0))
+    [whole] = decode_latents(vae, latents)
+    monkeypatch.setattr("models.sampling.TILE", 64)
+    decode_in_tiles(vae)
+    [tiled] = decode_latents(vae, latents)
+    assert whole.size == tiled.size == (80, 96)
+    difference = np.abs(np.asarray(whole, dtype=float) - np.asarray(tiled, dtype=float))
+    assert 0 < difference.mean() < 10  # of 255: group norms see a tile alone
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

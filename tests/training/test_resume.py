@@ -281,6 +281,19 @@ def test_a_run_that_goes_on_with_other_cpu_threads_says_that_the_last_bits_may_d
     assert "CPU threads" not in said and "going on after step 3" in said
 
 
+def test_a_run_of_a_version_that_kept_captions_in_fp32_says_what_moved(train_run, capsys):
+    flags = ["--checkpointing_steps", 1, "--lr_scheduler", "constant"]
+    out = train_run("out", "--max_train_steps", 1, *flags)
+    record = json.loads((out / "run.json").read_text())
+    assert record.pop("text_dtype") == "float16"
+    (out / "run.json").write_text(json.dumps(record))
+    train_run("out", "--max_train_steps", 2, *flags, "--no_cache")
+    assert "float" not in capsys.readouterr().out
+    train_run("out", "--max_train_steps", 3, *flags)
+    said = capsys.readouterr().out
+    assert "kept in float32 before, now in float16" in said and "going on after step 2" in said
+
+
 def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_taken(train_run, capsys):
     usual = ["--checkpointing_steps", 2, "--lr_scheduler", "constant", "--seed", 1]
     whole = train_run("whole", "--max_train_steps", 8, *usual)

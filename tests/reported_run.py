@@ -52,7 +52,7 @@ def data_pictures(folder: Path, count: int, caption: str = "A pair of denim jean
     folder.mkdir(exist_ok=True)
     Image.new("RGB", (60, 80), "navy").save(folder / "jeans.jpg")
     return [
-        DataPicture(f"{index} jeans.jpg", folder / "jeans.jpg", (80, 60), (72, 56), (caption, "denim jeans"))
+        DataPicture(f"{index} jeans.jpg", folder / "jeans.jpg", (72, 56), (caption, "denim jeans"))
         for index in range(count)
     ]
 

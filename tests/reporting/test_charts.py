@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from reporting.charts import MOST_POINTS, Line, histogram, line_chart, smooth, thin_out
+from reporting.charts import MOST_POINTS, STYLE, Line, histogram, line_chart, smooth, thin_out
 from reporting.run_curves import loss_charts, other_charts
 
 
@@ -23,9 +23,27 @@ def test_any_values_make_a_chart(values):
     assert "<svg" in line_chart("x", "", [Line("x", range(len(values)), values)]).svg
 
 
-def test_a_histogram_shows_the_marks_that_are_near_its_values():
-    assert "read: 225" not in histogram("Lengths", "", [3, 20], {75: "one chunk: 77", 225: "read: 225"}).svg
+@pytest.fixture
+def words_of(monkeypatch):
+    """The texts of a chart's SVG, which the page has as paths."""
+    monkeypatch.setitem(STYLE, "svg.fonttype", "none")
+    return lambda make, *arguments: re.findall(r"<text[^>]*>([^<]*)</text>", make("x", "", *arguments).svg)
+
+
+def test_a_histogram_shows_the_marks_that_are_near_its_values(words_of):
+    marks = {75: "one chunk: 77", 225: "read: 225"}
+    assert "read: 225" not in words_of(histogram, [3, 50], marks)
+    assert "one chunk: 77" in words_of(histogram, [3, 50], marks)
     assert histogram("Lengths", "", [0], {75: "x"}).svg.count("<svg") == 1
+
+
+def test_one_long_caption_does_not_squeeze_the_others(words_of):
+    words = words_of(histogram, [20, 30, 3709], {75: "one chunk: 77", 225: "read: 225"})
+    assert "read: 225" in words and "3,000" not in words and "400" in words
+
+
+def test_the_axis_of_a_single_measure_has_its_step_once(words_of):
+    assert words_of(line_chart, [Line("x", [4], [1.0])]).count("4") == 1
 
 
 def test_a_long_run_keeps_its_course_in_few_points():

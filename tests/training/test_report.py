@@ -2,17 +2,20 @@
 
 import json
 import re
+import shutil
+from html import unescape
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from optimization.ema import NoEMA
 from run_folder import losses, weights
+from runs.commands import resume_command
 from runs.validation_pictures import list_pictures, read_picture
 from runtime.errors import Stopped
 from train_text_to_image import parse_args
-from training.summary import _command as command_of
 from training.summary import _settings as settings_of
 from training.validation import Validator, affordable_steps
 
@@ -91,13 +94,40 @@ def test_the_command_that_goes_on_and_the_settings_hold_no_token():
     given = ["--dataset", "my jeans", "--hub_token", "hf_secret", "--push_to_hub", "--no_short_captions",
              "--overwrite", "--validation_prompts", "a b", "c"]  # fmt: skip
     args = parse_args(given)
-    command = command_of(args, 1)
+    command = resume_command(args, 1)
     assert "hf_secret" not in command and "hf_secret" not in str(settings_of(args))
     words = command.split("train_text_to_image.py ")[1]
     assert words == (
         "--dataset 'my jeans' --no_short_captions --validation_prompts 'a b' --validation_prompts c --push_to_hub"
     )
-    assert command_of(args, 4).startswith("accelerate launch --num_processes 4 ")
+    assert resume_command(args, 4).startswith("accelerate launch --num_processes 4 ")
+
+
+def test_several_data_sets_are_all_in_the_command_and_the_settings():
+    args = parse_args(["--dataset", "a", "--dataset", "my jeans"])
+    assert resume_command(args, 1).endswith(" --dataset a --dataset 'my jeans'")
+    assert ("--dataset", "a · my jeans", "flag") in settings_of(args)
+
+
+@pytest.mark.usefixtures("few_sampling_steps")
+def test_the_page_tells_two_folders_pictures_apart_and_names_masks_repeats_and_cut_captions(
+    train_run, captioned_folder, tmp_path
+):
+    first, second = captioned_folder, tmp_path / "second"
+    shutil.copytree(first, second)
+    picture = json.loads((second / "metadata.jsonl").read_text().splitlines()[0])
+    with Image.open(second / picture["file_name"]) as image:
+        Image.new("L", image.size, "white").save((second / picture["file_name"]).with_suffix(".mask.png"))
+        ImageOps.invert(image.convert("RGB")).save(second / picture["file_name"])
+    picture |= {"text": "red jeans " * 300, "repeats": 3}
+    (second / "metadata.jsonl").write_text(json.dumps(picture) + "\n")
+    out = train_run("out", *USUAL, "--dataset", second, "--report")
+    page = unescape((out / "report.html").read_text())
+    [header] = re.findall(r"trained on (.*?)</p>", page)
+    assert first.name in header and second.name in header
+    name = f"{second.name}/{picture['file_name']}"
+    assert f"<h3><bdi>{name}</bdi>" in page and f"CUT at 225 tokens: {name}" in page
+    assert page.count(">masked</span>") == page.count(">repeats 3</span>") == 1
 
 
 # --- which steps have example pictures ------------------------------------------------------------------------------

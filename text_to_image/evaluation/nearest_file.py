@@ -12,6 +12,7 @@ from PIL import Image
 from evaluation.copies_report import NearestMatch
 from generation.gallery import NEAREST_FILE, THUMBNAILS
 from generation.image_rows import read_image_rows
+from metadata.picture_names import distinct_names
 from runtime.files import atomic_write, write_text_atomically
 
 SIDE, QUALITY = 320, 85  # of a thumbnail, in px
@@ -22,10 +23,11 @@ def write_nearest(folder: Path, matches: Sequence[NearestMatch], training: Mappi
     path = folder / NEAREST_FILE
     rows = {name: row for name, row in read_image_rows(path).items() if (folder / name).is_file()}
     thumbnails = {nearest: _write_thumbnail(folder, training[nearest]) for nearest in {m.training for m in matches}}
+    names = distinct_names(training)  # of several folders
     for match in matches:
         name = match.generated.name
         rows.pop(name, None)
-        rows[name] = _to_row(match, thumbnails[match.training])
+        rows[name] = _to_row(match, names[match.training], thumbnails[match.training])
     write_text_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()))
     used = {row["thumbnail"] for row in rows.values()}
     for thumbnail in (folder / THUMBNAILS).glob("*.jpg"):
@@ -33,10 +35,10 @@ def write_nearest(folder: Path, matches: Sequence[NearestMatch], training: Mappi
             thumbnail.unlink(missing_ok=True)
 
 
-def _to_row(match: NearestMatch, thumbnail: str) -> dict[str, Any]:
+def _to_row(match: NearestMatch, nearest: str, thumbnail: str) -> dict[str, Any]:
     return {
         "file_name": match.generated.name,
-        "nearest": match.training.name,
+        "nearest": nearest,
         "distance": round(match.distance, 6),
         "copy": match.is_copy,
         "thumbnail": thumbnail,

@@ -18,6 +18,7 @@ Size = tuple[int, int]  # width, height
 Values = Sequence[float] | np.ndarray
 
 MOST_POINTS = 400  # of a line: more is not seen, and makes the page large
+MOST_OF_MARKS = 2  # times the highest mark: a histogram goes no further, or one value would squeeze all others
 POINTS_PER_INCH = 72
 WIDE, SMALL = (420, 200), (320, 160)  # width and height, in px where a chart is shown at its own size
 MARGINS = 52, 8, 14, 20  # left, right, top, bottom
@@ -93,16 +94,18 @@ def line_chart(
 
 
 def histogram(title: str, note: str, values: Sequence[int], marks: dict[int, str]) -> Chart:
-    """How many values lie where; `marks` are values to be seen, with their words."""
-    top = max([*values, *(mark for mark in marks if mark <= 2 * max(values))])
+    """How many values lie where; `marks` are values to be seen, with their words. Far beyond them all is one bar."""
+    longest = max(values)
+    top = min(max([longest, *(mark for mark in marks if mark <= 2 * longest)]), MOST_OF_MARKS * max([*marks, 1]))
+    shown = [min(value, top) for value in values]  # those beyond stand in the last bar
 
     def draw(axes: "Axes") -> None:
-        axes.hist(values, bins=np.linspace(0, top * 1.04 + 1, 41).tolist(), color=COLOURS["series-1"])
+        axes.hist(shown, bins=np.linspace(0, top * 1.04 + 1, 41).tolist(), color=COLOURS["series-1"])
         for mark, words in marks.items():
             if mark <= top:
                 axes.axvline(mark, color=COLOURS["series-2"], linestyle="--", linewidth=1.2)
                 axes.text(mark, 1.02, words, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
-        axes.locator_params(axis="y", integer=True, nbins=4)
+        axes.locator_params("y", integer=True, nbins=4)
         axes.xaxis.set_major_formatter("{x:,.0f}")
 
     return Chart(title, note, _svg(f"{title}. {note}", WIDE, draw))
@@ -135,9 +138,12 @@ def _scale(axes: "Axes", lines: Sequence[Line]) -> None:
         axes.set_ylim(low - 0.2 * (high - low), high + 0.2 * (high - low))
     else:
         axes.set_ylim(low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1)
-    axes.locator_params(axis="x", integer=True, nbins=6)
+    steps = {float(step) for line in lines for step in line.x}
+    if len(steps) == 1:  # or the same number would stand at every tick
+        axes.set_xlim(min(steps) - 1, min(steps) + 1)
+    axes.locator_params("x", integer=True, nbins=6)
     if axes.get_yscale() == "linear":
-        axes.locator_params(axis="y", nbins=4)
+        axes.locator_params("y", nbins=4)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:.4g}")
     axes.yaxis.set_minor_formatter("")

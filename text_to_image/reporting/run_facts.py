@@ -10,15 +10,14 @@ MOST_LISTED, LISTED_CAPTION = 3000, 160  # of the others; and how many character
 
 @dataclass(frozen=True)
 class DataPicture:
-    """A picture of the data set; sizes are (height, width) in pixels."""
+    """A picture of the data set."""
 
     name: str
     path: Path
-    own_size: tuple[int, int]
-    size: tuple[int, int]  # that it is trained at
+    size: tuple[int, int]  # (height, width) in pixels that it is trained at
     captions: Sequence[str]  # the whole one first, then its shorter variants
     held_out: bool = False
-    mirroring: str = ""  # whether it is mirrored, in words; empty where no picture is
+    notes: Sequence[str] = ()  # in words: its mask, repeats, whether it is mirrored
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def write_run_page(folder: Path, facts: RunFacts, state: RunState, thumbnails: T
     content = {
         "name": folder.resolve().name,
         "record": record,
+        "datasets": datasets_of(record),
         "state": state,
         "facts": facts,
         "now": datetime.datetime.now().astimezone(),
@@ -77,6 +78,12 @@ def write_run_page(folder: Path, facts: RunFacts, state: RunState, thumbnails: T
         "listed_caption": LISTED_CAPTION,
     }
     write_page(folder / REPORT_FILE, "run.html", **content)
+
+
+def datasets_of(record: dict) -> list[str]:
+    """Folders or hub ids, as they were named."""
+    arguments = record.get("arguments", {})
+    return [arguments.get("dataset", ""), *(arguments.get("more_datasets") or ())]
 
 
 def key_figures(

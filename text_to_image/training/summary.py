@@ -1,13 +1,11 @@
-"""What a run says of itself: the summary before the first step, the closing lines after the last, both rows of (name,
-text), and what its page is told of the plan."""
+"""What a run says of itself: the summary before the first step, in rows of (name, text), and what its page is told of
+the plan."""
 
 import argparse
 import itertools
 import math
-import shlex
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from transformers import CLIPTokenizer
 
@@ -23,8 +21,9 @@ from models.folders import count_parameters, left_out_extras
 from models.text_encoding import count_tokens
 from reporting.run_facts import DataPicture, RunFacts, split_pictures
 from reporting.run_observer import RunObserver
-from runs.records import REPORT_FILE, is_lora, without_secrets
-from runtime.paths import SCRIPTS, display_path, read_only_note
+from runs.commands import closing_lines, flags_as_given, resume_command
+from runs.records import without_secrets
+from runtime.paths import display_path, read_only_note
 from training.memory_rows import memory_rows
 from training.plan import Plan, unmirrored_word
 from training.setup import PreparedRun
@@ -40,7 +39,7 @@ PRECISION_WORDS = {
 
 def run_summary(run: PreparedRun, foretell_memory: bool = True) -> Rows:
     """What will be done. To foretell a GPU's memory takes seconds."""
-    args, plan, tokenizer, arguments = run.args, run.plan, run.tokenizer, vars(run.args)
+    args, plan, tokenizer, arguments = run.args, run.plan, run.tokenizer, flags_as_given(run.args)
     parameters = count_parameters(plan.base) / 1e6
     processes, precision = run.accelerator.num_processes, PRECISION_WORDS[run.precision]
     return [
@@ -108,11 +107,16 @@ def _pictures_line(plan: Plan) -> str:
     line = f"{len(plan.pictures)} in {folders[0] if len(folders) == 1 else f'{len(folders)} folders'}"
     if plan.held_out:
         line += f", and {len(plan.held_out)} held out to measure the loss on"
+    return "; ".join([line, *_left_out_pictures(plan)])
+
+
+def _left_out_pictures(plan: Plan) -> list[str]:
+    lines = []
     if plan.without_caption:
-        line += f"; WITHOUT A CAPTION, left out: {_names(plan.without_caption)}"
+        lines.append(f"WITHOUT A CAPTION, left out: {_names(plan.without_caption)}")
     if plan.unreadable:
-        line += f"; NOT READABLE, left out: {_names(plan.unreadable)} (save them as JPEG or PNG)"
-    return line
+        lines.append(f"NOT READABLE, left out: {_names(plan.unreadable)} (save them as JPEG or PNG)")
+    return lines
 
 
 def _folder_rows(plan: Plan) -> Rows:
@@ -146,16 +150,21 @@ def _small_resolution_rows(args: argparse.Namespace, plan: Plan) -> Rows:
 
 
 def _mask_rows(args: argparse.Namespace, plan: Plan) -> Rows:
-    """How many pictures have a mask, and how much is white; and which pictures only look like masks by their names."""
-    named = [p.path.name for p in [*plan.pictures, *plan.held_out] if mask_key(p.path)]
-    rows = [("", f"PICTURES, since they have a row, and not the masks that they are named as: {_names(named)}")]
-    rows = rows if named else []
+    """How many pictures have a mask, and how much is white."""
+    rows = _named_as_mask_rows(plan)
     if not (shares := plan.white_shares):
         return rows
     outside = f"counts {args.unmasked_weight:g}" if args.unmasked_weight else "does not count"
     mean = sum(shares) / len(shares)
     line = f"{len(shares)} of {_count(len(plan.pictures))} have one, on average {mean:.1%} white"
     return [*rows, ("masks", f"{line}, at least {min(shares):.1%}; what is black {outside}")]
+
+
+def _named_as_mask_rows(plan: Plan) -> Rows:
+    """Which pictures only look like masks by their names."""
+    named = [plan.names[p.path] for p in [*plan.pictures, *plan.held_out] if mask_key(p.path)]
+    line = f"PICTURES, since they have a row, and not the masks that they are named as: {_names(named)}"
+    return [("", line)] if named else []
 
 
 def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:
@@ -179,11 +188,21 @@ def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenize
     tokens = {caption: count_tokens(tokenizer, caption) for picture in plan.pictures for caption in picture.captions}
     chunk = tokenizer.model_max_length - 2
     room = _tokens_read(args, tokenizer)
-    cut = [plan.names[p.path] for p in plan.pictures if any(tokens[caption] > room for caption in p.captions)]
-    cut += [f"{plan.names[p.path]} (held out)" for p in plan.held_out if count_tokens(tokenizer, p.captions[0]) > room]
     line = f"{len(tokens)} with their shorter variants, the longest of {max(tokens.values())} tokens"
     line += f", read up to {room}; {sum(count > chunk for count in tokens.values())} of more than {chunk}"
-    return line + (f"; CUT at {room} tokens: {', '.join(cut)}" if cut else "")
+    return "; ".join([line, *_cut_captions(args, plan, tokenizer)])
+
+
+def _cut_captions(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer) -> list[str]:
+    """A line that names the pictures with captions longer than what is read."""
+    room = _tokens_read(args, tokenizer)
+
+    def is_cut(captions: Sequence[str]) -> bool:
+        return any(count_tokens(tokenizer, caption) > room for caption in captions)
+
+    cut = [plan.names[p.path] for p in plan.pictures if is_cut(p.captions)]
+    cut += [f"{plan.names[p.path]} (held out)" for p in plan.held_out if is_cut(p.captions[:1])]
+    return [f"CUT at {room} tokens: {', '.join(cut)}"] if cut else []
 
 
 def _tag_rows(args: argparse.Namespace, plan: Plan) -> Rows:
@@ -285,13 +304,13 @@ def run_facts(run: PreparedRun) -> RunFacts:
     shown, others = split_pictures(trained, held_out)
     chunk, room = tokenizer.model_max_length - 2, _tokens_read(args, tokenizer)
     return RunFacts(
-        command=_command(args, run.accelerator.num_processes),
+        command=resume_command(args, run.accelerator.num_processes),
         uses=[row for row in closing_lines(run.folder, run.record) if row[0] not in ("the model", "its page")],
         warnings=_warnings(run),
         settings=_settings(args),
         summary=run_summary(run, foretell_memory=False),
-        pictures=[_data_picture(picture, size, out, args.random_flip) for picture, size, out in shown],
-        others=[_data_picture(picture, size, out, False) for picture, size, out in others],
+        pictures=[_data_picture(plan, picture, size, out, args.random_flip) for picture, size, out in shown],
+        others=[_data_picture(plan, picture, size, out, False) for picture, size, out in others],
         counts=(len(trained), len(held_out)),
         buckets=_buckets(plan),
         caption_tokens=[count_tokens(tokenizer, picture.captions[0]) for picture in plan.pictures],
@@ -300,13 +319,14 @@ def run_facts(run: PreparedRun) -> RunFacts:
     )
 
 
-def _data_picture(picture: Picture, size: Size, held_out: bool, random_flip: bool) -> DataPicture:
-    mirroring = ""
+def _data_picture(plan: Plan, picture: Picture, size: Size, held_out: bool, random_flip: bool) -> DataPicture:
+    notes = ["masked"] if picture.mask else []
+    if picture.repeats != 1:
+        notes.append(f"repeats {picture.repeats:g}")
     if random_flip and not held_out:
         word = unmirrored_word(picture)
-        mirroring = f"never mirrored: {word!r}" if word else "mirrored half of the time"
-    own_size = (picture.height, picture.width)
-    return DataPicture(picture.path.name, picture.path, own_size, size, picture.captions, held_out, mirroring)
+        notes.append(f"never mirrored: {word!r}" if word else "mirrored half of the time")
+    return DataPicture(plan.names[picture.path], picture.path, size, picture.captions, held_out, notes)
 
 
 def _buckets(plan: Plan) -> list[tuple[str, int, str]]:
@@ -321,58 +341,24 @@ def _warnings(run: PreparedRun) -> list[str]:
     """What of the summary one should know before one trusts the result."""
     args, plan = run.args, run.plan
     rows = [
-        *_left_out_rows(plan), *_caption_source_rows(plan.caption_sources),
-        *_cut_prompt_rows(args, plan, run.tokenizer), *_same_words_rows(plan)[:1],
+        *_left_out_rows(plan), *_small_resolution_rows(args, plan), *_named_as_mask_rows(plan),
+        *_caption_source_rows(plan.caption_sources), *_cut_prompt_rows(args, plan, run.tokenizer),
     ]  # fmt: skip
     lines = [text for _, text in rows] + run.resume.notes
-    if plan.without_caption:
-        lines.append(f"WITHOUT A CAPTION, left out: {_names(plan.without_caption)}")
-    if plan.unreadable:
-        lines.append(f"NOT READABLE, left out: {_names(plan.unreadable)} (save them as JPEG or PNG)")
-    small = [p.path.name for p, (h, w) in zip(plan.pictures, plan.sizes, strict=True) if p.width < w or p.height < h]
-    return [*lines, f"SMALLER than they are trained at, enlarged: {_names(small)}"] if small else lines
+    lines += [*_left_out_pictures(plan), *_cut_captions(args, plan, run.tokenizer)]
+    if same := _same_words_rows(plan):
+        lines.append(" ".join(text for _, text in same))
+    sized = zip(plan.pictures, plan.sizes, strict=True)
+    if small := [plan.names[p.path] for p, (height, width) in sized if p.width < width or p.height < height]:
+        lines.append(f"SMALLER than they are trained at, enlarged: {_names(small)}")
+    return lines
 
 
 def _settings(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """(name, value, source) of those that come from a flag or from the model."""
-    values = without_secrets(vars(args))
+    values = flags_as_given(args)
     return [
         (f"--{name}", " · ".join(values[name]) if isinstance(values[name], list) else str(values[name]), source)
         for name, source in without_secrets(args.origins).items()
         if source != FROM_SCRIPT and name in values
     ]
-
-
-def _command(args: argparse.Namespace, processes: int) -> str:
-    """The command that goes on with the run, as it was given, without what is secret."""
-    values, words = without_secrets(vars(args)), []
-    for name, source in without_secrets(args.origins).items():
-        if source != FROM_FLAG or name in ("overwrite", "dry_run"):
-            continue
-        value = values[name]
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no_{name}")
-        else:
-            words += [w for item in (value if isinstance(value, list) else [value]) for w in (f"--{name}", str(item))]
-    launcher = f"accelerate launch --num_processes {processes}" if processes > 1 else "python"
-    return f"{launcher} {_script('train_text_to_image.py')} {shlex.join(words)}"
-
-
-def closing_lines(folder: Path, run: dict) -> Rows:
-    """Where the model is and the commands that use it, ready to paste."""
-    model, prompt = shlex.quote(display_path(folder)), shlex.quote(run["example_prompts"][0])
-    page = folder / REPORT_FILE
-    rows = [
-        ("the model", display_path(folder)),
-        *([("its page", f"{display_path(page)}, for a browser")] if page.is_file() else []),
-        ("generate with it", f"python {_script('inference.py')} --model {model} --prompt {prompt}"),
-    ]
-    if is_lora(run):
-        file = shlex.quote(f"{folder.name}.safetensors")
-        command = f"python {_script('export_checkpoint.py')} --model {model} --to {file} --lora_only"
-        rows.append(("other programs", command))
-    return rows
-
-
-def _script(name: str) -> str:
-    return shlex.quote(display_path(SCRIPTS / name))

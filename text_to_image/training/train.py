@@ -9,6 +9,7 @@ import torch
 from models.compiling import compile_clause
 from reporting.run_page import FINISHED
 from runs.checkpoints import checkpoint_step, complete_checkpoints
+from runs.commands import closing_lines
 from runs.metrics_file import METRICS_FILE, best_step, read_metrics
 from runs.status import write_status
 from runs.upload import upload
@@ -26,7 +27,7 @@ from training.samples import Batches
 from training.saving import checkpoint_before_giving_up, save_result, write_checkpoint, write_rows
 from training.setup import PreparedRun, claim_output_folder, make_batches, prepare_run
 from training.state import TrainState
-from training.summary import closing_lines, make_observer, run_summary
+from training.summary import make_observer, run_summary
 from training.validation import make_validator
 
 TIMED_STEPS = 2  # of a dry run, after one that warms up

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shlex
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from models.defaults import FROM_FLAG
 from optimization.ema import NoEMA
 from run_folder import losses, weights
 from runs.validation_pictures import list_pictures, read_picture
@@ -85,6 +87,14 @@ def test_what_is_not_installed_costs_the_page_alone(train_run, monkeypatch, caps
     out = train_run("out", *USUAL, "--report")
     assert (out / "unet").is_dir() and not (out / "report.html").exists()
     assert capsys.readouterr().err.count("pip install Jinja2 matplotlib") == 1
+
+
+def test_the_command_that_goes_on_and_the_settings_name_every_data_set():
+    argv = ["--dataset", "jeans", "--dataset", "my shirts", "--short_captions", "0.25", "--no_random_flip"]
+    args = parse_args(argv)
+    words = shlex.split(command_of(args, 1).split("train_text_to_image.py ")[1])
+    assert vars(parse_args(words)) == vars(args)
+    assert ("--dataset", "jeans · my shirts", FROM_FLAG) in settings_of(args)
 
 
 def test_the_command_that_goes_on_and_the_settings_hold_no_token():

@@ -8,6 +8,7 @@ import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import CLIPTokenizer
 
@@ -40,7 +41,7 @@ PRECISION_WORDS = {
 
 def run_summary(run: PreparedRun, foretell_memory: bool = True) -> Rows:
     """What will be done. To foretell a GPU's memory takes seconds."""
-    args, plan, tokenizer, arguments = run.args, run.plan, run.tokenizer, vars(run.args)
+    args, plan, tokenizer, arguments = run.args, run.plan, run.tokenizer, _as_given(run.args)
     parameters = count_parameters(plan.base) / 1e6
     processes, precision = run.accelerator.num_processes, PRECISION_WORDS[run.precision]
     return [
@@ -147,7 +148,7 @@ def _small_resolution_rows(args: argparse.Namespace, plan: Plan) -> Rows:
 
 def _mask_rows(args: argparse.Namespace, plan: Plan) -> Rows:
     """How many pictures have a mask, and how much is white; and which pictures only look like masks by their names."""
-    named = [p.path.name for p in [*plan.pictures, *plan.held_out] if mask_key(p.path)]
+    named = [plan.names[p.path] for p in [*plan.pictures, *plan.held_out] if mask_key(p.path)]
     rows = [("", f"PICTURES, since they have a row, and not the masks that they are named as: {_names(named)}")]
     rows = rows if named else []
     if not (shares := plan.white_shares):
@@ -290,8 +291,8 @@ def run_facts(run: PreparedRun) -> RunFacts:
         warnings=_warnings(run),
         settings=_settings(args),
         summary=run_summary(run, foretell_memory=False),
-        pictures=[_data_picture(picture, size, out, args.random_flip) for picture, size, out in shown],
-        others=[_data_picture(picture, size, out, False) for picture, size, out in others],
+        pictures=[_data_picture(plan, picture, size, out, args.random_flip) for picture, size, out in shown],
+        others=[_data_picture(plan, picture, size, out, False) for picture, size, out in others],
         counts=(len(trained), len(held_out)),
         buckets=_buckets(plan),
         caption_tokens=[count_tokens(tokenizer, picture.captions[0]) for picture in plan.pictures],
@@ -300,13 +301,13 @@ def run_facts(run: PreparedRun) -> RunFacts:
     )
 
 
-def _data_picture(picture: Picture, size: Size, held_out: bool, random_flip: bool) -> DataPicture:
+def _data_picture(plan: Plan, picture: Picture, size: Size, held_out: bool, random_flip: bool) -> DataPicture:
     mirroring = ""
     if random_flip and not held_out:
         word = unmirrored_word(picture)
         mirroring = f"never mirrored: {word!r}" if word else "mirrored half of the time"
     own_size = (picture.height, picture.width)
-    return DataPicture(picture.path.name, picture.path, own_size, size, picture.captions, held_out, mirroring)
+    return DataPicture(plan.names[picture.path], picture.path, own_size, size, picture.captions, held_out, mirroring)
 
 
 def _buckets(plan: Plan) -> list[tuple[str, int, str]]:
@@ -329,13 +330,14 @@ def _warnings(run: PreparedRun) -> list[str]:
         lines.append(f"WITHOUT A CAPTION, left out: {_names(plan.without_caption)}")
     if plan.unreadable:
         lines.append(f"NOT READABLE, left out: {_names(plan.unreadable)} (save them as JPEG or PNG)")
-    small = [p.path.name for p, (h, w) in zip(plan.pictures, plan.sizes, strict=True) if p.width < w or p.height < h]
+    names, sized = plan.names, zip(plan.pictures, plan.sizes, strict=True)
+    small = [names[p.path] for p, (h, w) in sized if p.width < w or p.height < h]
     return [*lines, f"SMALLER than they are trained at, enlarged: {_names(small)}"] if small else lines
 
 
 def _settings(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """(name, value, source) of those that come from a flag or from the model."""
-    values = without_secrets(vars(args))
+    values = _as_given(args)
     return [
         (f"--{name}", " · ".join(values[name]) if isinstance(values[name], list) else str(values[name]), source)
         for name, source in without_secrets(args.origins).items()
@@ -343,9 +345,15 @@ def _settings(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     ]
 
 
+def _as_given(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments without what is secret; `dataset` is a list where there are several."""
+    values = without_secrets(vars(args))
+    return values | {"dataset": [args.dataset, *args.more_datasets]} if args.more_datasets else values
+
+
 def _command(args: argparse.Namespace, processes: int) -> str:
     """The command that goes on with the run, as it was given, without what is secret."""
-    values, words = without_secrets(vars(args)), []
+    values, words = _as_given(args), []
     for name, source in without_secrets(args.origins).items():
         if source != FROM_FLAG or name in ("overwrite", "dry_run"):
             continue

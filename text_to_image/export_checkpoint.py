@@ -22,8 +22,8 @@ EXAMPLES = """\
     --model stable-diffusion-v1-5/stable-diffusion-v1-5 \\
     --lora style.safetensors --lora_scale 0.8 --to styled.safetensors
 
-The model must be a Stable Diffusion 1.x, 2.x or XL. A LoRA (a run with --lora_rank)
-is fused into its base, unless --lora_only writes it by itself.
+The model must be a Stable Diffusion 1.x, 2.x or XL. A LoRA (a run with
+--lora_rank) is fused into its base, unless --lora_only writes it by itself.
 
 AUTOMATIC1111 needs a .yaml beside a file of Stable Diffusion 2.x, or of 1.x
 with v prediction. It is written too, under the same name.

@@ -1,4 +1,4 @@
-"""Fine-tunes the UNet of a Stable Diffusion model (1.x, 2.x, XL) on captioned pictures."""
+"""Fine-tunes the UNet of a Stable Diffusion model (1.x, 2.x, XL) on pictures."""
 
 import argparse
 from collections.abc import Sequence

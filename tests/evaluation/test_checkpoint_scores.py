@@ -60,7 +60,7 @@ def noise(seed: int) -> Image.Image:
 
 def test_nearest_is_the_mean_distance_and_copies_are_counted_of_its_own_pictures():
     paths = [Path(name) for name in ("a.png", "b.png", "other.png")]
-    matches = {path: NearestMatch(path, Path("1.jpg"), distance, distance < 0.1)
+    matches = {path: NearestMatch(path, Path("1.jpg"), distance, distance < 0.1, "1.jpg")
                for path, distance in zip(paths, (0.05, 0.25, 0.01), strict=True)}  # fmt: skip
     own = GeneratedPictures("checkpoint-1", {path: noise(i) for i, path in enumerate(paths[:2])}, {})
     similarity = StructuralSimilarity()

@@ -47,6 +47,7 @@ def test_a_hub_that_falls_silent_while_the_result_is_uploaded_is_given_up(tmp_pa
             raise self.silence
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "Patience", Silent)
     args = Namespace(push_to_hub=True, hub_token=None, hub_model_id=None, logging_dir="logs")
     with pytest.raises(WorkError, match="--push_to_hub: the hub does not answer.*the result is in"):

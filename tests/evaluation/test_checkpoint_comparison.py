@@ -83,12 +83,12 @@ def test_a_checkpoints_picture_is_the_one_that_its_name_generates(trained, compa
 
 def test_one_unet_is_loaded_after_the_other_and_the_text_encoder_once(trained, compared, monkeypatch):
     loaded = []
-    for name in ("load_generation_unet", "load_generation_text_encoder", "load_vae"):
+    for name in ("load_generation_unet", "load_generation_prompt_encoder", "load_vae"):
         load = getattr(image_generator, name)
         monkeypatch.setattr(image_generator, name, lambda *what, n=name, f=load: loaded.append(n) or f(*what))
     monkeypatch.setattr(image_generator.ImageGenerator, "load_unet", freed_first(image_generator.ImageGenerator))
     compared(trained["unet"], prompts=["--prompt", "denim jeans", "--num_images", "1"])
-    assert sorted(loaded) == ["load_generation_text_encoder", *["load_generation_unet"] * 3, "load_vae"]
+    assert sorted(loaded) == ["load_generation_prompt_encoder", *["load_generation_unet"] * 3, "load_vae"]
     compared(trained["unet"], "--resume", prompts=["--prompt", "denim jeans", "--num_images", "1"])
     assert len(loaded) == 5  # nothing was missing
 

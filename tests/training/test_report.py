@@ -75,7 +75,11 @@ def test_a_lora_has_a_page_and_without_pictures_it_has_none_of_them(train_run):
     assert "LoRA of rank 2" in page and "export_checkpoint.py" in page and "What it generates" not in page
 
 
-def test_nobody_needs_the_page_or_the_pictures(train_run):
+def test_nobody_needs_the_page_or_the_pictures_and_an_earlier_start_leaves_no_page_either(train_run, tmp_path):
+    with pytest.raises(Stopped):
+        train_run("out", *USUAL, "--report", stop=StopAfter(tmp_path / "out"))
+    assert (tmp_path / "out" / "report.html").exists()
+    (tmp_path / "out" / ".lock").unlink()  # ours until this process ends
     out = train_run("out", *USUAL)
     assert not (out / "report.html").exists() and not (out / "validation").exists()
 

@@ -22,7 +22,7 @@ from models.text_encoding import count_tokens
 from reporting.run_facts import DataPicture, RunFacts, split_pictures
 from reporting.run_observer import RunObserver
 from runs.commands import closing_lines, flags_as_given, resume_command
-from runs.records import without_secrets
+from runs.records import REPORT_FILE, without_secrets
 from runtime.paths import display_path, read_only_note
 from training.memory_rows import memory_rows
 from training.plan import Plan, unmirrored_word
@@ -293,6 +293,8 @@ def make_observer(run: PreparedRun, validator: Validator) -> RunObserver:
     checkpoints = range(0, steps, run.args.checkpointing_steps)
     due = {first_step, *validator.loss_steps, *validator.image_steps, *checkpoints} - {steps}  # the end is told apart
     wanted = run.is_main and run.args.report
+    if run.is_main and not wanted:  # that of an earlier start would never say how this one ends
+        (run.folder / REPORT_FILE).unlink(missing_ok=True)
     return RunObserver(lambda: run.folder, (lambda: run_facts(run)) if wanted else None, due)
 
 

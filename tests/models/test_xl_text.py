@@ -7,6 +7,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
 from models.conditions import Conditions
+from models.folders import fingerprint_model, text_parts
 from models.loading import load_prompt_encoder, load_unet
 from models.samplers import SamplingSettings
 from models.sampling import generate_latents, guidance_scale_of, initial_noise, load_sampler, sampling_conditions
@@ -53,6 +54,14 @@ def test_the_empty_prompt_is_zeros_where_model_index_json_says_so(own_xl_model, 
     assert torch.equal(empty.hidden_states, states[0]) and torch.equal(empty.pooled, pooled[0])
     assert bool(empty.hidden_states.any()) is not zeros
     assert all(bool(tensor.any()) for tensor in encoder("a"))
+
+
+def test_what_the_empty_prompt_is_counts_in_the_fingerprint(own_xl_model):
+    """Encodings of it are kept under that name."""
+    before = fingerprint_model(own_xl_model, text_parts(own_xl_model))
+    index = own_xl_model / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "force_zeros_for_empty_prompt": False}))
+    assert fingerprint_model(own_xl_model, text_parts(own_xl_model)) != before
 
 
 def test_zeros_mean_the_same_in_any_number_of_chunks(xl_model, encoder):

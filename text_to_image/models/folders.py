@@ -306,10 +306,13 @@ def fingerprint_model(folder: FolderLike, parts: Sequence[str] | None = None) ->
     """A SHA-256 over the configs and weights of parts (None: of all): 64 hex digits.
 
     Of a weights file the size and one MB at each end count. Reading all of it would cost seconds per GB, and
-    fine-tuning changes every tensor.
+    fine-tuning changes every tensor. With XL's second text encoder counts what the empty prompt is.
     """
+    parts = list_parts(folder) if parts is None else parts
     digest = hashlib.sha256()
-    for part in list_parts(folder) if parts is None else parts:
+    if "text_encoder_2" in parts:
+        digest.update(f"zeros for empty {reads_zeros_for_empty(folder)}".encode())
+    for part in parts:
         for path in [*_config_files(folder, part), *_weights_read(folder, part)]:
             digest.update(f"{part}/{path.name} {path.stat().st_size}".encode())
             with open(path, "rb") as file:

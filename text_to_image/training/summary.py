@@ -145,7 +145,7 @@ def _small_resolution_rows(args: argparse.Namespace, plan: Plan) -> Rows:
     native = plan.shape.native_size
     if not args.resolution or args.resolution > SMALL * native:
         return []
-    words = f"SMALL: this model was made for {native} px and draws poorly at {args.resolution}"
+    words = f"SMALL: this model was made for {native} px and generates poorly at {args.resolution}"
     return [("", f"{words}; leave --resolution out")]
 
 

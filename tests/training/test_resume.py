@@ -58,14 +58,8 @@ def command(tiny_model, two_shapes, tmp_path):
     """The flags of a run into tmp_path / name."""
 
     def flags(name: str, *more: object) -> list[object]:
-        where = [
-            "--pretrained_model_name_or_path",
-            tiny_model,
-            "--dataset",
-            two_shapes,
-            "--output_dir",
-            tmp_path / name,
-        ]
+        base, out = ["--pretrained_model_name_or_path", tiny_model], ["--output_dir", tmp_path / name]
+        where = [*base, "--dataset", two_shapes, *out]
         return [*where, "--no_validation_pictures", "--no_report", "--resume_from_checkpoint", "latest", *USUAL, *more]
 
     return flags

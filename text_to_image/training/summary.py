@@ -306,8 +306,8 @@ def _data_picture(plan: Plan, picture: Picture, size: Size, held_out: bool, rand
     if random_flip and not held_out:
         word = unmirrored_word(picture)
         mirroring = f"never mirrored: {word!r}" if word else "mirrored half of the time"
-    own_size = (picture.height, picture.width)
-    return DataPicture(plan.names[picture.path], picture.path, own_size, size, picture.captions, held_out, mirroring)
+    own_size, captions = (picture.height, picture.width), list(dict.fromkeys(picture.captions))
+    return DataPicture(plan.names[picture.path], picture.path, own_size, size, captions, held_out, mirroring)
 
 
 def _buckets(plan: Plan) -> list[tuple[str, int, str]]:

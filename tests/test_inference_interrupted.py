@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from PIL import Image
 
 from background import INFERENCE, Background, finish, start
 from generated_folder import QUICK, pixels, rows
 from generation.image_generator import ImageGenerator
-from models.sampling import decode_latents
 from runtime.errors import WorkError
 
 
@@ -104,14 +103,20 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_pictures_are_the_same(image
 
 
 def test_one_picture_that_is_too_large_to_decode_at_once_is_decoded_in_tiles(images_of, monkeypatch, capsys):
-    def small(vae, latents):
-        if not vae.use_tiling:
-            raise RuntimeError("CUDA out of memory")
-        return decode_latents(vae, latents)
+    decode = AutoencoderKL._decode
 
-    monkeypatch.setattr("generation.image_generator.decode_latents", small)
+    def small(vae, z, return_dict=True):
+        if max(z.shape[2:]) > 16 and not vae.use_tiling:
+            raise RuntimeError("CUDA out of memory")
+        return decode(vae, z, return_dict)
+
+    monkeypatch.setattr(AutoencoderKL, "_decode", small)
+    monkeypatch.setattr("models.sampling.TILE", 32)
     assert len(images_of("--prompt", "jeans", "--num_images", 2)) == 2
-    assert "going on in tiles" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("in tiles") == 1
+    monkeypatch.setattr("models.sampling.TILE", 512)  # which makes no tiles of it
+    with pytest.raises(WorkError, match="--width"):
+        images_of("--prompt", "jeans", "--num_images", 1)
 
 
 def test_one_picture_that_does_not_fit_is_a_line(images_of, monkeypatch):

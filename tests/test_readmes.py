@@ -230,7 +230,8 @@ def can_run_here(command: Command) -> bool:
     if command.script not in SMALLEST or command.words[0] != "python" or "--push_to_hub" in command.words:
         return False
     paths = [word for word in command.arguments if "/" in word or word in {"dataset", "Generated_sample"}]
-    there = [word for word in paths if not word.startswith("output/")]
+    before = dict(zip(command.arguments[1:], command.arguments, strict=False))
+    there = [word for word in paths if not word.startswith("output/") or before.get(word) == "--model"]
     return all((ROOT / path).exists() for path in there) and not any("~" in word for word in command.words)
 
 

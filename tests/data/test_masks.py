@@ -254,6 +254,17 @@ def at_the_edge(path: Path) -> None:
     image.save(path)
 
 
+def test_a_mask_in_a_format_that_is_not_read_and_one_that_is_a_broken_link_are_named(folder):
+    (folder / "1.mask.tga").write_bytes(b"a mask of another program")
+    with pytest.raises(UserError, match=r"1\.mask\.tga: .*not read"):
+        masks_in(folder)
+    (folder / "1.mask.tga").unlink()
+    (folder / "1.mask.png").symlink_to(folder / "gone.png")
+    assert masks_in(folder) == {"1.jpg": "1.mask.png"}
+    with pytest.raises(ValueError, match=r"1\.mask\.png: .*no such file"):
+        share(folder / "1.mask.png")
+
+
 @pytest.mark.parametrize(
     ("write", "size", "key"),
     [

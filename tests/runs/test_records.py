@@ -70,7 +70,7 @@ def test_the_differences_between_two_runs_are_listed(tmp_path):
     write_run(tmp_path, run(seed=1))
     assert run_differences(read_run(tmp_path), run(seed=1, epochs=3, output_dir=Path("x"))) == []
     assert run_differences(read_run(tmp_path), run(seed=2, learning_rate=1, data="other")) == [
-        "the data set: other pictures, masks, captions or shorter forms of them",
+        "the data set: other pictures, masks, repeats, captions or other forms of them",
         "learning_rate: 1e-05 there, 1 here",
         "seed_asked: 1 there, 2 here",
     ]

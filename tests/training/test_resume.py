@@ -56,14 +56,8 @@ def command(tiny_model, two_shapes, tmp_path):
     """The flags of a run into tmp_path / name."""
 
     def flags(name: str, *more: object) -> list[object]:
-        where = [
-            "--pretrained_model_name_or_path",
-            tiny_model,
-            "--dataset",
-            two_shapes,
-            "--output_dir",
-            tmp_path / name,
-        ]
+        base, out = ["--pretrained_model_name_or_path", tiny_model], ["--output_dir", tmp_path / name]
+        where = [*base, "--dataset", two_shapes, *out]
         return [*where, "--no_validation_pictures", "--no_report", "--resume_from_checkpoint", "latest", *USUAL, *more]
 
     return flags
@@ -201,7 +195,7 @@ def test_a_changed_run_is_refused_with_the_list_of_what_differs(train_run, tmp_p
         train_run("out", "--max_train_steps", 1, "--learning_rate", 1e-4, "--seed", 2, dataset=other)
     said = str(refused.value)
     assert "learning_rate: 1e-05 there, 0.0001 here" in said and "seed_asked: 1 there, 2 here" in said
-    assert "other pictures, masks, captions" in said and "--overwrite" in said and "base model" not in said
+    assert "other pictures, masks, repeats" in said and "--overwrite" in said and "base model" not in said
 
 
 def test_overwrite_that_was_killed_does_not_mix_two_runs(train_run, monkeypatch):

@@ -14,7 +14,14 @@ from PIL import Image
 from data.augmentation import Augmentation, augment_mask
 from data.images import has_alpha, is_animation, open_alpha, open_image, resize_and_crop
 from data.input_files import InputFile
-from metadata.image_files import find_image_files, find_mask_files, find_nested_mask_files, mask_key, picture_keys
+from metadata.image_files import (
+    find_image_files,
+    find_mask_files,
+    find_nested_mask_files,
+    find_nested_unsupported_files,
+    mask_key,
+    picture_keys,
+)
 from runtime.errors import InputChanged, UserError
 
 # The least that must be white of a picture as it is trained, in latent pixels: no augmentation makes it vanish.
@@ -95,6 +102,11 @@ def find_masks(folder: Path, pictures: Iterable[Path]) -> tuple[dict[Path, Path]
         f"{mask}: a mask, and no picture of that name is beside it; move it there, rename it, or give it a row if it "
         "is a picture"
         for mask in _without_picture(by_key, pictures)
+    ]
+    faults += [
+        f"{path}: a mask by its name, in a format that is not read; save it as PNG"
+        for path in find_nested_unsupported_files(folder)
+        if mask_key(path)
     ]
     faults += [f"{', '.join(map(str, own))}: two masks of {p.name}; keep one" for p, own in masks.items() if own[1:]]
     return {picture: own[0] for picture, own in masks.items() if own}, faults

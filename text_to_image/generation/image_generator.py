@@ -21,7 +21,6 @@ from generation.weights import (
 from models.folders import read_shape
 from models.loading import DTYPES, load_vae, set_attention
 from models.sampling import (
-    decode_in_tiles,
     decode_latents,
     generate_latents,
     initial_noise,
@@ -129,17 +128,8 @@ class ImageGenerator:
         return decode_latents(self.vae, latents)
 
     def halve_batch_size(self, planned: Sequence[PlannedImage]) -> None:
-        """For pictures of this size, after a batch that did not fit; one picture is decoded in tiles.
-
-        WorkError where that was done already.
-        """
+        """For pictures of this size, after a batch that did not fit; WorkError where that was one picture."""
         height, width = planned[0].settings.size
-        if len(planned) == 1 and not self.vae.use_tiling:
-            decode_in_tiles(self.vae)
-            print(
-                "not enough memory for one picture: going on in tiles, whose colours may differ a little", flush=True
-            )
-            return
         if len(planned) == 1:
             raise WorkError(
                 f"not enough memory for one picture of {width} x {height} px; a smaller --width or --height needs less"

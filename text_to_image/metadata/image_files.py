@@ -43,7 +43,8 @@ def find_image_files(folder: Path, recursive: bool = False) -> list[Path]:
 
 
 def find_mask_files(folder: Path, recursive: bool = False) -> list[Path]:
-    """The files in `folder` that are masks by their names, whether or not there is a picture beside them."""
+    """The files in `folder` that are masks by their names, whether or not there is a picture beside them; links, too,
+    that lead to no file."""
     return _find_files(folder, recursive, _is_mask)
 
 
@@ -151,7 +152,10 @@ def _is_picture(path: Path) -> bool:
 
 
 def _is_mask(path: Path) -> bool:
-    return mask_key(path) is not None and _is_image(path)
+    if mask_key(path) is None:
+        return False
+    # A picture that loses its mask would be learned whole.
+    return _is_image(path) or path.suffix.lower() in IMAGE_SUFFIXES and path.is_symlink() and not path.exists()
 
 
 def _is_image(path: Path) -> bool:

@@ -15,7 +15,7 @@ from models.defaults import GUIDANCE_SCALE, XL_GUIDANCE_SCALE, recommended_guida
 from models.folders import FolderLike, is_xl, loading_errors
 from models.samplers import DEFAULT_SAMPLER, SAMPLERS, SamplingSettings
 from models.text_encoding import TextEmbedding
-from runtime.errors import UserError
+from runtime.errors import UserError, is_out_of_memory
 
 TILE = 512  # pixels, along each side
 PromptPair = tuple[TextEmbedding, TextEmbedding]  # of a prompt and of its negative prompt
@@ -127,17 +127,36 @@ def is_stochastic(sampler: SchedulerMixin) -> bool:
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> list[Image.Image]:
-    """Pictures of scaled latents (B, C, h, w), decoded one at a time: decoding takes more memory than sampling."""
-    return [
-        _to_image(vae.decode(latent[None].to(vae.dtype) / vae.config.scaling_factor).sample[0]) for latent in latents
-    ]
+    """Pictures of scaled latents (B, C, h, w), decoded one at a time: decoding takes more memory than sampling.
+
+    Where the memory does not suffice for a large one, it and all later ones are decoded in tiles.
+    """
+    return [_to_image(_decode(vae, latent[None].to(vae.dtype) / vae.config.scaling_factor)[0]) for latent in latents]
+
+
+def _decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """(1, 3, H, W)"""
+    try:
+        return vae.decode(latents).sample
+    except Exception as error:
+        if vae.use_tiling or max(latents.shape[2:]) <= _tile_latent_size(vae) or not is_out_of_memory(error):
+            raise
+    print("not enough memory to decode a picture at once: in tiles, whose colours differ a little", flush=True)
+    if latents.device.type == "cuda":
+        torch.cuda.empty_cache()
+    decode_in_tiles(vae)
+    return vae.decode(latents).sample
 
 
 def decode_in_tiles(vae: AutoencoderKL) -> None:
     """From now on larger pictures are decoded in overlapping tiles, which take less memory and differ a little."""
     vae.enable_tiling()
     vae.tile_sample_min_size = TILE
-    vae.tile_latent_min_size = TILE // 2 ** (len(vae.config.block_out_channels) - 1)
+    vae.tile_latent_min_size = _tile_latent_size(vae)
+
+
+def _tile_latent_size(vae: AutoencoderKL) -> int:
+    return TILE // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def _to_image(pixel_values: torch.Tensor) -> Image.Image:

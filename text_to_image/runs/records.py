@@ -37,7 +37,7 @@ OFF = (None, False, 0)
 OTHER_OFF = {"optimizer": ("adamw", "adamw8bit")}  # use_8bit_adam, which is older, tells these apart
 ZERO_IS_A_VALUE = {"lr_warmup_steps", "seed_asked"}
 HASH_CHANGES = {  # what it means that one of the hashes differs
-    "dataset_hash": "the data set: other pictures, masks, captions or shorter forms of them",
+    "dataset_hash": "the data set: other pictures, masks, repeats, captions or other forms of them",
     "base_model_hash": "the base model: other weights or configs",
 }
 KEPT_UNETS = "unet-*"  # the pattern of `kept_unet`

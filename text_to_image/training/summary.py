@@ -328,7 +328,8 @@ def _data_picture(plan: Plan, picture: Picture, size: Size, held_out: bool, rand
     if random_flip and not held_out:
         word = unmirrored_word(picture)
         notes.append(f"never mirrored: {word!r}" if word else "mirrored half of the time")
-    return DataPicture(plan.names[picture.path], picture.path, size, picture.captions, held_out, notes)
+    captions = list(dict.fromkeys(picture.captions))
+    return DataPicture(plan.names[picture.path], picture.path, size, captions, held_out, notes)
 
 
 def _buckets(plan: Plan) -> list[tuple[str, int, str]]:

@@ -17,7 +17,9 @@ from data.images import load_pixel_values
 from models.conditions import whole_picture
 from models.folders import ModelShape
 from models.loading import load_prompt_encoder, load_vae
+from models.text_encoding import PromptEncoder, TextEmbedding
 from runs.disk_space import latents_bytes
+from runtime.errors import WorkError
 from runtime.tensor_files import is_intact
 from tiny_model import make_tiny_model
 from training.encoding import CachedPosteriors, CaptionEncoder, Encodings, LatentCache, LivePosteriors, store_texts
@@ -120,6 +122,26 @@ def test_a_batch_of_long_and_short_captions_is_padded_and_masked(text, images, e
         live = text(sample.caption).hidden_states
         assert torch.allclose(conditions.hidden_states[row, : len(live)], live, atol=HALF_PRECISION)
         assert conditions.attention_mask is None or conditions.attention_mask[row].sum() == len(live)
+
+
+@pytest.mark.parametrize(("factor", "stored"), [(1e6, torch.float32), (1.0, torch.float16), (float("nan"), None)])
+def test_text_is_kept_in_fp16_unless_it_is_too_large_and_refused_where_it_is_not_finite(
+    tmp_path, text, monkeypatch, factor, stored
+):
+    encode = PromptEncoder.encode
+
+    def scaled(self, prompts):
+        return [TextEmbedding(*(tensor * factor for tensor in embedding)) for embedding in encode(self, prompts)]
+
+    monkeypatch.setattr(PromptEncoder, "encode", scaled)
+    if stored is None:
+        with pytest.raises(WorkError, match="not finite for 'denim jeans'"):
+            store_texts(tmp_path, [["denim jeans"]], text, ALL, quiet=True)
+        return
+    found = store_texts(tmp_path, [["denim jeans"]], text, ALL, quiet=True)("denim jeans")
+    assert torch.allclose(found.hidden_states, text("denim jeans").hidden_states, rtol=1e-3, atol=HALF_PRECISION)
+    [file] = tmp_path.glob("*.safetensors")
+    assert load_file(file)["0"].dtype == stored
 
 
 def test_the_bases_own_pictures_have_no_spread(images, encodings):

@@ -21,7 +21,7 @@ from models.folders import fingerprint_model, text_parts
 from models.loading import load_prompt_encoder, load_vae
 from models.text_encoding import PromptEncoder, TextEmbedding
 from runtime.devices import loading_workers
-from runtime.errors import InputChanged
+from runtime.errors import InputChanged, WorkError
 from runtime.files import hash_key
 from runtime.processes import run_on_all
 from runtime.progress import progress_bar
@@ -129,8 +129,11 @@ class CaptionEncoder:
         return self.encode([caption])[0]
 
     def encode(self, captions: Sequence[str]) -> list[TextEmbedding]:
-        """Of each, read together, in fp32."""
-        return [embedding.to(torch.float32).to("cpu") for embedding in self.prompt_encoder.encode(captions)]
+        """Of each, read together, in fp32. WorkError where one is not finite."""
+        embeddings = [embedding.to(torch.float32).to("cpu") for embedding in self.prompt_encoder.encode(captions)]
+        if broken := [caption for caption, each in zip(captions, embeddings, strict=True) if not each.is_finite()]:
+            raise WorkError(f"the model's text encoder gives numbers that are not finite for {broken[0]!r}")
+        return embeddings
 
     def key(self, captions: Sequence[str]) -> str:
         """The cache key of a group of captions."""

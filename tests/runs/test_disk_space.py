@@ -76,7 +76,7 @@ def test_the_estimate_of_the_captions_is_what_they_take(train_run, tmp_path, mon
     estimates, real = [], disk_space.texts_bytes
     monkeypatch.setattr("training.setup.texts_bytes", lambda *of: estimates.append(real(*of)) or estimates[-1])
     out = train_run("out", "--max_train_steps", 1)
-    taken = sum(path.stat().st_size for path in (out / "cache" / "text").iterdir())
+    taken = sum(path.stat().st_size for path in (out / "cache" / "captions").iterdir())
     assert estimates[0] == pytest.approx(taken, rel=0.2)
 
     write_captioned_folder(tmp_path / "alike", {f"{i}.jpg": "denim jeans" for i in range(4)})

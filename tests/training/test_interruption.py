@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from background import TRAIN, Background, count_rows, start
 from captioned_folder import write_captioned_folder
@@ -14,7 +15,7 @@ from runtime.errors import InputChanged, WorkError
 from runtime.locking import _start_time, this_process
 from training import samples
 from training import train as training
-from training.encoding import LatentCache
+from training.encoding import PictureCache
 from training.metrics import MetricsLog
 
 STEPS = 6
@@ -112,17 +113,18 @@ def test_a_picture_that_changes_is_named_and_never_trained_on(
 def test_a_picture_that_changes_while_it_is_encoded_is_named_and_not_kept(
     train_run, tmp_path, folder, monkeypatch, workers, change, fault
 ):
-    real = LatentCache.store
+    real = PictureCache.store
 
-    def store(self, images, *arguments):
+    def store(self, *arguments):
         change(folder / "11 (3).JPG")  # its content is known by now
-        return real(self, images, *arguments)
+        return real(self, *arguments)
 
-    monkeypatch.setattr(LatentCache, "store", store)
+    monkeypatch.setattr(PictureCache, "store", store)
     with pytest.raises(InputChanged, match=rf"11 \(3\)\.JPG: {fault}") as ended:
         train_run("out", *USUAL, "--dataloader_num_workers", workers, dataset=folder)
     assert "\n" not in str(ended.value)
-    assert len(list((tmp_path / "out" / "cache" / "latents").iterdir())) == 2
+    [shard] = (tmp_path / "out" / "cache" / "pictures").iterdir()
+    assert len(load_file(shard)) == 2
 
 
 def test_held_out_pictures_are_read_before_the_first_step_and_may_go(train_run, tmp_path, folder, after_step):
@@ -182,13 +184,13 @@ def test_another_run_that_has_taken_the_place_of_a_removed_folder_is_left_alone(
 
 
 def test_an_output_folder_that_is_moved_before_the_first_step_is_named(train_run, tmp_path, folder, monkeypatch):
-    real, out = LatentCache.store, tmp_path / "out"
+    real, out = PictureCache.store, tmp_path / "out"
 
     def store(self, *arguments):
         shutil.move(out, tmp_path / "moved")
         return real(self, *arguments)
 
-    monkeypatch.setattr(LatentCache, "store", store)
+    monkeypatch.setattr(PictureCache, "store", store)
     with pytest.raises(WorkError, match="/out: moved to .*/moved"):
         train_run("out", *USUAL, dataset=folder)
 

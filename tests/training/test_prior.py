@@ -53,14 +53,16 @@ def test_its_prompt_and_the_empty_prompt_guide_each_picture(monkeypatch):
 
 
 def test_they_are_read_back_in_order_and_nothing_where_none_were_generated(tmp_path):
-    path = tmp_path / "cache" / "prior.safetensors"
-    assert read_prior(path) is None
-    write_prior(path, {i: torch.full((1, 2, 2), float(i)) for i in reversed(range(12))})
-    assert [latent[0, 0, 0].item() for latent in read_prior(path)] == list(range(12))
+    folder = tmp_path / "cache" / "prior"
+    assert read_prior(folder, "key", 12) is None
+    write_prior(folder, "key", {i: torch.full((1, 2, 2), float(i)) for i in reversed(range(12))})
+    assert [latent[0, 0, 0].item() for latent in read_prior(folder, "key", 12)] == list(range(12))
+    assert read_prior(folder, "another", 12) is None
 
 
 def test_a_damaged_file_counts_as_none(tmp_path):
-    path = tmp_path / "prior.safetensors"
-    write_prior(path, {0: torch.ones(1, 2, 2)})
-    path.write_bytes(path.read_bytes()[:-1])
-    assert read_prior(path) is None
+    write_prior(tmp_path, "key", {0: torch.ones(1, 2, 2)})
+    [path] = tmp_path.glob("*.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert read_prior(tmp_path, "key", 1) is None

@@ -137,7 +137,7 @@ def test_a_signal_while_encoding_ends_at_once_and_leaves_nothing_half_written(ti
     log, out = tmp_path / "log", tmp_path / "out"
     flags = ["--pretrained_model_name_or_path", tiny_model, "--dataset", folder, "--output_dir", out]
     flags += ["--max_train_steps", 1, "--validation_steps", 100]
-    encoded = out / "cache" / "latents"
+    encoded = out / "cache" / "pictures"
     run = Background(log, *flags).until(lambda: any(encoded.glob("*.safetensors"))).send(signal.SIGTERM)
     assert run.ended() == 75
     assert "SIGTERM" in log.read_text() and "Traceback" not in log.read_text()

@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from bases.tokenizer_files import OTHER_FILES, VOCABULARY
 from metadata.reading import ScannedRow
-from models.text_encoding import count_chunks, count_tokens
+from models.text_encoding import chunks_of, count_all_tokens
 from runtime.errors import UserError, first_line
 from runtime.hub import asking_hub, refuse_missing_path
 
@@ -61,8 +61,9 @@ def load_caption_tokenizer(name: str) -> CLIPTokenizer:
 def describe_lengths(tokenizer: CLIPTokenizer, captions: Sequence[str], max_chunks: int) -> str:
     """One line: how many tokens the captions have, and in how many chunks training reads them."""
     chunk = tokenizer.model_max_length
-    counts = [count_tokens(tokenizer, caption) for caption in captions]
-    chunks = Counter(count_chunks(tokenizer, caption, max_chunks) for caption in captions)
+    tokens = count_all_tokens(tokenizer, captions)
+    counts = [tokens[caption] for caption in captions]
+    chunks = Counter(chunks_of(tokenizer, count, max_chunks) for count in counts)
     read = ", ".join(f"{chunks[number]} in {_count_chunks(number)}" for number in sorted(chunks))
     cut = sum(count > max_chunks * (chunk - 2) for count in counts)  # a chunk holds its start and end mark, too
     spread = f"{min(counts) + 2} to {max(counts) + 2}, median {median(counts) + 2:.0f}"

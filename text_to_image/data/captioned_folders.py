@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from data.dataset import Picture, read_pictures, with_masks
+from data.file_facts import FileFacts
 from metadata.files import find_metadata_files, pictures_without_row
 from metadata.image_files import find_nested_image_files, find_nested_unsupported_files
 from metadata.reading import CaptionSources, describe_captions
@@ -26,9 +27,14 @@ class DataSet:
     caption_sources: CaptionSources
 
 
-def read_dataset(args: argparse.Namespace, accelerator: Accelerator, folders: Sequence[Path]) -> DataSet:
-    """Raises UserError where a folder is not usable, and where two of them have one picture."""
-    parts = [_read_folder(args, accelerator, folder) for folder in folders]
+def read_dataset(
+    args: argparse.Namespace, accelerator: Accelerator, folders: Sequence[Path], facts: FileFacts | None = None
+) -> DataSet:
+    """With `facts` of earlier starts pictures that have not changed since are not read.
+
+    Raises UserError where a folder is not usable, and where two of them have one picture.
+    """
+    parts = [_read_folder(args, accelerator, folder, facts) for folder in folders]
     if len(parts) == 1:
         return parts[0]
     refuse_shared_pictures(parts)
@@ -43,9 +49,9 @@ def read_dataset(args: argparse.Namespace, accelerator: Accelerator, folders: Se
     )
 
 
-def _read_folder(args: argparse.Namespace, accelerator: Accelerator, folder: Path) -> DataSet:
+def _read_folder(args: argparse.Namespace, accelerator: Accelerator, folder: Path, facts: FileFacts | None) -> DataSet:
     files = find_metadata_files(folder, leave_out=args.validation_dir, named=args.metadata_file)
-    pictures = read_pictures(folder, bool(args.short_captions), args.caption_column, args.trigger, files)
+    pictures = read_pictures(folder, bool(args.short_captions), args.caption_column, args.trigger, files, facts)
     pictures = with_masks(folder, pictures, args.mask_from_alpha)
     captions = [(picture.path, picture.row_captions) for picture in pictures]
     sources = run_on_main(

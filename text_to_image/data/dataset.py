@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from data.caption_variants import caption_variants, suggest_prompts
+from data.file_facts import FileFacts
 from data.images import read_image_size
 from data.input_files import InputFile
 from data.masks import Mask, alpha_mask, find_masks, refuse_masks
@@ -37,6 +38,11 @@ class Picture(InputFile):
         return [*self.as_written, *(caption for group in self.caption_groups for caption in group)]
 
     @property
+    def whole_captions(self) -> list[str]:
+        """Those that are no shorter form of another; all that they have of lists of tags is as they are written."""
+        return [*self.as_written] or [caption for group in self.whole_groups for caption in self.caption_groups[group]]
+
+    @property
     def base_caption(self) -> str:
         """The first caption as the base model is prompted: without the trigger, which it does not know."""
         return _without_trigger(self.captions[0], self.trigger)
@@ -54,21 +60,25 @@ def read_pictures(
     column: str = "text",
     trigger: str | None = None,
     files: Sequence[MetadataFile] | None = None,
+    facts: FileFacts | None = None,
 ) -> list[Picture]:
     """All pictures of a captioned folder, or of the rows in `files`; `short_captions` adds shorter forms of captions.
 
-    Raises UserError that lists every bad row and every picture that cannot be read.
+    With `facts` of earlier starts no picture is read that has not changed since. Raises UserError that lists every bad
+    row and every picture that cannot be read.
     """
     pictures = []
 
     def add_picture(row: CaptionRow) -> None:
+        path, captions = row.path(folder), row.captions
         try:
-            width, height = read_image_size(row.path(folder))
+            width, height = InputFile(path, facts=facts).fact("size", lambda: read_image_size(path))
         except ValueError as fault:
             raise ValueError(f"{row.file_name}: {fault}") from None
-        groups, whole = _caption_groups(row.captions, short_captions, trigger)
-        path, captions = row.path(folder), row.captions
-        pictures.append(Picture(path, width, height, groups, trigger, captions, folder, row.repeats, whole))
+        groups, whole = _caption_groups(captions, short_captions, trigger)
+        pictures.append(
+            Picture(path, width, height, groups, trigger, captions, folder, row.repeats, whole, facts=facts)
+        )
 
     read_captions(folder, column, add_picture, files)
     return pictures
@@ -84,7 +94,7 @@ def with_masks(folder: Path, pictures: Sequence[Picture], from_alpha: bool) -> l
     masked = []
     for picture in pictures:
         beside = files.get(picture.path)
-        mask = Mask(beside) if beside else alpha_mask(picture.path) if from_alpha else None
+        mask = Mask(beside, facts=picture.facts) if beside else alpha_mask(picture) if from_alpha else None
         masked.append(replace(picture, mask=mask) if mask else picture)
     return masked
 

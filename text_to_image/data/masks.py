@@ -97,7 +97,7 @@ def find_masks(folder: Path, pictures: Iterable[Path]) -> tuple[dict[Path, Path]
     by_key: dict[str | None, list[Path]] = {}
     for mask in sorted(found.difference(pictures)):
         by_key.setdefault(mask_key(mask), []).append(mask)
-    masks = {picture: _masks_of(picture, by_key) for picture in pictures}
+    masks = {} if not by_key else {picture: _masks_of(picture, by_key) for picture in pictures}
     faults = [
         f"{mask}: a mask, and no picture of that name is beside it; move it there, rename it, or give it a row if it "
         "is a picture"
@@ -117,15 +117,18 @@ def _masks_of(picture: Path, by_key: Mapping[str | None, list[Path]]) -> list[Pa
 
 
 def _without_picture(by_key: Mapping[str | None, list[Path]], pictures: Iterable[Path]) -> list[Path]:
+    if not by_key:
+        return []
     folders = {mask.parent for masks in by_key.values() for mask in masks}
     present = [*pictures, *(path for folder in folders for path in find_image_files(folder))]
     keys = {key for picture in present for key in picture_keys(picture)}
     return [mask for key, masks in by_key.items() if key not in keys for mask in masks]
 
 
-def alpha_mask(picture: Path) -> Mask | None:
+def alpha_mask(picture: InputFile) -> Mask | None:
     """The mask that the picture's own transparency is; None where it has none."""
-    return Mask(picture, from_alpha=True) if has_alpha(picture) else None
+    transparent = picture.fact("has alpha", lambda: has_alpha(picture.path))
+    return Mask(picture.path, from_alpha=True, facts=picture.facts) if transparent else None
 
 
 # --- Whether it is usable -------------------------------------------------------------------------------------------
@@ -156,13 +159,17 @@ def white_share(mask: Mask, picture_size: tuple[int, int], size: tuple[int, int]
 
     Raises ValueError that names the file and says why it cannot be used.
     """
-    try:
+
+    def measure() -> float:
         white = latent_mask(mask_values(open_mask(mask, picture_size), *size), Augmentation(), latent_size).float()
         if white.sum() < LEAST_WHITE:
             raise ValueError(f"all black, or nearly, where the picture is cropped to {size[1]} x {size[0]} px")
+        return white.mean().item()
+
+    try:
+        return mask.fact(f"white share {mask.from_alpha} {picture_size} {size} {tuple(latent_size)}", measure)
     except ValueError as fault:
         raise ValueError(f"{mask.path}: {fault}") from None
-    return white.mean().item()
 
 
 def refuse_masks(faults: Sequence[str]) -> None:

@@ -53,8 +53,10 @@ def find_unsupported_files(folder: Path, recursive: bool = False) -> list[Path]:
 
     What has no suffix of a picture is told by its first bytes.
     """
-    readable = {path.with_suffix("") for path in find_image_files(folder, recursive)}
     found = _find_files(folder, recursive, _is_unsupported)
+    if all(path.suffix.lower() not in CAMERA_SUFFIXES for path in found):
+        return found
+    readable = {path.with_suffix("") for path in find_image_files(folder, recursive)}
     return [p for p in found if not (p.suffix.lower() in CAMERA_SUFFIXES and p.with_suffix("") in readable)]
 
 
@@ -117,8 +119,11 @@ def _find_files(folder: Path, recursive: bool, wanted: Callable[[Path], bool]) -
     folder = Path(folder)
     _require_folder(folder)
     folders = _list_folders(folder) if recursive else [folder]
-    found = [path for listed in folders for path in listed.iterdir() if wanted(path)]
-    return sorted(found, key=lambda path: ([natural_key(part) for part in path.relative_to(folder).parts], str(path)))
+    found = []
+    for listed in folders:
+        place = [natural_key(part) for part in listed.relative_to(folder).parts]
+        found += [([*place, natural_key(path.name)], str(path), path) for path in listed.iterdir() if wanted(path)]
+    return [path for *_, path in sorted(found)]
 
 
 def _require_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Finds the picture that a row names: NFC and NFD are one name, and a near miss is named. Standard library only."""
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -48,9 +49,12 @@ class PictureNames:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self._listed: dict[PurePosixPath, dict[str, str]] = {}
+        self._plain_files: dict[str, frozenset[str]] = {}
 
     def find(self, name: str) -> str:
         """The picture's name on disk. Raises ValueError unless it is a file inside the folder that is not empty."""
+        if self._is_plain_file(name):
+            return name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"`file_name` must stay inside the folder, found {shown(name)}")
         try:
@@ -67,6 +71,32 @@ class PictureNames:
         if not size:
             raise ValueError(f"the picture {shown(name)} is an empty file")
         return on_disk
+
+    def _is_plain_file(self, name: str) -> bool:
+        """Whether it is a file that is not empty, with no link on the way to it from the folder."""
+        parent, _, last = name.rpartition("/")
+        if name.startswith("/") or last not in self._list_plain_files(parent):
+            return False
+        try:
+            return os.stat(f"{self.folder}/{name}").st_size > 0
+        except OSError:
+            return False
+
+    def _list_plain_files(self, folder: str) -> frozenset[str]:
+        """The names of the files in a sub-folder; none where a link may lead elsewhere, or it cannot be listed."""
+        if folder not in self._plain_files:
+            inside = not folder or self._is_plain_folder(PurePosixPath(folder))
+            try:
+                with os.scandir(self.folder / folder) as entries:
+                    found = [entry.name for entry in entries if inside and entry.is_file(follow_symlinks=False)]
+            except (OSError, ValueError):
+                found = []
+            self._plain_files[folder] = frozenset(found)
+        return self._plain_files[folder]
+
+    def _is_plain_folder(self, folder: PurePosixPath) -> bool:
+        above = [self.folder / part for part in (folder, *folder.parents)][:-1]
+        return not folder.is_absolute() and ".." not in folder.parts and not any(map(os.path.islink, above))
 
     def _same_name(self, name: str) -> str | None:
         """The name on disk of a file that differs from `name` only in being composed or not; None without."""

@@ -5,9 +5,10 @@ Needs only the standard library, so that a bad data set is refused before anythi
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from metadata.files import MetadataFile, find_metadata_files, near_miss_message, unread_metadata_files
@@ -21,6 +22,8 @@ from runtime.paths import SCRIPTS
 
 # Keys under which other tools keep captions, the likeliest first.
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "description", "txt", "tags")
+
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -150,13 +153,13 @@ class _SeenRows:
 
     def __init__(self, folder: Path):
         self.names = PictureNames(folder)
-        self._first: dict[Path, tuple[MetadataFile, int, tuple[str, ...], Any]] = {}
+        self._first: dict[str, tuple[MetadataFile, int, tuple[str, ...], Any]] = {}
 
     def is_repeated(self, name: str, row: dict, file: MetadataFile, line: int, column: str) -> bool:
         """Whether the row of another file says the same. Raises ValueError for a second row that is none of those."""
         captions, repeats = _readable(row, column), row.get(REPEATS)
         own = file, line, captions, repeats
-        first_file, first_line, first_captions, first_repeats = self._first.setdefault(Path(name), own)
+        first_file, first_line, first_captions, first_repeats = self._first.setdefault(str(PurePosixPath(name)), own)
         if (first_file, first_line) == (file, line):
             return False
         if first_file == file:
@@ -241,7 +244,7 @@ def _captions_of(row: dict, column: str) -> tuple[str, ...]:
         raise ValueError(f"`{column}` must be a caption or a list of captions, found {found(row, column)}")
     if not all(caption.strip() for caption in captions):
         raise ValueError(f"`{column}` is empty" if isinstance(text, str) else f"a caption in `{column}` is empty")
-    if any("\ud800" <= character <= "\udfff" for caption in captions for character in caption):
+    if any(map(HALF_CHARACTER.search, captions)):
         raise ValueError(f"`{column}` holds half a character (a lone surrogate): {found(row, column)}")
     return tuple(captions)
 

@@ -41,6 +41,8 @@ class Sidecars:
 
     def files(self, picture: Path) -> list[Path]:
         """The text files that belong to the picture."""
+        if not self._list(picture.parent):
+            return []
         return [path for name in _names_for(picture) if (path := self._find(picture.parent, name))]
 
     def _find(self, folder: Path, name: str) -> Path | None:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes
 import json
+import math
 import os
 import resource
 import shutil
@@ -16,7 +17,7 @@ from transformers import CLIPTokenizer
 from data.buckets import ImageToEncode
 from models.folders import FolderLike, ModelShape, count_lora_parameters, count_parameters, list_parts
 from models.lora import LORA_TARGETS
-from models.text_encoding import count_chunks
+from models.text_encoding import chunks_of, count_all_tokens
 from runs.checkpoints import complete_checkpoints
 from runtime.errors import WorkError
 from runtime.files import format_size, size_on_disk
@@ -24,6 +25,7 @@ from runtime.files import format_size, size_on_disk
 FLOAT, HALF = 4, 2  # bytes
 SHARD = 10 * 10**9  # bytes: diffusers splits larger files of weights
 RESERVE = ".reserve"
+MOST_COUNTED = 2000  # pictures whose captions' tokens are counted
 MARGIN = 1 << 20  # bytes of a checkpoint that are not weights, and of the rows before it
 
 
@@ -86,12 +88,14 @@ def latents_bytes(images: Iterable[ImageToEncode], shape: ModelShape) -> int:
 
 
 def texts_bytes(images: Iterable[ImageToEncode], base: FolderLike, tokenizer: CLIPTokenizer, max_chunks: int) -> int:
-    """Of all captions' embeddings, in all their variants."""
-    groups = {tuple(image.captions) for image in images}  # one file each
-    captions = [caption for group in groups for caption in group]
-    chunks = {caption: count_chunks(tokenizer, caption, max_chunks) for caption in set(captions)}
+    """Of all captions' embeddings, in all their variants; of a large data set as a sample of it tells."""
+    groups = list(dict.fromkeys(tuple(image.captions) for image in images))  # each is stored once
+    sample = groups[:: math.ceil(len(groups) / MOST_COUNTED)]
+    captions = [caption for group in sample for caption in group]
+    tokens = count_all_tokens(tokenizer, captions)
+    chunks = sum(chunks_of(tokenizer, tokens[caption], max_chunks) for caption in captions) * len(groups) / len(sample)
     width = json.loads((base / "unet" / "config.json").read_text())["cross_attention_dim"]
-    return HALF * width * tokenizer.model_max_length * sum(chunks[caption] for caption in captions)
+    return math.ceil(HALF * width * tokenizer.model_max_length * chunks)
 
 
 def check_space(space: DiskSpace, folder: Path) -> None:

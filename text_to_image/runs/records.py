@@ -3,6 +3,7 @@
 Standard library only.
 """
 
+import argparse
 import hashlib
 import json
 import shutil
@@ -11,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from data.file_facts import FILE
 from runtime.errors import UserError, WorkError
 from runtime.files import write_text_atomically
 from runtime.paths import OUTPUTS
@@ -93,6 +95,20 @@ def output_folder(asked: Path | None, dataset: str, base: PathLike[str], fingerp
     if asked and asked.resolve() == Path(base).resolve():
         raise UserError(f"--output_dir {asked} is the model that is fine-tuned; name another folder for the result")
     return asked or OUTPUTS / f"{Path(dataset).resolve().name}-{fingerprint[:8]}"
+
+
+def cache_folder(args: argparse.Namespace, folder: Path) -> Path:
+    """Where the run in `folder` keeps what it encodes."""
+    return args.latents_cache_dir or folder / "cache"
+
+
+def find_file_facts(args: argparse.Namespace) -> list[Path]:
+    """Where earlier starts of the run left what they knew of its files, the one written last at the end. Its folder
+    is not known yet where --output_dir does not name it: it follows from the files."""
+    if args.latents_cache_dir or args.output_dir:
+        return [cache_folder(args, args.output_dir) / FILE]
+    found = OUTPUTS.glob(f"{Path(args.dataset).resolve().name}-*/cache/{FILE}")
+    return sorted(found, key=lambda path: path.stat().st_mtime)[-1:]
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:

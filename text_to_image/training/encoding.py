@@ -1,36 +1,42 @@
 """Latents, masks and text embeddings that training reads: encoded once and kept on disk, or at every step.
 
-A latent is kept as mean and standard deviation, so that every step still samples the posterior anew. Every file is
+A latent is kept as mean and standard deviation, so that every step still samples the posterior anew. What is kept is
 named by the hash of all that it follows from, so a changed picture, caption or model is never served stale.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 
 from data.augmentation import Augmentation, apply_augmentation
 from data.buckets import ImageToEncode
+from data.file_facts import FILE
 from data.images import load_pixel_values
 from data.masks import latent_mask, loss_weights
 from models.conditions import Conditions
 from models.folders import fingerprint_model, text_parts
 from models.loading import load_prompt_encoder, load_vae
 from models.text_encoding import PromptEncoder, TextEmbedding
+from runs.records import cache_folder
 from runtime.devices import loading_workers
 from runtime.errors import InputChanged, WorkError
 from runtime.files import hash_key
 from runtime.processes import run_on_all
 from runtime.progress import progress_bar
-from runtime.tensor_files import is_intact, read_tensor, read_tensors, save_with_checksum
+from runtime.tensor_shards import ShardWriter, TensorShards
 from training.prior import prior_latents
 from training.samples import PRIOR, Encoded, Sample
 from training.setup import PreparedRun
 
 STORED = "fp16"  # text embeddings in the cache, a part of their key
+PICTURES, CAPTIONS = "pictures", "captions"  # folders in the cache
+OLD_FOLDERS = ("latents", "text")  # of earlier versions, a file for each picture
 PIXELS_AT_ONCE = 1 << 19  # per VAE batch on a GPU: two pictures of 512 x 512 take 2 GB
 
 ImageKey = tuple[str, int]  # stream and number
@@ -83,30 +89,51 @@ def encode_dataset(run: PreparedRun) -> Encodings:
     The processes share the work, and all raise InputChanged where a picture is not what it was. Without --no_cache
     the VAE and the text encoder are freed when this returns.
     """
-    cache_folder = run.args.latents_cache_dir or run.folder / "cache"
-    encode = _encode_once if run.args.cache else _encode_live
-    text, posterior = run_on_all(lambda: encode(run, cache_folder))
-    prior = prior_latents(run, cache_folder, text)
+    folder = cache_folder(run.args, run.folder)
+    text, posterior = _encode_once(run, folder) if run.args.cache else run_on_all(lambda: _encode_live(run))
+    prior = prior_latents(run, folder, text)
     return Encodings(text, posterior, prior, posterior.mask, run.args.unmasked_weight)
 
 
-def _encode_live(run: PreparedRun, _: Path) -> tuple["CaptionEncoder", "LivePosteriors"]:
-    return CaptionEncoder.load(run), LivePosteriors(run.plan.images_to_encode, _load_vae(run))
+def _encode_live(run: PreparedRun) -> tuple["CaptionEncoder", "LivePosteriors"]:
+    return _load_text(run), LivePosteriors(run.plan.images_to_encode, _load_vae(run))
 
 
-def _encode_once(run: PreparedRun, cache_folder: Path) -> tuple["CachedTexts", "CachedPosteriors"]:
+def _encode_once(run: PreparedRun, folder: Path) -> tuple["TextCache", "PictureCache"]:
     plan, args, quiet = run.plan, run.args, not run.is_main
-    latents = LatentCache(cache_folder / "latents", _load_vae(run), fingerprint_model(plan.base, ("vae",)))
-    workers = loading_workers(args.dataloader_num_workers, run.accelerator.device)
-    posteriors = latents.store(plan.images_to_encode, run.process_share, workers, quiet)
     prompts = ["", *plan.prior_prompts, *run.validation_prompts]
     groups = [image.captions for image in plan.images_to_encode.values()] + [[prompt] for prompt in prompts]
-    texts = store_texts(cache_folder / "text", groups, CaptionEncoder.load(run), run.process_share, quiet)
-    return texts, posteriors
+    text_hash = fingerprint_model(plan.base, text_parts(plan.base))
+    pictures = PictureCache(folder / PICTURES, plan.images_to_encode, fingerprint_model(plan.base, ("vae",)))
+    texts = TextCache(folder / CAPTIONS, groups, text_hash, args.max_token_chunks)
+    workers = loading_workers(args.dataloader_num_workers, run.accelerator.device)
+
+    def store() -> list[list[str]]:
+        return [
+            pictures.store(lambda: _load_vae(run), run.process_share, workers, quiet),
+            texts.store(lambda: _load_text(run), run.process_share, quiet),
+        ]
+
+    for of_process in gather_object([run_on_all(store)]):
+        for shards, written in zip((pictures.shards, texts.shards), of_process, strict=True):
+            shards.refresh(written)
+    if run.is_main:
+        plan.facts.save(folder / FILE)
+        _note_old_folders(folder)
+    return texts, pictures
+
+
+def _note_old_folders(folder: Path) -> None:
+    if old := [str(folder / name) for name in OLD_FOLDERS if (folder / name).is_dir()]:
+        print(f"{' and '.join(old)}: encodings of an earlier version, not read any more; remove them", flush=True)
 
 
 def _load_vae(run: PreparedRun) -> AutoencoderKL:
     return load_vae(run.plan.base).to(run.accelerator.device)
+
+
+def _load_text(run: PreparedRun) -> "CaptionEncoder":
+    return CaptionEncoder(load_prompt_encoder(run.plan.base, run.args.max_token_chunks, run.accelerator.device))
 
 
 # --- Captions -------------------------------------------------------------------------------------------------------
@@ -114,67 +141,70 @@ def _load_vae(run: PreparedRun) -> AutoencoderKL:
 
 @dataclass(frozen=True)
 class CaptionEncoder:
-    """The base's prompt encoder; `fingerprint` is the hash of its tokenizers and text encoders."""
+    """The base's prompt encoder, its embeddings in fp32."""
 
     prompt_encoder: PromptEncoder
-    fingerprint: str
-
-    @classmethod
-    def load(cls, run: PreparedRun) -> "CaptionEncoder":
-        prompt_encoder = load_prompt_encoder(run.plan.base, run.args.max_token_chunks, run.accelerator.device)
-        return cls(prompt_encoder, fingerprint_model(run.plan.base, text_parts(run.plan.base)))
 
     def __call__(self, caption: str) -> TextEmbedding:
-        """In fp32."""
         return self.encode([caption])[0]
 
     def encode(self, captions: Sequence[str]) -> list[TextEmbedding]:
-        """Of each, read together, in fp32. WorkError where one is not finite."""
+        """Of each, read together. WorkError where one is not finite."""
         embeddings = [embedding.to(torch.float32).to("cpu") for embedding in self.prompt_encoder.encode(captions)]
         if broken := [caption for caption, each in zip(captions, embeddings, strict=True) if not each.is_finite()]:
             raise WorkError(f"the model's text encoder gives numbers that are not finite for {broken[0]!r}")
         return embeddings
 
-    def key(self, captions: Sequence[str]) -> str:
-        """The cache key of a group of captions."""
-        encoder = self.prompt_encoder
-        return hash_key("text", STORED, self.fingerprint, str(encoder.dtype), encoder.max_chunks, *captions)
 
+class TextCache:
+    """Embeddings on disk; one is read when a step needs it, so a large data set takes no memory.
 
-@dataclass(frozen=True)
-class CachedTexts:
-    """Embeddings in files; one is read when a step needs it, so a large data set takes no memory."""
+    The captions of each group are read together: all variants of a picture's captions, or one prompt.
+    """
 
-    locations: dict[str, tuple[Path, str]] = field(default_factory=dict)  # caption -> its file, its name in there
+    def __init__(self, folder: Path, groups: Iterable[Sequence[str]], text_hash: str, max_chunks: int):
+        """`text_hash`: the fingerprint of the base's tokenizers and text encoders."""
+        self.shards = TensorShards(folder)
+        self.groups = list(dict.fromkeys(map(tuple, groups)))
+        self.keys = [hash_key("text", STORED, text_hash, max_chunks, *group) for group in self.groups]
+        self._group_of = {caption: number for number, group in enumerate(self.groups) for caption in group}
 
     def __call__(self, caption: str) -> TextEmbedding:
         """In fp32."""
-        path, name = self.locations[caption]
-        return TextEmbedding(*read_tensors(path, name, f"{name} pooled")).to(torch.float32)
+        number = self._group_of[caption]
+        name = f"{self.keys[number]} {self.groups[number].index(caption)}"
+        hidden_states = self.shards.read(name)
+        pooled = self.shards.read(f"{name} pooled") if self.shards.has([f"{name} pooled"])[0] else torch.empty(0)
+        return TextEmbedding(hidden_states, pooled).to(torch.float32)
 
+    def __contains__(self, caption: str) -> bool:
+        return caption in self._group_of
 
-def store_texts(
-    folder: Path, groups: Iterable[Sequence[str]], encoder: CaptionEncoder, process_share: Callable[[int], range],
-    quiet: bool,
-) -> CachedTexts:  # fmt: skip
-    """A file for the captions of each group: all variants of a picture's captions, or one prompt."""
-    files = {group: folder / f"{encoder.key(group)}.safetensors" for group in dict.fromkeys(map(tuple, groups))}
-    unique = list(files)
-    missing = [unique[i] for i in process_share(len(unique)) if not is_intact(files[unique[i]])]
-    for group in progress_bar(
-        missing, desc="encoding captions", unit="picture", disable=quiet or not missing, leave=False
-    ):
-        save_with_checksum(files[group], stored_tensors(encoder.encode(group)))
-    return CachedTexts({caption: (path, str(i)) for group, path in files.items() for i, caption in enumerate(group)})
+    def store(
+        self, load_encoder: Callable[[], CaptionEncoder], process_share: Callable[[int], range], quiet: bool
+    ) -> list[str]:
+        """Encodes those of this process's share that are missing; returns the names of the shards that it wrote."""
+        there = self.shards.has([f"{key} 0" for key in self.keys])
+        missing = [number for number in process_share(len(self.keys)) if not there[number]]
+        if not missing:
+            return []
+        encoder = load_encoder()
+        with ShardWriter(self.shards.folder) as writer:
+            for number in progress_bar(missing, desc="encoding captions", unit="picture", disable=quiet, leave=False):
+                tensors = stored_tensors(encoder.encode(self.groups[number]))
+                writer.add({f"{self.keys[number]} {name}": tensor for name, tensor in tensors.items()})
+        return writer.written
 
 
 def stored_tensors(embeddings: Sequence[TextEmbedding]) -> dict[str, torch.Tensor]:
-    """In fp16, by the names that `CachedTexts` reads; in fp32 where one is too large for fp16."""
+    """In fp16, by the ends of the names that `TextCache` reads; in fp32 where one is too large for fp16."""
     tensors: dict[str, torch.Tensor] = {}
     for number, embedding in enumerate(embeddings):
         half = embedding.to(torch.float16)
         stored = half if half.is_finite() else embedding
-        tensors |= {str(number): stored.hidden_states, f"{number} pooled": stored.pooled}
+        tensors[str(number)] = stored.hidden_states
+        if len(stored.pooled):
+            tensors[f"{number} pooled"] = stored.pooled
     return tensors
 
 
@@ -200,81 +230,81 @@ class LivePosteriors:
         return latent_mask(image.picture.mask.load(*image.size), sample.augmentation, sample.noise.shape[-2:])
 
 
-@dataclass(frozen=True)
-class CachedPosteriors:
-    """Posteriors and masks in files, a file for each picture with all its augmentations."""
+class PictureCache:
+    """Posteriors and masks of pictures on disk, in all their augmentations."""
 
-    locations: dict[tuple[str, int, Augmentation], tuple[Path, str]] = field(default_factory=dict)
-    masked: frozenset[ImageKey] = frozenset()  # the pictures that have a mask
+    def __init__(self, folder: Path, images: Images, vae_hash: str):
+        """`vae_hash`: the VAE's fingerprint."""
+        self.shards, self.images = TensorShards(folder), images
+        self.keys = {which: picture_key(image, vae_hash) for which, image in images.items()}
 
     def __call__(self, sample: Sample) -> Posterior:
-        mean, std = read_tensor(*self.locations[sample.stream, sample.picture, sample.augmentation]).unbind()
+        mean, std = self.shards.read(self._name(sample)).unbind()
         return mean, std
 
     def mask(self, sample: Sample) -> torch.Tensor | None:
         """(1, h, w); None where the picture has none."""
-        if (sample.stream, sample.picture) not in self.masked:
+        image = self.images.get((sample.stream, sample.picture))
+        if image is None or image.picture.mask is None:
             return None
-        file, name = self.locations[sample.stream, sample.picture, sample.augmentation]
-        return read_tensor(file, _mask_name(name))
+        return self.shards.read(_mask_name(self._name(sample)))
+
+    def _name(self, sample: Sample) -> str:
+        which = sample.stream, sample.picture
+        return f"{self.keys[which]} {self.images[which].augmentations.index(sample.augmentation)}"
+
+    def store(
+        self, load_vae: Callable[[], AutoencoderKL], process_share: Callable[[int], range], workers: int, quiet: bool
+    ) -> list[str]:
+        """Encodes those of this process's share that are missing; returns the names of the shards that it wrote."""
+        there = self.shards.has([f"{key} 0" for key in self.keys.values()])
+        keys = list(self.keys)
+        missing = [keys[i] for i in process_share(len(keys)) if not there[i]]
+        if not missing:
+            return []
+        vae = load_vae()
+        bar = progress_bar(total=len(missing), desc="encoding pictures", unit="picture", disable=quiet, leave=False)
+        with bar, ShardWriter(self.shards.folder) as writer:
+            for batch, pixel_values in _prefetch_pixels(self.images, missing, workers, pixels_at_once(vae)):
+                for which, tensors in zip(batch, self._encode(vae, batch, pixel_values), strict=True):
+                    writer.add({f"{self.keys[which]} {name}": tensor for name, tensor in tensors.items()})
+                bar.update(len(batch))
+        return writer.written
+
+    def _encode(
+        self, vae: AutoencoderKL, batch: Sequence[ImageKey], pixel_values: torch.Tensor
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Of each of the pictures (B, 3, H, W) of one size, posterior and mask in every augmentation."""
+        augmentations = self.images[batch[0]].augmentations
+        augmented = [apply_augmentation(picture, a) for picture in pixel_values for a in augmentations]
+        size = max(1, pixels_at_once(vae) // pixel_values[0, 0].numel())
+        batches = (torch.stack(augmented[at : at + size]) for at in range(0, len(augmented), size))
+        posteriors = iter([posterior for part in batches for posterior in encode_pixels(vae, part)])
+        for which in batch:
+            stored = {str(i): torch.stack(next(posteriors)) for i in range(len(augmentations))}
+            yield stored | _masks_to_store(self.images[which], stored["0"].shape[-2:])
+
+
+def picture_key(image: ImageToEncode, vae_hash: str) -> str:
+    """What the encodings of a picture are known by: the hash of all that they follow from."""
+    mask_parts = [image.picture.mask.key] if image.picture.mask else []
+    key_parts = (image.picture.sha256, *image.size, _numbers(image.augmentations), image.interpolation)
+    return hash_key("latents", vae_hash, *key_parts, *mask_parts)
+
+
+@cache
+def _numbers(augmentations: tuple[Augmentation, ...]) -> str:
+    return repr([astuple(augmentation) for augmentation in augmentations])
+
+
+def pixels_at_once(vae: AutoencoderKL) -> int:
+    """On a CPU one picture at a time: no slower, and the result does not depend on which others were missing."""
+    return 1 if vae.device.type == "cpu" else PIXELS_AT_ONCE
 
 
 def _mask_name(name: str) -> str:
-    """In a file of latents, beside those of an augmentation."""
-    return f"mask {name}"
-
-
-@dataclass(frozen=True)
-class LatentCache:
-    """A folder of encoded pictures; `vae_hash` is the VAE's fingerprint."""
-
-    folder: Path
-    vae: AutoencoderKL
-    vae_hash: str
-
-    @property
-    def pixels_at_once(self) -> int:
-        """On a CPU one picture at a time: no slower, and the result does not depend on which others were missing."""
-        return 1 if self.vae.device.type == "cpu" else PIXELS_AT_ONCE
-
-    def store(
-        self, images: Images, process_share: Callable[[int], range], workers: int, quiet: bool
-    ) -> CachedPosteriors:
-        """Encodes those of this process's share that the folder lacks; returns the reader of all."""
-        files = {key: self.file(image) for key, image in images.items()}
-        keys = list(images)
-        missing = [keys[i] for i in process_share(len(keys)) if not is_intact(files[keys[i]])]
-        bar = progress_bar(
-            total=len(missing), desc="encoding pictures", unit="picture", disable=quiet or not missing, leave=False
-        )
-        with bar:
-            for batch, pixel_values in _prefetch_pixels(images, missing, workers, self.pixels_at_once):
-                self._encode([images[key] for key in batch], pixel_values)
-                bar.update(len(batch))
-        return CachedPosteriors(
-            {(*key, a): (files[key], str(i)) for key in keys for i, a in enumerate(images[key].augmentations)},
-            frozenset(key for key in keys if images[key].picture.mask),
-        )
-
-    def file(self, image: ImageToEncode) -> Path:
-        augmentations = repr([astuple(augmentation) for augmentation in image.augmentations])  # numbers, no names
-        mask_parts = [image.picture.mask.key] if image.picture.mask else []
-        key_parts = (image.picture.sha256, *image.size, augmentations, image.interpolation)
-        return (
-            self.folder
-            / f"{hash_key('latents', self.vae_hash, str(self.vae.dtype), *key_parts, *mask_parts)}.safetensors"
-        )
-
-    def _encode(self, images: Sequence[ImageToEncode], pixel_values: torch.Tensor) -> None:
-        """Pictures (B, 3, H, W) of one size, a file for each with its posterior and mask in every augmentation."""
-        augmentations = images[0].augmentations
-        augmented = [apply_augmentation(picture, a) for picture in pixel_values for a in augmentations]
-        size = max(1, self.pixels_at_once // pixel_values[0, 0].numel())
-        batches = (torch.stack(augmented[at : at + size]) for at in range(0, len(augmented), size))
-        posteriors = iter([posterior for batch in batches for posterior in encode_pixels(self.vae, batch)])
-        for image in images:
-            stored = {str(i): torch.stack(next(posteriors)) for i in range(len(augmentations))}
-            save_with_checksum(self.file(image), stored | _masks_to_store(image, stored["0"].shape[-2:]))
+    """Beside the latents `name`, of an augmentation."""
+    return f"{name} mask"
 
 
 def _masks_to_store(image: ImageToEncode, latent_size: Sequence[int]) -> dict[str, torch.Tensor]:

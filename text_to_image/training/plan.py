@@ -6,7 +6,7 @@ import math
 import platform
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from data.buckets import Bucket, ImageToEncode, Size, choose_sizes, list_buckets
 from data.caption_variants import first_sentence
 from data.captioned_folders import folder_shares, read_dataset
 from data.dataset import Picture, hash_dataset, read_pictures, read_tags, with_masks
+from data.file_facts import FileFacts
 from data.masks import Mask, refuse_masks, white_share
 from data.mirroring import why_not_mirrored
 from data.random_numbers import keyed_generator
@@ -30,9 +31,10 @@ from metadata.picture_names import distinct_names
 from metadata.reading import CaptionSources
 from models.defaults import FROM_SCRIPT, XL_LEARNING_RATE
 from models.folders import ModelFolder, ModelShape, fingerprint_model, is_xl, read_shape
+from models.loading import load_tokenizer
 from models.sampling import guidance_scale_of
-from models.text_encoding import count_chunks
-from runs.records import fingerprint_run, seed_for, without_secrets
+from models.text_encoding import chunks_of, count_all_tokens
+from runs.records import find_file_facts, fingerprint_run, seed_for, without_secrets
 from runtime.errors import PACKAGES, UserError
 from training.samples import DATA, HELD_OUT, epoch_length
 
@@ -61,6 +63,7 @@ class Plan:
     held_out_sizes: list[Size]
     interpolation: str
     caption_sources: CaptionSources = CaptionSources()
+    facts: FileFacts = field(default_factory=FileFacts)  # of files that were read, for the next start
     white_shares: tuple[float, ...] = ()  # of the pictures trained on that have a mask: how much of it is white
 
     @property
@@ -71,6 +74,15 @@ class Plan:
     def names(self) -> dict[Path, str]:
         """What each picture is called in messages: its file name, with folders where others have the same."""
         return distinct_names(picture.path for picture in (*self.pictures, *self.held_out))
+
+    @cached_property
+    def caption_tokens(self) -> dict[str, int]:
+        """Of each whole caption of the pictures trained on, and of the held-out ones' first; shorter forms have no
+        more."""
+        whole = [caption for picture in self.pictures for caption in picture.whole_captions]
+        return count_all_tokens(
+            load_tokenizer(self.base), [*whole, *(picture.captions[0] for picture in self.held_out)]
+        )
 
     def names_of(self, pictures: Sequence[int]) -> list[str]:
         return [self.names[self.pictures[picture].path] for picture in pictures]
@@ -88,7 +100,7 @@ class Plan:
     def samples_per_step(self) -> int:
         return self.global_batch + self.prior_batch
 
-    @property
+    @cached_property
     def images_to_encode(self) -> dict[tuple[str, int], ImageToEncode]:
         """Everything that is encoded, by stream and number."""
         data = zip(self.pictures, self.sizes, self.augmentations, strict=True)
@@ -105,8 +117,9 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     with accelerator.local_main_process_first():  # one of a node downloads
         folders = find_datasets(args)
         base, unet_base = find_bases(args)
-    dataset = read_dataset(args, accelerator, folders)
-    pictures, held_out = hold_out(args, dataset.pictures)
+    facts = FileFacts.load(find_file_facts(args))
+    dataset = read_dataset(args, accelerator, folders, facts)
+    pictures, held_out = hold_out(args, dataset.pictures, facts)
     pictures = arrange_tags(args, pictures)
     shape = read_shape(base)
     sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
@@ -137,6 +150,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
         learning_rate=choose_learning_rate(args, base) * (global_batch if args.scale_lr else 1),
         prior_prompts=repeat_prompts(own_prompts, args.prior_images),
         interpolation=args.image_interpolation_mode,
+        facts=facts,
     )
     return replace(plan, white_shares=measure_masks(args, plan))
 
@@ -203,7 +217,9 @@ def unmirrored_word(picture: Picture) -> str | None:
     return next(filter(None, map(why_not_mirrored, picture.captions)), None)
 
 
-def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
+def hold_out(
+    args: argparse.Namespace, pictures: Sequence[Picture], facts: FileFacts | None = None
+) -> tuple[list[Picture], list[Picture]]:
     """(trained on, held out), in the data set's order; which ones follows from --seed, or is always the same."""
     shuffled = torch.randperm(len(pictures), generator=keyed_generator(args.seed or 0, "choice of pictures")).tolist()
     chosen = sorted(shuffled[: args.max_train_samples])
@@ -216,7 +232,7 @@ def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[lis
     out = set(shuffled[:count])
     trained = [pictures[i] for i in chosen if i not in out]
     if args.validation_dir:
-        held_out = read_pictures(args.validation_dir, False, args.caption_column, args.trigger)
+        held_out = read_pictures(args.validation_dir, False, args.caption_column, args.trigger, facts=facts)
         return trained, with_masks(args.validation_dir, held_out, args.mask_from_alpha)
     return trained, [pictures[i] for i in sorted(out)]
 
@@ -243,7 +259,7 @@ def describe_run(
     """What run.json says, at the start of the run."""
     arguments = without_secrets({name: value for name, value in vars(args).items() if name != "origins"})
     arguments["learning_rate"] = choose_learning_rate(args, plan.base)
-    captions = [caption for picture in plan.pictures for caption in picture.captions]
+    tokens = max(plan.caption_tokens[caption] for picture in plan.pictures for caption in picture.whole_captions)
     run = {
         "finished": False,
         "base_model": base_name(args.pretrained_model_name_or_path),
@@ -268,7 +284,7 @@ def describe_run(
         "sizes": [
             {"height": bucket.size[0], "width": bucket.size[1], "pictures": bucket.pictures} for bucket in plan.buckets
         ],
-        "token_chunks": max(count_chunks(tokenizer, caption, args.max_token_chunks) for caption in captions),
+        "token_chunks": chunks_of(tokenizer, tokens, args.max_token_chunks),
         "max_token_chunks": args.max_token_chunks,
         "trigger": args.trigger,
         "example_prompts": example_prompts(plan, args.short_captions),

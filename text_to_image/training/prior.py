@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 from diffusers import SchedulerMixin
-from safetensors.torch import load_file
 
 from data.random_numbers import keyed_generator
 from models.folders import fingerprint_model
@@ -17,9 +16,10 @@ from models.loading import load_unet, set_attention
 from models.samplers import SamplingSettings
 from models.sampling import generate_latents, guidance_scale_of, load_sampler, sampling_conditions
 from models.text_encoding import TextEmbedding
+from runtime.errors import InputChanged
 from runtime.files import hash_key
 from runtime.progress import progress_bar
-from runtime.tensor_files import is_intact, save_with_checksum
+from runtime.tensor_shards import ShardWriter, TensorShards
 from training.samples import LatentShape
 from training.setup import PreparedRun
 
@@ -36,8 +36,8 @@ def prior_latents(run: PreparedRun, cache_folder: Path, text: Callable[[str], Te
         return []
     shape, guidance_scale = plan.shape.latent_shape(*plan.main_size), guidance_scale_of(plan.base)
     key_parts = (*plan.prior_prompts, run.seed, shape, guidance_scale, run.precision, run.args.max_token_chunks)
-    stored = cache_folder / "prior" / f"{hash_key(fingerprint_model(plan.base), *key_parts)}.safetensors"
-    latents = read_prior(stored)
+    key = hash_key(fingerprint_model(plan.base), *key_parts)
+    latents = read_prior(cache_folder / "prior", key, len(plan.prior_prompts))
     accelerator.wait_for_everyone()  # all must have looked before one of them writes it
     if latents is not None:
         return latents
@@ -51,7 +51,7 @@ def prior_latents(run: PreparedRun, cache_folder: Path, text: Callable[[str], Te
         own = prior.generate(run.seed, run.process_share(len(plan.prior_prompts)), quiet)
     generated = {index: latent for share in gather_object([own]) for index, latent in share.items()}
     if run.is_main:
-        write_prior(stored, generated)
+        write_prior(cache_folder / "prior", key, generated)
     return [generated[index] for index in range(len(generated))]
 
 
@@ -86,13 +86,18 @@ class PriorGenerator:
         return generate_latents(self.unet, self.sampler, noise, conditions, self.settings)
 
 
-def read_prior(path: Path) -> list[torch.Tensor] | None:
-    """The latents cached by an earlier start, or None."""
-    if not is_intact(path):
+def read_prior(folder: Path, key: str, count: int) -> list[torch.Tensor] | None:
+    """The latents that an earlier start left there, or None."""
+    shards, names = TensorShards(folder), [f"{key} {index}" for index in range(count)]
+    if not shards.has(names).all():
         return None
-    latents = load_file(path)
-    return [latents[str(index)] for index in range(len(latents))]
+    try:
+        return [shards.read(name) for name in names]
+    except InputChanged:
+        return None
 
 
-def write_prior(path: Path, latents: dict[int, torch.Tensor]) -> None:
-    save_with_checksum(path, {str(index): latent for index, latent in latents.items()})
+def write_prior(folder: Path, key: str, latents: dict[int, torch.Tensor]) -> None:
+    with ShardWriter(folder) as writer:
+        for index, latent in latents.items():
+            writer.add({f"{key} {index}": latent})

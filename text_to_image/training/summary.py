@@ -185,11 +185,15 @@ def _augmentation_rows(args: argparse.Namespace, plan: Plan) -> Rows:
 
 
 def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer) -> str:
-    tokens = {caption: count_tokens(tokenizer, caption) for picture in plan.pictures for caption in picture.captions}
+    whole = {caption for picture in plan.pictures for caption in picture.whole_captions}
+    forms = {caption for picture in plan.pictures for caption in picture.captions}
+    tokens = [plan.caption_tokens[caption] for caption in whole]
     chunk = tokenizer.model_max_length - 2
     room = _tokens_read(args, tokenizer)
-    line = f"{len(tokens)} with their shorter variants, the longest of {max(tokens.values())} tokens"
-    line += f", read up to {room}; {sum(count > chunk for count in tokens.values())} of more than {chunk}"
+    line = f"{len(forms)} with their shorter variants, the longest of {max(tokens)} tokens"
+    line += (
+        f", read up to {room}; {sum(count > chunk for count in tokens)} of {len(whole)} whole ones longer than {chunk}"
+    )
     return "; ".join([line, *_cut_captions(args, plan, tokenizer)])
 
 
@@ -198,9 +202,9 @@ def _cut_captions(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer
     room = _tokens_read(args, tokenizer)
 
     def is_cut(captions: Sequence[str]) -> bool:
-        return any(count_tokens(tokenizer, caption) > room for caption in captions)
+        return any(plan.caption_tokens[caption] > room for caption in captions)
 
-    cut = [plan.names[p.path] for p in plan.pictures if is_cut(p.captions)]
+    cut = [plan.names[p.path] for p in plan.pictures if is_cut(p.whole_captions)]
     cut += [f"{plan.names[p.path]} (held out)" for p in plan.held_out if is_cut(p.captions[:1])]
     return [f"CUT at {room} tokens: {', '.join(cut)}"] if cut else []
 
@@ -315,7 +319,7 @@ def run_facts(run: PreparedRun) -> RunFacts:
         others=[_data_picture(plan, picture, size, out, False) for picture, size, out in others],
         counts=(len(trained), len(held_out)),
         buckets=_buckets(plan),
-        caption_tokens=[count_tokens(tokenizer, picture.captions[0]) for picture in plan.pictures],
+        caption_tokens=[plan.caption_tokens[picture.whole_captions[0]] for picture in plan.pictures],
         token_marks={chunk: f"one chunk: {chunk + 2}", room: f"read: {room}"},
         samples_per_step=plan.samples_per_step,
     )

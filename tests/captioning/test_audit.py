@@ -192,6 +192,15 @@ def test_a_folder_of_broken_pictures_alone_is_checked(tmp_path):
         caption_or_check(parse_args(["--image_dir", str(tmp_path), "--check"]))
 
 
+def test_of_very_many_pictures_a_part_is_opened_and_it_says_so(folder, monkeypatch, capsys):
+    monkeypatch.setattr("captioning.audit.MOST_MEASURED", 2)
+    (folder / "1.png").write_bytes(b"rubbish")  # the one in between
+    kinds = found(folder)
+    assert kinds == {"a sample of the pictures": ["2 of 3 were opened and compared"]}
+    run_audit(locate_caption_file(folder, None, False))
+    assert "nothing is wrong" in capsys.readouterr().out
+
+
 def test_long_lists_are_cut_to_the_limit(capsys):
     print_findings([Finding("broken", str(number)) for number in range(12)], limit=10)
     said = capsys.readouterr().out

@@ -1,6 +1,8 @@
 """What is stored before training is what encoding at every step would give, and never stale."""
 
+import os
 import shutil
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from models.folders import ModelShape
 from models.loading import load_prompt_encoder, load_vae
 from models.text_encoding import PromptEncoder, TextEmbedding
 from runs.disk_space import latents_bytes
+from runtime import tensor_shards
 from runtime.errors import WorkError
 from tiny_model import make_tiny_model
 from training.encoding import CaptionEncoder, Encodings, LivePosteriors, PictureCache, TextCache, picture_key
@@ -273,6 +276,21 @@ def test_a_changed_caption_is_never_served_stale(tmp_path, vae, text):
     found, live = encodings.text("a white t-shirt"), text("a white t-shirt")
     assert torch.allclose(found.hidden_states, live.hidden_states, atol=HALF_PRECISION)
     assert "a red t-shirt" not in encodings.text
+
+
+def test_encoding_goes_on_where_kill_minus_9_ended_it(tmp_path, vae, text, images, monkeypatch):
+    monkeypatch.setattr(tensor_shards, "MOST_ROWS", 1)
+    first = next(iter(images))
+    store_pictures(tmp_path / "pictures", {first: images[first]}, vae)
+    child = os.fork()
+    if not child:  # dies while it writes the second one's shard
+        monkeypatch.setattr(tensor_shards, "save_file", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        with tensor_shards.ShardWriter(tmp_path / "pictures") as writer:
+            writer.add({"second": torch.zeros(1)})
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert encoded_anew(tmp_path, images, vae, text) == 2 * len(BOTH)
+    assert not list((tmp_path / "pictures").glob(".*"))
 
 
 def test_processes_share_the_work(tmp_path, vae, text, images, encodings, cache):

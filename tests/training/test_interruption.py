@@ -72,6 +72,28 @@ def test_encodings_that_vanish_are_named_and_made_again_by_the_same_command(trai
     assert losses(out) == losses(expected)
 
 
+@pytest.mark.parametrize("whole", ["--cache"], indirect=True)
+def test_a_damaged_shard_ends_the_run_by_its_name_and_is_made_again_alone(train_run, tmp_path, after_step, whole):
+    (expected, flags), out = whole, tmp_path / "out"
+    shard = []
+
+    def damage() -> None:
+        [path] = (out / "cache" / "pictures").iterdir()
+        content = path.read_bytes()
+        begin = 8 + int.from_bytes(content[:8], "little")
+        path.write_bytes(content[:begin] + bytes(byte ^ 1 for byte in content[begin:]))
+        shard.append(path)
+
+    after_step(2, damage)
+    with pytest.raises(WorkError, match=r"shard-\w+\.safetensors: damaged.*saved in checkpoint-\d"):
+        train_run("out", *flags, dataset=tmp_path / "data")
+    captions = {path: path.stat().st_mtime_ns for path in (out / "cache" / "captions").iterdir()}
+    assert not shard[0].exists()
+    train_run("out", *flags, dataset=tmp_path / "data")
+    assert losses(out) == losses(expected) and shard[0].exists()
+    assert captions == {path: path.stat().st_mtime_ns for path in (out / "cache" / "captions").iterdir()}
+
+
 def delete(picture: Path) -> None:
     picture.unlink()
 

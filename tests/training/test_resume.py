@@ -131,6 +131,17 @@ def test_a_process_whose_peer_dies_ends_with_a_line_and_does_not_hang(command, t
 
 
 @pytest.mark.multiprocess
+def test_two_runs_at_once_share_a_cache(command, tmp_path, whole_lora):
+    runs = {}
+    for name in ("one", "two"):
+        flags = [*LORA, "--latents_cache_dir", tmp_path / "shared"]
+        runs[name] = start(tmp_path / f"log {name}", 1, *command(name, *flags))
+    for name, processes in runs.items():
+        finish(processes)
+        assert losses(tmp_path / name) == losses(whole_lora)
+
+
+@pytest.mark.multiprocess
 def test_a_signal_while_encoding_ends_at_once_and_leaves_nothing_half_written(tiny_model, tmp_path):
     captions = {f"{i}.jpg": f"a red t-shirt, number {i}" for i in range(400)}
     folder = write_captioned_folder(tmp_path / "many", captions)

@@ -123,7 +123,9 @@ def _caption_groups(
         orders = tags.variants(plain) if tags else ()
         whole.append(len(groups))
         groups += [orders] if orders else caption_variants(plain) if short_captions else [(plain,)]
-    return tuple(tuple(with_trigger(caption, trigger) for caption in group) for group in groups), tuple(whole)
+    if trigger:
+        groups = [[with_trigger(caption, trigger) for caption in group] for group in groups]
+    return tuple(map(tuple, groups)), tuple(whole)
 
 
 def with_trigger(caption: str, trigger: str | None) -> str:

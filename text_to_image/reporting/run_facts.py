@@ -30,16 +30,21 @@ class RunFacts:
     settings: Sequence[tuple[str, str, str]]  # (name, value, where it comes from) of those that are not the defaults
     summary: Sequence[tuple[str, str]]  # as it was printed
     pictures: Sequence[DataPicture]  # with a thumbnail each
-    others: Sequence[DataPicture]  # listed
+    others: Sequence[DataPicture]  # listed; of very many only the first
     counts: tuple[int, int]  # trained on, held out
     buckets: Sequence[tuple[str, int, str]]  # (size, pictures, what to know of it)
     caption_tokens: Sequence[int]
     token_marks: dict[int, str]  # lengths at which something happens, in words
     samples_per_step: int
 
+    @property
+    def without_card(self) -> int:
+        """How many pictures have no thumbnail."""
+        return sum(self.counts) - len(self.pictures)
+
 
 def split_pictures(trained: Sequence, held_out: Sequence) -> tuple[list, list]:
-    """(those with a thumbnail, those that are listed)"""
+    """(those with a thumbnail, those that are listed, at most MOST_LISTED)"""
     room = MOST_CARDS + MOST_HELD_OUT_CARDS - min(len(held_out), MOST_HELD_OUT_CARDS)
     shown = [*trained[:room], *held_out[:MOST_HELD_OUT_CARDS]]
-    return shown, [*trained[room:], *held_out[MOST_HELD_OUT_CARDS:]]
+    return shown, [*trained[room : room + MOST_LISTED], *held_out[MOST_HELD_OUT_CARDS:]][:MOST_LISTED]

@@ -13,7 +13,7 @@ from typing import Any
 from reporting.charts import Chart, histogram
 from reporting.pages import write_page
 from reporting.run_curves import loss_charts, other_charts
-from reporting.run_facts import LISTED_CAPTION, MOST_LISTED, RunFacts
+from reporting.run_facts import LISTED_CAPTION, RunFacts
 from reporting.thumbnails import thumbnail
 from runs.checkpoints import checkpoint_step, complete_checkpoints
 from runs.metrics_file import METRICS_FILE, best_step, read_metrics
@@ -74,7 +74,6 @@ def write_run_page(folder: Path, facts: RunFacts, state: RunState, thumbnails: T
         "skipped": [row["step"] for row in rows if row.get("skipped")],
         "cards": [(picture, thumbnails.of(picture.path, CARD_SIDE, picture.size)) for picture in facts.pictures],
         "caption_lengths": caption_lengths(facts),
-        "most_listed": MOST_LISTED,
         "listed_caption": LISTED_CAPTION,
     }
     write_page(folder / REPORT_FILE, "run.html", **content)

@@ -79,10 +79,9 @@ class Plan:
     def caption_tokens(self) -> dict[str, int]:
         """Of each whole caption of the pictures trained on, and of the held-out ones' first; shorter forms have no
         more."""
-        whole = [caption for picture in self.pictures for caption in picture.whole_captions]
-        return count_all_tokens(
-            load_tokenizer(self.base), [*whole, *(picture.captions[0] for picture in self.held_out)]
-        )
+        captions = [caption for picture in self.pictures for caption in picture.whole_captions]
+        captions += [picture.captions[0] for picture in self.held_out]
+        return count_all_tokens(load_tokenizer(self.base), captions)
 
     def names_of(self, pictures: Sequence[int]) -> list[str]:
         return [self.names[self.pictures[picture].path] for picture in pictures]

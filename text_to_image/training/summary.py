@@ -190,10 +190,8 @@ def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenize
     tokens = [plan.caption_tokens[caption] for caption in whole]
     chunk = tokenizer.model_max_length - 2
     room = _tokens_read(args, tokenizer)
-    line = f"{len(forms)} with their shorter variants, the longest of {max(tokens)} tokens"
-    line += (
-        f", read up to {room}; {sum(count > chunk for count in tokens)} of {len(whole)} whole ones longer than {chunk}"
-    )
+    line = f"{len(whole)}, {len(forms)} with their shorter variants; the longest of {max(tokens)} tokens"
+    line += f", read up to {room}; {sum(count > chunk for count in tokens)} of more than {chunk}"
     return "; ".join([line, *_cut_captions(args, plan, tokenizer)])
 
 

@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import ClassVar
 
+from metadata.containers import read_bytes
 from runtime.errors import InputChanged
 
 
@@ -37,7 +38,7 @@ class InputFile:
 
     def _read(self) -> bytes:
         try:
-            return self.path.read_bytes()
+            return read_bytes(self.path)
         except FileNotFoundError:
             fault = "no such file any more"
         except OSError as error:

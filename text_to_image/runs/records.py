@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from metadata.containers import title_of
 from runtime.errors import UserError, WorkError
 from runtime.files import write_text_atomically
 from runtime.paths import OUTPUTS
@@ -92,7 +93,7 @@ def output_folder(asked: Path | None, dataset: str, base: PathLike[str], fingerp
     """`asked`, else a folder in output/ of this run's own. UserError if the result would overwrite its base model."""
     if asked and asked.resolve() == Path(base).resolve():
         raise UserError(f"--output_dir {asked} is the model that is fine-tuned; name another folder for the result")
-    return asked or OUTPUTS / f"{Path(dataset).resolve().name}-{fingerprint[:8]}"
+    return asked or OUTPUTS / f"{title_of(Path(dataset).expanduser())}-{fingerprint[:8]}"
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:

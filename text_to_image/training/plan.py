@@ -216,7 +216,8 @@ def hold_out(args: argparse.Namespace, pictures: Sequence[Picture]) -> tuple[lis
     out = set(shuffled[:count])
     trained = [pictures[i] for i in chosen if i not in out]
     if args.validation_dir:
-        held_out = read_pictures(args.validation_dir, False, args.caption_column, args.trigger)
+        columns = args.caption_column, args.trigger, None, args.image_column
+        held_out = read_pictures(args.validation_dir, False, *columns)
         return trained, with_masks(args.validation_dir, held_out, args.mask_from_alpha)
     return trained, [pictures[i] for i in sorted(out)]
 

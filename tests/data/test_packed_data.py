@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from captioned_folder import write_captioned_folder
+from clone import ROOT
 from data.captioned_folders import read_dataset
 from data.dataset import hash_dataset
 from data.images import open_image
@@ -112,3 +113,11 @@ def test_repeats_of_a_json_count(tmp_path):
     rows = json.dumps({"caption": "b", "repeats": 3}).encode()
     shard = write_shard(tmp_path / "0.tar", [("b.png", png(32, 32)), ("b.json", rows)])
     assert read(shard).pictures[0].repeats == 3
+
+
+def test_the_example_of_the_readme_packs_a_captioned_folder(tmp_path, monkeypatch):
+    folder = write_captioned_folder(tmp_path / "dataset")
+    section = (ROOT / "dataset" / "README.md").read_text().split("## Tar shards and parquet files")[1]
+    monkeypatch.chdir(tmp_path)
+    exec(section.split("```python\n")[1].split("```")[0], {})
+    assert hash_dataset(read(tmp_path / "000.tar").pictures) == hash_dataset(read(folder).pictures)

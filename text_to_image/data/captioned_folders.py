@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from data.dataset import Picture, read_pictures, with_masks
-from metadata.containers import base_folder, find_containers, list_pictures, list_unreadable, unread_containers
+from metadata.containers import base_folder, find_containers, list_pictures, unread_containers
 from metadata.files import find_metadata_files, pictures_without_row
 from metadata.image_files import find_nested_image_files, find_nested_unsupported_files
 from metadata.reading import CaptionSources, describe_captions
@@ -68,9 +68,9 @@ def _read_folder(args: argparse.Namespace, accelerator: Accelerator, folder: Pat
 def _packed(args: argparse.Namespace, folder: Path, containers: Sequence[Path], pictures: list[Picture]) -> DataSet:
     """The data set of tar shards and parquet files; names begin with that of the shard."""
     known = {picture.path for picture in pictures}
-    listed = [path for container in containers for path in list_pictures(container, args.image_column)]
-    unreadable = [path for container in containers for path in list_unreadable(container)]
-    without_caption = [path for path in listed if path not in known]
+    listed = [list_pictures(container, args.image_column) for container in containers]
+    without_caption = [path for pictures, _ in listed for path in pictures if path not in known]
+    unreadable = [path for _, unreadable in listed for path in unreadable]
     base = base_folder(folder)
     return DataSet(
         [folder],

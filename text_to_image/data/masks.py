@@ -97,7 +97,7 @@ def find_masks(folder: Path, pictures: Iterable[Path]) -> tuple[dict[Path, Path]
     by_key: dict[str | None, list[Path]] = {}
     for mask in sorted(_find_mask_members(containers) if containers else _find_mask_files(folder, pictures)):
         by_key.setdefault(mask_key(mask), []).append(mask)
-    masks = {picture: _masks_of(picture, by_key) for picture in pictures}
+    masks = {picture: _masks_of(picture, by_key) for picture in pictures if by_key}
     faults = [
         f"{mask}: a mask, and no picture of that name is beside it; move it there, rename it, or give it a row if it "
         "is a picture"
@@ -127,6 +127,8 @@ def _masks_of(picture: Path, by_key: Mapping[str | None, list[Path]]) -> list[Pa
 
 
 def _without_picture(by_key: Mapping[str | None, list[Path]], pictures: Iterable[Path]) -> list[Path]:
+    if not by_key:
+        return []
     folders = {mask.parent for masks in by_key.values() for mask in masks}
     present = [*pictures, *(path for folder in folders for path in _pictures_in(folder))]
     keys = {key for picture in present for key in picture_keys(picture)}
@@ -135,7 +137,7 @@ def _without_picture(by_key: Mapping[str | None, list[Path]], pictures: Iterable
 
 def _pictures_in(folder: Path) -> list[Path]:
     container = container_of(folder)
-    return list_pictures(container) if is_container(container) else find_image_files(folder)
+    return list_pictures(container)[0] if is_container(container) else find_image_files(folder)
 
 
 def alpha_mask(picture: Path) -> Mask | None:

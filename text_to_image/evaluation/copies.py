@@ -110,7 +110,7 @@ def training_pictures(folder: Path, metadata_file: Path | None = None, image_col
     """The pictures that have a row where training reads them, whatever their captions; without any row all in the
     folder, and all in tar shards. UserError if there are none, or if one is missing."""
     if containers := find_containers(folder):
-        return [path for container in containers for path in list_pictures(container, image_column)]
+        return [path for container in containers for path in list_pictures(container, image_column)[0]]
     found = find_image_files(folder)
     folder = find_captioned_folder(folder, metadata_file) or folder
     rows = scan_captions(folder, named=metadata_file)

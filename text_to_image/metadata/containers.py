@@ -48,23 +48,21 @@ def read_bytes(path: Path) -> bytes:
         raise OSError(errno.EIO, str(error), str(path)) from None
 
 
-def list_pictures(container: Path, image_column: str = parquet_files.IMAGE_COLUMN) -> list[Path]:
-    """The pictures in a container, with a caption or without. UserError where it cannot be read."""
+def list_pictures(container: Path, image_column: str = parquet_files.IMAGE_COLUMN) -> tuple[list[Path], list[Path]]:
+    """The pictures in a container, with a caption or without, and those in formats that are not read.
+
+    UserError where it cannot be read.
+    """
     if container.suffix.lower() == PARQUET:
-        return [container / name for name in parquet_files.list_pictures(container, image_column)]
-    return [container / sample.picture for sample in tar_shards.list_samples(container) if sample.picture]
+        return [container / name for name in parquet_files.list_pictures(container, image_column)], []
+    samples = tar_shards.list_samples(container)
+    pictures = [container / sample.picture for sample in samples if sample.picture]
+    return pictures, [container / sample.unreadable for sample in samples if sample.unreadable]
 
 
 def list_masks(container: Path) -> list[Path]:
     """The members of a tar shard that are masks by their names."""
     return [container / name for name in tar_shards.list_masks(container)] if container.suffix.lower() == TAR else []
-
-
-def list_unreadable(container: Path) -> list[Path]:
-    """The pictures of a tar shard in formats that are not read, where the sample has no other."""
-    if container.suffix.lower() == PARQUET:
-        return []
-    return [container / sample.unreadable for sample in tar_shards.list_samples(container) if sample.unreadable]
 
 
 # --- What --dataset names -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from metadata.image_files import CAMERA_SUFFIXES, IMAGE_SUFFIXES, OTHER_SUFFIXES, mask_key
+from metadata.image_files import CAMERA_SUFFIXES, IMAGE_SUFFIXES, MASK_ENDINGS, OTHER_SUFFIXES, mask_key
 from metadata.reading import CAPTION_COLUMNS, lacks_caption
 from metadata.repeats import REPEATS
 from metadata.rows import parse_row
@@ -70,13 +70,15 @@ def list_samples(shard: Path) -> list[Sample]:
     """In the order of the shard. UserError where it cannot be read."""
     samples: dict[str, Sample] = {}
     for name in _places(shard):
-        suffix = os.path.splitext(name)[1].lower()
-        if suffix in PICTURE_SUFFIXES and mask_key(Path(name)):
-            continue
         folder, slash, last = name.rpartition("/")
         key, _, extension = last.partition(".")
-        sample = samples.setdefault(f"{folder}{slash}{key}", Sample())
-        sample.members.setdefault(extension.lower(), name)
+        extension = extension.lower()
+        suffix = f".{extension.rpartition('.')[2]}"
+        if _is_mask(name, suffix):
+            continue
+        if not (sample := samples.get(f"{folder}{slash}{key}")):
+            sample = samples[f"{folder}{slash}{key}"] = Sample()
+        sample.members.setdefault(extension, name)
         if suffix in IMAGE_SUFFIXES:
             sample.pictures.append(name)
         elif suffix in PICTURE_SUFFIXES:
@@ -86,8 +88,15 @@ def list_samples(shard: Path) -> list[Sample]:
 
 def list_masks(shard: Path) -> list[str]:
     """The members that are masks by their names: 000123.mask.png for 000123.jpg."""
-    names = (name for name in _places(shard) if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES)
-    return [name for name in names if mask_key(Path(name))]
+    return [name for name in _places(shard) if _is_mask(name, f".{name.rpartition('.')[2].lower()}")]
+
+
+def _is_mask(name: str, suffix: str) -> bool:
+    return (
+        suffix in PICTURE_SUFFIXES
+        and any(ending in name.lower() for ending in MASK_ENDINGS)
+        and bool(mask_key(Path(name)))
+    )
 
 
 def read_rows(shard: Path, column: str) -> Iterator[PackedRow]:

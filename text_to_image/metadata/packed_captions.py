@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metadata import parquet_files, tar_shards
-from metadata.image_files import PARQUET
+from metadata.image_files import METADATA, PARQUET
 from metadata.reading import CaptionRow, RowCheck, captions_of
 from metadata.repeats import repeats_of
 from runtime.errors import UserError
@@ -69,5 +69,5 @@ def _no_captions_message(containers: Sequence[Path], column: str) -> str:
     others = f" and the {len(containers) - 1} others" if len(containers) > 1 else ""
     return (
         f"no picture with a caption in {containers[0]}{others}; a tar shard has 1.txt, or 1.json with the key "
-        f"`{column}`, for 1.jpg, and a parquet file a row for each picture"
+        f"`{column}`, for 1.jpg (a {METADATA} in it is not read), and a parquet file a row for each picture"
     )

@@ -27,7 +27,7 @@
 #   MODEL           what is fine-tuned: a folder, a hub id or one .safetensors file (unset: this repository's starter)
 #   CAPTIONER       captions the pictures that have no caption: a folder or a hub id (unset: the small starter
 #                   captioner, for rendered garments only; with MODEL Salesforce/blip-image-captioning-large)
-#   DATASET         the folder of pictures, or a hub id; several as A:B (unset: dataset/)
+#   DATASET         the folder of pictures, 'shards/*.tar' or a hub id; several as A:B (unset: dataset/)
 #   METADATA_FILE   the file of the captions, where they cannot be in DATASET (unset: metadata.jsonl in DATASET)
 #   EPOCHS          passes over the data set (100)
 #   OUTPUT_DIR      where the fine-tuned model goes (unset: a folder in output/ named after data and settings)

@@ -15,6 +15,7 @@ from background import Background, run_script
 from img_captioning import caption_or_check, parse_args
 from metadata.reading import read_captions
 from metadata.writer import append_captions
+from packed_data import write_shard
 from runtime.errors import UserError
 from tiny_captioners import make_blip
 
@@ -36,6 +37,15 @@ def write_pictures(folder: Path, number: int) -> Path:
     for one in range(1, number + 1):
         Image.new("RGB", (40, 60), (10, 20, 3 * one)).save(folder / f"11 ({one}).JPG")
     return folder
+
+
+def test_tar_shards_and_parquet_files_are_not_captioned(tmp_path):
+    write_shard(tmp_path / "shards" / "0.tar", [("1.jpg", b"-")])
+    for name in ("shards", "shards/0.tar", "shards/*.tar"):
+        for check in ([], ["--check"]):
+            with pytest.raises(UserError, match=r"0\.tar: its captions are in it"):
+                caption_or_check(parse_args(["--image_dir", str(tmp_path / name), *check]))
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["0.tar"]
 
 
 def run(*flags: object) -> subprocess.CompletedProcess:

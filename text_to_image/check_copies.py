@@ -38,7 +38,12 @@ def build_parser() -> FlagParser:
     )  # fmt: skip
     parser.add_argument(
         "--dataset", action="append", type=expanded_path, metavar="FOLDER",
-        help="the training pictures; repeatable, as in training (default: dataset/ of this repository)",
+        help="the training pictures: a folder, tar shards or parquet files; repeatable, as in training (default: "
+        "dataset/ of this repository)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image_column", default="image", metavar="NAME",
+        help="the pictures' column in parquet files, as in training (default: image)",
     )  # fmt: skip
     parser.add_argument(
         "--metadata_file", type=expanded_path, metavar="FILE",

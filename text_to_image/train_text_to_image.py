@@ -82,8 +82,8 @@ def build_parser() -> FlagParser:
 def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--dataset", "--train_data_dir", "--dataset_name", action="append", type=filled_text, metavar="FOLDER",
-         help="the captioned pictures: a folder, or a data set's id on the hub; repeatable, each has captions of its "
-              "own (needed)")
+         help="the captioned pictures: a folder, tar shards or parquet files ('shards/*.tar', in quotes), or a data "
+              "set's id on the hub; repeatable, each has captions of its own (needed)")
     flag("--pretrained_model_name_or_path", type=filled_text, default=str(STARTER), metavar="MODEL",
          help="the base: a folder in diffusers' format, a hub id or one .safetensors file (default: the starter in "
               "this repository)")
@@ -156,9 +156,10 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
          help="the captions, where they cannot be in the folder of pictures; what img_captioning.py --output wrote. "
               "Names in it are relative to --dataset (default: metadata.jsonl in --dataset)")
     flag("--caption_column", default="text", metavar="NAME",
-         help="the key of the captions in the rows of metadata.jsonl, metadata.csv or a hub data set (default: text)")
+         help="the key of the captions in the rows of metadata.jsonl, metadata.csv, a hub data set or parquet files, "
+              "and in the .json of tar shards (default: text)")
     flag("--image_column", default="image", metavar="NAME",
-         help="the pictures' column in a hub data set (default: image)")
+         help="the pictures' column in a hub data set or parquet files (default: image)")
     flag("--dataset_config_name", metavar="NAME", help="which configuration of a hub data set (default: its only one)")
 
 

@@ -20,6 +20,7 @@ ARGS = Namespace(
     metadata_file=None,
     short_captions=True,
     caption_column="text",
+    image_column="image",
     mask_from_alpha=False,
     trigger=None,
 )

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from clone import ROOT
 from evaluation.copies import check_copies, generated_pictures, training_pictures
 from evaluation.similarity import StructuralSimilarity
 from generation.image_rows import read_image_rows
+from packed_data import write_shard
 from render_garments import render, sample_spec
 from runtime.errors import UserError, WorkError
 
@@ -229,9 +229,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_checked(folde
     generated = folder("generated", {"a.png": picture(1)})
     (generated / "broken.png").write_bytes(b"no picture")
     with pytest.raises(WorkError, match=r"broken\.png: not a picture"):
-        check_copies(
-            Namespace(generated=generated, dataset=[training], embedder=None, output=None, metadata_file=None)
-        )
+        check_copies(parse_args(["--generated", str(generated), "--dataset", str(training)]))
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 are copies"
 
 
@@ -261,3 +259,13 @@ def test_wrong_input_is_refused_by_name(monkeypatch, folder, training, flags, na
 def test_the_defaults_are_this_repositorys_own_folders():
     args = parse_args([])
     assert (args.generated, args.dataset) == (ROOT / "Generated_sample", [DATASET])
+
+
+def test_training_pictures_of_tar_shards_are_compared_where_they_lie(folder, training, tmp_path, capsys):
+    pictures = sorted(training.glob("*.png"))
+    members = [(path.name, path.read_bytes()) for path in pictures]
+    shard = write_shard(tmp_path / "shards" / "0.tar", members)
+    assert training_pictures(tmp_path / "shards" / "*.tar") == [shard / path.name for path in pictures]
+    generated = folder("generated", {"a.png": picture(1)})
+    check_copies(parse_args(["--generated", str(generated), "--dataset", str(shard.parent)]))
+    assert "0.tar/" in capsys.readouterr().out

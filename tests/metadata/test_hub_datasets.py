@@ -1,4 +1,4 @@
-"""Data sets: a captioned folder is taken as it is; what only `datasets` reads is written as one."""
+"""Data sets: a captioned folder and containers are taken as they are; what only `datasets` reads is written as one."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -15,6 +15,10 @@ def args_of(dataset: Path | str, cache: Path, **flags) -> Namespace:
     usual = {"dataset_config_name": None, "image_column": "image", "caption_column": "text", "hub_token": None}
     usual["metadata_file"] = None
     return Namespace(dataset=str(dataset), cache_dir=str(cache), **{**usual, **flags})
+
+
+# Parquet files of which one configuration is asked for are read through `datasets`, as data sets of the hub are.
+THROUGH_DATASETS = {"dataset_config_name": "default"}
 
 
 def parquet(folder: Path, rows: dict) -> Path:
@@ -46,12 +50,12 @@ def test_another_caption_column_is_another_folder_and_the_same_is_written_once(t
     data = write_captioned_folder(tmp_path / "data")
     pictures = [str(path) for path in sorted(data.glob("*.JPG"))]
     tables = parquet(tmp_path / "tables", {"image": pictures, "text": ["a", "b", "c"], "long": ["aa", "bb", "cc"]})
-    first = find_dataset(args_of(tables, tmp_path / "cache"))
+    first = find_dataset(args_of(tables, tmp_path / "cache", **THROUGH_DATASETS))
     assert len(list(first.glob("*.JPG"))) == 3 and '"text": "a"' in (first / "metadata.jsonl").read_text()
     made = (first / "metadata.jsonl").stat().st_mtime_ns
-    assert find_dataset(args_of(tables, tmp_path / "cache")) == first
+    assert find_dataset(args_of(tables, tmp_path / "cache", **THROUGH_DATASETS)) == first
     assert (first / "metadata.jsonl").stat().st_mtime_ns == made
-    other = find_dataset(args_of(tables, tmp_path / "cache", caption_column="long"))
+    other = find_dataset(args_of(tables, tmp_path / "cache", caption_column="long", **THROUGH_DATASETS))
     assert other != first and '"long": "aa"' in (other / "metadata.jsonl").read_text()
     assert sorted(path.name for path in first.parent.iterdir()) == sorted([first.name, other.name])
 
@@ -60,12 +64,21 @@ def test_repeats_of_a_table_are_those_of_its_rows(tmp_path):
     data = write_captioned_folder(tmp_path / "data")
     pictures = [str(path) for path in sorted(data.glob("*.JPG"))]
     tables = parquet(tmp_path / "tables", {"image": pictures, "text": ["a", "b", "c"], "repeats": [1.0, 0.5, 2.0]})
-    folder = find_dataset(args_of(tables, tmp_path / "cache"))
+    folder = find_dataset(args_of(tables, tmp_path / "cache", **THROUGH_DATASETS))
     assert [row.repeats for row in read_captions(folder)] == [1, 0.5, 2]
+
+
+def test_parquet_files_and_tar_shards_are_taken_as_they_are(tmp_path):
+    data = write_captioned_folder(tmp_path / "data")
+    tables = parquet(tmp_path / "tables", {"image": [str(data / "11 (1).JPG")], "text": ["a"]})
+    assert find_dataset(args_of(tables, tmp_path / "cache")) == tables
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(UserError, match="--metadata_file needs a folder of pictures"):
+        find_dataset(args_of(tables, tmp_path, metadata_file=tmp_path / "captions.jsonl"))
 
 
 def test_a_row_without_a_picture_is_named(tmp_path):
     data = write_captioned_folder(tmp_path / "data")
     tables = parquet(tmp_path / "tables", {"image": [str(data / "11 (1).JPG"), None], "text": ["a", "b"]})
     with pytest.raises(UserError, match="row 1: `image` holds no picture"):
-        find_dataset(args_of(tables, tmp_path / "cache"))
+        find_dataset(args_of(tables, tmp_path / "cache", **THROUGH_DATASETS))

@@ -209,6 +209,17 @@ def test_what_is_captioned_is_what_training_takes(job, tmp_path):
     assert captioned() == ["--image_dir", "own data"]
 
 
+def test_tar_shards_are_trained_on_by_their_pattern_and_not_captioned(job, tmp_path):
+    (tmp_path / "shards").mkdir()
+    for number in range(2):
+        (tmp_path / "shards" / f"{number}.tar").touch()
+    done, calls = job(DATASET="shards/{0..1}.tar:shards/*.tar")
+    assert done.returncode == 0 and "img_captioning" not in calls, done.stderr
+    assert calls["train_text_to_image"][:4] == ["--dataset", "shards/{0..1}.tar", "--dataset", "shards/*.tar"]
+    done, calls = job(arguments=["captions"], DATASET="shards")
+    assert done.returncode == 2 and "DATASET=shards" in done.stderr and not calls
+
+
 def test_captions_can_be_in_a_file_of_their_own(job, tmp_path):
     (tmp_path / "own data" / "train").mkdir(parents=True)
     (tmp_path / "own data" / "train" / "metadata.jsonl").touch()  # not read

@@ -10,6 +10,7 @@ import torch
 from captioned_folder import write_captioned_folder
 from clone import ROOT
 from models.loading import load_tokenizer
+from packed_data import samples_of, table_of, write_shard
 from run_folder import assert_same_bits, assert_same_tensors, losses
 from runtime.errors import UserError
 from train_text_to_image import parse_args
@@ -52,6 +53,19 @@ def test_the_summary_and_the_record_say_each_folders_share(train_run, folders, c
     ]
     assert record(out)["arguments"]["dataset"] == str(jeans)
     assert record(out)["arguments"]["more_datasets"] == [str(shirts)]
+
+
+@pytest.mark.parametrize("flags", [[], ["--no_cache"]], ids=["cache", "no cache"])
+def test_a_folder_and_containers_of_the_same_pictures_train_the_same_weights(train_run, tmp_path, flags):
+    folder = write_captioned_folder(tmp_path / "jeans", {"1.jpg": "denim jeans, blue", "2.jpg": "red jeans, new"})
+    flags = [*STEPS, *flags, "--max_train_steps", 2]
+    packed = table_of(tmp_path / "0.parquet", folder)
+    if "--no_cache" not in flags:
+        write_shard(tmp_path / "shards" / "0.tar", samples_of(folder))
+        packed = tmp_path / "shards" / "*.tar"
+    runs = [train_run(name, *flags, dataset=data) for name, data in (("folder", folder), ("packed", packed))]
+    assert_same_bits(*runs, step=2)
+    assert record(runs[0])["fingerprint"] == record(runs[1])["fingerprint"]
 
 
 def test_epochs_count_the_rounded_sum_of_the_repeats(train_run, folders, capsys):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from metadata.containers import find_containers
 from metadata.files import (
     MetadataFile,
     find_metadata_files,
@@ -160,6 +161,11 @@ def locate_caption_file(image_dir: Path, output: Path | None, recursive: bool, c
 
 def require_pictures_or_rows(file: CaptionFile) -> None:
     """UserError where the folder has no pictures and the file has no rows."""
+    if containers := find_containers(file.image_dir):
+        raise UserError(
+            f"{containers[0]}: its captions are in it, too (1.txt beside 1.jpg in a tar shard, a column of a parquet "
+            "file), and nothing is captioned there; pictures in a folder can be captioned"
+        )
     if not file.pictures() and not file.rows():
         raise UserError(no_pictures_message(file.image_dir, file.recursive))
 

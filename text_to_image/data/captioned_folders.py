@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from data.dataset import Picture, read_pictures, with_masks
 from data.file_facts import FileFacts
+from metadata.containers import base_folder, find_containers, list_pictures, unread_containers
 from metadata.files import find_metadata_files, pictures_without_row
 from metadata.image_files import find_nested_image_files, find_nested_unsupported_files
 from metadata.reading import CaptionSources, describe_captions
@@ -51,8 +52,11 @@ def read_dataset(
 
 def _read_folder(args: argparse.Namespace, accelerator: Accelerator, folder: Path, facts: FileFacts | None) -> DataSet:
     files = find_metadata_files(folder, leave_out=args.validation_dir, named=args.metadata_file)
-    pictures = read_pictures(folder, bool(args.short_captions), args.caption_column, args.trigger, files, facts)
+    columns = args.caption_column, args.trigger, files, args.image_column
+    pictures = read_pictures(folder, bool(args.short_captions), *columns, facts)
     pictures = with_masks(folder, pictures, args.mask_from_alpha)
+    if containers := find_containers(folder):
+        return _packed(args, folder, containers, pictures)
     captions = [(picture.path, picture.row_captions) for picture in pictures]
     sources = run_on_main(
         accelerator, lambda: describe_captions(folder, files, captions, leave_out=args.validation_dir)
@@ -67,9 +71,25 @@ def _read_folder(args: argparse.Namespace, accelerator: Accelerator, folder: Pat
     return DataSet([folder], pictures, without_caption, unreadable, sources)
 
 
+def _packed(args: argparse.Namespace, folder: Path, containers: Sequence[Path], pictures: list[Picture]) -> DataSet:
+    """The data set of tar shards and parquet files; names begin with that of the shard."""
+    known = {picture.path for picture in pictures}
+    listed = [list_pictures(container, args.image_column) for container in containers]
+    without_caption = [path for pictures, _ in listed for path in pictures if path not in known]
+    unreadable = [path for _, unreadable in listed for path in unreadable]
+    base = base_folder(folder)
+    return DataSet(
+        [folder],
+        pictures,
+        without_caption=[str(path.relative_to(base)) for path in without_caption],
+        unreadable=[str(path.relative_to(base)) for path in unreadable],
+        caption_sources=CaptionSources(not_read=unread_containers(folder)),
+    )
+
+
 def _with_full_names(part: DataSet) -> DataSet:
     def full(names: Iterable[str]) -> list[str]:
-        return [str(part.folders[0] / name) for name in names]
+        return [str(base_folder(part.folders[0]) / name) for name in names]
 
     sources = CaptionSources(**{kind: full(names) for kind, names in vars(part.caption_sources).items()})
     return replace(

@@ -13,7 +13,9 @@ from data.images import read_image_size
 from data.input_files import InputFile
 from data.masks import Mask, alpha_mask, find_masks, refuse_masks
 from data.tags import TagSettings
+from metadata.containers import find_containers
 from metadata.files import MetadataFile
+from metadata.packed_captions import read_packed_captions
 from metadata.reading import CaptionRow, read_captions
 
 
@@ -60,12 +62,15 @@ def read_pictures(
     column: str = "text",
     trigger: str | None = None,
     files: Sequence[MetadataFile] | None = None,
+    image_column: str = "image",
     facts: FileFacts | None = None,
 ) -> list[Picture]:
     """All pictures of a captioned folder, or of the rows in `files`; `short_captions` adds shorter forms of captions.
 
-    With `facts` of earlier starts no picture is read that has not changed since. Raises UserError that lists every bad
-    row and every picture that cannot be read.
+    Of tar shards and parquet files, `folder` is what names them. With `facts` of earlier starts no picture is read that
+    has not changed since.
+
+    Raises UserError that lists every bad row and every picture that cannot be read.
     """
     pictures = []
 
@@ -80,7 +85,10 @@ def read_pictures(
             Picture(path, width, height, groups, trigger, captions, folder, row.repeats, whole, facts=facts)
         )
 
-    read_captions(folder, column, add_picture, files)
+    if containers := find_containers(folder):
+        read_packed_captions(containers, column, image_column, add_picture)
+    else:
+        read_captions(folder, column, add_picture, files)
     return pictures
 
 

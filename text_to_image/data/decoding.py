@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, PngImagePlugin
 
+from metadata.containers import container_of, read_bytes
 from runtime.errors import first_line
 
 # Nothing else is tried, whatever the name of the file: for some formats Pillow runs other programs (EPS: Ghostscript).
@@ -27,17 +28,24 @@ class PictureError(ValueError):
 
 @contextmanager
 def open_picture(path: Path | BytesIO) -> Iterator[ImageFile.ImageFile]:
-    """The picture of a file, or of a file's content, as Pillow opens it: the header is read, no pixel is decoded.
+    """The picture of a file or member, or of its content, as Pillow opens it: the header is read, no pixel is decoded.
 
     PictureError where the file cannot be opened, has too many pixels, or where a decoder fails inside the `with`.
     """
-    with _faults_as_picture_errors(path), _quiet_pillow(), Image.open(path, formats=FORMATS) as image:
+    with _faults_as_picture_errors(path), _quiet_pillow(), Image.open(_content(path), formats=FORMATS) as image:
         width, height = image.size
         if width * height > PIXEL_LIMIT:
             raise PictureError(
                 f"{width} x {height} pixels, more than the limit of {PIXEL_LIMIT:,}; save it smaller or leave it out"
             )
         yield image
+
+
+def _content(path: Path | BytesIO) -> Path | BytesIO:
+    """What Pillow opens: a file itself, or the content of a member of a tar shard or a parquet file."""
+    if isinstance(path, BytesIO) or container_of(path) == path:
+        return path
+    return BytesIO(read_bytes(path))
 
 
 @contextmanager
@@ -55,7 +63,8 @@ def _in_plain_words(error: Exception, path: Path | BytesIO) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, Image.UnidentifiedImageError):
-        if not (path.getbuffer().nbytes if isinstance(path, BytesIO) else path.stat().st_size):
+        content = _content(path)
+        if not (content.getbuffer().nbytes if isinstance(content, BytesIO) else content.stat().st_size):
             return "an empty file"
         return f"not a picture that can be read ({FORMAT_NAMES}); save it as JPEG or PNG"
     if isinstance(error, OSError) and error.strerror:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from metadata.containers import container_of
 from runtime.files import atomic_write
 
 FILE = "files.jsonl"
@@ -39,16 +40,17 @@ class FileFacts:
         return cls(known)
 
     def of(self, path: Path, name: str, find: Callable[[], Fact]) -> Fact:
-        """The fact `name` about a file: what is known, while the file is as it was, else what `find` returns."""
-        key = os.path.abspath(path)
-        stat = _stat(path)
+        """The fact `name` about a file, or a picture in a tar shard or a parquet file: what is known, while the file is
+        as it was, else what `find` returns."""
+        key, file = os.path.abspath(path), container_of(path)
+        stat = _stat(file)
         known = self._known.get(key)
         if known is None or known[0] != stat:
             known = (stat, {})
         elif name in known[1]:
             return known[1][name]
         fact = find()
-        if stat and _stat(path) == stat and time.time() - max(stat[1], stat[2]) / 1e9 > SETTLED:
+        if stat and _stat(file) == stat and time.time() - max(stat[1], stat[2]) / 1e9 > SETTLED:
             known[1][name] = fact
             self._known[key] = known
             self._changed = True

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from data.file_facts import FileFacts
+from metadata.containers import read_bytes
 from runtime.errors import InputChanged
 
 Fact = TypeVar("Fact")
@@ -46,7 +47,7 @@ class InputFile:
 
     def _read(self) -> bytes:
         try:
-            return self.path.read_bytes()
+            return read_bytes(self.path)
         except FileNotFoundError:
             fault = "no such file any more"
         except OSError as error:

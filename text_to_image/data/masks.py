@@ -14,6 +14,7 @@ from PIL import Image
 from data.augmentation import Augmentation, augment_mask
 from data.images import has_alpha, is_animation, open_alpha, open_image, resize_and_crop
 from data.input_files import InputFile
+from metadata.containers import container_of, find_containers, is_container, list_masks, list_pictures
 from metadata.image_files import (
     find_image_files,
     find_mask_files,
@@ -92,12 +93,11 @@ def find_masks(folder: Path, pictures: Iterable[Path]) -> tuple[dict[Path, Path]
     A file that is named as a mask, and is one of `pictures`, is a picture.
     """
     pictures = list(pictures)
-    folders = {picture.parent for picture in pictures}
-    found = {*find_nested_mask_files(folder), *(path for folder in folders for path in find_mask_files(folder))}
+    containers = find_containers(folder)
     by_key: dict[str | None, list[Path]] = {}
-    for mask in sorted(found.difference(pictures)):
+    for mask in sorted(_find_mask_members(containers) if containers else _find_mask_files(folder, pictures)):
         by_key.setdefault(mask_key(mask), []).append(mask)
-    masks = {} if not by_key else {picture: _masks_of(picture, by_key) for picture in pictures}
+    masks = {picture: _masks_of(picture, by_key) for picture in pictures if by_key}
     faults = [
         f"{mask}: a mask, and no picture of that name is beside it; move it there, rename it, or give it a row if it "
         "is a picture"
@@ -105,11 +105,21 @@ def find_masks(folder: Path, pictures: Iterable[Path]) -> tuple[dict[Path, Path]
     ]
     faults += [
         f"{path}: a mask by its name, in a format that is not read; save it as PNG"
-        for path in find_nested_unsupported_files(folder)
+        for path in ([] if containers else find_nested_unsupported_files(folder))
         if mask_key(path)
     ]
     faults += [f"{', '.join(map(str, own))}: two masks of {p.name}; keep one" for p, own in masks.items() if own[1:]]
     return {picture: own[0] for picture, own in masks.items() if own}, faults
+
+
+def _find_mask_files(folder: Path, pictures: Sequence[Path]) -> set[Path]:
+    folders = {picture.parent for picture in pictures}
+    found = {*find_nested_mask_files(folder), *(path for folder in folders for path in find_mask_files(folder))}
+    return found.difference(pictures)
+
+
+def _find_mask_members(containers: Sequence[Path]) -> set[Path]:
+    return {mask for container in containers for mask in list_masks(container)}
 
 
 def _masks_of(picture: Path, by_key: Mapping[str | None, list[Path]]) -> list[Path]:
@@ -120,9 +130,14 @@ def _without_picture(by_key: Mapping[str | None, list[Path]], pictures: Iterable
     if not by_key:
         return []
     folders = {mask.parent for masks in by_key.values() for mask in masks}
-    present = [*pictures, *(path for folder in folders for path in find_image_files(folder))]
+    present = [*pictures, *(path for folder in folders for path in _pictures_in(folder))]
     keys = {key for picture in present for key in picture_keys(picture)}
     return [mask for key, masks in by_key.items() if key not in keys for mask in masks]
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    container = container_of(folder)
+    return list_pictures(container)[0] if is_container(container) else find_image_files(folder)
 
 
 def alpha_mask(picture: InputFile) -> Mask | None:

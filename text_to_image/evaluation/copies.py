@@ -15,6 +15,7 @@ from evaluation.nearest_file import write_nearest
 from evaluation.similarity import FeatureSimilarity, ImageSimilarity, StructuralSimilarity
 from generation.gallery import try_write_gallery
 from generation.image_rows import IMAGES_FILE, read_image_rows
+from metadata.containers import find_containers, list_pictures
 from metadata.hub_datasets import find_captioned_folder
 from metadata.image_files import find_image_files
 from metadata.picture_names import distinct_names
@@ -41,7 +42,8 @@ def check_copies(args: argparse.Namespace) -> None:
     sheet = sheet_path(args)
     similarity = load_similarity(args.embedder)
     generated, unreadable = open_pictures(generated_pictures(args.generated), "--generated", args.generated)
-    originals = [path for folder in args.dataset for path in training_pictures(folder, args.metadata_file)]
+    where = args.metadata_file, args.image_column
+    originals = [path for folder in args.dataset for path in training_pictures(folder, *where)]
     training, more_unreadable = open_pictures(originals, "--dataset", args.dataset[0])
     print(f"{len(generated)} generated pictures, {len(training)} training pictures; {similarity.name}", flush=True)
 
@@ -104,9 +106,11 @@ def generated_pictures(folder: Path) -> list[Path]:
     return [path for path in found if path.name in models and models[path.name] == newest]
 
 
-def training_pictures(folder: Path, metadata_file: Path | None = None) -> list[Path]:
+def training_pictures(folder: Path, metadata_file: Path | None = None, image_column: str = "image") -> list[Path]:
     """The pictures that have a row where training reads them, whatever their captions; without any row all in the
-    folder. UserError if there are none, or if one is missing."""
+    folder, and all in tar shards. UserError if there are none, or if one is missing."""
+    if containers := find_containers(folder):
+        return [path for container in containers for path in list_pictures(container, image_column)[0]]
     found = find_image_files(folder)
     folder = find_captioned_folder(folder, metadata_file) or folder
     rows = scan_captions(folder, named=metadata_file)

@@ -1,1 +1,1 @@
-"""Which pictures a folder holds and what captions it has: metadata.jsonl, other tables, sidecars, hub data sets."""
+"""Which pictures and captions a data set has, in folders, tar shards, parquet files and on the hub."""

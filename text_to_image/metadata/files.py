@@ -81,7 +81,7 @@ def find_metadata_files(folder: Path, leave_out: Path | None = None, named: Path
     folder = Path(folder)
     if named:
         return [named_metadata_file(named, folder)]
-    read = ((here, own_metadata_file(here)) for here, _, is_read in _walk(folder, leave_out) if is_read)
+    read = ((here, own_metadata_file(here)) for here, _, is_read in walk_folders(folder, leave_out) if is_read)
     return [MetadataFile(path, folder, _place(here, folder)) for here, path in read if path]
 
 
@@ -89,7 +89,7 @@ def unread_metadata_files(folder: Path, leave_out: Path | None = None) -> list[s
     """What holds captions and is not read: a metadata.csv beside a metadata.jsonl, folders of other splits, and files
     that only look like a metadata file."""
     folder, unread = Path(folder), []
-    for here, names, is_read in _walk(folder, leave_out):
+    for here, names, is_read in walk_folders(folder, leave_out):
         present, place = [name for name in METADATA_FILES if name in names], _place(here, folder)
         if is_read:
             passed_over = present[1:] if present else _near_misses(names)
@@ -99,7 +99,7 @@ def unread_metadata_files(folder: Path, leave_out: Path | None = None) -> list[s
     return unread
 
 
-def _walk(folder: Path, leave_out: Path | None) -> Iterator[tuple[Path, list[str], bool]]:
+def walk_folders(folder: Path, leave_out: Path | None) -> Iterator[tuple[Path, list[str], bool]]:
     """The folder and those below it, the names of their files, and whether their captions are of the split that is
     trained on; without hidden folders and `leave_out`. A folder that cannot be listed is empty."""
     left_out = leave_out.resolve() if leave_out else None

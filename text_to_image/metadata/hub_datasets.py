@@ -1,4 +1,4 @@
-"""Data sets of the hub, and folders of parquet files: written once as a captioned folder, in the data-set cache."""
+"""What --dataset names: folders, tar shards, parquet files; data sets of the hub become captioned folders, once."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from metadata.containers import find_containers
 from metadata.files import own_metadata_file
 from metadata.image_files import METADATA
 from metadata.repeats import REPEATS
@@ -30,12 +31,17 @@ def find_datasets(args: argparse.Namespace) -> list[Path]:
 def find_dataset(args: argparse.Namespace) -> Path:
     """The captioned folder that --dataset names: itself, its `train/`, or one written from a data set of the hub.
 
-    With --metadata_file it is always itself. Raises UserError where a name that looks like a hub id cannot be had; a
-    missing folder is refused when it is read.
+    Tar shards and parquet files stay what they are, so does a pattern of them, and with --metadata_file a folder.
+    Raises UserError where they are not usable, and where a name that looks like a hub id cannot be had; a missing
+    folder is refused when it is read.
     """
     folder = Path(args.dataset).expanduser()
-    if args.metadata_file and not folder.is_dir():
+    # A configuration is one that the data set's own card describes, which `datasets` reads.
+    containers = [] if args.dataset_config_name else find_containers(folder)
+    if args.metadata_file and (containers or not folder.is_dir()):
         raise UserError(f"--metadata_file needs a folder of pictures, and --dataset {args.dataset} is none")
+    if containers:
+        return folder
     if folder.is_dir():
         return find_captioned_folder(folder, args.metadata_file) or _write_folder(args, _load_split(args))
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", args.dataset)
@@ -43,7 +49,8 @@ def find_dataset(args: argparse.Namespace) -> Path:
 
 
 def find_captioned_folder(folder: Path, metadata_file: Path | None = None) -> Path | None:
-    """The folder of pictures of a local data set: itself or its `train/`; None where parquet files have the captions.
+    """The folder of pictures of a local data set: itself or its `train/`; None where tar shards or parquet files have
+    the captions.
 
     With a `metadata_file` elsewhere always itself.
     """
@@ -52,7 +59,7 @@ def find_captioned_folder(folder: Path, metadata_file: Path | None = None) -> Pa
     for captioned in (folder, folder / "train"):
         if own_metadata_file(captioned):
             return captioned
-    return None if any(folder.rglob("*.parquet")) else folder
+    return None if any(folder.rglob("*.parquet")) or find_containers(folder) else folder
 
 
 def _load_split(args: argparse.Namespace) -> "datasets.Dataset":

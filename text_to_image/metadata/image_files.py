@@ -20,6 +20,7 @@ OTHER_SUFFIXES = frozenset(
     {".dds", ".eps", ".exr", ".hdr", ".ico", ".j2k", ".jp2", ".jpe", ".jpx", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm"}
     | {".psd", ".qoi", ".svg", ".tga", ".xcf"}
 )
+CONTAINER_SUFFIXES = TAR, PARQUET = ".tar", ".parquet"  # of files that hold pictures and their captions
 TEXT_SUFFIXES = frozenset({".caption", ".csv", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".txt", ".yaml"})
 # How pictures begin, whatever they are called: JPEG, PNG, GIF, TIFF, JPEG XL, JPEG 2000, Photoshop.
 SIGNATURES = (

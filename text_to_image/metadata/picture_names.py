@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from metadata.image_files import IMAGE_SUFFIXES, find_nested_image_files
+from metadata.image_files import CONTAINER_SUFFIXES, IMAGE_SUFFIXES, find_nested_image_files
 from metadata.rows import shown
 
 CLOSE = 0.75  # by difflib; one letter of four in another form
@@ -23,14 +23,23 @@ def same_name_key(name: str) -> str:
 
 
 def distinct_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """The shortest end of each path that no other has: '1.jpg', or 'front/1.jpg' where another folder has a 1.jpg."""
+    """The shortest end of each path that no other has: '1.jpg', or 'front/1.jpg' where another folder has a 1.jpg.
+
+    Of a picture in a tar shard or a parquet file it begins with the file: '000.tar/1.jpg'.
+    """
     remaining, names = set(paths), dict[Path, str]()
     for length in range(1, max((len(path.parts) for path in remaining), default=0) + 1):
-        ends = {path: Path(*path.parts[-length:]).as_posix() for path in remaining}
+        ends = {path: Path(*path.parts[-max(length, _least_parts(path)) :]).as_posix() for path in remaining}
         times = Counter(ends.values())
         names |= {path: end for path, end in ends.items() if times[end] == 1 or length >= len(path.parts)}
         remaining -= names.keys()
     return names
+
+
+def _least_parts(path: Path) -> int:
+    """How many parts of the path begin with the container that it is in; 1 where it is in none."""
+    parts = enumerate(reversed(path.parts[:-1]), start=2)
+    return next((number for number, part in parts if part.lower().endswith(CONTAINER_SUFFIXES)), 1)
 
 
 class MissingPicture(ValueError):

@@ -182,7 +182,7 @@ def _checked_row(
     if isinstance(raw, ValueError):
         raise raw
     name = seen.names.find(file.full_name(file_name_of(raw)))
-    captions, repeats = _captions_of(raw, column), repeats_of(raw)
+    captions, repeats = captions_of(raw, column), repeats_of(raw)
     return None if seen.is_repeated(name, raw, file, line, column) else CaptionRow(name, captions, line, repeats)
 
 
@@ -234,7 +234,7 @@ def _scanned_row(
     ]
 
 
-def _captions_of(row: dict, column: str) -> tuple[str, ...]:
+def captions_of(row: dict, column: str) -> tuple[str, ...]:
     """Raises ValueError unless `column` is a caption or a list of captions, none of them empty."""
     text = row.get(column)
     captions: list[Any] = _as_list(text)
@@ -261,7 +261,7 @@ def _readable(row: dict, column: str) -> tuple[str, ...]:
 def _fault(row: dict, column: str) -> str | None:
     """Why training would refuse the captions of the row; None where it takes them."""
     try:
-        _captions_of(row, column)
+        captions_of(row, column)
     except ValueError as fault:
         return str(fault)
     return None

@@ -132,12 +132,22 @@ def _key(name: str) -> str:
 
 
 def _read(path: Path) -> Sidecar | None:
-    """Paragraphs, with blank lines between them, are one caption; otherwise each line is one."""
+    try:
+        captions, joined = parse_captions(read_utf8(path))
+    except ValueError as fault:
+        raise UserError(f"{path}: {fault}") from None
+    return Sidecar(path, captions, joined) if captions else None
+
+
+def parse_captions(text: str) -> tuple[tuple[str, ...], bool]:
+    """(captions, whether paragraphs became one): each line is a caption, or all of it where blank lines divide it.
+
+    Raises ValueError for what is no caption.
+    """
     # Only \n ends a line: str.splitlines() would also cut a caption at U+2028.
-    text = read_utf8(path).replace("\r\n", "\n").strip()
+    text = text.replace("\r\n", "\n").strip()
     if BOXES.fullmatch(text):
-        raise UserError(f"{path}: boxes of an object detector (YOLO's labels), and no caption; move it away")
+        raise ValueError("boxes of an object detector (YOLO's labels), and no caption; move it away")
     joined = re.search(r"\n[^\S\n]*\n", text) is not None
     lines = [text] if joined else text.split("\n")
-    captions = tuple(caption for line in lines if (caption := " ".join(line.split())))
-    return Sidecar(path, captions, joined) if captions else None
+    return tuple(caption for line in lines if (caption := " ".join(line.split()))), joined

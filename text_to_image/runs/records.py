@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.file_facts import FILE
+from metadata.containers import title_of
 from runtime.errors import UserError, WorkError
 from runtime.files import write_text_atomically
 from runtime.paths import OUTPUTS
@@ -94,7 +95,7 @@ def output_folder(asked: Path | None, dataset: str, base: PathLike[str], fingerp
     """`asked`, else a folder in output/ of this run's own. UserError if the result would overwrite its base model."""
     if asked and asked.resolve() == Path(base).resolve():
         raise UserError(f"--output_dir {asked} is the model that is fine-tuned; name another folder for the result")
-    return asked or OUTPUTS / f"{Path(dataset).resolve().name}-{fingerprint[:8]}"
+    return asked or OUTPUTS / f"{title_of(Path(dataset).expanduser())}-{fingerprint[:8]}"
 
 
 def cache_folder(args: argparse.Namespace, folder: Path) -> Path:
@@ -107,7 +108,7 @@ def find_file_facts(args: argparse.Namespace) -> list[Path]:
     is not known yet where --output_dir does not name it: it follows from the files."""
     if args.latents_cache_dir or args.output_dir:
         return [cache_folder(args, args.output_dir) / FILE]
-    found = OUTPUTS.glob(f"{Path(args.dataset).resolve().name}-*/cache/{FILE}")
+    found = OUTPUTS.glob(f"{title_of(Path(args.dataset).expanduser())}-*/cache/{FILE}")
     return sorted(found, key=lambda path: path.stat().st_mtime)[-1:]
 
 

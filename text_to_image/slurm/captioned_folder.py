@@ -1,7 +1,9 @@
 """Prints the folder that img_captioning.py is to caption, of those that training reads for a --dataset, and the file
 that its captions are in: a NUL after each, the names as the file system has them.
 
-python captioned_folder.py DATASET [METADATA_FILE]     prints nothing for a data set of the hub or of parquet files
+python captioned_folder.py DATASET [METADATA_FILE]
+
+Prints nothing for tar shards, parquet files and a data set of the hub.
 """
 
 import os

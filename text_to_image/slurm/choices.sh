@@ -87,7 +87,7 @@ check_caption_args() {
 }
 
 # Sets `pictures`, the folders in which pictures may lack a caption, of those that training reads, and `captions`, the
-# files in which these are to be read; a data set whose parquet files have them has neither.
+# files in which these are to be read; tar shards and parquet files have captions of their own, and neither.
 find_captions() {
     local dataset
     local -a paths

@@ -231,7 +231,8 @@ def hold_out(
     out = set(shuffled[:count])
     trained = [pictures[i] for i in chosen if i not in out]
     if args.validation_dir:
-        held_out = read_pictures(args.validation_dir, False, args.caption_column, args.trigger, facts=facts)
+        columns = args.caption_column, args.trigger, None, args.image_column
+        held_out = read_pictures(args.validation_dir, False, *columns, facts)
         return trained, with_masks(args.validation_dir, held_out, args.mask_from_alpha)
     return trained, [pictures[i] for i in sorted(out)]
 

@@ -81,7 +81,7 @@ def find_faults(file: CaptionFile) -> list[Finding]:
     bar = progress_bar(measured, total=len(paths), desc="checking the pictures", unit="picture")
     images = [facts for _, facts in bar]
     in_files = [*audit_files(file, rows), *audit_caption_files(file, rows)]
-    masks = audit_masks(file, [facts for facts in images if facts.fault is None])
+    masks = audit_masks(file, rows, [facts for facts in images if facts.fault is None])
     return [*in_files, *masks, *audit_images(images), *audit_rows(rows, [facts.name for facts in images])]
 
 
@@ -119,10 +119,12 @@ def audit_caption_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterat
         yield Finding(kind, file.name_of(path))
 
 
-def audit_masks(file: CaptionFile, images: Iterable[ImageFacts]) -> Iterator[Finding]:
+def audit_masks(file: CaptionFile, rows: Sequence[ScannedRow], images: Iterable[ImageFacts]) -> Iterator[Finding]:
     """Masks that training would refuse, whatever it crops the pictures to."""
     sizes = {file.root / image.name: (image.width, image.height) for image in images}
-    masks, faults = find_masks(file.image_dir, sizes)
+    named = {file.root / row.file_name: file.root / row.mask for row in rows if row.mask}
+    masks, faults = find_masks(file.image_dir, sizes, named)
+    faults += [f"{row.where}: {row.mask_fault}" for row in rows if row.mask_fault]
     for picture, path in masks.items():
         try:
             open_mask(Mask(path), sizes[picture])

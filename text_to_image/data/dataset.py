@@ -68,23 +68,27 @@ def read_pictures(
             raise ValueError(f"{row.file_name}: {fault}") from None
         groups, whole = _caption_groups(row.captions, short_captions, trigger)
         path, captions = row.path(folder), row.captions
-        pictures.append(Picture(path, width, height, groups, trigger, captions, folder, row.repeats, whole))
+        mask = Mask(folder / row.mask) if row.mask else None
+        picture = Picture(path, width, height, groups, trigger, captions, folder, row.repeats, whole, mask=mask)
+        pictures.append(picture)
 
     read_captions(folder, column, add_picture, files)
     return pictures
 
 
 def with_masks(folder: Path, pictures: Sequence[Picture], from_alpha: bool) -> list[Picture]:
-    """The pictures of a folder with their masks: files beside them, else `from_alpha` their own transparency.
+    """The pictures of a folder with their masks: files that their rows name or that are beside them, else
+    `from_alpha` their own transparency.
 
     Raises UserError that lists the masks that belong to no picture or with another to the same.
     """
-    files, faults = find_masks(folder, [picture.path for picture in pictures])
+    named = {picture.path: picture.mask.path for picture in pictures if picture.mask}
+    files, faults = find_masks(folder, [picture.path for picture in pictures], named)
     refuse_masks(faults)
     masked = []
     for picture in pictures:
-        beside = files.get(picture.path)
-        mask = Mask(beside) if beside else alpha_mask(picture.path) if from_alpha else None
+        own = files.get(picture.path)
+        mask = Mask(own) if own else alpha_mask(picture.path) if from_alpha else None
         masked.append(replace(picture, mask=mask) if mask else picture)
     return masked
 

@@ -35,10 +35,10 @@ def distinct_names(paths: Iterable[Path]) -> dict[Path, str]:
 class MissingPicture(ValueError):
     """A row names a picture that is not there: `probably` it means this file, or `perhaps` that with a like name."""
 
-    def __init__(self, name: str, probably: str | None, perhaps: str | None):
+    def __init__(self, noun: str, name: str, probably: str | None, perhaps: str | None):
         meant = probably or perhaps
         question = f"; is {shown(meant)} meant?" if meant else ""
-        super().__init__(f"the picture {shown(name)} is missing{question}")
+        super().__init__(f"the {noun} {shown(name)} is missing{question}")
         self.probably = probably
 
 
@@ -49,23 +49,27 @@ class PictureNames:
         self.folder = Path(folder)
         self._listed: dict[PurePosixPath, dict[str, str]] = {}
 
-    def find(self, name: str) -> str:
-        """The picture's name on disk. Raises ValueError unless it is a file inside the folder that is not empty."""
+    def find(self, name: str, key: str = "file_name") -> str:
+        """The name on disk of the picture, or of the mask, that a row names under `key`.
+
+        Raises ValueError unless it is a file inside the folder that is not empty.
+        """
+        noun = "picture" if key == "file_name" else key
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"`file_name` must stay inside the folder, found {shown(name)}")
+            raise ValueError(f"`{key}` must stay inside the folder, found {shown(name)}")
         try:
             on_disk = name if (self.folder / name).is_file() else self._same_name(name) or name
             path = self.folder / on_disk
             inside = path.resolve().is_relative_to(self.folder.resolve())  # a link may lead out of it, too
             size = path.stat().st_size if path.is_file() else None
         except (OSError, ValueError, RuntimeError):  # too long, a NUL, a lone surrogate, links in a circle
-            raise ValueError(f"`file_name` cannot be a file: {shown(name)}") from None
+            raise ValueError(f"`{key}` cannot be a file: {shown(name)}") from None
         if not inside:
-            raise ValueError(f"`file_name` is a link out of the folder: {shown(name)}; {LINK_ADVICE}")
+            raise ValueError(f"`{key}` is a link out of the folder: {shown(name)}; {LINK_ADVICE}")
         if size is None:
-            raise MissingPicture(name, self._similar(name), self._close(name))
+            raise MissingPicture(noun, name, self._similar(name), self._close(name))
         if not size:
-            raise ValueError(f"the picture {shown(name)} is an empty file")
+            raise ValueError(f"the {noun} {shown(name)} is an empty file")
         return on_disk
 
     def _same_name(self, name: str) -> str | None:

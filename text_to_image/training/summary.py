@@ -188,9 +188,19 @@ def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenize
     tokens = {caption: count_tokens(tokenizer, caption) for picture in plan.pictures for caption in picture.captions}
     chunk = tokenizer.model_max_length - 2
     room = _tokens_read(args, tokenizer)
-    line = f"{len(tokens)} with their shorter variants, the longest of {max(tokens.values())} tokens"
+    line = f"{len(tokens)}{_caption_kinds(args, plan)}, the longest of {max(tokens.values())} tokens"
     line += f", read up to {room}; {sum(count > chunk for count in tokens.values())} of more than {chunk}"
     return "; ".join([line, *_cut_captions(args, plan, tokenizer)])
+
+
+def _caption_kinds(args: argparse.Namespace, plan: Plan) -> str:
+    """What is encoded beside the captions as they stand in the rows."""
+    kinds = []
+    if any(len(picture.caption_groups) > len(picture.whole_groups) for picture in plan.pictures):
+        kinds.append("shorter variants")
+    if any(picture.as_written for picture in plan.pictures):
+        kinds.append("orders of tags" if args.shuffle_tags else "forms with tags left out")
+    return f" with their {' and '.join(kinds)}" if kinds else ""
 
 
 def _cut_captions(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer) -> list[str]:

@@ -90,11 +90,8 @@ MASKS = ["--mask_from_alpha", "--unmasked_weight", 0.1]
 def masked_folders(folders) -> tuple[Path, Path]:
     """The same; one picture has a mask beside it, the row of one names a mask, one has its alpha, and one has none."""
     jeans, shirts = folders
-    mask = Image.new("L", (48, 64))
-    mask.paste(255, (6, 8, 30, 40))
-    mask.save(jeans / "1.mask.png")
-    (jeans / "masks").mkdir()
-    mask.rotate(180).save(jeans / "masks" / "2.png")
+    mask = save_mask(jeans / "1.mask.png", (6, 8, 30, 40))
+    save_mask(jeans / "masks" / "2.png", (12, 20, 44, 60))
     rows = [json.loads(line) for line in (jeans / "metadata.jsonl").read_text().splitlines()]
     rows[1]["mask"] = "masks/2.png"
     (jeans / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -104,6 +101,14 @@ def masked_folders(folders) -> tuple[Path, Path]:
     with (shirts / "metadata.jsonl").open("a") as file:
         file.write(json.dumps({"file_name": "2.png", "text": "denim jeans, on white"}) + "\n")
     return jeans, shirts
+
+
+def save_mask(path: Path, box: tuple[int, int, int, int]) -> Image.Image:
+    path.parent.mkdir(exist_ok=True)
+    mask = Image.new("L", (48, 64))
+    mask.paste(255, box)
+    mask.save(path)
+    return mask
 
 
 @pytest.mark.parametrize("choices", [[], ALL, MASKS, [*ALL, *MASKS]], ids=["repeats", "captions", "masks", "all"])
@@ -207,7 +212,15 @@ def test_the_starter_keeps_its_own_shares_of_shorter_captions():
 DATASET_README = (ROOT / "dataset" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("flag", ["--repeats", "--shuffle_tags"])
+EXAMPLES = {
+    "--repeats": "others: 3 pictures, 50.0% of the samples",
+    "--shuffle_tags": "1 of 4 captions are lists of tags",
+    "--unmasked_weight": "1 of 3 pictures have one, on average 25.0% white, at least 25.0%; what is black counts 0.1",
+    "--short_captions": "short_captions=0.2",
+}
+
+
+@pytest.mark.parametrize("flag", EXAMPLES)
 def test_the_examples_of_the_data_sets_readme_run_as_they_stand(flag, tiny_model, tmp_path, monkeypatch, capsys):
     rows = [line for line in DATASET_README.splitlines() if line.startswith('{"file_name"')]
     for name in ("jeans", "others"):
@@ -215,6 +228,7 @@ def test_the_examples_of_the_data_sets_readme_run_as_they_stand(flag, tiny_model
         (tmp_path / name / "more").mkdir()
         (tmp_path / name / "2.jpg").rename(tmp_path / name / "more" / "2.jpg")
         (tmp_path / name / "metadata.jsonl").write_text("\n".join(rows))
+        save_mask(tmp_path / name / json.loads(rows[2])["mask"], (0, 0, 24, 32))
     [command] = [
         line
         for line in DATASET_README.splitlines()
@@ -224,11 +238,7 @@ def test_the_examples_of_the_data_sets_readme_run_as_they_stand(flag, tiny_model
     flags = ["--pretrained_model_name_or_path", str(tiny_model), "--dry_run", "--no_timing"]
     train(parse_args([*shlex.split(command)[2:], *flags]))
     said = " ".join(capsys.readouterr().out.split())
-    expected = {
-        "--repeats": "others: 3 pictures, 50.0% of the samples",
-        "--shuffle_tags": "1 of 4 captions are lists of tags",
-    }
-    assert "0.5" in rows[2] and expected[flag] in said and "samples of" in said
+    assert "0.5" in rows[2] and EXAMPLES[flag] in said and "samples of" in said
 
 
 def test_two_folders_with_the_pictures_of_one_train_as_one_does(train_run, tmp_path):

@@ -6,7 +6,7 @@ python tests/benchmarks/far_words.py --sentences 8 --save samples --flags "--res
 Each caption is N equal sentences and --last. The training script fine-tunes the base on the two
 pictures. Then pictures are generated, half of them for each caption, and their colour is the mean of the inner pixels.
 The loss on fixed noise is measured with each picture's own caption and with the other's: a word that is not heard
-leaves both equal.
+leaves both equal. A run takes two minutes on two quiet cores at 128 px, six beside other work.
 """
 
 import argparse
@@ -142,6 +142,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
         "flags": args.flags,
         "tokens": count_tokens(encoder.tokenizer, texts["red"]),
         "text states differ by": round(difference(encoder, texts), 3),
+        "loss of the base": losses(args.base, dataset, texts, args.size, args.chunks),
         "loss": losses(model, dataset, texts, args.size, args.chunks),
     }
     for scale in args.guidance_scale:

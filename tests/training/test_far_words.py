@@ -1,4 +1,4 @@
-"""A word after token 77 counts in the loss as one at the start does, where the text encoder tells it apart."""
+"""A word after the first chunk of tokens counts in the loss as one in it does, where the text encoder tells it apart."""
 
 import pytest
 import torch

@@ -199,6 +199,18 @@ def test_several_folders_are_compared_and_their_pictures_of_one_name_told_apart(
         parse_args(["--dataset", "a", "--dataset", "b", "--metadata_file", "c"])
 
 
+def test_all_of_several_folders_are_named_where_no_picture_in_them_can_be_read(folder, tmp_path):
+    folders = [folder("first", {"1.png": picture(0)}), folder("second", {"2.png": picture(1)})]
+    for path in ("first/1.png", "second/2.png"):
+        (tmp_path / path).write_bytes(b"no picture")
+    with pytest.raises(UserError, match=f"--dataset {folders[0]}, --dataset {folders[1]}: no picture in them"):
+        check_copies(parse_args(["--generated", str(folder("new", {"a.png": picture(0)})), *named(folders)]))
+
+
+def named(folders) -> list[str]:
+    return [word for each in folders for word in ("--dataset", str(each))]
+
+
 def test_training_pictures_are_those_that_training_read_also_with_a_metadata_file(folder, tmp_path):
     dataset = folder("dataset", {"top.png": Image.new("RGB", (9, 9))})
     for name in ("train", "other"):

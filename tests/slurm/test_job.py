@@ -62,8 +62,13 @@ def test_several_folders_are_captioned_one_by_one_and_trained_on_together(job, t
     flags = ["--dataset", "one", "--dataset", f"{tmp_path}/my other", "--dataset", "some/dataset", "--epochs", "100"]
     assert calls["train_text_to_image"][:8] == flags
     assert job(DATASET="a:b")[1]["train_text_to_image"][:2] == ["--dataset", "a:b"]  # one folder of this name
-    done, calls = job(DATASET=":one")
-    assert done.returncode == 2 and "DATASET=:one" in done.stderr and not calls
+    assert job(DATASET="a\nb:one")[1]["train_text_to_image"][:4] == ["--dataset", "a\nb", "--dataset", "one"]
+
+
+@pytest.mark.parametrize("value", [":one", "one:", "one::two", ":"])
+def test_an_empty_name_among_several_folders_is_refused(job, value):
+    done, calls = job(DATASET=value)
+    assert done.returncode == 2 and f"DATASET={value}" in done.stderr and not calls
 
 
 def test_a_home_folder_in_quotes_is_found(job, tmp_path):

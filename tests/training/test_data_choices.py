@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from background import finish, start
 from captioned_folder import write_captioned_folder
 from clone import ROOT
 from models.loading import load_tokenizer
@@ -95,12 +97,53 @@ def test_one_folder_is_recorded_as_it_always_was(train_run, captioned_folder):
 ALL = ["--shuffle_tags", "--keep_tags", 1, "--tag_dropout", 0.2, "--short_captions", 0.3]
 
 
-def test_a_run_with_every_choice_resumes_to_the_same_bits(train_run, folders):
-    flags = [*STEPS, *ALL, "--dataset", folders[1], "--train_batch_size", 3, "--validation_steps", 2]
+MASKS = ["--mask_from_alpha", "--unmasked_weight", 0.1]
+
+
+@pytest.fixture
+def masked_folders(folders) -> tuple[Path, Path]:
+    """The same; one picture has a mask beside it, the row of one names a mask, one has its alpha, and one has none."""
+    jeans, shirts = folders
+    mask = save_mask(jeans / "1.mask.png", (6, 8, 30, 40))
+    save_mask(jeans / "masks" / "2.png", (12, 20, 44, 60))
+    rows = [json.loads(line) for line in (jeans / "metadata.jsonl").read_text().splitlines()]
+    rows[1]["mask"] = "masks/2.png"
+    (jeans / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    picture = Image.new("RGB", (48, 64), "navy")
+    picture.putalpha(mask)
+    picture.save(shirts / "2.png")
+    with (shirts / "metadata.jsonl").open("a") as file:
+        file.write(json.dumps({"file_name": "2.png", "text": "denim jeans, on white"}) + "\n")
+    return jeans, shirts
+
+
+def save_mask(path: Path, box: tuple[int, int, int, int]) -> Image.Image:
+    path.parent.mkdir(exist_ok=True)
+    mask = Image.new("L", (48, 64))
+    mask.paste(255, box)
+    mask.save(path)
+    return mask
+
+
+@pytest.mark.parametrize("choices", [[], ALL, MASKS, [*ALL, *MASKS]], ids=["repeats", "captions", "masks", "all"])
+def test_a_run_with_new_choices_resumes_to_the_same_bits(train_run, masked_folders, choices):
+    flags = [*STEPS, *choices, "--dataset", masked_folders[1], "--train_batch_size", 3, "--validation_steps", 2]
     flags += ["--lr_scheduler", "constant"]
-    whole = train_run("whole", *flags, dataset=folders[0])
-    train_run("parts", *flags, "--max_train_steps", 2, dataset=folders[0])
-    assert_same_bits(whole, train_run("parts", *flags, dataset=folders[0]), 4)
+    whole = train_run("whole", *flags, dataset=masked_folders[0])
+    train_run("parts", *flags, "--max_train_steps", 2, dataset=masked_folders[0])
+    assert_same_bits(whole, train_run("parts", *flags, dataset=masked_folders[0]), 4)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_run_with_every_choice_has_the_same_losses_on_two_processes(train_run, masked_folders, tiny_model, tmp_path):
+    flags = [*STEPS, *ALL, *MASKS, "--dataset", masked_folders[1]]
+    alone = train_run("alone", *flags, "--train_batch_size", 4, dataset=masked_folders[0])
+    command = ["--pretrained_model_name_or_path", tiny_model, "--dataset", masked_folders[0], *flags]
+    command += ["--train_batch_size", 2, "--no_validation_pictures", "--no_report", "--output_dir", tmp_path / "two"]
+    finish(start(tmp_path / "log", 2, *command))
+    assert record(tmp_path / "two")["num_processes"] == 2
+    assert losses(tmp_path / "two") == pytest.approx(losses(alone), abs=1e-5)
 
 
 def test_each_choice_changes_the_fingerprint(tiny_model, folders, monkeypatch):
@@ -131,7 +174,20 @@ def test_the_summary_says_how_many_captions_are_tags_and_how_many_orders_are_kep
     said = " ".join(capsys.readouterr().out.split())
     assert "2 of 3 captions are lists of tags; up to 16 forms of each are encoded" in said
     assert "20% of the tags left out; the first 1 stay" in said
+    assert "with their shorter variants and orders of tags, the longest" in said
     assert "denim jeans, blue, flat" in record(out)["example_prompts"]  # as it is written
+
+
+def test_the_summary_names_the_kinds_of_captions_that_there_are(train_run, folders, capsys):
+    kinds = {
+        ("--no_short_captions", "--shuffle_tags"): "with their orders of tags, the longest",
+        ("--no_short_captions", "--tag_dropout", 0.5): "with their forms with tags left out, the longest",
+        (): "with their shorter variants, the longest",
+        ("--no_short_captions",): "captions 2, the longest",
+    }
+    for flags, said in kinds.items():
+        train_run("out", "--dry_run", "--no_timing", *flags, dataset=folders[0])
+        assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_tags_are_refused_where_no_caption_is_a_list_of_them(train_run, tmp_path):
@@ -170,7 +226,15 @@ def test_the_starter_keeps_its_own_shares_of_shorter_captions():
 DATASET_README = (ROOT / "dataset" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("flag", ["--repeats", "--shuffle_tags"])
+EXAMPLES = {
+    "--repeats": "others: 3 pictures, 50.0% of the samples",
+    "--shuffle_tags": "1 of 4 captions are lists of tags",
+    "--unmasked_weight": "1 of 3 pictures have one, on average 25.0% white, at least 25.0%; what is black counts 0.1",
+    "--short_captions": "short_captions=0.2",
+}
+
+
+@pytest.mark.parametrize("flag", EXAMPLES)
 def test_the_examples_of_the_data_sets_readme_run_as_they_stand(flag, tiny_model, tmp_path, monkeypatch, capsys):
     rows = [line for line in DATASET_README.splitlines() if line.startswith('{"file_name"')]
     for name in ("jeans", "others"):
@@ -178,6 +242,7 @@ def test_the_examples_of_the_data_sets_readme_run_as_they_stand(flag, tiny_model
         (tmp_path / name / "more").mkdir()
         (tmp_path / name / "2.jpg").rename(tmp_path / name / "more" / "2.jpg")
         (tmp_path / name / "metadata.jsonl").write_text("\n".join(rows))
+        save_mask(tmp_path / name / json.loads(rows[2])["mask"], (0, 0, 24, 32))
     [command] = [
         line
         for line in DATASET_README.splitlines()
@@ -187,11 +252,7 @@ def test_the_examples_of_the_data_sets_readme_run_as_they_stand(flag, tiny_model
     flags = ["--pretrained_model_name_or_path", str(tiny_model), "--dry_run", "--no_timing"]
     train(parse_args([*shlex.split(command)[2:], *flags]))
     said = " ".join(capsys.readouterr().out.split())
-    expected = {
-        "--repeats": "others: 3 pictures, 50.0% of the samples",
-        "--shuffle_tags": "1 of 4 captions are lists of tags",
-    }
-    assert "0.5" in rows[2] and expected[flag] in said and "samples of" in said
+    assert "0.5" in rows[2] and EXAMPLES[flag] in said and "samples of" in said
 
 
 def test_two_folders_with_the_pictures_of_one_train_as_one_does(train_run, tmp_path):

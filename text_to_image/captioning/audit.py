@@ -84,7 +84,7 @@ def find_faults(file: CaptionFile) -> list[Finding]:
     bar = progress_bar(measured, total=len(sample), desc="checking the pictures", unit="picture")
     images = [facts for _, facts in bar]
     in_files = [*audit_files(file, rows), *audit_caption_files(file, rows), *audit_sample(len(sample), len(paths))]
-    masks = audit_masks(file, [facts for facts in images if facts.fault is None])
+    masks = audit_masks(file, rows, [facts for facts in images if facts.fault is None])
     return [*in_files, *masks, *audit_images(images), *audit_rows(rows, paths)]
 
 
@@ -129,13 +129,16 @@ def audit_caption_files(file: CaptionFile, rows: Sequence[ScannedRow]) -> Iterat
         yield Finding(kind, file.name_of(path))
 
 
-def audit_masks(file: CaptionFile, images: Iterable[ImageFacts]) -> Iterator[Finding]:
+def audit_masks(file: CaptionFile, rows: Sequence[ScannedRow], images: Iterable[ImageFacts]) -> Iterator[Finding]:
     """Masks that training would refuse, whatever it crops the pictures to."""
     sizes = {file.root / image.name: (image.width, image.height) for image in images}
-    masks, faults = find_masks(file.image_dir, sizes)
+    named = {file.root / row.file_name: file.root / row.mask for row in rows if row.mask}
+    masks, faults = find_masks(file.image_dir, sizes, named)
+    faults += [f"{row.where}: {row.mask_fault}" for row in rows if row.mask_fault]
     for picture, path in masks.items():
         try:
-            open_mask(Mask(path), sizes[picture])
+            if picture in sizes:  # it was opened
+                open_mask(Mask(path), sizes[picture])
         except ValueError as fault:
             faults.append(f"{path}: {fault}")
     yield from (Finding("masks that cannot be used", fault) for fault in faults)

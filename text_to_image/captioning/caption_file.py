@@ -24,6 +24,7 @@ from metadata.image_files import (
 )
 from metadata.picture_names import LINK_ADVICE
 from metadata.reading import ScannedRow, scan_captions, scan_rows
+from metadata.row_masks import named_masks
 from metadata.sidecars import distant_sidecars_message
 from metadata.writer import Existing
 from runtime.errors import UserError
@@ -57,7 +58,7 @@ class CaptionFile:
         return self.path.suffix.lower() == ".csv"
 
     def pictures(self) -> list[Path]:
-        return find_image_files(self.image_dir, self.recursive)
+        return self._without_masks(find_image_files(self.image_dir, self.recursive))
 
     def unsupported_files(self) -> list[Path]:
         return find_unsupported_files(self.image_dir, self.recursive)
@@ -66,11 +67,21 @@ class CaptionFile:
         """The pictures in sub-folders that only --recursive captions."""
         if self.recursive:
             return []
-        return [path for path in find_nested_image_files(self.image_dir) if path.parent != self.image_dir]
+        nested = [path for path in find_nested_image_files(self.image_dir) if path.parent != self.image_dir]
+        return self._without_masks(nested)
 
     def pictures_of_other_files(self) -> list[Path]:
         """The pictures in sub-folders that have a metadata file of their own."""
-        return pictures_without_row(find_metadata_files(self.image_dir), ()) if self.is_of_data_set else []
+        files = find_metadata_files(self.image_dir) if self.is_of_data_set else []
+        return self._without_masks(pictures_without_row(files, ()))
+
+    def _without_masks(self, paths: list[Path]) -> list[Path]:
+        """Those that no row names as a mask, in this file or in those that training finds in the folder."""
+        files = find_metadata_files(self.image_dir)
+        if self.path.exists() and not self.is_of_data_set:
+            files.append(MetadataFile(self.path, self.root))
+        masks = named_masks(files)
+        return [path for path in paths if path not in masks]
 
     def name_of(self, picture: Path) -> str:
         return (self.prefix / picture.relative_to(self.image_dir).as_posix()).as_posix()

@@ -61,7 +61,7 @@ def _read_folder(args: argparse.Namespace, accelerator: Accelerator, folder: Pat
     sources = run_on_main(
         accelerator, lambda: describe_captions(folder, files, captions, leave_out=args.validation_dir)
     )
-    known = {picture.path for picture in pictures}
+    known = {file.path for picture in pictures for file in (picture, picture.mask) if file}
     without_row = [path for path in find_nested_image_files(folder) if path not in known]
     without_row += pictures_without_row(files, known)
     unsupported = [path for path in find_nested_unsupported_files(folder) if path not in known]

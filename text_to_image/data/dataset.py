@@ -67,8 +67,8 @@ def read_pictures(
 ) -> list[Picture]:
     """All pictures of a captioned folder, or of the rows in `files`; `short_captions` adds shorter forms of captions.
 
-    Of tar shards and parquet files, `folder` is what names them. With `facts` of earlier starts no picture is read that
-    has not changed since.
+    Of tar shards and parquet files, `folder` is what names them. With `facts` of earlier starts no picture is read
+    that has not changed since.
 
     Raises UserError that lists every bad row and every picture that cannot be read.
     """
@@ -81,9 +81,9 @@ def read_pictures(
         except ValueError as fault:
             raise ValueError(f"{row.file_name}: {fault}") from None
         groups, whole = _caption_groups(captions, short_captions, trigger)
-        pictures.append(
-            Picture(path, width, height, groups, trigger, captions, folder, row.repeats, whole, facts=facts)
-        )
+        mask = Mask(folder / row.mask, facts=facts) if row.mask else None
+        about = width, height, groups, trigger, captions, folder, row.repeats, whole
+        pictures.append(Picture(path, *about, mask=mask, facts=facts))
 
     if containers := find_containers(folder):
         read_packed_captions(containers, column, image_column, add_picture)
@@ -93,16 +93,18 @@ def read_pictures(
 
 
 def with_masks(folder: Path, pictures: Sequence[Picture], from_alpha: bool) -> list[Picture]:
-    """The pictures of a folder with their masks: files beside them, else `from_alpha` their own transparency.
+    """The pictures of a folder with their masks: files that their rows name or that are beside them, else
+    `from_alpha` their own transparency.
 
     Raises UserError that lists the masks that belong to no picture or with another to the same.
     """
-    files, faults = find_masks(folder, [picture.path for picture in pictures])
+    named = {picture.path: picture.mask.path for picture in pictures if picture.mask}
+    files, faults = find_masks(folder, [picture.path for picture in pictures], named)
     refuse_masks(faults)
     masked = []
     for picture in pictures:
-        beside = files.get(picture.path)
-        mask = Mask(beside, facts=picture.facts) if beside else alpha_mask(picture) if from_alpha else None
+        own = files.get(picture.path)
+        mask = Mask(own, facts=picture.facts) if own else alpha_mask(picture) if from_alpha else None
         masked.append(replace(picture, mask=mask) if mask else picture)
     return masked
 

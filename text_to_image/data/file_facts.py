@@ -40,8 +40,8 @@ class FileFacts:
         return cls(known)
 
     def of(self, path: Path, name: str, find: Callable[[], Fact]) -> Fact:
-        """The fact `name` about a file, or a picture in a tar shard or a parquet file: what is known, while the file is
-        as it was, else what `find` returns."""
+        """The fact `name` about a file, or a picture in a tar shard or a parquet file: what is known, while the file
+        is as it was, else what `find` returns."""
         key, file = os.path.abspath(path), container_of(path)
         stat = _stat(file)
         known = self._known.get(key)

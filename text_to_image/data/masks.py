@@ -87,21 +87,30 @@ def loss_weights(masks: Sequence[torch.Tensor | None], unmasked_weight: float) -
 # --- Which picture has one ------------------------------------------------------------------------------------------
 
 
-def find_masks(folder: Path, pictures: Iterable[Path]) -> tuple[dict[Path, Path], list[str]]:
-    """({picture: the mask beside it}, a line for each mask in the data set's `folder` that is none of exactly one).
+def find_masks(
+    folder: Path, pictures: Iterable[Path], named: Mapping[Path, Path] | None = None
+) -> tuple[dict[Path, Path], list[str]]:
+    """({picture: its mask}, a line for each mask in the data set's `folder` that is none of exactly one picture).
 
-    A file that is named as a mask, and is one of `pictures`, is a picture.
+    A mask is beside its picture, or the row names it: `named`, {picture: mask}. A file that is named as a mask, and is
+    one of `pictures`, is a picture.
     """
-    pictures = list(pictures)
+    pictures, named = list(pictures), named or {}
+    named_masks = set(named.values())
     containers = find_containers(folder)
     by_key: dict[str | None, list[Path]] = {}
     for mask in sorted(_find_mask_members(containers) if containers else _find_mask_files(folder, pictures)):
         by_key.setdefault(mask_key(mask), []).append(mask)
-    masks = {picture: _masks_of(picture, by_key) for picture in pictures if by_key}
-    faults = [
+    masks = {
+        picture: list(dict.fromkeys([*_named_of(picture, named), *_masks_of(picture, by_key)]))
+        for picture in (pictures if by_key else named)
+    }
+    faults = _pictures_named_as_masks(pictures, named)
+    faults += [
         f"{mask}: a mask, and no picture of that name is beside it; move it there, rename it, or give it a row if it "
         "is a picture"
         for mask in _without_picture(by_key, pictures)
+        if mask not in named_masks
     ]
     faults += [
         f"{path}: a mask by its name, in a format that is not read; save it as PNG"
@@ -120,6 +129,19 @@ def _find_mask_files(folder: Path, pictures: Sequence[Path]) -> set[Path]:
 
 def _find_mask_members(containers: Sequence[Path]) -> set[Path]:
     return {mask for container in containers for mask in list_masks(container)}
+
+
+def _pictures_named_as_masks(pictures: Sequence[Path], named: Mapping[Path, Path]) -> list[str]:
+    there = set(pictures)
+    return [
+        f"{mask}: the `mask` of {picture.name}, and a picture with a row of its own; remove one of the two"
+        for picture, mask in named.items()
+        if mask in there
+    ]
+
+
+def _named_of(picture: Path, named: Mapping[Path, Path]) -> list[Path]:
+    return [named[picture]] if picture in named else []
 
 
 def _masks_of(picture: Path, by_key: Mapping[str | None, list[Path]]) -> list[Path]:

@@ -72,7 +72,7 @@ def open_training_pictures(run: Mapping[str, Any]) -> dict[Path, Image.Image]:
     try:
         folders, metadata_file = folders_of_run(run)
         originals = [path for folder in folders for path in training_pictures(folder, metadata_file)]
-        pictures, unreadable = open_pictures(originals, "--dataset", folders[0])
+        pictures, unreadable = open_pictures(originals, "--dataset", *folders)
     except UserError as error:
         print(escape_control_chars(f"not measured: nearest and copies; no training pictures of the run: {error}"))
         return {}

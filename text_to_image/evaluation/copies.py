@@ -44,7 +44,7 @@ def check_copies(args: argparse.Namespace) -> None:
     generated, unreadable = open_pictures(generated_pictures(args.generated), "--generated", args.generated)
     where = args.metadata_file, args.image_column
     originals = [path for folder in args.dataset for path in training_pictures(folder, *where)]
-    training, more_unreadable = open_pictures(originals, "--dataset", args.dataset[0])
+    training, more_unreadable = open_pictures(originals, "--dataset", *args.dataset)
     print(f"{len(generated)} generated pictures, {len(training)} training pictures; {similarity.name}", flush=True)
 
     report = compare(similarity, generated, training)
@@ -123,7 +123,7 @@ def training_pictures(folder: Path, metadata_file: Path | None = None, image_col
     return pictures
 
 
-def open_pictures(paths: Sequence[Path], flag: str, folder: Path) -> tuple[dict[Path, Image.Image], list[str]]:
+def open_pictures(paths: Sequence[Path], flag: str, *folders: Path) -> tuple[dict[Path, Image.Image], list[str]]:
     """Thumbnails of the pictures, and a line for each that cannot be read. UserError if none can."""
     opened, unreadable = {}, []
     for path in paths:
@@ -134,7 +134,8 @@ def open_pictures(paths: Sequence[Path], flag: str, folder: Path) -> tuple[dict[
         except ValueError as error:
             unreadable.append(f"{path}: {error}")
     if not opened:
-        raise UserError(f"{flag} {folder}: no picture in it can be read; {unreadable[0]}")
+        named = ", ".join(f"{flag} {folder}" for folder in folders)
+        raise UserError(f"{named}: no picture in {'them' if folders[1:] else 'it'} can be read; {unreadable[0]}")
     return opened, unreadable
 
 

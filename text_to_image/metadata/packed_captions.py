@@ -55,7 +55,7 @@ def _read_rows(container: Path, column: str, image_column: str) -> Iterator[tupl
 def _checked_row(picture: Path, name: str, number: int, raw: dict | ValueError, column: str) -> PackedRow:
     if isinstance(raw, ValueError):
         raise raw
-    return PackedRow(name, captions_of(raw, column), number, repeats_of(raw), picture)
+    return PackedRow(name, captions_of(raw, column), number, repeats_of(raw), picture=picture)
 
 
 def _refuse(containers: Sequence[Path], faults: Sequence[str]) -> None:

@@ -45,10 +45,10 @@ def _least_parts(path: Path) -> int:
 class MissingPicture(ValueError):
     """A row names a picture that is not there: `probably` it means this file, or `perhaps` that with a like name."""
 
-    def __init__(self, name: str, probably: str | None, perhaps: str | None):
+    def __init__(self, noun: str, name: str, probably: str | None, perhaps: str | None):
         meant = probably or perhaps
         question = f"; is {shown(meant)} meant?" if meant else ""
-        super().__init__(f"the picture {shown(name)} is missing{question}")
+        super().__init__(f"the {noun} {shown(name)} is missing{question}")
         self.probably = probably
 
 
@@ -60,25 +60,29 @@ class PictureNames:
         self._listed: dict[PurePosixPath, dict[str, str]] = {}
         self._plain_files: dict[str, frozenset[str]] = {}
 
-    def find(self, name: str) -> str:
-        """The picture's name on disk. Raises ValueError unless it is a file inside the folder that is not empty."""
+    def find(self, name: str, key: str = "file_name") -> str:
+        """The name on disk of the picture, or of the mask, that a row names under `key`.
+
+        Raises ValueError unless it is a file inside the folder that is not empty.
+        """
         if self._is_plain_file(name):
             return name
+        noun = "picture" if key == "file_name" else key
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"`file_name` must stay inside the folder, found {shown(name)}")
+            raise ValueError(f"`{key}` must stay inside the folder, found {shown(name)}")
         try:
             on_disk = name if (self.folder / name).is_file() else self._same_name(name) or name
             path = self.folder / on_disk
             inside = path.resolve().is_relative_to(self.folder.resolve())  # a link may lead out of it, too
             size = path.stat().st_size if path.is_file() else None
         except (OSError, ValueError, RuntimeError):  # too long, a NUL, a lone surrogate, links in a circle
-            raise ValueError(f"`file_name` cannot be a file: {shown(name)}") from None
+            raise ValueError(f"`{key}` cannot be a file: {shown(name)}") from None
         if not inside:
-            raise ValueError(f"`file_name` is a link out of the folder: {shown(name)}; {LINK_ADVICE}")
+            raise ValueError(f"`{key}` is a link out of the folder: {shown(name)}; {LINK_ADVICE}")
         if size is None:
-            raise MissingPicture(name, self._similar(name), self._close(name))
+            raise MissingPicture(noun, name, self._similar(name), self._close(name))
         if not size:
-            raise ValueError(f"the picture {shown(name)} is an empty file")
+            raise ValueError(f"the {noun} {shown(name)} is an empty file")
         return on_disk
 
     def _is_plain_file(self, name: str) -> bool:

@@ -15,6 +15,7 @@ from metadata.files import MetadataFile, find_metadata_files, near_miss_message,
 from metadata.image_files import METADATA, find_image_files, no_pictures_message
 from metadata.picture_names import PictureNames
 from metadata.repeats import REPEATS, repeats_fault, repeats_of
+from metadata.row_masks import MASK, mask_and_fault, mask_of
 from metadata.rows import file_name_of, found, read_rows, shown
 from metadata.sidecars import Sidecars, distant_sidecars_message, find_differing_sidecars
 from runtime.errors import UserError
@@ -34,6 +35,7 @@ class CaptionRow:
     captions: tuple[str, ...]
     line: int
     repeats: float = 1.0  # how often a pass over the data set uses the picture
+    mask: str | None = None  # on disk, from the folder of the data set
 
     def path(self, folder: Path) -> Path:
         return Path(folder) / self.file_name
@@ -54,6 +56,8 @@ class ScannedRow:
     is_own: bool  # in the folder's own file, not in one of a sub-folder
     where: str  # the line, with the file where that is not the folder's own
     repeats_fault: str | None = None
+    mask: str | None = None
+    mask_fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,13 +157,14 @@ class _SeenRows:
 
     def __init__(self, folder: Path):
         self.names = PictureNames(folder)
-        self._first: dict[str, tuple[MetadataFile, int, tuple[str, ...], Any]] = {}
+        self._first: dict[str, tuple[MetadataFile, int, tuple[str, ...], dict[str, Any]]] = {}
 
     def is_repeated(self, name: str, row: dict, file: MetadataFile, line: int, column: str) -> bool:
         """Whether the row of another file says the same. Raises ValueError for a second row that is none of those."""
-        captions, repeats = _readable(row, column), row.get(REPEATS)
-        own = file, line, captions, repeats
-        first_file, first_line, first_captions, first_repeats = self._first.setdefault(str(PurePosixPath(name)), own)
+        captions = _readable(row, column)
+        settings = {REPEATS: row.get(REPEATS), MASK: mask_and_fault(row, file, self.names)[0]}
+        own = file, line, captions, settings
+        first_file, first_line, first_captions, first_settings = self._first.setdefault(str(PurePosixPath(name)), own)
         if (first_file, first_line) == (file, line):
             return False
         if first_file == file:
@@ -168,9 +173,9 @@ class _SeenRows:
             raise ValueError(
                 f"{shown(name)} has another caption in {first_file.where(first_line)}; remove one of the two rows"
             )
-        if first_repeats != repeats:
+        if other := next((key for key in settings if settings[key] != first_settings[key]), None):
             raise ValueError(
-                f"{shown(name)} has other `{REPEATS}` in {first_file.where(first_line)}; remove one of the two rows"
+                f"{shown(name)} has another `{other}` in {first_file.where(first_line)}; remove one of the two rows"
             )
         return True
 
@@ -182,8 +187,8 @@ def _checked_row(
     if isinstance(raw, ValueError):
         raise raw
     name = seen.names.find(file.full_name(file_name_of(raw)))
-    captions, repeats = captions_of(raw, column), repeats_of(raw)
-    return None if seen.is_repeated(name, raw, file, line, column) else CaptionRow(name, captions, line, repeats)
+    captions, repeats, mask = captions_of(raw, column), repeats_of(raw), mask_of(raw, file, seen.names)
+    return None if seen.is_repeated(name, raw, file, line, column) else CaptionRow(name, captions, line, repeats, mask)
 
 
 def _scan(files: Sequence[MetadataFile], folder: Path, column: str) -> list[ScannedRow]:
@@ -217,6 +222,7 @@ def _scanned_row(
             return []
     except ValueError as fault:
         picture_fault = str(fault)
+    mask, mask_fault = mask_and_fault(raw, file, seen.names)
     return [
         ScannedRow(
             file_name=name,
@@ -230,6 +236,8 @@ def _scanned_row(
             is_own=not file.prefix.parts,
             where=file.where(line) if file.prefix.parts else f"line {line}",
             repeats_fault=repeats_fault(raw),
+            mask=mask,
+            mask_fault=mask_fault,
         )
     ]
 

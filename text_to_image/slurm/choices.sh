@@ -30,7 +30,8 @@ read_choices() {
 read_datasets() {
     local number
     datasets=("${DATASET:-$repo/dataset}")
-    [[ -e "${datasets[0]}" || "${datasets[0]}" != *:* ]] || IFS=: read -ra datasets <<<"${datasets[0]}"
+    # A colon more, as each ends a name: `read` would drop an empty last one, and what follows a newline.
+    [[ -e "${datasets[0]}" || "${datasets[0]}" != *:* ]] || mapfile -td : datasets < <(printf '%s:' "$DATASET")
     for number in "${!datasets[@]}"; do
         [[ -n "${datasets[number]}" ]] || fail 2 "DATASET=$DATASET: a name before or after a colon is empty"
         [[ ! "${datasets[number]}" =~ ^~(/|$) ]] || datasets[number]="$1${datasets[number]:1}"

@@ -190,9 +190,20 @@ def _captions_line(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenize
     tokens = [plan.caption_tokens[caption] for caption in whole]
     chunk = tokenizer.model_max_length - 2
     room = _tokens_read(args, tokenizer)
-    line = f"{len(whole)}, {len(forms)} with their shorter variants; the longest of {max(tokens)} tokens"
+    forms_of = f", {len(forms)} with their {kinds}" if (kinds := _caption_kinds(args, plan)) else ""
+    line = f"{len(whole)}{forms_of}; the longest of {max(tokens)} tokens"
     line += f", read up to {room}; {sum(count > chunk for count in tokens)} of more than {chunk}"
     return "; ".join([line, *_cut_captions(args, plan, tokenizer)])
+
+
+def _caption_kinds(args: argparse.Namespace, plan: Plan) -> str:
+    """What is encoded beside the captions as they stand in the rows."""
+    kinds = []
+    if any(len(picture.caption_groups) > len(picture.whole_groups) for picture in plan.pictures):
+        kinds.append("shorter variants")
+    if any(picture.as_written for picture in plan.pictures):
+        kinds.append("orders of tags" if args.shuffle_tags else "forms with tags left out")
+    return " and ".join(kinds)
 
 
 def _cut_captions(args: argparse.Namespace, plan: Plan, tokenizer: CLIPTokenizer) -> list[str]:

@@ -77,7 +77,7 @@ def test_a_home_folder_in_quotes_is_found(job, tmp_path):
     assert done.returncode == 0, done.stderr
     home = str(tmp_path / "home")
     assert calls["img_captioning"] == ["--image_dir", f"{home}/my data", "--model", f"{home}/blip"]
-    assert calls["train_text_to_image"][1::2] == [f"{home}/my data", "100", f"{home}/sd15", home, *CPU_PRECISION[1:]]
+    assert calls["train_text_to_image"][1::2] == [f"{home}/my data", f"{home}/sd15", home, *CPU_PRECISION[1:]]
     assert calls["inference"][-1] == "--prompt=~/is a word"
 
 
@@ -142,7 +142,7 @@ def test_a_missing_tmpdir_is_replaced_and_safe_path_does_no_harm(job):
 def test_a_gpu_is_used_in_the_precision_it_has(job, gpu, on_cpu, precision):
     flags = job(FAKE_GPU=gpu, ACCELERATE_USE_CPU=on_cpu, TRAIN_ARGS="--mixed_precision no")[1]["train_text_to_image"]
     expected = ["--mixed_precision", precision] if precision else CPU_PRECISION
-    assert flags[4:] == [*expected, "--mixed_precision", "no"]
+    assert flags[2:] == [*expected, "--mixed_precision", "no"]
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------

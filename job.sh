@@ -29,7 +29,7 @@
 #                   captioner, for rendered garments only; with MODEL Salesforce/blip-image-captioning-large)
 #   DATASET         the folder of pictures, 'shards/*.tar' or a hub id; several as A:B (unset: dataset/)
 #   METADATA_FILE   the file of the captions, where they cannot be in DATASET (unset: metadata.jsonl in DATASET)
-#   EPOCHS          passes over the data set (100)
+#   EPOCHS          passes over the data set (unset: the number of samples that the model recommends, else 100)
 #   OUTPUT_DIR      where the fine-tuned model goes (unset: a folder in output/ named after data and settings)
 #   PICTURES_DIR    where the generated pictures go (unset: Generated_sample/)
 #   PROMPT          what to generate (unset: captions of the data set and two short forms of the first)

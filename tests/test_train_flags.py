@@ -42,7 +42,7 @@ def test_every_flag_of_diffusers_script_is_known():
 def test_beyond_them_there_are_few():
     own = [action.option_strings for action in build_parser()._actions if action.dest != "help"]
     beyond = [names for names in own if not {name.lstrip("-") for name in names} & DIFFUSERS_FLAGS]
-    assert len(beyond) <= 33, beyond
+    assert len(beyond) <= 34, beyond
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,8 @@ def test_beyond_them_there_are_few():
         (["--dream_training", "--prediction_type", "v_prediction"], "--dream_training"),
         (["--rescale_betas_zero_snr"], "--rescale_betas_zero_snr"),
         (["--use_ema", "--lora_rank", 2], "--use_ema"),
+        (["--samples", 9, "--epochs", 2], "--samples and --epochs"),
+        (["--samples", 9, "--max_train_steps", 2], "--samples and --max_train_steps"),
         (["--lora_alpha", 2], "--lora_rank"),
         (["--no_cache", "--latents_cache_dir", "x"], "--cache"),
         (["--validation_split", 0.1], "--validation_split"),

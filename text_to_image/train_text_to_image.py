@@ -54,7 +54,7 @@ FOREIGN_FLAGS = {  # of other trainers, and why there is no such flag here
     "--train_text_encoder": "the text encoders stay as they are: on a few captions they forget what they know, and "
     "what they give could not be kept. Give your subject a name of its own: --trigger 'sks jeans'",
 }
-# Not for a model to decide: where things are, and how long one wants to train.
+# Not for a model to decide: where things are, and how often one wants to go through them.
 NOT_FROM_THE_MODEL = {
     "allow_pickle", "cache_dir", "dataset", "dataset_config_name", "dry_run", "epochs", "hub_model_id", "hub_token",
     "latents_cache_dir", "local_rank", "logging_dir", "mask_from_alpha", "max_train_steps", "metadata_file",
@@ -91,6 +91,9 @@ def add_everyday_flags(group: argparse._ArgumentGroup) -> None:
          help="passes over the data set, each picture --repeats times (default: 100)")
     flag("--max_train_steps", type=positive_int, metavar="N",
          help="optimisation steps in all, instead of --epochs (default: as the epochs say)")
+    flag("--samples", type=positive_int, metavar="N",
+         help="pictures seen in all, however many there are, where neither --epochs nor --max_train_steps is given "
+              "(default: what the model recommends, else as the epochs say)")
     flag("--output_dir", type=expanded_path, metavar="FOLDER",
          help="where the result goes (default: output/<data set>-<fingerprint of what changes the weights>)")
     flag("--resolution", type=positive_int, metavar="PX",
@@ -308,6 +311,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             raise UserError(f"--{flag} needs --{wants}, {why}")
     if args.keep_tags and not args.shuffle_tags and not args.tag_dropout:
         raise UserError("--keep_tags needs --shuffle_tags or --tag_dropout, which the first tags are to be spared")
+    resolve_length(args)
     resolve_optimizer(args)
     if args.lora_rank:
         adapt_to_lora(args)
@@ -329,6 +333,15 @@ def separate_datasets(args: argparse.Namespace) -> None:
             f"--metadata_file {args.metadata_file} is for one --dataset; of several each is read with the "
             "metadata.jsonl in it"
         )
+
+
+def resolve_length(args: argparse.Namespace) -> None:
+    """Leaves out --samples where another flag says how long the run is. UserError where it is a flag, too."""
+    others = [name for name in ("epochs", "max_train_steps") if args.origins[name] == FROM_FLAG]
+    if others and args.origins["samples"] == FROM_FLAG:
+        raise UserError(f"--samples and --{others[0]} both say how long the run is; leave one out")
+    if others:
+        args.samples, args.origins["samples"] = None, FROM_SCRIPT
 
 
 def resolve_optimizer(args: argparse.Namespace) -> None:

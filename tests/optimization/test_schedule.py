@@ -9,11 +9,10 @@ from runtime.errors import UserError
 from training.plan import total_steps, warmup_steps
 
 
-def test_an_epoch_shows_every_picture_as_often_as_asked_and_batches_flow_over_its_border():
-    assert total_steps(epoch_samples=3, epochs=100, global_batch=4, max_train_steps=None) == 75
-    assert total_steps(epoch_samples=12, epochs=100, global_batch=4, max_train_steps=None) == 300
-    assert total_steps(epoch_samples=3, epochs=1, global_batch=16, max_train_steps=None) == 1
-    assert total_steps(epoch_samples=3, epochs=100, global_batch=4, max_train_steps=7) == 7
+def test_the_last_batch_is_filled_up_with_samples_of_the_next_epoch():
+    assert total_steps(samples=300, global_batch=4) == 75
+    assert total_steps(samples=1201, global_batch=4) == 301
+    assert total_steps(samples=3, global_batch=16) == 1
 
 
 def test_warm_up_is_as_asked_or_a_small_part_of_the_run():

@@ -61,6 +61,7 @@ def test_a_card_without_the_mark_is_not_a_generated_one(card_of, tmp_path):
 
 def test_epochs_are_left_out_where_max_train_steps_overrides_them(card_of):
     card = card_of(arguments={"epochs": 100, "max_train_steps": 50, "trigger": "a|b\nc"})
+    assert "| epochs |" not in card_of(arguments={"epochs": 100, "samples": 4800})
     assert "| epochs |" not in card and "| max_train_steps | 50 |" in card and r"| trigger | a\|b c |" in card
 
 

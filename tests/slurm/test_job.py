@@ -29,7 +29,7 @@ def test_without_choices_the_data_set_of_the_repository_is_used(job):
     dataset = str(job.repository / "dataset")
     assert list(calls) == ["img_captioning", "train_text_to_image", "inference"]
     assert calls["img_captioning"] == ["--image_dir", dataset]
-    assert calls["train_text_to_image"] == ["--dataset", dataset, "--epochs", "100", *CPU_PRECISION]
+    assert calls["train_text_to_image"] == ["--dataset", dataset, *CPU_PRECISION]
     assert calls["inference"] == ["--model", "/runs/my model", "--num_images", "3", "--resume"]
 
 
@@ -59,8 +59,8 @@ def test_several_folders_are_captioned_one_by_one_and_trained_on_together(job, t
     assert done.returncode == 0, done.stderr
     captioned = [call[1:] for call in map(json.loads, job.log.read_text().splitlines()) if call[0] == "img_captioning"]
     assert captioned == [["--image_dir", name, "--recursive"] for name in ("one", f"{tmp_path}/my other")]
-    flags = ["--dataset", "one", "--dataset", f"{tmp_path}/my other", "--dataset", "some/dataset", "--epochs", "100"]
-    assert calls["train_text_to_image"][:8] == flags
+    flags = ["--dataset", "one", "--dataset", f"{tmp_path}/my other", "--dataset", "some/dataset"]
+    assert calls["train_text_to_image"][:6] == flags
     assert job(DATASET="a:b")[1]["train_text_to_image"][:2] == ["--dataset", "a:b"]  # one folder of this name
     assert job(DATASET="a\nb:one")[1]["train_text_to_image"][:4] == ["--dataset", "a\nb", "--dataset", "one"]
 
@@ -82,7 +82,7 @@ def test_a_home_folder_in_quotes_is_found(job, tmp_path):
     assert done.returncode == 0, done.stderr
     home = str(tmp_path / "home")
     assert calls["img_captioning"] == ["--image_dir", f"{home}/my data", "--model", f"{home}/blip"]
-    assert calls["train_text_to_image"][1::2] == [f"{home}/my data", "100", f"{home}/sd15", home, *CPU_PRECISION[1:]]
+    assert calls["train_text_to_image"][1::2] == [f"{home}/my data", f"{home}/sd15", home, *CPU_PRECISION[1:]]
     assert calls["inference"][-1] == "--prompt=~/is a word"
 
 
@@ -147,7 +147,7 @@ def test_a_missing_tmpdir_is_replaced_and_safe_path_does_no_harm(job):
 def test_a_gpu_is_used_in_the_precision_it_has(job, gpu, on_cpu, precision):
     flags = job(FAKE_GPU=gpu, ACCELERATE_USE_CPU=on_cpu, TRAIN_ARGS="--mixed_precision no")[1]["train_text_to_image"]
     expected = ["--mixed_precision", precision] if precision else CPU_PRECISION
-    assert flags[4:] == [*expected, "--mixed_precision", "no"]
+    assert flags[2:] == [*expected, "--mixed_precision", "no"]
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------

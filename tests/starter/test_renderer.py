@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from describe import JEANS_WORDS, caption_of, scattered_caption
+from describe import JEANS_WORDS, caption_of
 from garments import GARMENTS
 from render_garments import COLOURS, CORNERS, KINDS, PATTERNS, Spec, mirrored_spec, render, sample_scene, sample_spec
+from sentences import scattered_caption
 
 
 def test_there_are_enough_kinds_and_colours():

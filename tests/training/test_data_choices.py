@@ -17,7 +17,7 @@ from run_folder import assert_same_bits, assert_same_tensors, losses
 from runtime.errors import UserError
 from train_text_to_image import parse_args
 from training.objective import diffusion_loss
-from training.plan import describe_run, make_plan
+from training.plan import describe_run, make_plan, total_steps
 from training.setup import make_accelerator
 from training.train import train
 
@@ -75,6 +75,37 @@ def test_epochs_count_the_rounded_sum_of_the_repeats(train_run, folders, capsys)
     train_run("out", *flags, "--dataset", folders[1], dataset=folders[0])
     said = " ".join(capsys.readouterr().out.split())
     assert "16 (8 epochs x 4 samples of 3 pictures with their repeats x 2 repeats / batch of 4)" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        (["--samples", 10], "3 (10 samples of 3 pictures / batch of 4)"),
+        (["--samples", 10, "--repeats", 9], "3 (10 samples of 3 pictures / batch of 4)"),
+        (["--max_train_steps", 7], "7 (--max_train_steps)"),
+    ],
+)
+def test_samples_say_how_long_a_run_is_however_many_pictures_there_are(train_run, folders, capsys, flags, steps):
+    train_run(
+        "out", *flags, "--train_batch_size", 4, "--dry_run", "--no_timing", "--dataset", folders[1], dataset=folders[0]
+    )
+    assert steps in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_models_number_of_samples_counts_unless_a_flag_says_how_long_the_run_is(tmp_path):
+    def samples(*flags: str) -> int | None:
+        return parse_args(["--dataset", "x", "--pretrained_model_name_or_path", str(tmp_path), *flags]).samples
+
+    assert samples() is None
+    (tmp_path / "training_defaults.json").write_text('{"samples": 4800}')
+    assert samples() == 4800 and samples("--samples", "50") == 50
+    assert samples("--epochs", "100") is samples("--max_train_steps", "9") is None
+
+
+def test_the_starter_takes_the_1200_steps_of_a_hundred_epochs_of_its_three_pictures():
+    args = parse_args(["--dataset", "x"])
+    assert total_steps(args.samples, args.train_batch_size) == 1200
+    assert total_steps(100 * 3 * args.repeats, args.train_batch_size) == 1200
 
 
 def test_pictures_of_one_name_are_told_apart_where_they_are_named(train_run, folders, capsys, monkeypatch):

@@ -17,7 +17,7 @@ GENERATED_MARK = (
     "<!-- Made by train_text_to_image.py, anew at each upload. Take this line away and the card stays. -->"
 )
 SHOWN_ARGUMENTS = (
-    "epochs", "max_train_steps", "repeats", "learning_rate", "lr_scheduler", "train_batch_size",
+    "epochs", "max_train_steps", "samples", "repeats", "learning_rate", "lr_scheduler", "train_batch_size",
     "gradient_accumulation_steps", "resolution", "random_flip", "random_affine", "use_ema", "prior_images",
     "caption_dropout", "short_captions", "shuffle_tags", "keep_tags", "tag_dropout", "mask_from_alpha",
     "unmasked_weight", "snr_gamma", "prediction_type", "trigger", "lora_alpha", "revision", "variant",
@@ -89,7 +89,7 @@ def _metadata(run: Mapping[str, Any]) -> ModelCardData:
 def _settings(run: Mapping[str, Any]) -> dict[str, Any]:
     arguments = run["arguments"]
     settings = {name: arguments[name] for name in SHOWN_ARGUMENTS if arguments.get(name) not in (None, False, 0)}
-    if "max_train_steps" in settings:  # it overrides the number of epochs
+    if "max_train_steps" in settings or "samples" in settings:  # in the place of the number of epochs
         settings.pop("epochs", None)
     return settings | {"steps": run["steps"], "precision": run["mixed_precision"], "seed": run["seed"]}
 

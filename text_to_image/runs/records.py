@@ -28,10 +28,9 @@ NOT_IN_FINGERPRINT = {
     "gradient_checkpointing", "hub_model_id", "hub_token", "image_column", "latents_cache_dir", "local_rank",
     "logging_dir", "max_bad_steps", "max_train_samples", "max_train_steps", "metadata_file", "more_datasets",
     "num_validation_images", "offload_ema", "origins", "output_dir", "overwrite", "pretrained_model_name_or_path",
-    "push_to_hub", "report", "report_to", "resume_from_checkpoint", "revision", "seed", "timing", "tokenizer",
-    "tracker_project_name", "train_batch_size", "validation_dir", "validation_epochs", "validation_pictures",
-    "validation_prompts",
-    "validation_split", "validation_steps", "variant",
+    "push_to_hub", "report", "report_to", "resume_from_checkpoint", "revision", "samples", "seed", "timing",
+    "tokenizer", "tracker_project_name", "train_batch_size", "validation_dir", "validation_epochs",
+    "validation_pictures", "validation_prompts", "validation_split", "validation_steps", "variant",
 }  # fmt: skip
 FACTS_IN_FINGERPRINT = (  # of run.json, beside its arguments
     "mixed_precision", "prior_guidance_scale", "dataset_hash", "base_model_hash", "global_batch", "seed_asked",

@@ -124,7 +124,7 @@ choose_flags() {
     for dataset in "${datasets[@]}"; do
         training+=(--dataset "$dataset")
     done
-    training+=(--epochs "${EPOCHS:-100}" ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
+    training+=(${EPOCHS:+--epochs "$EPOCHS"} ${MODEL:+--pretrained_model_name_or_path "$MODEL"}
         ${output_dir:+--output_dir "$output_dir"} ${precision:+--mixed_precision "$precision"} ${seed:+--seed "$seed"}
         ${METADATA_FILE:+--metadata_file "$METADATA_FILE"} "${train_args[@]}")
     generation=(--num_images "${NUM_IMAGES:-3}" --resume ${PROMPT:+"--prompt=$PROMPT"}

@@ -58,6 +58,7 @@ VIEWS = {
     "front": ("seen from the front", "shown from the front", "front view", "with the front facing up"),
     "back": ("seen from the back", "shown from the back", "back view", "with the back facing up", "rear view"),
 }
+VIEWED = {"front": "viewed from the front", "back": "viewed from the back"}
 DETAILS = {
     ("t-shirt", "front"): (
         "It has a round neckline and two short sleeves.",
@@ -281,83 +282,3 @@ def caption_of(spec, rng: np.random.Generator, words: int | None = None) -> str:
             break
         text += " " + sentence
     return text
-
-
-# --- attributes in any sentence -------------------------------------------------------------------------------------
-
-OPENINGS = (
-    "A garment.",
-    "A garment laid out for a photograph.",
-    "A photograph of a garment.",
-    "A photo of one piece of clothing.",
-    "A piece of clothing, photographed from above.",
-    "One item of clothing.",
-)
-SCATTERED = 0.85  # share of the attributes that a scattered caption names, if it has room
-
-
-def attribute_sentences(spec, rng: np.random.Generator) -> dict[str, str]:
-    """A sentence for each attribute that names nothing else: {'colour': 'The garment is red.', …}."""
-    name, plural = str(rng.choice(NAMES[spec.kind])), spec.kind in PLURAL_KINDS
-    a_kind = f"a pair of {name}" if plural else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-    choose = lambda *texts: str(rng.choice(texts))  # noqa: E731
-    sentences = {
-        "kind": choose(f"It is {a_kind}.", f"The garment is {a_kind}.", f"This is {a_kind}."),
-        "colour": choose(
-            *["The garment is {}."] * 2, "It is {}.", "The colour is {}.", "Its colour is {}.", "The cloth is {}.",
-            "The {} is {}.".replace("{}", spec.kind, 1) if not plural else f"The {spec.kind} are {{}}.",
-        ).format(spec.colour),
-        "background": choose(f"It lies {place(spec, rng)}.", f"The garment lies {place(spec, rng)}."),
-    }  # fmt: skip
-    if spec.background == "white" and rng.random() < 0.5:
-        sentences["background"] = "The background is white."
-    if spec.pattern == "plain":
-        sentences["pattern"] = choose("The cloth has no pattern.", "The cloth is plain.", "It has no pattern.")
-    else:
-        noun = str(rng.choice(PATTERN_WORDS[spec.pattern][1])).removeprefix("a ")
-        sentences["pattern"] = choose(
-            f"It has {spec.second} {noun}.", f"The cloth is printed with {spec.second} {noun}."
-        )
-    if spec.fold != "half":
-        view = spec.view
-        sentences["view"] = choose(
-            f"The {view} is shown.", f"This is the {view} view.", f"It is {rng.choice(VIEWS[view])}."
-        )
-    if spec.marker:
-        start = choose("There is", "The picture shows", "One can see")
-        sentences["marker"] = f"{start} {marker_phrase(spec, rng)}."
-    else:
-        sentences["marker"] = choose("There is no reference marker.", "No marker lies beside it.")
-    sentences["fold"] = f"The garment is {rng.choice(FOLDS[spec.fold])}."
-    return sentences
-
-
-def scattered_caption(spec, rng: np.random.Generator, words: int) -> str:
-    """A caption of at most `words` words whose attributes stand in any of its sentences, each in one of its own.
-
-    A third of them name one attribute alone, so that no other one tells what the picture shows.
-    """
-    sentences = attribute_sentences(spec, rng)
-    if rng.random() < 0.33:
-        chosen = {str(rng.choice(["colour", "kind", "colour", "kind", "pattern", "view", "marker", "background"]))}
-    else:
-        chosen = {name for name in sentences if rng.random() < SCATTERED}
-    opening = str(rng.choice(OPENINGS))
-    if rng.random() < 0.3:
-        text = subject(spec, rng)
-        opening, chosen = text[0].upper() + text[1:] + ".", chosen - {"kind", "colour", "pattern"}
-    named = [str(name) for name in rng.permutation(sorted(chosen & set(sentences)))]
-    if spec.background != "white":  # always named, so that white needs no word
-        named = ["background", *(name for name in named if name != "background")]
-    return among_others(spec, opening, [sentences[name] for name in named], rng, words)
-
-
-def among_others(spec, opening: str, named: list[str], rng: np.random.Generator, words: int) -> str:
-    """The opening, then in a random order the sentences of `named`, as many as fit, and general ones."""
-    room = words - len(opening.split())
-    chosen = []
-    for sentence in [*named, *general_sentences(spec, rng)]:
-        if len(sentence.split()) <= room:
-            chosen.append(sentence)
-            room -= len(sentence.split())
-    return " ".join([opening, *(str(s) for s in rng.permutation(chosen))])

@@ -5,6 +5,7 @@ python measure_base.py --model ../../output/run --captions 50 --save samples
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from classifier import accuracy, classify, load_classifier
-from describe import ABOUT, caption_of
+from describe import ABOUT, PLURAL_KINDS, caption_of
 from pictures import HELD_OUT, SHARES, SIZES
 from render_garments import Spec, sample_spec
 
@@ -40,7 +41,8 @@ from models.sampling import (  # noqa: E402
 )
 from runtime.devices import choose_device  # noqa: E402
 
-SENTENCES = (1, 2, 5, 9)  # where the colour is named in captions of nine sentences
+SENTENCES = (1, 2, 5, 9)  # where an attribute is named in captions of nine sentences
+NAMED_ALONE = ("colour", "kind", "marker")  # the attributes that are named so
 GOALS = {"kind": 0.97, "colour": 0.97, "marker": 0.95, "pattern": 0.90, "view": 0.90}
 
 
@@ -54,28 +56,35 @@ def held_out_captions(count: int) -> list[tuple[Spec, str]]:
     return cases
 
 
-def colour_in_sentence(position: int, count: int) -> list[tuple[Spec, str]]:
-    """(spec, caption) with nine sentences, of which only one tells what the garment is like: 'The garment is red.'"""
+def sentence_about(spec: Spec, attribute: str) -> str:
+    """'The garment is red.', 'It is a pair of shorts.', 'There is a black square in the upper left corner.'"""
+    if attribute == "colour":
+        return f"The garment is {spec.colour}."
+    if attribute == "kind":
+        return f"It is a {'pair of ' if spec.kind in PLURAL_KINDS else ''}{spec.kind}."
+    return f"There is a black square in the {spec.marker} corner."
+
+
+def in_sentence(position: int, attribute: str, count: int) -> list[tuple[Spec, str]]:
+    """(spec, caption) with nine sentences, of which this one alone tells what the picture shows."""
+    specs = (sample_spec(seed) for seed in itertools.count(HELD_OUT + 2_000_000))
     cases = []
-    for i in range(count):
-        spec = sample_spec(HELD_OUT + 2_000_000 + i)
+    for spec in itertools.islice((s for s in specs if getattr(s, attribute)), count):
         sentences = [str(s) for s in np.random.default_rng([spec.seed, 7]).permutation(ABOUT)[:8]]
-        sentences.insert(position - 1, f"The garment is {spec.colour}.")
+        sentences.insert(position - 1, sentence_about(spec, attribute))
         cases.append((spec, " ".join(sentences)))
     return cases
 
 
-def measure_sentences(folder: Path, classifier, count: int, steps: int, guidance: float) -> dict[str, str]:
-    """How often the colour is right, by the sentence that names it."""
-    shares = {}
-    for position in SENTENCES:
-        cases = colour_in_sentence(position, count)
+def measure_sentences(folder: Path, classifier, count: int, steps: int, guidance: float) -> dict[str, dict[str, str]]:
+    """How often each attribute is right, by the sentence that names it."""
+    shares = {attribute: {} for attribute in NAMED_ALONE}
+    for attribute, position in itertools.product(NAMED_ALONE, SENTENCES):
+        cases = in_sentence(position, attribute, count)
         images = generate_samples(folder, [text for _, text in cases], [SIZES[0]] * count, steps, guidance)
-        right = [
-            found["colour"] == spec.colour
-            for (spec, _), found in zip(cases, classify(classifier, images), strict=True)
-        ]
-        shares[f"sentence {position}"] = f"{np.mean(right):.1%} of {count}"
+        found = [picture[attribute] for picture in classify(classifier, images)]
+        right = [value == getattr(spec, attribute) for (spec, _), value in zip(cases, found, strict=True)]
+        shares[attribute][f"sentence {position}"] = f"{np.mean(right):.1%} of {count}"
     return shares
 
 
@@ -147,9 +156,9 @@ def save_samples(images: list[Image.Image], cases: list[tuple[Spec, str]], folde
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=HERE / "base", help="pipeline folder")
-    parser.add_argument("--captions", type=int, default=200, help="number of captions, with one picture each")
+    parser.add_argument("--captions", type=int, default=200, help="number of captions, with one picture each; 0: none")
     parser.add_argument(
-        "--sentences", type=int, default=0, help="number of captions for each place of the colour (default: none)"
+        "--sentences", type=int, default=0, help="captions for each attribute and each sentence that names it; 0: none"
     )
     parser.add_argument("--steps", type=int, default=25, help="sampling steps, as inference.py's default")
     parser.add_argument("--guidance_scale", type=float, help="default: the model's, as in inference.py")
@@ -164,6 +173,7 @@ def main() -> None:
     cases, classifier, started = held_out_captions(args.captions), load_classifier(), time.time()
     sizes = [SIZES[k] for k in np.random.default_rng(0).choice(len(SIZES), len(cases), p=SHARES)]
     images = generate_samples(args.model, [caption for _, caption in cases], sizes, args.steps, guidance)
+    seconds = time.time() - started
     result = {name: [] for name in GOALS}
     misses = []
     for (spec, caption), found in zip(cases, classify(classifier, images), strict=True):
@@ -174,13 +184,13 @@ def main() -> None:
     whole, garment = psnr_on(args.model, args.dataset)
     report = {
         "captions": len(cases), "steps": args.steps, "guidance_scale": guidance,
-        "right": {name: f"{np.mean(right):.1%} of {len(right)}" for name, right in result.items()},
-        "reached": {name: bool(np.mean(right) >= GOALS[name]) for name, right in result.items()},
-        "colour_named_in": measure_sentences(args.model, classifier, args.sentences, args.steps, guidance)
+        "right": {name: f"{np.mean(right):.1%} of {len(right)}" for name, right in result.items() if right},
+        "reached": {name: bool(np.mean(right) >= GOALS[name]) for name, right in result.items() if right},
+        "named_alone_in": measure_sentences(args.model, classifier, args.sentences, args.steps, guidance)
         if args.sentences else None,
         "classifier": {k: f"{v:.1%}" for k, v in accuracy(classifier, args.renders).items()} if args.renders else None,
         "vae_psnr_db": {"whole": round(whole, 1), "garment": round(garment, 1)},
-        "seconds_per_picture": round((time.time() - started) / len(cases), 2),
+        "seconds_per_picture": round(seconds / max(len(cases), 1), 2),
     }  # fmt: skip
     if args.save:
         save_samples(images, cases, args.save, f"{args.model.name}, {args.steps} steps, guidance {guidance}")

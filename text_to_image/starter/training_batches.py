@@ -15,22 +15,11 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
-from describe import (
-    FOLDS,
-    NAMES,
-    OPENINGS,
-    VIEWS,
-    among_others,
-    attribute_sentences,
-    caption_of,
-    marker_phrase,
-    place,
-    scattered_caption,
-    subject,
-)
+from describe import FOLDS, NAMES, VIEWS, caption_of, marker_phrase, place, subject
 from pictures import PAIRS, SETS, pair_specs
 from pretrain_vae import latents_file
 from render_garments import Spec, mirrored_spec
+from sentences import OPENINGS, among_others, attribute_sentences, scattered_caption
 
 NO_MARKER = ("no reference marker", "no marker", "without a marker", "There is no reference marker.")
 CHUNK = 77  # tokens that the text encoder reads at once: 75, and one each for start and end

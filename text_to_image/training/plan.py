@@ -124,7 +124,7 @@ def make_plan(args: argparse.Namespace, accelerator: Accelerator) -> Plan:
     sizing = (args.resolution or shape.native_size, shape.size_multiple, args.center_crop)
     global_batch = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     epoch_samples = epoch_length([picture.repeats for picture in pictures]) * args.repeats
-    steps = total_steps(epoch_samples, args.epochs, global_batch, args.max_train_steps)
+    steps = args.max_train_steps or total_steps(args.samples or args.epochs * epoch_samples, global_batch)
     own_prompts = args.prior_prompts or [first_sentence(picture.base_caption) for picture in pictures]
     plan = Plan(
         folders=dataset.folders,
@@ -187,13 +187,12 @@ def choose_learning_rate(args: argparse.Namespace, base: ModelFolder) -> float:
     return XL_LEARNING_RATE if by_default and is_xl(base) and not args.lora_rank else args.learning_rate
 
 
-def total_steps(epoch_samples: int, epochs: int, global_batch: int, max_train_steps: int | None) -> int:
-    """Steps of a run: enough for `epochs` times the samples of an epoch, the last batch filled up.
+def total_steps(samples: int, global_batch: int) -> int:
+    """Steps that see this many samples of the data set, the last batch filled up.
 
     Batches flow over the border between epochs, so a data set smaller than the batch still trains with whole batches.
-    `max_train_steps` overrides the epochs, as in diffusers' script.
     """
-    return max_train_steps or math.ceil(epochs * epoch_samples / global_batch)
+    return math.ceil(samples / global_batch)
 
 
 def warmup_steps(asked: int | None, steps: int) -> int:

@@ -280,6 +280,7 @@ def _steps_line(args: argparse.Namespace, plan: Plan, first_step: int) -> str:
     if any(picture.repeats != 1 for picture in plan.pictures):
         what = f"{once} samples of {_count(len(plan.pictures))} with their repeats"
     passes = f"{args.epochs} epochs x {what} x {args.repeats} repeats"
+    passes = f"{args.samples} samples of {_count(len(plan.pictures))}" if args.samples else passes
     why = "--max_train_steps" if args.max_train_steps else f"{passes} / batch of {plan.global_batch}"
     line = f"{plan.steps} ({why})"
     return line + (f", going on after step {first_step}" if first_step else "")

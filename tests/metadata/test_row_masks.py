@@ -117,6 +117,7 @@ def test_a_mask_is_never_taken_for_a_picture(folder, recursive, place):
     assert not [f for f in find_faults(file) if Path(place).name in f.text]
     assert [path.name for path in training_pictures(folder)] == ["1.jpg", "2.jpg"]
     args = Namespace(
+        image_column="image",
         validation_dir=None, metadata_file=None, short_captions=None, caption_column="text", trigger=None,
         mask_from_alpha=False,
     )  # fmt: skip

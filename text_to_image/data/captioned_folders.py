@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from data.dataset import Picture, read_pictures, with_masks
+from data.dataset import Columns, Picture, read_pictures, with_masks
 from data.file_facts import FileFacts
 from metadata.containers import base_folder, find_containers, list_pictures, unread_containers
 from metadata.files import find_metadata_files, pictures_without_row
@@ -52,8 +52,8 @@ def read_dataset(
 
 def _read_folder(args: argparse.Namespace, accelerator: Accelerator, folder: Path, facts: FileFacts | None) -> DataSet:
     files = find_metadata_files(folder, leave_out=args.validation_dir, named=args.metadata_file)
-    columns = args.caption_column, args.trigger, files, args.image_column
-    pictures = read_pictures(folder, bool(args.short_captions), *columns, facts)
+    columns = Columns(args.caption_column, args.image_column)
+    pictures = read_pictures(folder, bool(args.short_captions), columns, args.trigger, files, facts)
     pictures = with_masks(folder, pictures, args.mask_from_alpha)
     if containers := find_containers(folder):
         return _packed(args, folder, containers, pictures)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from data.caption_variants import caption_variants, suggest_prompts
 from data.file_facts import FileFacts
@@ -56,13 +56,19 @@ class Picture(InputFile):
         return [with_trigger(prompt, self.trigger) for prompt in suggest_prompts(caption)]
 
 
+class Columns(NamedTuple):
+    """Under which names rows have what is read of them."""
+
+    caption: str = "text"
+    image: str = "image"  # in parquet files
+
+
 def read_pictures(
     folder: Path,
     short_captions: bool,
-    column: str = "text",
+    columns: Columns = Columns(),
     trigger: str | None = None,
     files: Sequence[MetadataFile] | None = None,
-    image_column: str = "image",
     facts: FileFacts | None = None,
 ) -> list[Picture]:
     """All pictures of a captioned folder, or of the rows in `files`; `short_captions` adds shorter forms of captions.
@@ -86,9 +92,9 @@ def read_pictures(
         pictures.append(Picture(path, *about, mask=mask, facts=facts))
 
     if containers := find_containers(folder):
-        read_packed_captions(containers, column, image_column, add_picture)
+        read_packed_captions(containers, *columns, add_picture)
     else:
-        read_captions(folder, column, add_picture, files)
+        read_captions(folder, columns.caption, add_picture, files)
     return pictures
 
 

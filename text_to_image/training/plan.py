@@ -20,7 +20,7 @@ from data.augmentation import NO_AUGMENTATION, Augmentation, list_augmentations
 from data.buckets import Bucket, ImageToEncode, Size, choose_sizes, list_buckets
 from data.caption_variants import first_sentence
 from data.captioned_folders import folder_shares, read_dataset
-from data.dataset import Picture, hash_dataset, read_pictures, read_tags, with_masks
+from data.dataset import Columns, Picture, hash_dataset, read_pictures, read_tags, with_masks
 from data.file_facts import FileFacts
 from data.masks import Mask, refuse_masks, white_share
 from data.mirroring import why_not_mirrored
@@ -230,8 +230,8 @@ def hold_out(
     out = set(shuffled[:count])
     trained = [pictures[i] for i in chosen if i not in out]
     if args.validation_dir:
-        columns = args.caption_column, args.trigger, None, args.image_column
-        held_out = read_pictures(args.validation_dir, False, *columns, facts)
+        columns = Columns(args.caption_column, args.image_column)
+        held_out = read_pictures(args.validation_dir, False, columns, args.trigger, facts=facts)
         return trained, with_masks(args.validation_dir, held_out, args.mask_from_alpha)
     return trained, [pictures[i] for i in sorted(out)]
 

@@ -63,10 +63,13 @@ class Columns(NamedTuple):
     image: str = "image"  # in parquet files
 
 
+USUAL_COLUMNS = Columns()
+
+
 def read_pictures(
     folder: Path,
     short_captions: bool,
-    columns: Columns = Columns(),
+    columns: Columns = USUAL_COLUMNS,
     trigger: str | None = None,
     files: Sequence[MetadataFile] | None = None,
     facts: FileFacts | None = None,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from runtime import tensor_shards
-from runtime.errors import InputChanged
+from runtime.errors import InputChanged, WorkError
 from runtime.tensor_shards import ShardWriter, TensorShards
 
 ROWS = {
@@ -83,6 +83,23 @@ def test_a_shard_that_is_gone_is_named(folder):
     path.unlink()
     with pytest.raises(InputChanged, match=f"{re.escape(path.name)}: no such file any more"):
         shards.read("row 0")
+
+
+def test_what_was_never_there_is_not_served(folder, tmp_path):
+    for shards in (TensorShards(folder), TensorShards(tmp_path / "none")):
+        for name in ("row 8", "row 9", "row 10", "row 11"):
+            with pytest.raises(InputChanged, match="not there"):
+                shards.read(name)
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(WorkError, match="file/shards: encodings cannot be written"),
+        ShardWriter(tmp_path / "file" / "shards") as writer,
+    ):
+        writer.add(ROWS["row 1"])
 
 
 def test_a_tensor_of_another_name_is_not_served_for_one_of_the_same_hash(folder):

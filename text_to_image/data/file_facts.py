@@ -3,6 +3,7 @@
 A file counts as unchanged while its size, its times, its inode and so its whole `stat` are the same, as for git.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -57,7 +58,11 @@ class FileFacts:
         return fact
 
     def save(self, path: Path) -> None:
-        """Where there is something new. Raises WriteError where the disk is full."""
+        """Where there is something new, and the folder can be written to. Raises WriteError where the disk is full."""
+        with contextlib.suppress(OSError):
+            self._save(path)
+
+    def _save(self, path: Path) -> None:
         if self._changed:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path, durable=False) as partial, open(partial, "w", encoding="utf-8") as file:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from runtime.errors import InputChanged, first_line
+from runtime.errors import InputChanged, WorkError, first_line
 from runtime.files import atomic_write, remove_stale_partial_files
 
 MOST_BYTES, MOST_ROWS = 256 << 20, 1024  # in a shard; a row is what belongs together, such as a picture's tensors
@@ -73,7 +73,10 @@ class TensorShards:
 
     def read(self, name: str) -> torch.Tensor:
         """Raises InputChanged that names the shard where it is gone or damaged; a damaged one is removed."""
-        at = int(np.searchsorted(self._table["name"], np.uint64(_hash(name))))
+        wanted = np.uint64(_hash(name))
+        at = int(np.searchsorted(self._table["name"], wanted))
+        if at == len(self._table) or self._table[at]["name"] != wanted:
+            _refuse(self.folder, "a shard is not there that another process has written")
         place = self._table[at]
         path, kind = self._files[place["file"]], self._kind_list[place["kind"]]
         content = self._read_bytes(path, int(place["begin"]), int(place["bytes"]))
@@ -163,9 +166,15 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Raises WriteError where the disk is full."""
+        """Raises WorkError where the folder cannot be written to, or the disk is full."""
         if not self._tensors:
             return
+        try:
+            self._write()
+        except OSError as error:
+            raise WorkError(f"{self.folder}: encodings cannot be written there ({error.strerror or error})") from None
+
+    def _write(self) -> None:
         if not self.written:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_stale_partial_files(self.folder)

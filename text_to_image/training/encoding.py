@@ -107,6 +107,9 @@ def _encode_once(run: PreparedRun, folder: Path) -> tuple["TextCache", "PictureC
     pictures = PictureCache(folder / PICTURES, plan.images_to_encode, fingerprint_model(plan.base, ("vae",)))
     texts = TextCache(folder / CAPTIONS, groups, text_hash, args.max_token_chunks)
     workers = loading_workers(args.dataloader_num_workers, run.accelerator.device)
+    if run.is_main:
+        plan.facts.save(folder / FILE)
+        _note_old_folders(folder)
 
     def store() -> list[list[str]]:
         return [
@@ -117,9 +120,6 @@ def _encode_once(run: PreparedRun, folder: Path) -> tuple["TextCache", "PictureC
     for of_process in gather_object([run_on_all(store)]):
         for shards, written in zip((pictures.shards, texts.shards), of_process, strict=True):
             shards.refresh(written)
-    if run.is_main:
-        plan.facts.save(folder / FILE)
-        _note_old_folders(folder)
     return texts, pictures
 
 

@@ -61,7 +61,10 @@ def fetched(folder, tmp_path, monkeypatch):
         record = tmp_path / "record"
         flags = img_captioning.parse_args(["--allow_pickle"] if allow_pickle else [])
         fetch(
-            record, captioner, flags, argparse.Namespace(dataset=str(folder), more_datasets=None, metadata_file=None)
+            record,
+            captioner,
+            flags,
+            argparse.Namespace(dataset=str(folder), more_datasets=None, metadata_file=None, dataset_config_name=None),
         )
         return asked, record.read_text() if record.exists() else ""
 

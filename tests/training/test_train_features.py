@@ -279,7 +279,7 @@ def test_fewer_pictures_can_be_trained_on_the_same_ones_every_time(run):
     assert first["dataset_hash"] == second["dataset_hash"]
 
 
-def test_a_data_set_of_parquet_files_is_read_through_datasets(run, tmp_path):
+def test_a_data_set_of_parquet_files_is_read_where_it_lies(run, tmp_path):
     import datasets
 
     folder = write_captioned_folder(tmp_path / "data")
@@ -292,7 +292,7 @@ def test_a_data_set_of_parquet_files_is_read_through_datasets(run, tmp_path):
     flags = ["--image_column", "picture", "--caption_column", "says", "--cache_dir", tmp_path / "hub"]
     out = run("out", *STEPS, *flags, dataset=tmp_path / "tables")
     assert json.loads((out / "run.json").read_text())["sizes"][0]["pictures"] == 3
-    with pytest.raises(UserError, match="--image_column image: .*picture, says"):
+    with pytest.raises(UserError, match="--caption_column text: .*picture, says"):
         run("other", *STEPS, "--cache_dir", tmp_path / "hub", dataset=tmp_path / "tables")
 
 

@@ -60,7 +60,7 @@ def test_nothing_is_known_of_a_file_that_was_changed_just_now(picture, monkeypat
     assert [content(facts, picture)[1] for _ in range(2)] == [True, True]
 
 
-def test_nothing_is_known_of_a_file_that_changes_while_it_is_read(picture):
+def test_a_file_that_changes_while_it_is_read_is_read_again(picture):
     facts = FileFacts()
     facts.of(picture, "content", lambda: picture.write_bytes(b"longer"))
     assert content(facts, picture) == ("longer", True)

@@ -1,5 +1,7 @@
 """Parquet files: rows in order, a picture by its row, whole row groups never more than two in memory."""
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from metadata import parquet_files
@@ -46,13 +48,31 @@ def test_no_more_than_two_row_groups_are_in_memory_and_each_is_read_once_in_orde
 def test_a_row_that_names_its_picture_is_that_file(tmp_path):
     (tmp_path / "1.jpg").write_bytes(b"beside")
     named = [{"bytes": None, "path": "1.jpg"}, {"bytes": None, "path": str(tmp_path / "1.jpg")}]
-    import pyarrow
-    import pyarrow.parquet
 
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     table = pyarrow.table({"image": pyarrow.array(named, kind), "text": ["a", "b"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     assert [row.path(tmp_path) for row in rows(tmp_path / "a.parquet")] == [tmp_path / "1.jpg"] * 2
+
+
+@pytest.mark.parametrize("name", ["../out.jpg", "/etc/hostname"])
+def test_a_picture_that_is_named_outside_the_tables_folder_is_refused(tmp_path, name):
+    (tmp_path / "out.jpg").write_bytes(b"outside")
+    (tmp_path / "in").mkdir()
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    pictures = pyarrow.array([{"bytes": None, "path": name}], kind)
+    pyarrow.parquet.write_table(pyarrow.table({"image": pictures, "text": ["t"]}), tmp_path / "in" / "a.parquet")
+    with pytest.raises(UserError, match=f"stay inside its folder.*{name}"):
+        rows(tmp_path / "in" / "a.parquet")
+
+
+def test_a_file_that_was_replaced_by_one_without_the_row_cannot_be_read(tmp_path):
+    table = write_table(tmp_path / "a.parquet", PICTURES, text=TEXTS)
+    [*_, last] = rows(table)
+    for others in ({"text": TEXTS[:2]}, {"text": TEXTS[:2], "photo": [b"-"] * 2}):
+        write_table(table, PICTURES[:2], **others)
+        with pytest.raises(OSError, match="no row 4"):
+            read_bytes(last.path(tmp_path))
 
 
 def test_a_row_without_a_picture_or_a_caption_is_named(tmp_path):

@@ -73,11 +73,14 @@ def test_byte_order_mark_windows_line_ends_and_line_separators_in_captions_are_f
         ({"file_name": "a.jpg", "text": ["t", ""]}, "a caption in `text` is empty"),
         ({"file_name": "a.jpg", "text": "\udc80"}, "lone surrogate"),
         ({"file_name": "./b.PNG", "text": "again"}, "has a row already, line 1"),
+        ({"file_name": "out/a.jpg", "text": "t"}, "is a link out of the folder"),
     ],
 )
-def test_a_bad_row_is_refused_with_its_line(folder, row, complaint):
+def test_a_bad_row_is_refused_with_its_line(folder, tmp_path_factory, row, complaint):
     (folder / "empty.jpg").touch()
     (folder / "away.jpg").symlink_to("/etc/hostname")
+    (elsewhere := tmp_path_factory.mktemp("elsewhere")).joinpath("a.jpg").write_bytes(b"-")
+    (folder / "out").symlink_to(elsewhere)
     write(folder, {"file_name": "b.PNG", "text": "good"}, row)
     message = refusal(folder)
     assert "metadata.jsonl, line 2: " in message and complaint in message

@@ -78,6 +78,37 @@ def test_a_damaged_shard_is_named_and_removed_and_made_again_alone(folder, damag
     assert after.keys() == before.keys() and sum(after[name] != before[name] for name in before) == 1
 
 
+def test_other_bits_of_the_same_names_are_another_shard(folder):
+    """As another kind of processor makes them: what a run has opened stays as it is."""
+    shards = TensorShards(folder)
+    with ShardWriter(folder) as writer:
+        for name in ("row 0", "row 1", "row 2"):
+            writer.add({key: tensor + 1 for key, tensor in ROWS[name].items()})
+    assert torch.equal(shards.read("row 1"), ROWS["row 1"]["row 1"])
+    shards.refresh()
+    assert len(shards.file_names) == 4 and torch.equal(shards.read("row 1"), ROWS["row 1"]["row 1"])
+
+
+def test_a_shard_that_cannot_be_read_is_named_and_stays(folder, monkeypatch):
+    def refuse(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(TensorShards, "_table_of", refuse)
+    with pytest.raises(WorkError, match=r"shard-\w+\.safetensors: cannot be read \(Input/output error\)"):
+        TensorShards(folder)
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_others_may_read_a_shard_where_the_umask_lets_them(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with ShardWriter(tmp_path) as writer:
+            writer.add(ROWS["row 1"])
+    finally:
+        os.umask(before)
+    assert (tmp_path / writer.written[0]).stat().st_mode & 0o777 == 0o644
+
+
 def test_a_shard_that_is_gone_is_named(folder):
     shards, path = TensorShards(folder), shard_of(folder, "row 0")
     path.unlink()

@@ -70,6 +70,17 @@ def test_a_folder_and_containers_of_the_same_pictures_train_the_same_weights(tra
     assert record(runs[0])["fingerprint"] == record(runs[1])["fingerprint"]
 
 
+def test_held_out_shards_within_the_data_set_are_refused(train_run, tmp_path):
+    folder = write_captioned_folder(tmp_path / "plain")
+    for name in ("0.tar", "held out/1.tar"):
+        write_shard(tmp_path / "shards" / name, samples_of(folder))
+    with pytest.raises(UserError, match=r"--validation_dir.*1\.tar.*would be trained on"):
+        train_run(
+            "out", "--max_train_steps", 1, "--validation_dir", tmp_path / "shards" / "held out",
+            dataset=tmp_path / "shards",
+        )  # fmt: skip
+
+
 def test_epochs_count_the_rounded_sum_of_the_repeats(train_run, folders, capsys):
     flags = ["--epochs", 8, "--repeats", 2, "--train_batch_size", 4, "--dry_run", "--no_timing"]
     train_run("out", *flags, "--dataset", folders[1], dataset=folders[0])

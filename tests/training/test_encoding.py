@@ -71,13 +71,13 @@ def store(folder, images, vae, text, share=ALL) -> Encodings:
 
 def store_texts(folder, groups, text, share=ALL, text_hash="hash") -> TextCache:
     cache = TextCache(folder, groups, text_hash, text.prompt_encoder.max_chunks)
-    cache.shards.refresh(cache.store(lambda: text, share, quiet=True))
+    cache.store(lambda: text, share, quiet=True)
     return cache
 
 
 def store_pictures(folder, images, vae, share=ALL, vae_hash="hash") -> PictureCache:
     cache = PictureCache(folder, images, vae_hash)
-    cache.shards.refresh(cache.store(lambda: vae, share, workers=0, quiet=True))
+    cache.store(lambda: vae, share, workers=0, quiet=True)
     return cache
 
 
@@ -278,17 +278,23 @@ def test_a_changed_caption_is_never_served_stale(tmp_path, vae, text):
     assert "a red t-shirt" not in encodings.text
 
 
+def write_half_and_die(tensors, path, *_):
+    path.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_encoding_goes_on_where_kill_minus_9_ended_it(tmp_path, vae, text, images, monkeypatch):
     monkeypatch.setattr(tensor_shards, "MOST_ROWS", 1)
-    first = next(iter(images))
+    first, second, _ = images
     store_pictures(tmp_path / "pictures", {first: images[first]}, vae)
     child = os.fork()
-    if not child:  # dies while it writes the second one's shard
-        monkeypatch.setattr(tensor_shards, "save_file", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    if not child:  # dies when half of the second one's shard is written
+        monkeypatch.setattr(tensor_shards, "save_file", write_half_and_die)
         with tensor_shards.ShardWriter(tmp_path / "pictures") as writer:
-            writer.add({"second": torch.zeros(1)})
+            writer.add({f"{picture_key(images[second], 'hash')} 0": torch.zeros(2, 4, 36, 28)})
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list((tmp_path / "pictures").glob(".*.part"))
     assert encoded_anew(tmp_path, images, vae, text) == 2 * len(BOTH)
     assert not list((tmp_path / "pictures").glob(".*"))
 

@@ -41,8 +41,8 @@ class Picture(InputFile):
 
     @property
     def whole_captions(self) -> list[str]:
-        """Those that are no shorter form of another; all that they have of lists of tags is as they are written."""
-        return [*self.as_written] or [caption for group in self.whole_groups for caption in self.caption_groups[group]]
+        """As the rows have them, with the trigger."""
+        return [with_trigger(caption, self.trigger) for caption in self.row_captions]
 
     @property
     def base_caption(self) -> str:

@@ -1,6 +1,7 @@
 """What is known of files that were read before, so that a start reads none of them again: kept beside the encodings.
 
-A file counts as unchanged while its size, its times, its inode and so its whole `stat` are the same, as for git.
+A file counts as unchanged while its size, its times and its inode are the same, as for git. A network file system may
+tell an old `stat` for up to a minute after another machine has changed a file.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from typing import TypeVar
 from metadata.containers import container_of
 from runtime.files import atomic_write
 
-FILE = "files.jsonl"
+FILE = "files-1.jsonl"  # another number where what is found of a file changes
 SETTLED = 2.0  # seconds: a file changed since may change again without another time, as clocks of file systems tick
 Stat = list[int]
 Fact = TypeVar("Fact")
@@ -51,11 +52,15 @@ class FileFacts:
         elif name in known[1]:
             return known[1][name]
         fact = find()
-        if stat and _stat(file) == stat and time.time() - max(stat[1], stat[2]) / 1e9 > SETTLED:
+        if stat and time.time() - max(stat[1], stat[2]) / 1e9 > SETTLED:
             known[1][name] = fact
             self._known[key] = known
             self._changed = True
         return fact
+
+    def clear(self) -> None:
+        """Forgets all: 100,000 files take 90 MB."""
+        self._known.clear()
 
     def save(self, path: Path) -> None:
         """Where there is something new, and the folder can be written to. Raises WriteError where the disk is full."""

@@ -71,7 +71,8 @@ def open_training_pictures(run: Mapping[str, Any]) -> dict[Path, Image.Image]:
     """Thumbnails of what the run was trained on; none, and a line that says why, where they are gone."""
     try:
         folders, metadata_file = folders_of_run(run)
-        originals = [path for folder in folders for path in training_pictures(folder, metadata_file)]
+        where = metadata_file, run["arguments"].get("image_column", "image")
+        originals = [path for folder in folders for path in training_pictures(folder, *where)]
         pictures, unreadable = open_pictures(originals, "--dataset", *folders)
     except UserError as error:
         print(escape_control_chars(f"not measured: nearest and copies; no training pictures of the run: {error}"))

@@ -6,6 +6,7 @@ read where it lies; nothing is unpacked. Standard library only, but for parquet 
 
 import errno
 import glob
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,16 +75,18 @@ def find_containers(dataset: Path) -> list[Path]:
     """The tar shards and parquet files of a data set, in the order of their names: the file that it is, those in the
     folder, or those that match the pattern. Empty for every other data set. UserError where one is not usable.
     """
+    if is_pattern(dataset):
+        return [_require_container(path, f"--dataset {dataset}: ") for path in _expand_pattern(dataset)]
     if dataset.is_dir():
         return _in_folder(dataset)
-    if dataset.exists() or not is_pattern(dataset):
-        return [_require_container(dataset)] if dataset.is_file() or _looks_packed(dataset.name) else []
-    return [_require_container(path, f"--dataset {dataset}: ") for path in _expand_pattern(dataset)]
+    return [_require_container(dataset)] if dataset.is_file() or _looks_packed(dataset.name) else []
 
 
 def is_pattern(dataset: Path) -> bool:
     """Whether it stands for several files: shards/*.tar, shards/{000..010}.tar."""
-    return bool(WILDCARDS.search(str(dataset)) or BRACES.search(str(dataset))) and not dataset.exists()
+    if not WILDCARDS.search(str(dataset)) and not BRACES.search(str(dataset)):
+        return False
+    return not os.path.exists(dataset)  # nor is what is too long for a file's name
 
 
 def base_folder(dataset: Path) -> Path:

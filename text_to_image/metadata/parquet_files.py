@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from metadata.image_files import IMAGE_SUFFIXES
 from metadata.repeats import REPEATS
+from metadata.rows import shown
 from runtime.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def list_pictures(table: Path, image_column: str) -> list[str]:
         names = [name for group in groups for name in _names(parquet, group, image_column)]
         is_named = [named for group in groups for named in _are_named(parquet, group, image_column)]
     folder = "" if image_column == IMAGE_COLUMN else f"{image_column}/"
+    for name in (name for name, named in zip(names, is_named, strict=True) if named and name):
+        if not (table.parent / name).resolve().is_relative_to(table.parent.resolve()):
+            raise UserError(f"{table}: a picture must stay inside its folder, found {shown(name)}")
     return [
         str(table.parent.absolute() / name) if named and name else f"{folder}{number:06d}{_suffix(name)}"
         for number, (name, named) in enumerate(zip(names, is_named, strict=True))
@@ -64,8 +68,10 @@ def read_picture(table: Path, member: Path) -> bytes:
     number = int(member.name.split(".")[0])
     starts = _group_starts(table, state.st_size, state.st_mtime_ns)
     group = bisect_right(starts, number) - 1
-    cells = _row_group(table, state.st_mtime_ns, group, column)
-    cell = cells[number - starts[group]].as_py()
+    try:
+        cell = _row_group(table, state.st_mtime_ns, group, column)[number - starts[group]].as_py()
+    except (IndexError, KeyError):  # it was another file when the run began
+        raise OSError(errno.ENODATA, f"there is no row {number} with `{column}`", str(table / member)) from None
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if not content:
         raise OSError(errno.ENODATA, f"row {number} has no picture in `{column}`", str(table / member))

@@ -4,8 +4,10 @@ Standard library only.
 """
 
 import argparse
+import glob
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from os import PathLike
@@ -107,8 +109,8 @@ def find_file_facts(args: argparse.Namespace) -> list[Path]:
     is not known yet where --output_dir does not name it: it follows from the files."""
     if args.latents_cache_dir or args.output_dir:
         return [cache_folder(args, args.output_dir) / FILE]
-    found = OUTPUTS.glob(f"{title_of(Path(args.dataset).expanduser())}-*/cache/{FILE}")
-    return sorted(found, key=lambda path: path.stat().st_mtime)[-1:]
+    found = OUTPUTS.glob(f"{glob.escape(title_of(Path(args.dataset).expanduser()))}-*/cache/{FILE}")
+    return sorted((path for path in found if path.exists()), key=os.path.getmtime)[-1:]
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:

@@ -121,6 +121,13 @@ def set_mode(path: Path, mode: int) -> None:
         path.chmod(stat.S_IMODE(mode))
 
 
+def umask() -> int:
+    """The modes that new files do not get. The system tells it only when it is set."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")

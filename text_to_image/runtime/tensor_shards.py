@@ -21,18 +21,18 @@ import torch
 from safetensors.torch import save_file
 
 from runtime.errors import InputChanged, WorkError, first_line
-from runtime.files import atomic_write, remove_stale_partial_files
+from runtime.files import atomic_write, remove_stale_partial_files, set_mode, umask
 
 MOST_BYTES, MOST_ROWS = 256 << 20, 1024  # in a shard; a row is what belongs together, such as a picture's tensors
 MOST_SECONDS = 300.0  # of work in a shard: what kill -9 costs
 NAME = "shard-{}.safetensors"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-PLACE = np.dtype(
+INDEX_ROW = np.dtype(
     [("name", "u8"), ("file", "u4"), ("kind", "u4"), ("begin", "u8"), ("bytes", "u8"), ("checksum", "u4")]
 )
 
 
-class Kind(NamedTuple):
+class TensorSpec(NamedTuple):
     """What tensors have in common."""
 
     dtype: torch.dtype
@@ -45,23 +45,28 @@ class TensorShards:
     def __init__(self, folder: Path):
         self.folder = folder
         self._files: list[Path] = []
-        self._kinds: dict[Kind, int] = {}
-        self._kind_list: list[Kind] = []
-        self._table = np.empty(0, PLACE)
+        self._kinds: dict[TensorSpec, int] = {}
+        self._kind_list: list[TensorSpec] = []
+        self._table = np.empty(0, INDEX_ROW)
         self.refresh()
 
     def refresh(self, names: Iterable[str] = ()) -> None:
         """Reads the index of the shards that are new in the folder, and of those named, which a network file system
-        may not list yet. A damaged one is removed."""
+        may not list yet. A damaged one is removed. WorkError where one cannot be read."""
         listed = {path.name for path in self.folder.glob(NAME.format("*"))}
         tables = [self._table]
-        for name in sorted({*listed, *names}.difference(path.name for path in self._files)):
+        for name in sorted({*listed, *names}.difference(self.file_names)):
             table = self._read_index(self.folder / name, len(self._files))
             if table is not None:
                 self._files.append(self.folder / name)
                 tables.append(table)
         table = np.concatenate(tables)
         self._table = table[np.argsort(table["name"], kind="stable")]  # of two of a name the first counts
+
+    @property
+    def file_names(self) -> list[str]:
+        """Of the shards whose index was read."""
+        return [path.name for path in self._files]
 
     def has(self, names: Sequence[str]) -> np.ndarray:
         """Whether each is there: booleans."""
@@ -81,30 +86,23 @@ class TensorShards:
         path, kind = self._files[place["file"]], self._kind_list[place["kind"]]
         content = self._read_bytes(path, int(place["begin"]), int(place["bytes"]))
         if _checksum(name, content) != place["checksum"]:
-            self._refuse_damaged(path, "damaged: a checksum differs")
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            left = ", and cannot be removed; remove it" if path.exists() else ""
+            _refuse(path, f"damaged: a checksum differs{left}")
         if not content:
             return torch.empty(kind.shape, dtype=kind.dtype)
         return torch.frombuffer(content, dtype=kind.dtype).reshape(kind.shape)
 
     def _read_bytes(self, path: Path, begin: int, length: int) -> bytearray:
-        content = bytearray(length)
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open(path, "rb") as file:  # buffered: it reads on where a network disk gives less than was asked for
                 file.seek(begin)
-                if file.readinto(content) == length:
-                    return content
+                return bytearray(file.read(length))
         except FileNotFoundError:
             _refuse(path, "no such file any more")
         except OSError as error:
             _refuse(path, f"cannot be read any more ({first_line(error)})")
-        self._refuse_damaged(path, "damaged: it is too short")
-
-    def _refuse_damaged(self, path: Path, fault: str) -> NoReturn:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            _refuse(path, f"{fault}, and cannot be removed ({error.strerror}); remove it")
-        _refuse(path, fault)
 
     def _read_index(self, path: Path, number: int) -> np.ndarray | None:
         """The places of its tensors; None where it is gone or damaged."""
@@ -117,7 +115,9 @@ class TensorShards:
                 raise ValueError("its size differs")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+        except OSError as error:
+            raise WorkError(f"{path}: cannot be read ({error.strerror or error})") from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             return None
@@ -128,16 +128,16 @@ class TensorShards:
         checksums = header.pop("__metadata__")
         rows = []
         for name, about in header.items():
-            kind = Kind(DTYPES[about["dtype"]], tuple(about["shape"]))
+            kind = TensorSpec(DTYPES[about["dtype"]], tuple(about["shape"]))
             begin, end = about["data_offsets"]
             if end - begin != math.prod(kind.shape) * kind.dtype.itemsize:
                 raise ValueError("not the size of its shape")
             rows.append(
                 (_hash(name), number, self._number_of(kind), data + begin, end - begin, int(checksums[name], 16))
             )
-        return np.array(rows, PLACE)
+        return np.array(rows, INDEX_ROW)
 
-    def _number_of(self, kind: Kind) -> int:
+    def _number_of(self, kind: TensorSpec) -> int:
         if kind not in self._kinds:
             self._kinds[kind] = len(self._kind_list)
             self._kind_list.append(kind)
@@ -159,6 +159,7 @@ class ShardWriter:
         self.flush()
 
     def add(self, row: dict[str, torch.Tensor]) -> None:
+        """Tensors by name, all of which will be in one shard. Raises WorkError as `flush`."""
         self._tensors |= row
         self._rows += 1
         self._bytes += sum(tensor.nbytes for tensor in row.values())
@@ -178,12 +179,14 @@ class ShardWriter:
         if not self.written:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_stale_partial_files(self.folder)
-        name = NAME.format(hashlib.sha256("\n".join(self._tensors).encode()).hexdigest()[:32])
         tensors = {name: tensor.contiguous() for name, tensor in self._tensors.items()}
         checksums = {name: f"{_checksum(name, _bytes(tensor)):x}" for name, tensor in tensors.items()}
-        with atomic_write(self.folder / name, durable=False) as partial:  # its size shows what a crash left of it
+        # Named after its bits: those of another kind of processor may differ, and never replace what a run reads.
+        shard = NAME.format(hashlib.sha256(repr(checksums).encode()).hexdigest()[:32])
+        with atomic_write(self.folder / shard, durable=False) as partial:  # its size shows what a crash left of it
             save_file(tensors, partial, checksums)
-        self.written.append(name)
+            set_mode(partial, 0o666 & ~umask())  # it gives the file to its owner alone
+        self.written.append(shard)
         self._clear()
 
     def _clear(self) -> None:

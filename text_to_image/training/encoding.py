@@ -86,8 +86,8 @@ class Encodings:
 def encode_dataset(run: PreparedRun) -> Encodings:
     """Encodes what is not cached yet, generates the prior images, and returns the readers of both.
 
-    The processes share the work, and all raise InputChanged where a picture is not what it was. Without --no_cache
-    the VAE and the text encoder are freed when this returns.
+    The processes share the work, and all raise InputChanged where a picture is not what it was, WorkError where the
+    encodings cannot be written or read. Without --no_cache the VAE and the text encoder are freed when this returns.
     """
     folder = cache_folder(run.args, run.folder)
     text, posterior = _encode_once(run, folder) if run.args.cache else run_on_all(lambda: _encode_live(run))
@@ -110,16 +110,15 @@ def _encode_once(run: PreparedRun, folder: Path) -> tuple["TextCache", "PictureC
     if run.is_main:
         plan.facts.save(folder / FILE)
         _note_old_folders(folder)
+    plan.facts.clear()
 
-    def store() -> list[list[str]]:
-        return [
-            pictures.store(lambda: _load_vae(run), run.process_share, workers, quiet),
-            texts.store(lambda: _load_text(run), run.process_share, quiet),
-        ]
+    def store() -> None:
+        pictures.store(lambda: _load_vae(run), run.process_share, workers, quiet)
+        texts.store(lambda: _load_text(run), run.process_share, quiet)
 
-    for of_process in gather_object([run_on_all(store)]):
-        for shards, written in zip((pictures.shards, texts.shards), of_process, strict=True):
-            shards.refresh(written)
+    run_on_all(store)
+    for shards in (pictures.shards, texts.shards):  # what one process sees another may not see yet
+        shards.refresh(name for names in gather_object([shards.file_names]) for name in names)
     return texts, pictures
 
 
@@ -182,18 +181,18 @@ class TextCache:
 
     def store(
         self, load_encoder: Callable[[], CaptionEncoder], process_share: Callable[[int], range], quiet: bool
-    ) -> list[str]:
-        """Encodes those of this process's share that are missing; returns the names of the shards that it wrote."""
+    ) -> None:
+        """Encodes those of this process's share that are missing. Raises WorkError."""
         there = self.shards.has([f"{key} 0" for key in self.keys])
         missing = [number for number in process_share(len(self.keys)) if not there[number]]
         if not missing:
-            return []
+            return
         encoder = load_encoder()
         with ShardWriter(self.shards.folder) as writer:
             for number in progress_bar(missing, desc="encoding captions", unit="picture", disable=quiet, leave=False):
                 tensors = stored_tensors(encoder.encode(self.groups[number]))
                 writer.add({f"{self.keys[number]} {name}": tensor for name, tensor in tensors.items()})
-        return writer.written
+        self.shards.refresh(writer.written)
 
 
 def stored_tensors(embeddings: Sequence[TextEmbedding]) -> dict[str, torch.Tensor]:
@@ -255,13 +254,13 @@ class PictureCache:
 
     def store(
         self, load_vae: Callable[[], AutoencoderKL], process_share: Callable[[int], range], workers: int, quiet: bool
-    ) -> list[str]:
-        """Encodes those of this process's share that are missing; returns the names of the shards that it wrote."""
+    ) -> None:
+        """Encodes those of this process's share that are missing. Raises InputChanged and WorkError."""
         there = self.shards.has([f"{key} 0" for key in self.keys.values()])
         keys = list(self.keys)
         missing = [keys[i] for i in process_share(len(keys)) if not there[i]]
         if not missing:
-            return []
+            return
         vae = load_vae()
         bar = progress_bar(total=len(missing), desc="encoding pictures", unit="picture", disable=quiet, leave=False)
         with bar, ShardWriter(self.shards.folder) as writer:
@@ -269,7 +268,7 @@ class PictureCache:
                 for which, tensors in zip(batch, self._encode(vae, batch, pixel_values), strict=True):
                     writer.add({f"{self.keys[which]} {name}": tensor for name, tensor in tensors.items()})
                 bar.update(len(batch))
-        return writer.written
+        self.shards.refresh(writer.written)
 
     def _encode(
         self, vae: AutoencoderKL, batch: Sequence[ImageKey], pixel_values: torch.Tensor
@@ -288,12 +287,12 @@ class PictureCache:
 def picture_key(image: ImageToEncode, vae_hash: str) -> str:
     """What the encodings of a picture are known by: the hash of all that they follow from."""
     mask_parts = [image.picture.mask.key] if image.picture.mask else []
-    key_parts = (image.picture.sha256, *image.size, _numbers(image.augmentations), image.interpolation)
+    key_parts = (image.picture.sha256, *image.size, _augmentations_repr(image.augmentations), image.interpolation)
     return hash_key("latents", vae_hash, *key_parts, *mask_parts)
 
 
 @cache
-def _numbers(augmentations: tuple[Augmentation, ...]) -> str:
+def _augmentations_repr(augmentations: tuple[Augmentation, ...]) -> str:
     return repr([astuple(augmentation) for augmentation in augmentations])
 
 

@@ -232,6 +232,11 @@ def hold_out(
     if args.validation_dir:
         columns = Columns(args.caption_column, args.image_column)
         held_out = read_pictures(args.validation_dir, False, columns, args.trigger, facts=facts)
+        if both := {picture.path for picture in held_out} & {picture.path for picture in trained}:
+            raise UserError(
+                f"--validation_dir {args.validation_dir}: {min(both)} is in --dataset, too, and would be trained on; "
+                "move one of the two, or name the files of --dataset"
+            )
         return trained, with_masks(args.validation_dir, held_out, args.mask_from_alpha)
     return trained, [pictures[i] for i in sorted(out)]
 

@@ -18,6 +18,7 @@ from models.sampling import generate_latents, guidance_scale_of, load_sampler, s
 from models.text_encoding import TextEmbedding
 from runtime.errors import InputChanged
 from runtime.files import hash_key
+from runtime.processes import run_on_main
 from runtime.progress import progress_bar
 from runtime.tensor_shards import ShardWriter, TensorShards
 from training.samples import LatentShape
@@ -38,8 +39,8 @@ def prior_latents(run: PreparedRun, cache_folder: Path, text: Callable[[str], Te
     key_parts = (*plan.prior_prompts, run.seed, shape, guidance_scale, run.precision, run.args.max_token_chunks)
     key = hash_key(fingerprint_model(plan.base), *key_parts)
     latents = read_prior(cache_folder / "prior", key, len(plan.prior_prompts))
-    accelerator.wait_for_everyone()  # all must have looked before one of them writes it
-    if latents is not None:
+    if all(gather_object([latents is not None])):  # or all make it: none may wait for another that has it
+        assert latents is not None
         return latents
     unet = load_unet(plan.base, run.compute_dtype).to(accelerator.device).eval()
     set_attention(unet, plan.shape, *plan.main_size, accelerator.device.type)
@@ -50,8 +51,7 @@ def prior_latents(run: PreparedRun, cache_folder: Path, text: Callable[[str], Te
     with accelerator.autocast():
         own = prior.generate(run.seed, run.process_share(len(plan.prior_prompts)), quiet)
     generated = {index: latent for share in gather_object([own]) for index, latent in share.items()}
-    if run.is_main:
-        write_prior(cache_folder / "prior", key, generated)
+    run_on_main(accelerator, lambda: write_prior(cache_folder / "prior", key, generated))
     return [generated[index] for index in range(len(generated))]
 
 

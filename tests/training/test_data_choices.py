@@ -216,16 +216,16 @@ def test_the_summary_says_how_many_captions_are_tags_and_how_many_orders_are_kep
     said = " ".join(capsys.readouterr().out.split())
     assert "2 of 3 captions are lists of tags; up to 16 forms of each are encoded" in said
     assert "20% of the tags left out; the first 1 stay" in said
-    assert "with their shorter variants and orders of tags, the longest" in said
+    assert "with their shorter variants and orders of tags; the longest" in said
     assert "denim jeans, blue, flat" in record(out)["example_prompts"]  # as it is written
 
 
 def test_the_summary_names_the_kinds_of_captions_that_there_are(train_run, folders, capsys):
     kinds = {
-        ("--no_short_captions", "--shuffle_tags"): "with their orders of tags, the longest",
-        ("--no_short_captions", "--tag_dropout", 0.5): "with their forms with tags left out, the longest",
-        (): "with their shorter variants, the longest",
-        ("--no_short_captions",): "captions 2, the longest",
+        ("--no_short_captions", "--shuffle_tags"): "with their orders of tags; the longest",
+        ("--no_short_captions", "--tag_dropout", 0.5): "with their forms with tags left out; the longest",
+        (): "with their shorter variants; the longest",
+        ("--no_short_captions",): "captions 2; the longest",
     }
     for flags, said in kinds.items():
         train_run("out", "--dry_run", "--no_timing", *flags, dataset=folders[0])

@@ -126,7 +126,8 @@ def make_lesson(captions: CaptionSampler, rng: np.random.Generator) -> tuple[tor
 
 def reading_loss(taught: list[torch.Tensor], read: list[torch.Tensor]) -> torch.Tensor:
     """The mean over layers of the squared difference, of the variance of what the teacher reads."""
-    return sum((a - b).square().mean() / b.var(0).mean() for a, b in zip(read, taught, strict=True)) / len(read)
+    pairs = [(a.float(), b.float()) for a, b in zip(read, taught, strict=True)]
+    return sum((a - b).square().mean() / b.var(0).mean() for a, b in pairs) / len(pairs)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -175,9 +176,10 @@ def train(pipeline: StableDiffusionPipeline, work: Path, seconds: float) -> Stud
         rng = np.random.default_rng([student.step, 17])
         ids, taught_ids = make_lesson(captions, rng)
         rows = int(rng.integers(2**32))
-        with torch.no_grad():
-            taught = readers(encode_text(teacher, taught_ids), np.random.default_rng(rows))
-        read = readers(encode_text(student.text, ids), np.random.default_rng(rows))
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                taught = readers(encode_text(teacher, taught_ids), np.random.default_rng(rows))
+            read = readers(encode_text(student.text, ids), np.random.default_rng(rows))
         loss = reading_loss(taught, read)
         student.learn(loss, student.seconds / seconds)
         losses.append((ids.shape[1], ids is taught_ids, loss.item()))

@@ -156,8 +156,12 @@ def draw(rows: list[dict], path: Path) -> None:
     ]
     for axis, (title, curves) in zip(axes, lines, strict=True):
         for label, key in curves.items():
-            axis.plot(counts, [row.get(key) for row in rows], marker="o", label=label)
-        axis.set(xscale="log", yscale="log", title=title, xlabel="pictures")
+            measured = [(row["pictures"], row[key]) for row in rows if row.get(key) is not None]
+            axis.plot(*zip(*measured, strict=True), marker="o", label=label)
+        axis.set(xscale="log", title=title, xlabel="pictures", xticks=counts)
+        axis.set_xticks(counts, [f"{count:,}" for count in counts])
+        axis.set_ylim(bottom=0)
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=70)

@@ -1,6 +1,7 @@
 """A captioned folder of three small pictures to train on."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 CAPTIONS = {
@@ -9,6 +10,12 @@ CAPTIONS = {
     "11 (3).JPG": "A single pair of denim jeans laid flat on a white background, seen from the back. "
     + "The legs. " * 30,
 }
+
+# What `data.captioned_folders.read_dataset` asks of the flags, at their defaults but for the shorter captions.
+READING = Namespace(
+    validation_dir=None, metadata_file=None, short_captions=True, caption_column="text", image_column="image",
+    mask_from_alpha=False, trigger=None,
+)  # fmt: skip
 
 
 def write_captioned_folder(folder: Path, captions: dict[str, str] = CAPTIONS) -> Path:

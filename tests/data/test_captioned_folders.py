@@ -1,29 +1,18 @@
 """Several folders are one data set: pictures in order, names that tell them apart, no picture twice, shares."""
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
 
-from captioned_folder import write_captioned_folder
+from captioned_folder import READING, write_captioned_folder
 from data.captioned_folders import folder_shares, read_dataset
 from data.dataset import hash_dataset, read_pictures
 from metadata.hub_datasets import find_datasets
 from metadata.picture_names import distinct_names
 from runtime.errors import UserError
 from train_text_to_image import parse_args
-
-ARGS = Namespace(
-    validation_dir=None,
-    metadata_file=None,
-    short_captions=True,
-    caption_column="text",
-    image_column="image",
-    mask_from_alpha=False,
-    trigger=None,
-)
 
 
 def folder(path: Path, *names: str, repeats: float | None = None) -> Path:
@@ -35,7 +24,7 @@ def folder(path: Path, *names: str, repeats: float | None = None) -> Path:
 
 
 def read(*folders: Path):
-    return read_dataset(ARGS, Accelerator(cpu=True), folders)
+    return read_dataset(READING, Accelerator(cpu=True), folders)
 
 
 def test_pictures_come_folder_by_folder_and_the_hash_of_one_folder_stays(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 
-from captioned_folder import write_captioned_folder
+from captioned_folder import READING, write_captioned_folder
 from clone import ROOT
 from data.captioned_folders import read_dataset
 from data.dataset import hash_dataset
@@ -18,19 +18,9 @@ from packed_data import samples_of, table_of, write_shard
 from reporting.thumbnails import thumbnail
 from runtime.errors import InputChanged, UserError
 
-ARGS = Namespace(
-    validation_dir=None,
-    metadata_file=None,
-    short_captions=True,
-    caption_column="text",
-    image_column="image",
-    mask_from_alpha=False,
-    trigger=None,
-)
-
 
 def read(*datasets, **flags):
-    return read_dataset(Namespace(**{**vars(ARGS), **flags}), Accelerator(cpu=True), datasets)
+    return read_dataset(Namespace(**{**vars(READING), **flags}), Accelerator(cpu=True), datasets)
 
 
 def png(*size, **settings) -> bytes:

@@ -1,14 +1,13 @@
 """The key `mask` of a row: which file it may name, and that a file that it names is no picture."""
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
 from PIL import Image
 
-from captioned_folder import write_captioned_folder
+from captioned_folder import READING, write_captioned_folder
 from captioning.audit import find_faults
 from captioning.caption_file import locate_caption_file
 from data.captioned_folders import read_dataset
@@ -116,12 +115,7 @@ def test_a_mask_is_never_taken_for_a_picture(folder, recursive, place):
     assert [path.name for path in elsewhere.pending("keep")] == ["1.jpg", "2.jpg"]
     assert not [f for f in find_faults(file) if Path(place).name in f.text]
     assert [path.name for path in training_pictures(folder)] == ["1.jpg", "2.jpg"]
-    args = Namespace(
-        image_column="image",
-        validation_dir=None, metadata_file=None, short_captions=None, caption_column="text", trigger=None,
-        mask_from_alpha=False,
-    )  # fmt: skip
-    assert read_dataset(args, Accelerator(cpu=True), [folder]).without_caption == []
+    assert read_dataset(READING, Accelerator(cpu=True), [folder]).without_caption == []
 
 
 def test_a_row_of_a_sub_folder_names_its_mask_from_there_and_may_not_contradict_another(tmp_path):

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from metadata.containers import find_containers
@@ -76,12 +77,16 @@ class CaptionFile:
         return self._without_masks(pictures_without_row(files, ()))
 
     def _without_masks(self, paths: list[Path]) -> list[Path]:
-        """Those that no row names as a mask, in this file or in those that training finds in the folder."""
+        return [path for path in paths if path not in self._named_masks]
+
+    @cached_property
+    def _named_masks(self) -> set[Path]:
+        """What rows name as masks, in this file or in those that training finds in the folder: no captioning changes
+        that."""
         files = find_metadata_files(self.image_dir)
         if self.path.exists() and not self.is_of_data_set:
             files.append(MetadataFile(self.path, self.root))
-        masks = named_masks(files)
-        return [path for path in paths if path not in masks]
+        return named_masks(files)
 
     def name_of(self, picture: Path) -> str:
         return (self.prefix / picture.relative_to(self.image_dir).as_posix()).as_posix()

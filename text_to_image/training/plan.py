@@ -76,12 +76,16 @@ class Plan:
         return distinct_names(picture.path for picture in (*self.pictures, *self.held_out))
 
     @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        return load_tokenizer(self.base)
+
+    @cached_property
     def caption_tokens(self) -> dict[str, int]:
         """Of each whole caption of the pictures trained on, and of the held-out ones' first; shorter forms have no
         more."""
         captions = [caption for picture in self.pictures for caption in picture.whole_captions]
         captions += [picture.captions[0] for picture in self.held_out]
-        return count_all_tokens(load_tokenizer(self.base), captions)
+        return count_all_tokens(self.tokenizer, captions)
 
     def names_of(self, pictures: Sequence[int]) -> list[str]:
         return [self.names[self.pictures[picture].path] for picture in pictures]

@@ -21,7 +21,7 @@ from transformers import CLIPTokenizer
 from data.augmentation import NO_AUGMENTATION
 from models.compiling import check_compiler
 from models.conditions import whole_picture
-from models.loading import load_noise_scheduler, load_tokenizer, quiet_libraries
+from models.loading import load_noise_scheduler, quiet_libraries
 from optimization.optimizers import find_optimizer_class
 from optimization.parameters import FullUNet, LoraAdapter, make_trainable
 from optimization.schedule import learning_rate_schedule
@@ -118,7 +118,7 @@ def prepare_run(args: argparse.Namespace) -> PreparedRun:
     objective = make_objective(
         args, load_noise_scheduler(plan.base, args.prediction_type, args.rescale_betas_zero_snr)
     )
-    tokenizer = load_tokenizer(plan.base)
+    tokenizer = plan.tokenizer
     record = describe_run(args, plan, accelerator, tokenizer, precision)
     trainable = make_trainable(args.lora_rank, args.lora_alpha, record["seed"])
     learning_rate_at = learning_rate_schedule(args.lr_scheduler, plan.learning_rate, plan.warmup, plan.steps)

@@ -55,7 +55,7 @@ def test_a_row_that_names_its_picture_is_that_file(tmp_path):
     assert [row.path(tmp_path) for row in rows(tmp_path / "a.parquet")] == [tmp_path / "1.jpg"] * 2
 
 
-@pytest.mark.parametrize("name", ["../out.jpg", "/etc/hostname"])
+@pytest.mark.parametrize("name", ["../out.jpg", "in/../../out.jpg"])
 def test_a_picture_that_is_named_outside_the_tables_folder_is_refused(tmp_path, name):
     (tmp_path / "out.jpg").write_bytes(b"outside")
     (tmp_path / "in").mkdir()

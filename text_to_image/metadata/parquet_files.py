@@ -43,7 +43,8 @@ def read_rows(table: Path, column: str, image_column: str) -> Iterator[tuple[str
 def list_pictures(table: Path, image_column: str) -> list[str]:
     """The members, one for each row. Where a row only names its picture, it is that file, from the table's folder.
 
-    Reads no picture. UserError where the file cannot be read or has no column of pictures.
+    Reads no picture. UserError where the file cannot be read, has no column of pictures, or a relative name leads out
+    of its folder.
     """
     with _opened(table) as parquet:
         _require_column(table, parquet.schema_arrow.names, "image_column", image_column)
@@ -53,7 +54,8 @@ def list_pictures(table: Path, image_column: str) -> list[str]:
         is_named = [named for group in groups for named in _are_named(parquet, group, image_column)]
     folder = "" if image_column == IMAGE_COLUMN else f"{image_column}/"
     for name in (name for name, named in zip(names, is_named, strict=True) if named and name):
-        if not (table.parent / name).resolve().is_relative_to(table.parent.resolve()):
+        inside = (table.parent / name).resolve().is_relative_to(table.parent.resolve())
+        if not inside and not Path(name).is_absolute():  # as `datasets` names pictures of this machine
             raise UserError(f"{table}: a picture must stay inside its folder, found {shown(name)}")
     return [
         str(table.parent.absolute() / name) if named and name else f"{folder}{number:06d}{_suffix(name)}"

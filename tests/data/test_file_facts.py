@@ -87,3 +87,12 @@ def test_processes_that_load_pictures_are_not_sent_all_of_it(picture):
     facts = FileFacts()
     content(facts, picture)
     assert len(pickle.dumps(facts)) < 100
+
+
+def test_what_follows_from_a_key_is_found_once_for_the_last_key(tmp_path):
+    facts = FileFacts()
+    found = [facts.following("tokens", key, lambda key=key: [key]) for key in ("a", "b", "b")]
+    facts.save(tmp_path / "files.jsonl")
+    later = FileFacts.load([tmp_path / "files.jsonl"])
+    assert found == [["a"], ["b"], ["b"]]
+    assert later.following("tokens", "b", list) == ["b"] and later.following("tokens", "a", list) == []

@@ -18,20 +18,21 @@ from runtime.files import atomic_write
 FILE = "files-1.jsonl"  # another number where what is found of a file changes
 SETTLED = 2.0  # seconds: a file changed since may change again without another time, as clocks of file systems tick
 Stat = list[int]
+Known = dict[str, tuple[Stat | list[str], dict]]
 Fact = TypeVar("Fact")
 
 
 class FileFacts:
     """Facts about files, such as their hashes: JSON values by the name of the fact."""
 
-    def __init__(self, known: dict[str, tuple[Stat, dict]] | None = None):
+    def __init__(self, known: Known | None = None):
         self._known = known or {}  # {path: (stat, {name: fact})}
         self._changed = False
 
     @classmethod
     def load(cls, paths: Iterable[Path]) -> "FileFacts":
         """What files of `save` say, later ones first; a damaged line is nothing known."""
-        known: dict[str, tuple[Stat, dict]] = {}
+        known: Known = {}
         for path in paths:
             for line in _lines(path):
                 try:
@@ -57,6 +58,15 @@ class FileFacts:
             self._known[key] = known
             self._changed = True
         return fact
+
+    def following(self, name: str, key: str, find: Callable[[], Fact]) -> Fact:
+        """What follows from `key` alone: what is known for it, else what `find` returns. One `key` is kept of each
+        `name`, which is no path."""
+        known = self._known.get(name)
+        if known is None or known[0] != [key] or name not in known[1]:
+            known = self._known[name] = ([key], {name: find()})
+            self._changed = True
+        return known[1][name]
 
     def clear(self) -> None:
         """Forgets all: 100,000 files take 90 MB."""

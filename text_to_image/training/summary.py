@@ -24,6 +24,7 @@ from reporting.run_observer import RunObserver
 from runs.commands import closing_lines, flags_as_given, resume_command
 from runs.records import REPORT_FILE, without_secrets
 from runtime.paths import display_path, read_only_note
+from runtime.progress import print_table
 from training.memory_rows import memory_rows
 from training.plan import Plan, unmirrored_word
 from training.setup import PreparedRun
@@ -37,8 +38,8 @@ PRECISION_WORDS = {
 }  # fmt: skip
 
 
-def run_summary(run: PreparedRun, foretell_memory: bool = True) -> Rows:
-    """What will be done. To foretell a GPU's memory takes seconds."""
+def run_summary(run: PreparedRun) -> Rows:
+    """What will be done. To foretell a GPU's memory takes seconds, and to look through 100,000 pictures."""
     args, plan, tokenizer, arguments = run.args, run.plan, run.tokenizer, flags_as_given(run.args)
     parameters = count_parameters(plan.base) / 1e6
     processes, precision = run.accelerator.num_processes, PRECISION_WORDS[run.precision]
@@ -63,13 +64,20 @@ def run_summary(run: PreparedRun, foretell_memory: bool = True) -> Rows:
         ("batch", _batch_line(args, plan, processes)),
         ("learning rate", f"{plan.learning_rate:g}, {args.lr_scheduler}, {plan.warmup} steps of warm-up"),
         ("device", f"{run.accelerator.device} x {processes}, {precision}; seed {run.seed}"),
-        *(memory_rows(run) if foretell_memory else []),
+        *memory_rows(run),
         *_example_rows(run),
         ("flags", _origins_line(arguments, args.origins, FROM_FLAG)),
         ("from the model", f"{_origins_line(arguments, args.origins, TRAINING_DEFAULTS)} ({TRAINING_DEFAULTS})"),
         ("output", f"{display_path(run.folder)}, fp32; {run.space.line}"),
         *(("", note) for note in [read_only_note(run.folder)] if note),
     ]
+
+
+def print_summary(run: PreparedRun) -> Rows:
+    """Prints on the main process what will be done, and returns it."""
+    rows = run_summary(run)
+    print_table(rows, quiet=not run.is_main)
+    return rows
 
 
 def _example_rows(run: PreparedRun) -> Rows:
@@ -301,7 +309,7 @@ def _names(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def make_observer(run: PreparedRun, validator: Validator) -> RunObserver:
+def make_observer(run: PreparedRun, validator: Validator, summary: Rows) -> RunObserver:
     """Told of the steps, it keeps the page of the run up to date: after the start, each measure and checkpoint."""
     first_step, steps = run.resume.first_step, run.plan.steps
     checkpoints = range(0, steps, run.args.checkpointing_steps)
@@ -309,11 +317,11 @@ def make_observer(run: PreparedRun, validator: Validator) -> RunObserver:
     wanted = run.is_main and run.args.report
     if run.is_main and not wanted:  # that of an earlier start would never say how this one ends
         (run.folder / REPORT_FILE).unlink(missing_ok=True)
-    return RunObserver(lambda: run.folder, (lambda: run_facts(run)) if wanted else None, due)
+    return RunObserver(lambda: run.folder, (lambda: run_facts(run, summary)) if wanted else None, due)
 
 
-def run_facts(run: PreparedRun) -> RunFacts:
-    """What the page shows and no file in OUTPUT says."""
+def run_facts(run: PreparedRun, summary: Rows) -> RunFacts:
+    """What the page shows and no file in OUTPUT says; `summary` as it was printed."""
     args, plan, tokenizer = run.args, run.plan, run.tokenizer
     trained = list(zip(plan.pictures, plan.sizes, itertools.repeat(False)))
     held_out = list(zip(plan.held_out, plan.held_out_sizes, itertools.repeat(True)))
@@ -324,7 +332,7 @@ def run_facts(run: PreparedRun) -> RunFacts:
         uses=[row for row in closing_lines(run.folder, run.record) if row[0] not in ("the model", "its page")],
         warnings=_warnings(run),
         settings=_settings(args),
-        summary=run_summary(run, foretell_memory=False),
+        summary=summary,
         pictures=[_data_picture(plan, picture, size, out, args.random_flip) for picture, size, out in shown],
         others=[_data_picture(plan, picture, size, out, False) for picture, size, out in others],
         counts=(len(trained), len(held_out)),

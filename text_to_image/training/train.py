@@ -27,7 +27,7 @@ from training.samples import Batches
 from training.saving import checkpoint_before_giving_up, save_result, write_checkpoint, write_rows
 from training.setup import PreparedRun, claim_output_folder, make_batches, prepare_run
 from training.state import TrainState
-from training.summary import make_observer, run_summary
+from training.summary import make_observer, print_summary
 from training.validation import make_validator
 
 TIMED_STEPS = 2  # of a dry run, after one that warms up
@@ -46,7 +46,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
         run_on_main(run.accelerator, run.lock.release)  # prepare_run has taken it
         report_result(run, run.finished_record)
         return
-    print_table(run_summary(run), quiet=not run.is_main)
+    summary = print_summary(run)
     if not args.dry_run:
         claim_output_folder(run)
     elif not args.timing:
@@ -71,7 +71,7 @@ def train(args: argparse.Namespace, stop: StopSignals | None = None) -> None:
     interruption = Interruption(run, stop, batches)
     stop.defer()  # from here on a signal waits for the end of the step
     run_on_all(interruption.raise_before_first_step)  # on all, or some would end while others wait for them
-    log, page = MetricsLog(run), make_observer(run, validator)
+    log, page = MetricsLog(run), make_observer(run, validator, summary)
     with page.until(), checkpoint_before_giving_up(run, state, log, non_finite):
         log.add_pictures(0, validator.generate_base(run.resume.first_step, log.paused))
         page.follow(run.resume.first_step, True, log.paused)

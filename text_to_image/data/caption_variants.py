@@ -74,7 +74,7 @@ def caption_variants(caption: str) -> tuple[tuple[str, ...], ...]:
     bare_subject = _without_determiner(subject)
     groups = [
         [caption],
-        [first, _first_clause(first)],
+        [first, _first_clause(first, subject)],
         *([[subject], [bare_subject]] if others else [[subject, bare_subject]]),
         [f"{first} {other}" for other in others],
     ]
@@ -94,7 +94,8 @@ def first_sentence(caption: str) -> str:
 def suggest_prompts(caption: str) -> list[str]:
     """Short prompts that a model trained on `caption` can be expected to follow: its subject, and its first clause."""
     first = first_sentence(caption)
-    prompts = [_without_determiner(_subject(first)), _first_clause(first)]
+    subject = _subject(first)
+    prompts = [_without_determiner(subject), _first_clause(first, subject)]
     return [prompt for prompt in dict.fromkeys(prompts) if prompt]
 
 
@@ -107,9 +108,8 @@ def _subject(sentence: str) -> str:
     return "" if subject.lower() in PRONOUNS else subject
 
 
-def _first_clause(sentence: str) -> str:
+def _first_clause(sentence: str, subject: str) -> str:
     """Up to the first comma after the subject; the whole sentence where that comma is in quotes or brackets."""
-    subject = _subject(sentence)
     end = sentence.index(subject) + len(subject)
     clause = sentence[:end] + CLAUSE_END.split(sentence[end:], maxsplit=1)[0].rstrip()
     return clause if clause.count('"') % 2 == 0 and clause.count("(") == clause.count(")") else sentence
@@ -125,7 +125,8 @@ def _without_repeats(groups: list[list[str]]) -> tuple[tuple[str, ...], ...]:
     seen: set[str] = {""}
     kept = []
     for group in groups:
-        new = [form for form in dict.fromkeys(group) if form not in seen]
+        new = tuple(form for form in dict.fromkeys(group) if form not in seen)
         seen.update(new)
-        kept.append(tuple(new))
-    return tuple(group for group in kept if group)
+        if new:
+            kept.append(new)
+    return tuple(kept)

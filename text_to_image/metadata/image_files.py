@@ -79,7 +79,9 @@ def find_nested_mask_files(folder: Path) -> list[Path]:
 def mask_key(mask: Path) -> str | None:
     """The same as one of `picture_keys` of the picture that the mask belongs to by its name; None of other files."""
     stem = mask.stem
-    name = next((stem[: -len(ending)] for ending in MASK_ENDINGS if stem.lower().endswith(ending)), "")
+    if not stem.lower().endswith(MASK_ENDINGS):  # asked of every file
+        return None
+    name = next(stem[: -len(ending)] for ending in MASK_ENDINGS if stem.lower().endswith(ending))
     return _key(mask.parent / name) if name else None
 
 
@@ -165,14 +167,15 @@ def _is_mask(path: Path) -> bool:
 
 
 def _is_image(path: Path) -> bool:
-    if path.name in SHEETS or WITHHELD.fullmatch(path.name):
+    name = path.name
+    if path.suffix.lower() not in IMAGE_SUFFIXES or name.startswith(".") or not path.is_file():
         return False
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return name not in SHEETS and not WITHHELD.fullmatch(name)
 
 
 def _is_unsupported(path: Path) -> bool:
     suffix = path.suffix.lower()
-    if path.name.startswith(".") or suffix in IMAGE_SUFFIXES | TEXT_SUFFIXES or not path.is_file():
+    if suffix in IMAGE_SUFFIXES or suffix in TEXT_SUFFIXES or path.name.startswith(".") or not path.is_file():
         return False
     return suffix in CAMERA_SUFFIXES | OTHER_SUFFIXES or _begins_like_a_picture(path)
 

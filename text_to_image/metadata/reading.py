@@ -38,7 +38,7 @@ class CaptionRow:
     mask: str | None = None  # on disk, from the folder of the data set
 
     def path(self, folder: Path) -> Path:
-        return Path(folder) / self.file_name
+        return folder / self.file_name
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Captions in text files beside the pictures, `1.txt` for `1.jpg`, as kohya's scripts, OneTrainer and SimpleTuner
 have them. Standard library only."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -53,9 +54,9 @@ class Sidecars:
     def _list(self, folder: Path) -> dict[str, list[str]]:
         if folder not in self._listed:
             names: dict[str, list[str]] = {}
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if path.suffix.lower() in SUFFIXES:
-                    names.setdefault(_key(path.name), []).append(path.name)
+            for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+                if name.lower().endswith(SUFFIXES):
+                    names.setdefault(_key(name), []).append(name)
             self._listed[folder] = names
         return self._listed[folder]
 

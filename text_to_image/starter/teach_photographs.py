@@ -30,11 +30,12 @@ from runtime.errors import UserError, exit_with
 from runtime.paths import STARTER
 from trainer import Trainer, fast_copy
 
+JUDGED = 12  # renders that only measure
 WIDTHS = (16, 32, 112)  # of the three levels; 1.8 M parameters
 CROP = 96  # px of a crop
 WHOLE_FROM = 0.8  # share of the time from which pictures are whole: group norm sees other statistics in these
 WHOLE_AREA = 7  # the area of a square picture in crops, so that a step takes as long as before
-LEARNING_RATE, WARM_UP = 6e-4, 50
+LEARNING_RATE, WARM_UP = 6e-4, 100
 NOISE = 0.05  # deviation of what is added to latents, which have a deviation of 1
 LOSSES = "reconstruction", "difference"  # of a step; the second is that of the latents
 ANCHOR = 2.0  # weight of the difference from the base's latents
@@ -193,8 +194,8 @@ class Student:
 class Judge:
     """Pictures that are never trained on, and the base's latents of the renders among them."""
 
-    def __init__(self, base: AutoencoderKL, photos: Path | None, renders: int = 12):
-        self.pictures = {"renders": np.stack([np.asarray(render(sample_spec(HELD_OUT + i))) for i in range(renders)])}
+    def __init__(self, base: AutoencoderKL, photos: Path | None):
+        self.pictures = {"renders": np.stack([np.asarray(render(sample_spec(HELD_OUT + i))) for i in range(JUDGED)])}
         if photos:
             self.pictures["photos"] = np.stack([square(path) for path in photo_files(photos)])
         self.wanted = psnr(base, self.pictures["renders"])[1]

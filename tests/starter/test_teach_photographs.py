@@ -22,7 +22,6 @@ from teach_photographs import (
     Pictures,
     Student,
     align_latents,
-    begin_vae,
     load_weights,
     main,
     widened_vae,
@@ -73,17 +72,18 @@ def test_latents_that_were_mapped_are_the_bases_and_reconstructions_stay_the_sam
     assert torch.allclose(posterior.logvar.mean((0, 2, 3)), wanted, atol=1e-3)
 
 
-def test_the_term_keeps_the_latents_of_renders_near_those_of_the_base(base, pictures):
-    torch.manual_seed(0)
-    start, apart = begin_vae(base, pictures.squares(2)), {}
+def test_the_term_keeps_the_latents_of_renders_near_those_of_the_base(base, pictures, monkeypatch):
+    """A narrow VAE and small crops, for speed; steps are small enough that the first do not overshoot."""
+    monkeypatch.setattr(teach_photographs, "CROP", 48)
+    apart = {}
     for anchor in (0.0, ANCHOR):
-        student = Student(copy.deepcopy(start), base, anchor)
-        student.trainer.warm_up = 1
-        for step in range(4):
-            student.learn(*pictures.random(2, False, np.random.default_rng(step)), done=0.5)
-            print(anchor, step, difference(student.vae, base, pictures))
+        torch.manual_seed(0)
+        student = Student(copy.deepcopy(base), base, anchor)
+        student.trainer.warm_up, student.trainer.learning_rate = 1, 3e-5
+        for step in range(8):
+            student.learn(*pictures.random(2, False, np.random.default_rng(step)), done=0.0)
         apart[anchor] = difference(student.vae, base, pictures)
-    assert apart[ANCHOR] < 0.7 * apart[0.0], apart
+    assert apart[ANCHOR] < 0.5 * apart[0.0], apart
 
 
 def test_half_of_a_batch_are_renders_and_whole_ones_are_fewer(pictures):

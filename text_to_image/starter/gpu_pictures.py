@@ -1,4 +1,4 @@
-"""Pictures on the GPU: renders as they come and photographs, whole, in crops and as latents."""
+"""Pictures on the GPU: renders as they come and as latents; photographs, crops, and what a VAE keeps of them."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,21 +10,21 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from pictures import SHARES, SIZES, RenderStream
+from pictures import RenderStream
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the folders of the entry points
 
 from data.images import open_image  # noqa: E402
+from runtime.errors import UserError  # noqa: E402
 
-SQUARE_OFTEN = (0.7, 0.2, 0.1)  # shares of SIZES where photographs, which are square, join whole renders
+SIDE = 256  # px of a square photograph
 
 
 @dataclass
 class DevicePictures:
-    """The photographs and the renders so far, uint8 on the device; later the latents of the renders too."""
+    """The renders so far, uint8 on the device, and their latents."""
 
     stream: RenderStream
-    photos: torch.Tensor  # (N, 256, 256, 3) uint8
     device: str
     pictures: dict = field(default_factory=dict)  # (set, size) -> (N, h, w, 3) uint8, of which `ready` are there
     latents: dict = field(default_factory=dict)  # (set, size) -> (N, 2, 4, h, w) fp16, of which `encoded` are there
@@ -56,30 +56,6 @@ class DevicePictures:
                 self.latents[key][start:end] = torch.stack(both, 1).half()
             self.encoded[key] = self.ready[key]
 
-    def crops(self, batch: int, side: int, rng: np.random.Generator) -> torch.Tensor:
-        """Crops (B, 3, side, side) in -1..1, half of photographs, half of renders of one random set and size."""
-        renders = self._random_renders(rng)
-        parts = [random_crops(pictures, batch // 2, side, rng) for pictures in (self.photos, renders)]
-        return torch.cat(parts)
-
-    def white(self, count: int) -> torch.Tensor:
-        """The first square renders on white (N, 3, 256, 256)."""
-        return as_images(self.pictures["pictures", 0][: min(count, self.ready["pictures", 0])])
-
-    def whole(self, batch: int, rng: np.random.Generator) -> torch.Tensor:
-        """Whole renders of one size (B, 3, h, w) in -1..1; beside square ones as many photographs."""
-        renders = self._random_renders(rng, SQUARE_OFTEN)
-        images = random_crops(renders, batch, None, rng)
-        if renders.shape[1] == renders.shape[2]:
-            images = torch.cat([images, random_crops(self.photos, batch, None, rng)])
-        return images
-
-    def _random_renders(self, rng: np.random.Generator, shares: tuple[float, ...] = SHARES) -> torch.Tensor:
-        size = int(rng.choice(len(SIZES), p=shares))
-        keys = [key for key in self.pictures if key[1] == size and self.ready[key]]
-        key = keys[rng.integers(len(keys))]
-        return self.pictures[key][: self.ready[key]]
-
 
 def as_images(pictures: torch.Tensor) -> torch.Tensor:
     """(B, h, w, 3) uint8 -> (B, 3, h, w) in -1..1."""
@@ -102,18 +78,49 @@ def random_crops(pictures: torch.Tensor, batch: int, side: int | None, rng: np.r
 
 
 def load_photos(folder: Path) -> np.ndarray:
-    """The squares that fetch_photos.py wrote, (N, 256, 256, 3) uint8."""
+    """The squares that fetch_photos.py wrote, (N, 256, 256, 3) uint8. UserError where it is something else."""
     with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(_pixels, sorted(folder.glob("*.jpg")))))
+        return np.stack(list(pool.map(_square_pixels, photo_files(folder))))
 
 
-def _pixels(file: Path) -> np.ndarray:
-    return np.asarray(open_image(file))
+def photo_files(folder: Path) -> list[Path]:
+    """The JPEGs in a folder and in those within. UserError where there are none."""
+    if files := sorted(folder.rglob("*.jpg")):
+        return files
+    raise UserError(f"{folder}: no .jpg here; fetch_photos.py fetches photographs")
 
 
-def square(path: Path, side: int = 256) -> np.ndarray:
+def _square_pixels(file: Path) -> np.ndarray:
+    photo = _open_photo(file)
+    if photo.size != (SIDE, SIDE):
+        w, h = photo.size
+        raise UserError(f"{file}: {w} x {h} px; fetch_photos.py writes squares of {SIDE} x {SIDE} px")
+    return np.asarray(photo)
+
+
+def _open_photo(file: Path) -> Image.Image:
+    try:
+        return open_image(file)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def square(path: Path, side: int = SIDE) -> np.ndarray:
     """The middle of a photograph, as large as it can be, at `side` px."""
-    photo = open_image(path)
+    photo = _open_photo(path)
     shortest = min(photo.size)
     x, y = ((s - shortest) // 2 for s in photo.size)
     return np.asarray(photo.resize((side, side), Image.Resampling.LANCZOS, (x, y, x + shortest, y + shortest)))
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, pictures: np.ndarray) -> tuple[list[float], torch.Tensor]:
+    """PSNR in dB of a VAE's reconstruction of each picture (N, h, w, 3) uint8, and the latents (N, 4, h/4, w/4)."""
+    values, latents = [], []
+    for part in torch.from_numpy(pictures).split(8):
+        images = as_images(part.to(vae.device))
+        latents.append(vae.encode(images).latent_dist.mean)
+        decoded = vae.decode(latents[-1]).sample.clamp(-1, 1)
+        errors = ((decoded - images) / 2).square().mean((1, 2, 3))
+        values += (-10 * errors.log10()).tolist()
+    return values, torch.cat(latents)

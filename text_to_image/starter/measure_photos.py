@@ -21,9 +21,8 @@ import torch
 from PIL import Image
 
 from classifier import classify, load_classifier
-from gpu_pictures import square
+from gpu_pictures import psnr, square
 from measure_base import HERE, generate_samples
-from pretrain_on_gpu import psnr
 
 sys.path.insert(1, str(HERE.parent))  # the folders of the entry points
 

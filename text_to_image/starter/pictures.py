@@ -58,8 +58,8 @@ SETS = {"pictures": picture_specs, "trousers": trousers_specs, "scenes": scene_s
 
 
 def load_pictures(folder: Path, size: int, of: str = "pictures") -> np.ndarray:
-    """The rendered pictures of SIZES[size] of one of SETS, (N, h, w, 3) uint8, memory-mapped."""
-    return np.load(_file(folder, size, of), mmap_mode="r")
+    """The rendered pictures of SIZES[size] of one of SETS, (N, h, w, 3) uint8, memory-mapped, copied on write."""
+    return np.load(_file(folder, size, of), mmap_mode="c")
 
 
 def _file(folder: Path, size: int, of: str) -> Path:

@@ -101,14 +101,14 @@ def test_it_writes_the_base_with_another_vae_and_goes_on_where_it_stopped(tmp_pa
     renders = {key: p[:, :96, :96] for key, p in pictures.renders.items()}
     monkeypatch.setattr(teach_photographs, "load_renders", lambda *_: renders)
     monkeypatch.setattr(teach_photographs, "JUDGED", 1)
-    flags = ["--work", tmp_path / "work", "--to", to, "--photos", photos, "--judged", photos, "--batch", 2]
+    flags = ["--work", tmp_path / "work", "--to", to, "--photos", photos, "--batch", 2]
 
     def run(*more) -> list[dict]:
         monkeypatch.setattr(sys, "argv", ["teach_photographs.py", *map(str, [*flags, *more])])
         main()
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
-    first = run("--seconds", 0.001)
+    first = run("--seconds", 0.001, "--judged", photos)
     assert first[-1]["step"] == 1 and {"renders_psnr_db", "photos_psnr_db", "latent_difference"} <= first[-1].keys()
     for path in STARTER.rglob("*"):
         if path.is_file() and path.parent.name != "vae":

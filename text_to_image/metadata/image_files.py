@@ -32,6 +32,7 @@ FTYP_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 SHEETS = frozenset({"contact_sheet.jpg", "copies_sheet.jpg"})
 WITHHELD_SUFFIX = "-withheld"
 WITHHELD = re.compile(rf".*-[0-9a-f]{{8}}-[0-9]+{WITHHELD_SUFFIX}\.(?:png|jpg)")
+DIGITS = re.compile("([0-9]+)")
 MASK_ENDINGS = (".mask", "-masklabel")  # 1.mask.png, or OneTrainer's 1-masklabel.png: where in 1.jpg the loss counts
 
 
@@ -192,7 +193,8 @@ def _begins_like_a_picture(path: Path) -> bool:
     return head.startswith(SIGNATURES) or is_bitmap or is_webp or is_heif
 
 
-def natural_key(name: str) -> list[tuple[bool, int, str]]:
+def natural_key(name: str) -> list[str | int]:
     """A sort key in which runs of digits count as numbers, numbers come before letters, and case does not matter."""
-    runs = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
-    return [(False, int(run), "") if run.isdecimal() else (True, 0, run) for run in runs]
+    parts: list[str | int] = [*DIGITS.split(name.casefold())]  # text, digits, text, ...: '' where it begins with one
+    parts[1::2] = map(int, parts[1::2])
+    return parts

@@ -27,12 +27,12 @@ from training.setup import make_accelerator
 from training.validation import fixed_samples
 
 FINGERPRINTS = {
-    "": "f877bb204633b889bcb6ce8665c916a8fd292593cfa70a8b7443030dd3b90a1b",
-    "--lora_rank 4 --random_flip --seed 5": "a9234b0d3b6f1f1f94b0269768c31d8b57fbe35e60d979dd968cbef378cf9d75",
+    "": "4334acfd6a4c0d73a464301e352e320e65a7264c8693715c7db6d717280dfd6a",
+    "--lora_rank 4 --random_flip --seed 5": "86570b3b87e96895f24101723835b323456e9573ee40f2c1063f9353e8a18cad",
     "--mixed_precision bf16 --use_ema --validation_split 0.4 --trigger sks --lr_scheduler constant_with_warmup "
     "--lr_warmup_steps 0 --snr_gamma 5 --noise_offset 0.1 --train_batch_size 2 --gradient_accumulation_steps 2 "
     "--resolution 128 --max_token_chunks 1 --no_short_captions": (
-        "76898c5005dd76f29090054963d37b9177f98bf39488dddbfce99114c10677fd"
+        "8b998864d0131fb9b76b3c4ec88e4ff13dac6677aff872e63351b9baa09444ae"
     ),
 }
 FINGERPRINTS["--short_captions"] = FINGERPRINTS[""]  # bare it means what it meant when it had no number

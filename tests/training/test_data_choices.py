@@ -113,10 +113,10 @@ def test_a_models_number_of_samples_counts_unless_a_flag_says_how_long_the_run_i
     assert samples("--epochs", "100") is samples("--max_train_steps", "9") is None
 
 
-def test_the_starter_takes_the_900_steps_of_75_epochs_of_its_three_pictures():
+def test_the_starter_takes_the_1200_steps_of_a_hundred_epochs_of_its_three_pictures():
     args = parse_args(["--dataset", "x"])
-    assert total_steps(args.samples, args.train_batch_size) == 900
-    assert total_steps(75 * 3 * args.repeats, args.train_batch_size) == 900
+    assert total_steps(args.samples, args.train_batch_size) == 1200
+    assert total_steps(100 * 3 * args.repeats, args.train_batch_size) == 1200
 
 
 def test_pictures_of_one_name_are_told_apart_where_they_are_named(train_run, folders, capsys, monkeypatch):

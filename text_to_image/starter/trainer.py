@@ -46,11 +46,14 @@ class Trainer:
         self.steps += 1
 
     def state(self) -> dict:
-        """The optimizer's state and the number of steps; the weights are kept with their model."""
-        return {"optimizer": self.optimizer.state_dict(), "steps": self.steps}
+        """All but the weights, which are kept with their model."""
+        return {"optimizer": self.optimizer.state_dict(), "ema": self.ema, "steps": self.steps}
 
     def load(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self.ema = state["ema"] and [
+            average.to(m.device) for average, m in zip(state["ema"], self.masters, strict=True)
+        ]
         self.steps = state["steps"]
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import teach_photographs
 from gpu_pictures import load_photos, psnr, square
 from models.loading import load_vae
-from pretrain_vae import image_gradients
+from pretrain_vae import image_gradients, make_vae
 from render_garments import render, sample_scene, sample_spec
 from runtime.errors import UserError
 from runtime.paths import STARTER
@@ -50,8 +51,9 @@ def difference(vae, base, pictures) -> float:
 
 def test_the_widened_vae_begins_nearly_as_good_as_the_base(base, pictures):
     renders = pictures.renders["pictures", 0].numpy()
-    wide = widened_vae(base, WIDTHS)
-    assert wide.config.block_out_channels[2] == WIDTHS[2]
+    widths = tuple(width * 2 for width in base.config.block_out_channels)
+    wide = widened_vae(base, widths)
+    assert tuple(wide.config.block_out_channels) == widths
     assert np.mean(psnr(wide, renders)[0]) > np.mean(psnr(base, renders)[0]) - 4
 
 
@@ -73,7 +75,7 @@ def test_latents_that_were_mapped_are_the_bases_and_reconstructions_stay_the_sam
 
 
 def test_the_term_keeps_the_latents_of_renders_near_those_of_the_base(base, pictures, monkeypatch):
-    """A narrow VAE and small crops, for speed; steps are small enough that the first do not overshoot."""
+    """Small crops, for speed; steps are small enough that the first do not overshoot."""
     monkeypatch.setattr(teach_photographs, "CROP", 48)
     apart = {}
     for anchor in (0.0, ANCHOR):
@@ -130,6 +132,7 @@ def test_wrong_photographs_and_weights_are_refused_by_name(tmp_path):
         square(tmp_path / "wide.jpg")
     with pytest.raises(UserError, match=r"--vae .*gone\.safetensors"):
         load_weights(tmp_path / "gone.safetensors")
-    narrow = STARTER / "vae" / "diffusion_pytorch_model.safetensors"
+    narrow = tmp_path / "narrow.safetensors"
+    save_file(make_vae().state_dict(), narrow)
     with pytest.raises(UserError, match=f"--vae .*{narrow.name}: .*{WIDTHS[2]}"):
         load_weights(narrow)

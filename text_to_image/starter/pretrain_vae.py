@@ -34,7 +34,10 @@ class StageCheckpoint:
 
 
 def make_vae(widths: tuple[int, int, int] = (16, 32, 64)) -> AutoencoderKL:
-    """0.65 M parameters, or as many as `widths` make; factor 4: at 256 px the latents are 64 x 64, enough for SD's UNet blocks to see seams."""
+    """0.65 M parameters, more with other `widths`; factor 4.
+
+    At 256 px the latents are 64 x 64, enough for SD's UNet blocks to see seams.
+    """
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,

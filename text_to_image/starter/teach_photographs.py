@@ -3,9 +3,9 @@
     python fetch_photos.py --to /scratch/photos
     python teach_photographs.py --work /scratch/vae --photos /scratch/photos --seconds 3600 --to /scratch/base
 
-The VAE of the base is made wider. A term of the loss holds its latents of renders to those of the base, so UNet and
-text encoder fit it as they are and are copied byte for byte. The pictures are rendered first; --seconds counts the
-training alone. Stopped and started again, it goes on where it was.
+The VAE of the base is made wider, if it is narrower. A term of the loss holds its latents of renders to those of the
+base, so UNet and text encoder fit it as they are and are copied byte for byte. The pictures are rendered first;
+--seconds counts the training alone. Stopped and started again, it goes on where it was.
 """
 
 import argparse

@@ -27,12 +27,12 @@ from training.setup import make_accelerator
 from training.validation import fixed_samples
 
 FINGERPRINTS = {
-    "": "1abc77c10e094aaa63ec5ea00e6edd7134749ba4ca018f70597829c3fa1259f4",
-    "--lora_rank 4 --random_flip --seed 5": "830401556e6606a70d689929723a872628c9dbf87fcf98e27012b8d19182a121",
+    "": "4334acfd6a4c0d73a464301e352e320e65a7264c8693715c7db6d717280dfd6a",
+    "--lora_rank 4 --random_flip --seed 5": "86570b3b87e96895f24101723835b323456e9573ee40f2c1063f9353e8a18cad",
     "--mixed_precision bf16 --use_ema --validation_split 0.4 --trigger sks --lr_scheduler constant_with_warmup "
     "--lr_warmup_steps 0 --snr_gamma 5 --noise_offset 0.1 --train_batch_size 2 --gradient_accumulation_steps 2 "
     "--resolution 128 --max_token_chunks 1 --no_short_captions": (
-        "892ecd4c354b7874563b493ad4b9c75a1928214092514ce016d4899480b9c4c8"
+        "8b998864d0131fb9b76b3c4ec88e4ff13dac6677aff872e63351b9baa09444ae"
     ),
 }
 FINGERPRINTS["--short_captions"] = FINGERPRINTS[""]  # bare it means what it meant when it had no number

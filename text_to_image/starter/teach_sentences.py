@@ -143,9 +143,9 @@ def with_new_words(text: str, new_words: list[str], rng: np.random.Generator) ->
 
 def foreign_caption(caption: str, new_words: list[str], rng: np.random.Generator) -> str:
     """As many words as the caption has, most of them `new_words`: captions of people are like that to the base."""
-    kept = rng.random(len(caption.split())) < rng.random() * 0.6
-    pairs = zip(caption.split(), kept, strict=True)
-    return " ".join(word if keep else str(rng.choice(new_words)) for word, keep in pairs)
+    words = caption.split()
+    kept = rng.random(len(words)) < rng.random() * 0.6
+    return " ".join(w if keep else str(rng.choice(new_words)) for w, keep in zip(words, kept, strict=True))
 
 
 class Lessons:
@@ -245,10 +245,8 @@ def train(pipeline: StableDiffusionPipeline, work: Path, seconds: float) -> Stud
         if checkpoint.due():
             checkpoint.save(student.state())
         if last - reported > 60:
-            print(
-                json.dumps({"seconds": round(student.seconds), "step": student.trainer.steps} | means(losses)),
-                flush=True,
-            )
+            done = {"seconds": round(student.seconds), "step": student.trainer.steps}
+            print(json.dumps(done | means(losses)), flush=True)
             losses, reported = [], last
     checkpoint.save(student.state())
     return student

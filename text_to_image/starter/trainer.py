@@ -51,9 +51,8 @@ class Trainer:
 
     def load(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self.ema = state["ema"] and [
-            average.to(m.device) for average, m in zip(state["ema"], self.masters, strict=True)
-        ]
+        if self.ema is not None:
+            torch._foreach_copy_(self.ema, state["ema"])
         self.steps = state["steps"]
 
 

@@ -273,6 +273,8 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, help="pipeline folder to write")
     parser.add_argument("--seconds", type=float, default=3600, help="length of the training")
     args = parser.parse_args()
+    if not (args.base / "model_index.json").is_file():
+        parser.error(f"--base {args.base}: not a pipeline folder, it has no model_index.json")
     args.work.mkdir(parents=True, exist_ok=True)
     pipeline = load_base(args.base)
     student = train(pipeline, args.work, args.seconds)

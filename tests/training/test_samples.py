@@ -136,6 +136,19 @@ def test_perturbation_changes_the_input_noise_only_and_an_offset_is_one_number_f
     assert torch.equal(shifted.noise, shifted.input_noise)
 
 
+@pytest.mark.parametrize(("bias", "noisier"), [(3.0, 0.75), (1.0, 0.5), (0.25, 0.2)])
+def test_a_timestep_bias_draws_the_noisier_half_as_many_times_as_often(bias, noisier):
+    plain = [sample_at(0, number) for number in range(2000)]
+    biased = [sample_at(0, number, timestep_bias=bias) for number in range(2000)]
+    timesteps = torch.tensor([sample.timestep for sample in biased])
+    assert timesteps.min() >= 0 and timesteps.max() < 1000
+    assert abs((timesteps >= 500).float().mean().item() - noisier) < 0.03
+    for half in (timesteps[timesteps < 500], timesteps[timesteps >= 500] - 500):  # evenly within each half
+        assert abs(half.float().mean().item() - 250) < 20
+    assert all(torch.equal(one.noise, other.noise) for one, other in zip(plain, biased, strict=True))
+    assert [one.caption for one in plain] == [other.caption for other in biased]
+
+
 # --- Batches ---
 
 

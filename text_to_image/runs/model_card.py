@@ -20,7 +20,8 @@ SHOWN_ARGUMENTS = (
     "epochs", "max_train_steps", "samples", "repeats", "learning_rate", "lr_scheduler", "train_batch_size",
     "gradient_accumulation_steps", "resolution", "random_flip", "random_affine", "use_ema", "prior_images",
     "caption_dropout", "short_captions", "shuffle_tags", "keep_tags", "tag_dropout", "mask_from_alpha",
-    "unmasked_weight", "snr_gamma", "prediction_type", "trigger", "lora_alpha", "revision", "variant",
+    "unmasked_weight", "snr_gamma", "timestep_bias_multiplier", "prediction_type", "trigger", "lora_alpha",
+    "revision", "variant",
 )  # fmt: skip
 LOAD_PIPELINE = """\
 pipeline = DiffusionPipeline.from_pretrained("{repository}", torch_dtype=torch.float16).to("cuda")"""

@@ -84,6 +84,7 @@ class SampleSettings:
     noise_offset: float = 0.0  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
     input_perturbation: float = 0.0  # arXiv:2301.11706
     short_captions: float | None = None  # the share of shorter variants; None: all groups are chosen equally often
+    timestep_bias: float = 1.0  # how often the noisier half of the timesteps is drawn, of how often the other half is
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def make_sample(seed: int, key: SampleKey, source: SampleSource, settings: Sampl
     shape = source.latent_shapes[picture]
     caption = choose_caption(offered_groups(seed, key, source, settings.short_captions), generator)
     dropped = torch.rand((), generator=generator).item() < settings.caption_dropout
-    timestep = int(torch.randint(settings.timesteps, (), generator=generator))
+    timestep = biased_timestep(seed, key, int(torch.randint(settings.timesteps, (), generator=generator)), settings)
     posterior_noise, noise = (torch.randn(shape, generator=generator) for _ in range(2))
     noise += settings.noise_offset * torch.randn((shape[0], 1, 1), generator=generator)
     perturbation = torch.randn(shape, generator=generator) if settings.input_perturbation else 0.0
@@ -125,6 +126,17 @@ def make_sample(seed: int, key: SampleKey, source: SampleSource, settings: Sampl
         input_noise=noise + settings.input_perturbation * perturbation,
         time_ids=source.time_ids[picture],
     )
+
+
+def biased_timestep(seed: int, key: SampleKey, timestep: int, settings: SampleSettings) -> int:
+    """A timestep drawn evenly, or in the share of samples that makes the bias one in the half that is drawn more."""
+    share = (settings.timestep_bias - 1) / (settings.timestep_bias + 1)
+    if share == 0:
+        return timestep
+    generator = keyed_generator(seed, key.stream, key.number, "timestep bias")
+    if torch.rand((), generator=generator).item() >= abs(share):
+        return timestep
+    return (settings.timesteps + timestep) // 2 if share > 0 else timestep // 2
 
 
 def offered_groups(

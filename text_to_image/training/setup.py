@@ -199,6 +199,7 @@ def make_batches(run: PreparedRun, encodings: Encoder) -> Batches:
         args.noise_offset,
         args.input_perturbation,
         short_captions=None if isinstance(args.short_captions, bool) else args.short_captions,
+        timestep_bias=args.timestep_bias_multiplier or 1.0,
     )
     batches = StepBatches(
         encodings=encodings,

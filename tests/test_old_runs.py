@@ -27,15 +27,15 @@ from training.setup import make_accelerator
 from training.validation import fixed_samples
 
 FINGERPRINTS = {
-    "": "4334acfd6a4c0d73a464301e352e320e65a7264c8693715c7db6d717280dfd6a",
-    "--lora_rank 4 --random_flip --seed 5": "86570b3b87e96895f24101723835b323456e9573ee40f2c1063f9353e8a18cad",
+    "": "a0030a88eedd0a2a5bb64ede5675fa2be71ba5da14272cac5fdb76ffddeacf2f",
+    "--lora_rank 4 --random_flip --seed 5": "0d3a2203ba896f84fc54abaee349b5450503751395f8497e0bf0cb906fab10a4",
     "--mixed_precision bf16 --use_ema --validation_split 0.4 --trigger sks --lr_scheduler constant_with_warmup "
     "--lr_warmup_steps 0 --snr_gamma 5 --noise_offset 0.1 --train_batch_size 2 --gradient_accumulation_steps 2 "
     "--resolution 128 --max_token_chunks 1 --no_short_captions": (
-        "8b998864d0131fb9b76b3c4ec88e4ff13dac6677aff872e63351b9baa09444ae"
+        "ce0f89ffca7221579f36ac96c4fc97746c58d2e305f479f7518dcf3db4dd7735"
     ),
+    "--short_captions": "aa5285bc64d4b7c611cb8f4eb0ee5ad2f79178ee604d632b151acbddaf7944a7",
 }
-FINGERPRINTS["--short_captions"] = FINGERPRINTS[""]  # bare it means what it meant when it had no number
 CAPTIONS = (
     "A red shirt laid flat on a table, its pocket on the left. The collar is open. It is new.",
     "A cap seen from the right. It is blue.",

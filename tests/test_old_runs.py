@@ -27,12 +27,12 @@ from training.setup import make_accelerator
 from training.validation import fixed_samples
 
 FINGERPRINTS = {
-    "": "a0030a88eedd0a2a5bb64ede5675fa2be71ba5da14272cac5fdb76ffddeacf2f",
-    "--lora_rank 4 --random_flip --seed 5": "0d3a2203ba896f84fc54abaee349b5450503751395f8497e0bf0cb906fab10a4",
+    "": "5205537758a6bcb99fe34e3944611e108b219425484db432d0bb9159326bde6c",
+    "--lora_rank 4 --random_flip --seed 5": "d8749222a00983f737b865ce7d3f3c8745a7802e29150a32c6d9d60f87bedf50",
     "--mixed_precision bf16 --use_ema --validation_split 0.4 --trigger sks --lr_scheduler constant_with_warmup "
     "--lr_warmup_steps 0 --snr_gamma 5 --noise_offset 0.1 --train_batch_size 2 --gradient_accumulation_steps 2 "
     "--resolution 128 --max_token_chunks 1 --no_short_captions": (
-        "ce0f89ffca7221579f36ac96c4fc97746c58d2e305f479f7518dcf3db4dd7735"
+        "e99f97e44885eb7d9a176d4f3a9c2f4196c657d5bf10dc4f02cbbbd8337ed47a"
     ),
     "--short_captions": "aa5285bc64d4b7c611cb8f4eb0ee5ad2f79178ee604d632b151acbddaf7944a7",
 }

@@ -147,6 +147,7 @@ def main() -> None:
             like = [b for b, p in zip(base, prompts * 3, strict=True) if p == prompt]
             report[prompt] = {
                 **judge_jeans(images, found),
+                "one_leg_folded": float(np.mean([f["fold"] == "knee" for f in found])),
                 "nearest_vs_base": nearest(images, pictures) / nearest(like, pictures),
                 "spread_vs_dataset": spread(images) / spread(pictures),
             }

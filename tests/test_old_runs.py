@@ -27,12 +27,12 @@ from training.setup import make_accelerator
 from training.validation import fixed_samples
 
 FINGERPRINTS = {
-    "": "5205537758a6bcb99fe34e3944611e108b219425484db432d0bb9159326bde6c",
-    "--lora_rank 4 --random_flip --seed 5": "d8749222a00983f737b865ce7d3f3c8745a7802e29150a32c6d9d60f87bedf50",
+    "": "e7d2865e33da58054e7dcaa9a9a93db7acf45aa881ccaba6be9d18434c645d8e",
+    "--lora_rank 4 --random_flip --seed 5": "7ef82aab1642dd3d75950136c7e9bd2d801b31bd1b607a4ed67ca0950484772b",
     "--mixed_precision bf16 --use_ema --validation_split 0.4 --trigger sks --lr_scheduler constant_with_warmup "
     "--lr_warmup_steps 0 --snr_gamma 5 --noise_offset 0.1 --train_batch_size 2 --gradient_accumulation_steps 2 "
     "--resolution 128 --max_token_chunks 1 --no_short_captions": (
-        "e99f97e44885eb7d9a176d4f3a9c2f4196c657d5bf10dc4f02cbbbd8337ed47a"
+        "efa964ed29820ebd6bd525f87b650b0d4a014c3a7ebadbe94b2709a5d5cb11a2"
     ),
     "--short_captions": "aa5285bc64d4b7c611cb8f4eb0ee5ad2f79178ee604d632b151acbddaf7944a7",
 }

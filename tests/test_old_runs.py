@@ -27,15 +27,15 @@ from training.setup import make_accelerator
 from training.validation import fixed_samples
 
 FINGERPRINTS = {
-    "": "e7d2865e33da58054e7dcaa9a9a93db7acf45aa881ccaba6be9d18434c645d8e",
-    "--lora_rank 4 --random_flip --seed 5": "7ef82aab1642dd3d75950136c7e9bd2d801b31bd1b607a4ed67ca0950484772b",
+    "": "66390cf666d5ff2420a372c182d1615e2b71d41e6f85abd4a3df7a68d31f64ec",
+    "--lora_rank 4 --random_flip --seed 5": "91e0f347c567ed8da0e1e90c1b19cb60eb55464371da27d70662b410b390b269",
     "--mixed_precision bf16 --use_ema --validation_split 0.4 --trigger sks --lr_scheduler constant_with_warmup "
     "--lr_warmup_steps 0 --snr_gamma 5 --noise_offset 0.1 --train_batch_size 2 --gradient_accumulation_steps 2 "
     "--resolution 128 --max_token_chunks 1 --no_short_captions": (
-        "efa964ed29820ebd6bd525f87b650b0d4a014c3a7ebadbe94b2709a5d5cb11a2"
+        "2bd2b7202ed7b1e736d5e4e337f8815c0af214107a131c1bbd614ae4dbfdba67"
     ),
-    "--short_captions": "aa5285bc64d4b7c611cb8f4eb0ee5ad2f79178ee604d632b151acbddaf7944a7",
 }
+FINGERPRINTS["--short_captions"] = FINGERPRINTS[""]  # bare it means what it meant when it had no number
 CAPTIONS = (
     "A red shirt laid flat on a table, its pocket on the left. The collar is open. It is new.",
     "A cap seen from the right. It is blue.",

@@ -256,7 +256,7 @@ def test_a_share_of_shorter_captions_is_read_from_its_flag_and_bare_means_what_i
 
 def test_the_starter_keeps_its_own_shares_of_shorter_captions():
     args = parse_args(["--dataset", "x"])
-    assert args.short_captions == 0.85 and args.origins["short_captions"] == "training_defaults.json"
+    assert args.short_captions is True and args.origins["short_captions"] == "training_defaults.json"
 
 
 DATASET_README = (ROOT / "dataset" / "README.md").read_text()

@@ -21,7 +21,7 @@ DIFFUSERS_FLAGS = {
     "train_batch_size", "train_data_dir", "use_8bit_adam", "use_ema", "validation_epochs", "validation_prompts",
     "variant", "num_validation_images",
 }  # fmt: skip
-XL_FLAGS = {"timestep_bias_multiplier"}  # of diffusers' train_text_to_image_sdxl.py
+XL_FLAGS = {"timestep_bias_multiplier"}  # of diffusers' train_text_to_image_sdxl.py, where it needs a strategy
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def add_objective_flags(group: argparse._ArgumentGroup) -> None:
          help="min-SNR loss weights with this gamma, 5 in the paper; 0: all timesteps weigh the same (default: 0)")
     flag("--timestep_bias_multiplier", type=positive_float, metavar="X",
          help="draw the noisier half of the timesteps X times as often as the other half: more than 1 for what a "
-              "picture shows and where, less than 1 for its details (default: 1)")
+              "picture shows and where, less than 1 for its details; 1: all as often (default: 1)")
     flag("--noise_offset", type=non_negative_float, default=0.0, metavar="X",
          help="adds noise that is constant over a channel, usually 0.1; 0: none (default: 0)")
     flag("--input_perturbation", type=non_negative_float, default=0.0, metavar="X",

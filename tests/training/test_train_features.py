@@ -98,6 +98,20 @@ def test_an_offloaded_average_is_the_same(run):
     assert all(torch.equal(tensor, offloaded[name]) for name, tensor in plain.items())
 
 
+def test_a_timestep_bias_changes_what_is_trained_on_and_1_is_no_bias(run):
+    plain, biased, none = (
+        run(f"out{bias}", *STEPS, *flags)
+        for bias, flags in {
+            bias: ["--timestep_bias_multiplier", bias] if bias else [] for bias in (0, 1000, 1)
+        }.items()
+    )
+    assert losses(plain) == losses(none) != losses(biased)
+    assert (
+        json.loads((plain / "run.json").read_text())["fingerprint"]
+        == (json.loads((none / "run.json").read_text())["fingerprint"])
+    )
+
+
 def test_a_schedule_that_ends_in_pure_noise_is_trained_and_sampled_from_its_end(run):
     out = run("out", *STEPS, "--rescale_betas_zero_snr", "--prediction_type", "v_prediction", "--snr_gamma", 5)
     assert all(loss < 100 for loss in losses(out))

@@ -38,7 +38,8 @@ FACTS_IN_FINGERPRINT = (  # of run.json, beside its arguments
     "mixed_precision", "prior_guidance_scale", "dataset_hash", "base_model_hash", "global_batch", "seed_asked",
 )  # fmt: skip
 OFF = (None, False, 0)
-OTHER_OFF = {"optimizer": ("adamw", "adamw8bit")}  # use_8bit_adam, which is older, tells these apart
+# Of the optimizers use_8bit_adam, which is older, tells these two apart.
+OTHER_OFF = {"optimizer": ("adamw", "adamw8bit"), "timestep_bias_multiplier": (1,)}
 ZERO_IS_A_VALUE = {"lr_warmup_steps", "seed_asked"}
 HASH_CHANGES = {  # what it means that one of the hashes differs
     "dataset_hash": "the data set: other pictures, masks, repeats, captions or other forms of them",

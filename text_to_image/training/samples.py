@@ -84,7 +84,7 @@ class SampleSettings:
     noise_offset: float = 0.0  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
     input_perturbation: float = 0.0  # arXiv:2301.11706
     short_captions: float | None = None  # the share of shorter variants; None: all groups are chosen equally often
-    timestep_bias: float = 1.0  # how often the noisier half of the timesteps is drawn, of how often the other half is
+    timestep_bias: float = 1.0  # the noisier half of the timesteps is drawn this many times as often
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def make_sample(seed: int, key: SampleKey, source: SampleSource, settings: Sampl
 
 
 def biased_timestep(seed: int, key: SampleKey, timestep: int, settings: SampleSettings) -> int:
-    """A timestep drawn evenly, or in the share of samples that makes the bias one in the half that is drawn more."""
+    """The given, evenly drawn timestep, or in a share of the samples one moved into the half that is favoured."""
+    # (1 + share) / 2 of all samples are then in the noisier half, (1 - share) / 2 in the other: as bias to 1.
     share = (settings.timestep_bias - 1) / (settings.timestep_bias + 1)
     if share == 0:
         return timestep

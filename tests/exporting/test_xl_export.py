@@ -64,7 +64,8 @@ def test_plain_diffusers_generates_the_same_picture_with_the_file(exported, fold
     assert metadata(path)["modelspec.prediction_type"] == "v"
     assert not path.with_suffix(".yaml").exists()
     read = StableDiffusionXLPipeline.from_single_file(str(path), config=str(folder), dtype=torch.float32)
-    assert np.array_equal(generated(read), generated(StableDiffusionXLPipeline.from_pretrained(folder)))
+    # Equal weights at other places in memory: some processors then round the last bit differently.
+    assert np.allclose(generated(read), generated(StableDiffusionXLPipeline.from_pretrained(folder)), atol=1e-5)
 
 
 def test_folder_to_file_to_folder_to_file_changes_no_bit(exported, folder, tmp_path):

@@ -28,6 +28,7 @@ EXAMPLE_SHEETS = {
     "example.jpg",
     "before_after.jpg",
     "three_in_new_out.jpg",
+    "six_in_new_out.jpg",
     "run_page.jpg",
 }  # committed in this repository's Generated_sample/
 THUMBNAIL_SIDE = 384  # px: enough for every measure and the sheet, and hundreds fit into memory
